@@ -1,0 +1,1 @@
+"""Stage 4 of 7: window tokens -> span logits; `hf` loads and saves the models of `families`."""

@@ -1,0 +1,46 @@
+"""Stage 4 of 7: hidden states -> span logits, and the loss over them (device, JAX)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from qa_flax.models.layers import BlockConfig, SpanLogits, linear
+
+
+class SpanHead(nnx.Module):
+    """One dense layer with two outputs, start and end: `[b, l, h] -> SpanLogits`, float32."""
+
+    def __init__(self, config: BlockConfig):
+        self.outputs = linear(config.hidden_size, 2, jnp.dtype(jnp.float32))
+
+    def __call__(self, hidden: Float[Array, "b l h"]) -> SpanLogits:
+        """Score every token, padding too; the caller knows which are answers' tokens."""
+        both = self.outputs(hidden)
+        return SpanLogits(both[..., 0], both[..., 1])
+
+
+# As WEIGHT_NAMES of the families; the head is beside the encoder and never has its prefix.
+HEAD_WEIGHT_NAMES = {r"outputs": r"qa_outputs"}
+
+
+def span_losses(
+    logits: SpanLogits, start_positions: Int[Array, " b"], end_positions: Int[Array, " b"]
+) -> Float[Array, " b"]:
+    """Each row's mean of the start's and the end's cross entropy over all its tokens, float32.
+
+    Positions as in Hugging Face: below 0 count as 0, beyond the row (>= l) the term is 0. The
+    caller weights the rows; HF divides each term by its own number of positions inside, which is
+    the same when none is beyond its row.
+    """
+    start = _cross_entropy(logits.start, start_positions)
+    return (start + _cross_entropy(logits.end, end_positions)) / 2
+
+
+def _cross_entropy(logits: Float[Array, "b l"], positions: Int[Array, " b"]) -> Float[Array, " b"]:
+    logits = logits.astype(jnp.float32)
+    # A comparison instead of a gather: its gradient is elementwise, which TPUs do much faster.
+    index = jax.lax.broadcasted_iota(positions.dtype, logits.shape, 1)
+    chosen = index == jnp.maximum(positions, 0)[:, None]
+    loss = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
+    return jnp.where(positions < logits.shape[1], loss, 0.0)

@@ -1,0 +1,50 @@
+"""Span losses against a plain float64 loop, Hugging Face's treatment of positions outside."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qa_flax.models.layers import SpanLogits
+from qa_flax.models.qa import span_losses
+
+RANDOM = np.random.default_rng(0)
+LOGITS = SpanLogits(*(jnp.asarray(RANDOM.normal(0, 5, (6, 9)), jnp.float32) for _ in range(2)))
+
+
+def loop(logits: np.ndarray, positions) -> np.ndarray:
+    terms = []
+    for row, position in zip(np.asarray(logits, np.float64), positions, strict=True):
+        position = max(position, 0)
+        terms.append(np.log(np.exp(row).sum()) - row[position] if position < len(row) else 0.0)
+    return np.array(terms)
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [([0, 1, 2, 3, 4, 8], [8, 8, 2, 3, 0, 8]), ([9, 0, -1, 500, 3, -7], [9, 9, 4, 2, -1, 8])],
+)
+def test_losses_equal_a_plain_loop(start, end):
+    ours = span_losses(LOGITS, jnp.array(start), jnp.array(end))
+    expected = (loop(LOGITS.start, start) + loop(LOGITS.end, end)) / 2
+    assert ours.dtype == jnp.float32
+    assert np.abs(np.asarray(ours) - expected).max() < 1e-5
+
+
+def test_a_position_beyond_the_row_has_no_gradient():
+    outside = jnp.full((6,), 9)
+    gradient = jax.grad(lambda logits: span_losses(logits, outside, outside).sum())(LOGITS)
+    assert not np.asarray(gradient.start).any()
+    assert not np.asarray(gradient.end).any()
+
+
+def test_huge_logits_stay_finite():
+    huge = SpanLogits(LOGITS.start * 1e30, LOGITS.end * 1e30)
+    inside = jnp.zeros((6,), jnp.int32)
+    assert np.isfinite(np.asarray(span_losses(huge, inside, inside))).all()
+
+
+def test_span_logits_have_hugging_face_names():
+    assert LOGITS.start_logits is LOGITS.start
+    assert LOGITS.end_logits is LOGITS.end
+    assert len(jax.tree.leaves(LOGITS)) == 2
