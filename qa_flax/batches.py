@@ -1,0 +1,129 @@
+"""Stage 3 of 7: windows -> batches of fixed shapes, `[D, B, L]` (host, NumPy).
+
+The order of an epoch is a pure function of (seed, epoch). Every row is used exactly once; rows
+that only fill a batch up say so in `valid`. A batch is as wide as its longest window needs,
+rounded up to one of a few widths, so that the step is compiled a few times and little is spent on
+padding.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from qa_flax.features import Features
+
+WIDTH_STEP = 64
+"""Batches are a multiple of this many tokens wide: 6 compiled shapes at 384."""
+
+
+class HostBatch(NamedTuple):
+    """One global batch: which `rows` and `columns` of the windows, and the `arrays` [D, B, ...]."""
+
+    rows: Int[np.ndarray, "D B"]
+    valid: Bool[np.ndarray, "D B"]
+    arrays: dict[str, np.ndarray]
+    columns: slice
+
+
+def epoch_order(
+    lengths: Int[np.ndarray, " n"], batch_size: int, seed: int, epoch: int, strategy: str = "random"
+) -> Int[np.ndarray, " n"]:
+    """The order of an epoch's windows; `lengths` are their real tokens.
+
+    `random` is a permutation, `sequential` the order of the data. `group_by_length` sorts a
+    permutation by length inside large groups of batches (50 batches, or a quarter of the data),
+    then shuffles the batches: rows of one batch are of like length, and long batches do not come
+    first.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    n = len(lengths)
+    if strategy == "sequential":
+        return np.arange(n)
+    order = rng.permutation(n)
+    if strategy == "random":
+        return order
+    group = batch_size * max(1, min(50, n // (4 * batch_size)))
+    order = np.concatenate(
+        [
+            part[np.argsort(-lengths[part], kind="stable")]
+            for part in (order[i : i + group] for i in range(0, n, group))
+        ]
+    )
+    batches = [order[i : i + batch_size] for i in range(0, n, batch_size)]
+    # Only whole batches change place: a short one in the middle would shift all that follow.
+    whole = len(batches) - (n % batch_size > 0)
+    return np.concatenate([batches[i] for i in rng.permutation(whole)] + batches[whole:])
+
+
+def train_batches(
+    features: Features,
+    cores: int,
+    per_core: int,
+    seed: int,
+    epoch: int,
+    strategy: str = "random",
+) -> Iterator[HostBatch]:
+    """An epoch's batches, with labels. The last one may hold fewer valid rows than D * B."""
+    lengths = features.attention_mask.sum(axis=1)
+    order = epoch_order(lengths, cores * per_core, seed, epoch, strategy)
+    yield from _in_order(features, order, lengths, cores, per_core, labels=True)
+
+
+def eval_batches(features: Features, cores: int, per_core: int) -> Iterator[HostBatch]:
+    """Every window once, longest first, so that a batch's rows are of like length; no labels.
+
+    `rows` says where each row belongs: `scatter` by it and the order of the data is restored.
+    """
+    lengths = features.attention_mask.sum(axis=1)
+    order = np.argsort(-lengths, kind="stable")
+    yield from _in_order(features, order, lengths, cores, per_core, labels=False)
+
+
+def batch_count(windows: int, cores: int, per_core: int) -> int:
+    """How many batches `train_batches` and `eval_batches` yield."""
+    return -(-windows // (cores * per_core))
+
+
+def scatter(batch: HostBatch, values: np.ndarray, into: np.ndarray, fill: float) -> None:
+    """Put a batch's `values` [D, B, l] in their places in `into` [N, L]; padding gets `fill`."""
+    rows = batch.rows[batch.valid]
+    real = batch.arrays["attention_mask"][batch.valid] > 0
+    into[rows, batch.columns] = np.where(real, values[batch.valid], fill)
+
+
+def _in_order(
+    features: Features,
+    order: Int[np.ndarray, " n"],
+    lengths: Int[np.ndarray, " n"],
+    cores: int,
+    per_core: int,
+    labels: bool,
+) -> Iterator[HostBatch]:
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    names += ["start_positions", "end_positions"] if labels else []
+    wide = ("input_ids", "attention_mask", "token_type_ids")
+    tokens = features.input_ids.shape[1]
+    left_padded = _left_padded(features)
+    size = cores * per_core
+    for first in range(0, len(order), size):
+        rows = order[first : first + size]
+        width = min(tokens, -(-int(lengths[rows].max()) // WIDTH_STEP) * WIDTH_STEP)
+        columns = slice(tokens - width, tokens) if left_padded else slice(0, width)
+        # Rows that fill up repeat the first one: real tokens, no NaN from an empty attention row.
+        valid = np.arange(size) < len(rows)
+        rows = np.concatenate([rows, np.full(size - len(rows), rows[0])])
+        arrays = {}
+        for name in names:
+            array = getattr(features, name)
+            if array is not None:
+                array = array[rows, columns] if name in wide else array[rows] - columns.start
+                arrays[name] = array.reshape(cores, per_core, *array.shape[1:])
+        rows, valid = rows.reshape(cores, per_core), valid.reshape(cores, per_core)
+        yield HostBatch(rows, valid, arrays | {"valid": valid}, columns)
+
+
+def _left_padded(features: Features) -> bool:
+    """Whether padding stands before the text in any window."""
+    return bool((features.attention_mask[:, 0] == 0).any())

@@ -1,0 +1,107 @@
+"""One core == eight cores == one plain gradient over all valid rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from flax import nnx
+
+from qa_flax import parallel
+from qa_flax.models.qa import span_losses
+from qa_flax.step import CORES, TrainState, make_train_step, model_inputs
+
+LEARNING_RATE = 1.0  # plain SGD: the change of the parameters is the gradient
+
+
+def over_cores(batch, cores):
+    return {k: v.reshape(cores, -1, *v.shape[1:]) for k, v in batch.items()}
+
+
+def plain_loss_and_gradient(model, batch):
+    """No cores, no validity: the mean loss of the rows that are real."""
+    graphdef, params = nnx.split(model)
+    real = {k: v[batch["valid"]] for k, v in batch.items()}
+
+    def loss(params):
+        logits = nnx.merge(graphdef, params)(**model_inputs(real))
+        return span_losses(logits, real["start_positions"], real["end_positions"]).mean()
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+def one_step(model, batch, cores, wrap, seed=0):
+    graphdef, params = nnx.split(model)
+    optimizer = optax.sgd(LEARNING_RATE)
+    state = TrainState(np.int32(0), params, optimizer.init(params))
+    step = make_train_step(graphdef, optimizer)
+    return wrap(step, state, over_cores(batch, cores), parallel.run_key(seed))
+
+
+def by_vmap(step, state, batch, key):
+    states = jax.tree.map(lambda x: jnp.stack([x] * len(batch["valid"])), state)
+    mapped = jax.vmap(step, in_axes=(0, 0, None), out_axes=(0, None), axis_name=CORES)
+    state, measurements = jax.jit(mapped)(states, batch, key)
+    return jax.tree.map(lambda x: np.asarray(x)[0], state), measurements
+
+
+def by_pmap(step, state, batch, key):
+    pmapped = parallel.over_cores(step, (0, 0, None), (0, None), donate=True)
+    state, measurements = pmapped(parallel.put_copies(state), parallel.put(batch), key)
+    return parallel.take_copy(state), measurements
+
+
+@pytest.mark.parametrize(
+    ("cores", "wrap"), [(1, by_vmap), (2, by_vmap), (8, by_vmap), (8, by_pmap)]
+)
+@pytest.mark.parametrize("valid_rows", [16, 11, 1])
+def test_any_number_of_cores_gives_the_plain_gradient(rng, cores, wrap, valid_rows):
+    model = tiny.model()
+    batch = tiny.random_batch(rng, 16)
+    batch["valid"] = np.arange(16) < valid_rows
+    loss, gradient = plain_loss_and_gradient(model, batch)
+    before = nnx.split(model)[1]
+    state, measurements = one_step(model, batch, cores, wrap)
+
+    np.testing.assert_allclose(measurements.loss, loss, rtol=1e-6)
+    np.testing.assert_allclose(measurements.grad_norm, optax.tree.norm(gradient), rtol=1e-5)
+    scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient))
+    for old, new, grad in zip(*map(jax.tree.leaves, (before, state.params, gradient)), strict=True):
+        np.testing.assert_allclose(old - new, grad, rtol=0, atol=2e-6 * max(scale, 1))
+    assert state.step == 1
+
+
+def test_the_tokens_of_invalid_rows_change_nothing(rng):
+    batch = tiny.random_batch(rng, 8)
+    batch["valid"] = np.arange(8) < 5
+    other = {k: v.copy() for k, v in batch.items()}
+    other["input_ids"][5:] = 7
+    other["end_positions"][5:] = 3
+    states = [one_step(tiny.model(), b, 8, by_vmap)[0].params for b in (batch, other)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_dropout_differs_by_core_and_by_step_and_repeats_by_seed(rng):
+    model = tiny.model(hidden_dropout_prob=0.3)
+    row = tiny.random_batch(rng, 1)
+    same_row_everywhere = {k: np.repeat(v, 2, axis=0) for k, v in row.items()}
+    graphdef, params = nnx.split(model)
+    losses = {}
+    for seed, step in [(0, 0), (0, 1), (1, 0), (0, 0)]:
+        optimizer = optax.sgd(0.0)
+        state = TrainState(np.int32(step), params, optimizer.init(params))
+        _, measurements = by_vmap(
+            make_train_step(graphdef, optimizer),
+            state,
+            over_cores(same_row_everywhere, 2),
+            parallel.run_key(seed),
+        )
+        losses.setdefault((seed, step), []).append(float(measurements.loss))
+    assert losses[0, 0][0] == losses[0, 0][1]
+    assert len({values[0] for values in losses.values()}) == 3
+
+    one_core = one_step(model, row, 1, by_vmap)[1].loss
+    assert losses[0, 0][0] != pytest.approx(
+        float(one_core), rel=1e-6
+    )  # the second core drew others
