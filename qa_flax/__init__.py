@@ -1,0 +1,39 @@
+"""Extractive question answering in JAX/Flax, on every core.
+
+    SQuAD JSON, rows    examples.py     host      examples
+                        features.py     host      windows
+                        batches.py      host      [cores, B, L]
+                        models/         device    hidden states -> SpanLogits
+                        step.py         device    what one core does
+                        parallel.py     device    all cores; put, gather -> [N, L] NumPy
+                        spans.py        host      the best spans
+                        postprocess.py  host      answers, files
+                        metrics.py      host      EM / F1
+
+Data flows one way. `trainer.py` ties the stages together as the Hugging Face trainer contract,
+`run.py` as `run_qa.py`'s job, `cli.py` as the command `qa-flax`.
+"""
+
+from transformers import EarlyStoppingCallback, TrainingArguments
+
+from qa_flax.examples import load_examples
+from qa_flax.features import prepare_train_features, prepare_validation_features
+from qa_flax.metrics import squad_metric
+from qa_flax.models.hf import AutoModelForQuestionAnswering
+from qa_flax.postprocess import postprocess_qa_predictions
+from qa_flax.trainer import QuestionAnsweringTrainer, Trainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AutoModelForQuestionAnswering",
+    "EarlyStoppingCallback",
+    "QuestionAnsweringTrainer",
+    "Trainer",
+    "TrainingArguments",
+    "load_examples",
+    "postprocess_qa_predictions",
+    "prepare_train_features",
+    "prepare_validation_features",
+    "squad_metric",
+]

@@ -1,0 +1,146 @@
+"""The arguments of a run: Hugging Face's names, defaults and checks (host, no JAX)."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+# Values of transformers' TrainingArguments that this version honours only at the value given here.
+# Anything else is refused by name: an argument that is ignored in silence costs somebody a week.
+ONLY = {
+    "auto_find_batch_size": False,
+    "batch_eval_metrics": False,
+    "dataloader_drop_last": False,
+    "debug": [],
+    "deepspeed": None,
+    "fp16": False,
+    "fp16_full_eval": False,
+    "fsdp": [],
+    "gradient_accumulation_steps": 1,
+    "gradient_checkpointing": False,
+    "label_smoothing_factor": 0.0,
+    "load_best_model_at_end": False,
+    "lr_scheduler_kwargs": {},
+    "neftune_noise_alpha": None,
+    "optim_args": None,
+    "push_to_hub": False,
+    "resume_from_checkpoint": None,
+    "save_total_limit": None,
+    "torch_compile": False,
+    "use_liger_kernel": False,
+}
+CHOICES = {
+    "lr_scheduler_type": ("linear", "cosine", "constant", "constant_with_warmup"),
+    "optim": ("adamw_torch_fused", "adamw_torch", "adamw_torch_xla"),
+    "save_strategy": ("steps", "epoch", "no"),
+    "train_sampling_strategy": ("random", "sequential", "group_by_length"),
+}
+
+
+@dataclass
+class ModelArguments:
+    """Which model and tokenizer to start from."""
+
+    model_name_or_path: str = field(
+        metadata={
+            "help": "Directory or hub id of a checkpoint (config.json and model.safetensors)."
+        }
+    )
+    config_name: str | None = field(
+        default=None, metadata={"help": "Directory or hub id of the config, if not the model's."}
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Directory or hub id of the tokenizer, if not the model's."}
+    )
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Where models and data from the hub are kept."}
+    )
+    model_revision: str = field(
+        default="main", metadata={"help": "Branch, tag or commit of the model on the hub."}
+    )
+    token: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub token. Prefer `hf auth login` or HF_TOKEN: other users of a machine "
+            "can read command lines."
+        },
+    )
+
+
+@dataclass
+class DataArguments:
+    """Which data to use, how to cut it into windows and how to choose answers."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "Hub id of a data set."})
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of that data set."}
+    )
+    train_file: str | None = field(
+        default=None,
+        metadata={"help": "SQuAD JSON (nested or flat), JSONL, CSV or Parquet to train on."},
+    )
+    validation_file: str | None = field(
+        default=None, metadata={"help": "The same, to evaluate on."}
+    )
+    test_file: str | None = field(default=None, metadata={"help": "The same, to predict."})
+    max_seq_length: int = field(
+        default=384, metadata={"help": "Tokens in a window; longer contexts give several."}
+    )
+    doc_stride: int = field(
+        default=128, metadata={"help": "Tokens that two neighbouring windows share."}
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on the first examples only."}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Evaluate on the first examples only."}
+    )
+    max_predict_samples: int | None = field(
+        default=None, metadata={"help": "Predict the first examples only."}
+    )
+    version_2_with_negative: bool = field(
+        default=False, metadata={"help": "Some questions have no answer (as in SQuAD v2.0)."}
+    )
+    null_score_diff_threshold: float = field(
+        default=0.0,
+        metadata={
+            "help": 'Answer "" if the null score exceeds the best span\'s by more than this.'
+        },
+    )
+    n_best_size: int = field(
+        default=20, metadata={"help": "Spans kept per question; starts and ends tried per window."}
+    )
+    max_answer_length: int = field(default=30, metadata={"help": "Longest answer, in tokens."})
+    misaligned_answers: str = field(
+        default="keep",
+        metadata={
+            "help": "Answers that are not in the context at their answer_start: keep, repair or "
+            "refuse.",
+            "choices": ["keep", "repair", "refuse"],
+        },
+    )
+
+    def __post_init__(self):
+        if not (self.dataset_name or self.train_file or self.validation_file or self.test_file):
+            raise ValueError(
+                "no data: give --train_file, --validation_file, --test_file or --dataset_name"
+            )
+
+
+def check_training_arguments(args: TrainingArguments) -> None:
+    """Raise one `ValueError` that names every argument with a value this version cannot honour."""
+    refused = []
+    for name, allowed in ONLY.items():
+        value = getattr(args, name, allowed)
+        if value != allowed and (value or allowed):
+            refused.append(f"{name}={value!r} (here only {allowed!r})")
+    for name, allowed in CHOICES.items():
+        value = getattr(args, name, allowed[0])
+        value = getattr(value, "value", value)
+        if value not in allowed:
+            refused.append(f"{name}={value!r} (here one of {', '.join(allowed)})")
+    if refused:
+        raise ValueError(
+            "these training arguments are not supported by this version of qa_flax:\n  "
+            + "\n  ".join(refused)
+            + "\nRemove them or give a supported value."
+        )

@@ -1,0 +1,90 @@
+"""The command `qa-flax`: parses and calls, no logic."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+RUN_HELP = """usage: qa-flax run --model_name_or_path DIR_OR_HUB_ID --output_dir DIR [arguments]
+       qa-flax run arguments.json   (or .yaml)
+
+Fine-tune, evaluate and predict: the arguments of Hugging Face's run_qa.py, by the same names."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; exits with 2 and one message where the user's input cannot be used."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # Tokenizers and Arrow would each say on every start that PyTorch is absent: it is meant to be.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    if arguments and arguments[0] == "run":
+        _run(arguments[1:])
+    else:
+        _others(arguments)
+
+
+def _others(arguments: list[str]) -> None:
+    from qa_flax import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="qa-flax", description="Extractive question answering in JAX/Flax, on every core."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("run", help="fine-tune, evaluate, predict (qa-flax run --help)")
+    demo = commands.add_parser("demo", help="fine-tune a tiny BERT on generated questions")
+    demo.add_argument("--seed", type=int, default=0, help="of the data and the training (0)")
+    demo.add_argument(
+        "--output_dir", type=Path, default=Path("qa_flax_demo"), help="for the model and the files"
+    )
+    parsed = parser.parse_args(arguments)
+    _start_logging()
+    from qa_flax.demo import run_demo
+    from qa_flax.parallel import use_host_cores
+
+    use_host_cores()
+    run_demo(seed=parsed.seed, output_dir=parsed.output_dir)
+
+
+def _run(arguments: list[str]) -> None:
+    _start_logging()
+    from qa_flax.run import UsageError, run
+
+    try:
+        run(*_parse_run(arguments))
+    except UsageError as error:
+        print(f"qa-flax: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except FloatingPointError as error:
+        print(f"qa-flax: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("qa-flax: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _parse_run(arguments: list[str]):
+    from transformers import HfArgumentParser, TrainingArguments
+
+    from qa_flax.arguments import DataArguments, ModelArguments
+    from qa_flax.run import UsageError
+
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, TrainingArguments), prog="qa-flax run"
+    )
+    if not arguments:
+        print(RUN_HELP, file=sys.stderr)
+        sys.exit(2)
+    try:
+        if len(arguments) == 1 and arguments[0].endswith(".json"):
+            return parser.parse_json_file(arguments[0])
+        if len(arguments) == 1 and arguments[0].endswith((".yaml", ".yml")):
+            return parser.parse_yaml_file(arguments[0])
+        return parser.parse_args_into_dataclasses(arguments)
+    except (ValueError, OSError, TypeError, KeyError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _start_logging() -> None:
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)

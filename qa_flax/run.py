@@ -1,0 +1,230 @@
+"""`run_qa.py`'s job: files in, fine-tune, evaluate, predict, files out."""
+
+import logging
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
+from transformers.trainer_utils import EvalPrediction
+
+from qa_flax import parallel
+from qa_flax.arguments import DataArguments, ModelArguments, check_training_arguments
+from qa_flax.examples import load_examples
+from qa_flax.features import make_windows
+from qa_flax.metrics import squad_metric
+from qa_flax.models.hf import AutoModelForQuestionAnswering
+from qa_flax.postprocess import postprocess_qa_predictions
+from qa_flax.trainer import QuestionAnsweringTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class UsageError(ValueError):
+    """What the user gave cannot be used; the message is all that need be shown."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of train, eval, predict: its examples and its windows."""
+
+    examples: datasets.Dataset
+    windows: datasets.Dataset
+
+
+def run(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> dict[str, Any]:
+    """Do what `--do_train`, `--do_eval` and `--do_predict` ask for; return all metrics.
+
+    Raises:
+        UsageError: a file, an argument, the data or the model cannot be used.
+    """
+    with _as_usage_error():
+        check_training_arguments(training_args)
+        _check_work(data_args, training_args)
+        trainer, stages = _prepare(model_args, data_args, training_args)
+        Path(training_args.output_dir or "trainer_output").mkdir(parents=True, exist_ok=True)
+    metrics: dict[str, Any] = {}
+    if training_args.do_train:
+        metrics |= _train(trainer, stages["train"])
+    if training_args.do_eval:
+        metrics |= _evaluate(trainer, stages["eval"])
+    if training_args.do_predict:
+        metrics |= _predict(trainer, stages["predict"])
+    trainer.save_state()
+    return metrics
+
+
+def make_post_processing(
+    data_args: DataArguments, output_dir: str | None
+) -> Callable[..., EvalPrediction]:
+    """HF's `post_processing_function`: logits -> answers, files, what the scorer wants."""
+
+    def post_process(examples, features, predictions, stage="eval") -> EvalPrediction:
+        answers = postprocess_qa_predictions(
+            examples,
+            features,
+            predictions,
+            version_2_with_negative=data_args.version_2_with_negative,
+            n_best_size=data_args.n_best_size,
+            max_answer_length=data_args.max_answer_length,
+            null_score_diff_threshold=data_args.null_score_diff_threshold,
+            output_dir=output_dir,
+            prefix=stage,
+        )
+        extra = {"no_answer_probability": 0.0} if data_args.version_2_with_negative else {}
+        formatted = [{"id": k, "prediction_text": v, **extra} for k, v in answers.items()]
+        references = [{"id": e["id"], "answers": e["answers"]} for e in examples]
+        return EvalPrediction(predictions=formatted, label_ids=references)
+
+    return post_process
+
+
+def make_compute_metrics(data_args: DataArguments) -> Callable[[EvalPrediction], dict[str, Any]]:
+    """EM and F1; nothing where no question of the set has a reference (a test set)."""
+
+    def compute_metrics(scored: EvalPrediction) -> dict[str, Any]:
+        if not any(reference["answers"]["text"] for reference in scored.label_ids):
+            return {}
+        return squad_metric(
+            scored.predictions,
+            scored.label_ids,
+            version_2_with_negative=data_args.version_2_with_negative,
+        )
+
+    return compute_metrics
+
+
+# ---- before the work -----------------------------------------------------------------------------
+
+
+@contextmanager
+def _as_usage_error():
+    """Until training starts, a wrong value or file is the user's to mend, not a defect to trace."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _check_work(data_args: DataArguments, training_args: TrainingArguments) -> None:
+    if not (training_args.do_train or training_args.do_eval or training_args.do_predict):
+        raise ValueError("nothing to do: give --do_train, --do_eval or --do_predict")
+    for wanted, name in _STAGES.items():
+        file = getattr(data_args, f"{name}_file")
+        if getattr(training_args, f"do_{wanted}") and not (file or data_args.dataset_name):
+            raise ValueError(f"--do_{wanted} needs --{name}_file or --dataset_name")
+
+
+_STAGES = {"train": "train", "eval": "validation", "predict": "test"}
+
+
+def _prepare(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> tuple[QuestionAnsweringTrainer, dict[str, Stage]]:
+    hub = {"revision": model_args.model_revision, "token": model_args.token}
+    hub["cache_dir"] = model_args.cache_dir
+    source = model_args.model_name_or_path
+    config = None
+    if model_args.config_name is not None:
+        config = AutoConfig.from_pretrained(model_args.config_name, **hub)
+    # The model first: a checkpoint that does not fit should not wait for the tokenising.
+    model = AutoModelForQuestionAnswering.from_pretrained(
+        source,
+        config=config,
+        seed=training_args.seed,
+        dtype="bfloat16" if training_args.bf16 else "float32",
+        **hub,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(model_args.tokenizer_name or source, **hub)
+    all_examples = {
+        stage: _load(stage, model_args, data_args)
+        for stage in _STAGES
+        if getattr(training_args, f"do_{stage}")
+    }
+    stages = {
+        stage: Stage(examples, _windows(stage, examples, tokenizer, data_args, training_args))
+        for stage, examples in all_examples.items()
+    }
+    trainer = QuestionAnsweringTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=stages["train"].windows if "train" in stages else None,
+        eval_dataset=stages["eval"].windows if "eval" in stages else None,
+        eval_examples=stages["eval"].examples if "eval" in stages else None,
+        processing_class=tokenizer,
+        post_process_function=make_post_processing(data_args, training_args.output_dir),
+        compute_metrics=make_compute_metrics(data_args),
+    )
+    return trainer, stages
+
+
+def _load(stage: str, model_args: ModelArguments, data_args: DataArguments) -> datasets.Dataset:
+    split = _STAGES[stage]
+    file = getattr(data_args, f"{split}_file")
+    hub = {"cache_dir": model_args.cache_dir, "token": model_args.token}
+    source = (
+        {"source": file}
+        if file
+        else {
+            "source": data_args.dataset_name,
+            "config_name": data_args.dataset_config_name,
+            "split": split,
+            **hub,
+        }
+    )
+    examples = load_examples(
+        **source, misaligned=data_args.misaligned_answers, require_answers=stage == "train"
+    )
+    most = getattr(data_args, f"max_{stage}_samples")
+    return examples if most is None else examples.select(range(min(most, len(examples))))
+
+
+def _windows(
+    stage: str,
+    examples: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+) -> datasets.Dataset:
+    """Windows with labels wherever the data has answers, so that evaluation has a loss, too."""
+    return make_windows(
+        examples,
+        tokenizer,
+        max_seq_length=data_args.max_seq_length,
+        doc_stride=data_args.doc_stride,
+        labels=stage != "predict",
+        disable_tqdm=bool(training_args.disable_tqdm),
+    ).to_dataset()
+
+
+# ---- the work ------------------------------------------------------------------------------------
+
+
+def _train(trainer: QuestionAnsweringTrainer, stage: Stage) -> dict[str, Any]:
+    metrics = dict(trainer.train().metrics, train_samples=len(stage.windows))
+    trainer.save_model()
+    return _finish(trainer, "train", metrics)
+
+
+def _evaluate(trainer: QuestionAnsweringTrainer, stage: Stage) -> dict[str, Any]:
+    return _finish(trainer, "eval", dict(trainer.evaluate(), eval_samples=len(stage.windows)))
+
+
+def _predict(trainer: QuestionAnsweringTrainer, stage: Stage) -> dict[str, Any]:
+    output = trainer.predict(stage.windows, stage.examples, metric_key_prefix="predict")
+    metrics = dict(output.metrics or {}, predict_samples=len(stage.windows))
+    return _finish(trainer, "predict", metrics)
+
+
+def _finish(
+    trainer: QuestionAnsweringTrainer, split: str, metrics: dict[str, Any]
+) -> dict[str, Any]:
+    if parallel.is_main_host():
+        trainer.log_metrics(split, metrics)
+        trainer.save_metrics(split, metrics)
+    return metrics

@@ -1,0 +1,244 @@
+"""`qa-flax run` as a person runs it: files in, files out, one message for what cannot be used."""
+
+import json
+
+import pytest
+import tiny
+from oracle import squad_v1_plain, squad_v2_plain
+
+from qa_flax.cli import main
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("checkpoint")
+    tiny.model(initializer_range=0.05, hidden_dropout_prob=0.1).save_pretrained(directory)
+    tiny.tokenizer().save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The examples that have an answer as flat JSON, all as JSONL, and without answers."""
+    directory = tmp_path_factory.mktemp("data")
+    rows = tiny.rows()
+    answerable = [row for row in rows if row["answers"]["text"]]
+    (directory / "v1.json").write_text(json.dumps({"data": answerable}))
+    (directory / "v2.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    unanswered = [{k: v for k, v in row.items() if k != "answers"} for row in rows]
+    (directory / "test.json").write_text(json.dumps(unanswered))
+    return directory
+
+
+def run(checkpoint, output_dir, *arguments):
+    main(
+        [
+            "run",
+            f"--model_name_or_path={checkpoint}",
+            f"--output_dir={output_dir}",
+            "--max_seq_length=64",
+            "--doc_stride=16",
+            "--per_device_train_batch_size=1",
+            "--per_device_eval_batch_size=2",
+            *map(str, arguments),
+        ]
+    )
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_train_evaluate_and_predict_leave_the_files_of_run_qa(checkpoint, data, tmp_path, capfd):
+    run(
+        checkpoint,
+        tmp_path,
+        f"--train_file={data / 'v1.json'}",
+        f"--validation_file={data / 'v1.json'}",
+        f"--test_file={data / 'test.json'}",
+        "--do_train",
+        "--do_eval",
+        "--do_predict",
+        "--num_train_epochs=40",
+        "--learning_rate=3e-3",
+    )
+    names = {path.name for path in tmp_path.iterdir()}
+    for name in [
+        "model.safetensors",
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "train_results.json",
+        "eval_results.json",
+        "predict_results.json",
+        "all_results.json",
+        "trainer_state.json",
+        "eval_predictions.json",
+        "eval_nbest_predictions.json",
+        "predict_predictions.json",
+        "predict_nbest_predictions.json",
+    ]:
+        assert name in names
+    assert not any("null_odds" in name or name.endswith(".tmp") for name in names)
+    results = read(tmp_path / "all_results.json")
+    rows = read(data / "v1.json")["data"]
+    expected = squad_v1_plain(read(tmp_path / "eval_predictions.json"), rows)
+    assert results["eval_exact_match"] == expected["exact_match"]
+    assert results["eval_f1"] == expected["f1"]
+    assert results["eval_exact_match"] > 60
+    assert results["train_loss"] > 0
+    assert read(tmp_path / "predict_predictions.json").keys() == {f"q{n}" for n in range(12)}
+
+    printed = capfd.readouterr()
+    assert "eval_exact_match" in printed.out
+    for shown in ("Tokenising", "loss=", "lr="):
+        assert shown in printed.err
+
+
+def test_questions_without_an_answer_give_null_odds(checkpoint, data, tmp_path):
+    run(
+        checkpoint,
+        tmp_path,
+        f"--validation_file={data / 'v2.jsonl'}",
+        "--do_eval",
+        "--version_2_with_negative",
+        "--null_score_diff_threshold=-0.5",
+        "--n_best_size=5",
+        "--disable_tqdm=True",
+    )
+    rows = tiny.rows()
+    answers = read(tmp_path / "eval_predictions.json")
+    odds = read(tmp_path / "eval_null_odds.json")
+    assert odds.keys() == answers.keys() == {row["id"] for row in rows}
+    assert all((answers[id_] == "") == (odds[id_] > -0.5) for id_ in odds)
+    results = read(tmp_path / "eval_results.json")
+    for name, value in squad_v2_plain(answers, rows).items():
+        assert results[f"eval_{name}"] == value
+
+
+def test_pytorch_loads_what_a_run_leaves(checkpoint, data, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    run(
+        checkpoint,
+        tmp_path,
+        f"--train_file={data / 'v1.json'}",
+        "--do_train",
+        "--max_steps=1",
+        "--disable_tqdm=True",
+    )
+    _, info = transformers.AutoModelForQuestionAnswering.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
+    assert not any(info.values()), info
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path).cls_token == "[CLS]"
+
+
+def test_arguments_may_come_from_one_file(checkpoint, data, tmp_path):
+    settings = {
+        "model_name_or_path": str(checkpoint),
+        "validation_file": str(data / "v1.json"),
+        "do_eval": True,
+        "max_seq_length": 64,
+        "doc_stride": 16,
+        "output_dir": str(tmp_path / "out"),
+        "disable_tqdm": True,
+        "max_eval_samples": 3,
+    }
+    (tmp_path / "run.json").write_text(json.dumps(settings))
+    main(["run", str(tmp_path / "run.json")])
+    assert len(read(tmp_path / "out" / "eval_predictions.json")) == 3
+
+
+# ---- bad input -----------------------------------------------------------------------------------
+
+
+def refused(capfd, checkpoint, tmp_path, *arguments):
+    """The one message of a refused run; there is no traceback and the exit status is 2."""
+    with pytest.raises(SystemExit) as exit_:
+        run(checkpoint, tmp_path / "out", *arguments)
+    assert exit_.value.code == 2
+    message = capfd.readouterr().err
+    assert "Traceback" not in message
+    assert message.count("qa-flax: error: ") == 1
+    return message
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "no such file"),
+        ("{not json", "not JSON"),
+        (
+            '[{"question": "Q?", "text": "c"}]',
+            "missing column context. Columns found: question, text",
+        ),
+        ('[{"id": "a", "question": " ", "context": "c", "answers": []}]', "question is empty"),
+        ('[{"id": "a", "question": "q", "context": "", "answers": []}]', "context is empty"),
+        (
+            json.dumps([{"id": "a", "question": "q", "context": "c", "answers": []}] * 2),
+            "id was already used",
+        ),
+        (
+            json.dumps([{"id": "a", "question": "q " * 80, "context": "c " * 99, "answers": []}]),
+            "too long for windows of max_seq_length=64",
+        ),
+    ],
+)
+def test_data_that_cannot_be_used(capfd, checkpoint, tmp_path, content, expected):
+    file = tmp_path / "data.json"
+    if content is not None:
+        file.write_text(content)
+    message = refused(capfd, checkpoint, tmp_path, f"--validation_file={file}", "--do_eval")
+    assert expected in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_answers_out_of_place_are_kept_repaired_or_refused(capfd, checkpoint, tmp_path):
+    row = {"id": "a", "question": "q", "context": "The sea is blue."}
+    row["answers"] = {"text": ["blue"], "answer_start": [3]}
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps([row]))
+    arguments = [f"--validation_file={file}", "--do_eval", "--disable_tqdm=True"]
+    message = refused(capfd, checkpoint, tmp_path, *arguments, "--misaligned_answers=refuse")
+    assert "not in the context at its answer_start" in message
+    assert '1 (ids "a")' in message
+    run(checkpoint, tmp_path / "out", *arguments, "--misaligned_answers=keep")
+    run(checkpoint, tmp_path / "out", *arguments, "--misaligned_answers=repair")
+
+
+def test_checkpoints_that_cannot_be_used(capfd, checkpoint, data, tmp_path):
+    arguments = [f"--validation_file={data / 'v1.json'}", "--do_eval"]
+    assert "does not exist" in refused(capfd, tmp_path / "nothing", tmp_path, *arguments)
+
+    config = read(checkpoint / "config.json")
+    for name, change, expected in [
+        (
+            "type",
+            {"model_type": "longformer"},
+            "model_type='longformer' is not supported; supported",
+        ),
+        ("shape", {"intermediate_size": 40}, "wrong shape"),
+        ("layers", {"num_hidden_layers": 3}, "missing: encoder.layer.2"),
+        ("act", {"hidden_act": "mish"}, "hidden_act='mish' is not known here; known: gelu"),
+    ]:
+        broken = tmp_path / name
+        broken.mkdir()
+        for file in checkpoint.iterdir():
+            (broken / file.name).write_bytes(file.read_bytes())
+        (broken / "config.json").write_text(json.dumps(config | change))
+        assert expected in refused(capfd, broken, tmp_path, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--do_eval"], "no data"),
+        (["--validation_file=x.json"], "nothing to do"),
+        (["--validation_file=x.json", "--do_train"], "--do_train needs --train_file"),
+        (["--train_file=x.json", "--do_train", "--fp16"], "fp16=True"),
+        (["--train_file=x.json", "--do_train", "--no_such_flag=1"], "--no_such_flag=1"),
+    ],
+)
+def test_arguments_that_cannot_be_used(capfd, checkpoint, tmp_path, arguments, expected):
+    assert expected in refused(capfd, checkpoint, tmp_path, *arguments)
