@@ -1,0 +1,96 @@
+"""Does it learn like the reference? PyTorch's Trainer and `qa-flax run` on the same questions,
+side by side.
+
+    python tests/benchmarks/learn.py --model_name_or_path DIR --train_file FILE --validation_file
+    FILE
+
+Each stack and seed is a process of its own, one after the other; a result already in
+`--output_dir` is not computed again, so an interrupted comparison goes on where it stopped. Takes
+hours on a few CPU cores.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+
+SETTINGS = {
+    "max_train_samples": 2000,
+    "num_train_epochs": 2,
+    "learning_rate": 1e-4,
+    "per_device_train_batch_size": 16,
+    "max_seq_length": 384,
+    "doc_stride": 128,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    for name in ("model_name_or_path", "train_file", "validation_file"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--output_dir", type=Path, default=Path("out/learn"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43])
+    parser.add_argument("--stacks", nargs="+", choices=STACKS, default=list(STACKS))
+    args = parser.parse_args()
+    results = {
+        (stack, seed): STACKS[stack](args, seed) for seed in args.seeds for stack in args.stacks
+    }
+    print_table(results, args)
+
+
+def torch_result(args, seed):
+    output = args.output_dir / f"torch-{seed}"
+    if not (output / "result.json").exists():
+        script = str(Path(__file__).with_name("learn_torch.py"))
+        subprocess.run([sys.executable, script, *flags(args, seed, output)], check=True)
+    return json.loads((output / "result.json").read_text())
+
+
+def qa_flax_result(args, seed):
+    output = args.output_dir / f"qa_flax-{seed}"
+    if not (output / "eval_results.json").exists():
+        command = [sys.executable, "-m", "qa_flax", "run", *flags(args, seed, output)]
+        command += ["--do_train", "--do_eval", "--per_device_eval_batch_size=16"]
+        command += ["--train_sampling_strategy=group_by_length", "--save_strategy=no"]
+        subprocess.run([*command, "--logging_steps=50"], check=True)
+    found = json.loads((output / "all_results.json").read_text())
+    return {
+        "exact_match": found["eval_exact_match"],
+        "f1": found["eval_f1"],
+        "train_loss": found["train_loss"],
+        "train_windows": found["train_samples"],
+        "train_seconds": round(found["train_runtime"], 1),
+        "predict_seconds": round(found["eval_runtime"], 1),
+    }
+
+
+STACKS = {"torch": torch_result, "qa_flax": qa_flax_result}
+
+
+def flags(args, seed, output):
+    given = {
+        name: getattr(args, name)
+        for name in ("model_name_or_path", "train_file", "validation_file")
+    }
+    named = SETTINGS | given | {"seed": seed, "output_dir": output}
+    return [f"--{name}={value}" for name, value in named.items()]
+
+
+def print_table(results, args):
+    columns = ["exact_match", "f1", "train_loss", "train_seconds", "predict_seconds"]
+    print(f"| stack | seed | windows | {' | '.join(columns)} |")
+    print("|---" * (len(columns) + 3) + "|")
+    for (stack, seed), result in results.items():
+        values = [f"{result[name]:.2f}" for name in columns]
+        print(f"| {stack} | {seed} | {result['train_windows']} | {' | '.join(values)} |")
+    for name in ("exact_match", "f1"):
+        scores = {s: [results[s, seed][name] for seed in args.seeds] for s in args.stacks}
+        for stack, values in scores.items():
+            spread = max(values) - min(values)
+            print(f"{name}, {stack}: mean {mean(values):.2f}, spread over seeds {spread:.2f}")
+
+
+if __name__ == "__main__":
+    main()
