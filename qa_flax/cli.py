@@ -70,9 +70,13 @@ def _parse_run(arguments: list[str]):
     from qa_flax.arguments import DataArguments, ModelArguments
     from qa_flax.run import UsageError
 
+    def refuse(message: str):  # argparse would print the usage of all arguments, 170 of them
+        raise UsageError(f"{message} (qa-flax run --help lists the arguments)")
+
     parser = HfArgumentParser(
         (ModelArguments, DataArguments, TrainingArguments), prog="qa-flax run"
     )
+    parser.error = refuse
     if not arguments:
         print(RUN_HELP, file=sys.stderr)
         sys.exit(2)

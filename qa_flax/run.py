@@ -56,6 +56,7 @@ def run(
     if training_args.do_predict:
         metrics |= _predict(trainer, stages["predict"])
     trainer.save_state()
+    print(f"Everything is in {training_args.output_dir}")
     return metrics
 
 

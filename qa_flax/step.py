@@ -20,7 +20,7 @@ from qa_flax.models.qa import span_losses
 CORES = "cores"
 
 Batch = dict[str, Array]
-"""int32 `[b, l]`: `input_ids`, `attention_mask`, perhaps `token_type_ids`; for training int32 `[b]`:
+"""int32 `[b, l]`: `input_ids`, `attention_mask`, perhaps `token_type_ids`; int32 `[b]`, to train:
 `start_positions`, `end_positions`; bool `[b]`: `valid`, False in rows that only fill up."""
 
 

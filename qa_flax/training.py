@@ -14,11 +14,24 @@ from qa_flax.step import Measurements, TrainState
 
 # Steps started before the oldest one's loss is waited for: enough to keep the cores busy, few
 # enough for the progress bar to tell the truth.
-STEPS_IN_FLIGHT = 2
+STEPS_IN_FLIGHT = 1
 
 
 class TrainingProgress(ProgressCallback):
     """transformers' progress bars, with loss and learning rate of the last finished step."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Open the bar of the updates."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("Training")
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        """Advance the bar of the batches, and name it when it is new."""
+        is_new = self.prediction_bar is None
+        super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
+        if is_new and self.prediction_bar is not None:
+            self.prediction_bar.set_description("Evaluating")
 
     def on_step_end(self, args, state, control, loss=None, learning_rate=None, **kwargs):
         """Advance the bar; the trainer gives the two numbers beside the usual arguments."""

@@ -22,7 +22,7 @@ def over_cores(batch, cores):
 def plain_loss_and_gradient(model, batch):
     """No cores, no validity: the mean loss of the rows that are real."""
     graphdef, params = nnx.split(model)
-    real = {k: v[batch["valid"]] for k, v in batch.items()}
+    real = {k: jnp.asarray(v[batch["valid"]]) for k, v in batch.items()}
 
     def loss(params):
         logits = nnx.merge(graphdef, params)(**model_inputs(real))

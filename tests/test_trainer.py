@@ -175,7 +175,7 @@ def test_training_takes_the_steps_of_transformers(tmp_path, train_windows):
         # epsilon Adam would turn that noise into whole steps.
         "adam_epsilon": 1e-4,
     }
-    windows = train_windows.select(range(14))  # the second batch of each epoch is short
+    windows = train_windows.select(range(14))  # every second batch is short
     theirs = transformers.Trainer(
         model=transformers.AutoModelForQuestionAnswering.from_pretrained(start),
         args=arguments(tmp_path, **settings | {"per_device_train_batch_size": 8, "use_cpu": True}),
@@ -251,9 +251,8 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_the_step(tmp_path, t
 
 
 def test_bf16_computes_in_bfloat16_and_keeps_float32_parameters(tmp_path, train_windows):
-    trainer = Trainer(
-        tiny.model(), arguments(tmp_path, bf16=True, use_cpu=True, max_steps=2), train_dataset=train_windows
-    )
+    args = arguments(tmp_path, bf16=True, use_cpu=True, max_steps=2)
+    trainer = Trainer(tiny.model(), args, train_dataset=train_windows)
     trainer.train()
     assert trainer._graphdef != nnx.split(tiny.model())[0]
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.split(trainer.model)[1])} == {
@@ -449,6 +448,8 @@ def test_files_are_those_of_a_transformers_run(trainer, tmp_path):
     trainer.save_metrics("eval", {"eval_f1": 50.0})
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"}
+    modes = {(tmp_path / name).stat().st_mode for name in ("model.safetensors", "config.json")}
+    assert len(modes) == 1, "safetensors writes files that only their owner can read"
     assert json.loads((tmp_path / "all_results.json").read_text()) == {
         "train_loss": 1.5,
         "eval_f1": 50.0,

@@ -9,7 +9,6 @@ from tokenizers import (
     normalizers,
     pre_tokenizers,
     processors,
-    trainers,
 )
 from transformers import BertConfig, BertTokenizerFast
 

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -148,6 +149,8 @@ class AutoModelForQuestionAnswering(nnx.Module):
         with _replacing(directory / WEIGHTS_FILE) as temporary:
             # transformers refuses a file that does not say its format.
             save_file(tensors, temporary, metadata={"format": "pt"})
+            # safetensors writes for the owner's eyes alone; the user's umask decides, as elsewhere.
+            shutil.copymode(directory / CONFIG_FILE, temporary)
 
 
 def _int32(values: ArrayLike | None) -> jax.Array | None:

@@ -83,9 +83,9 @@ def random_words(key: Array, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
     """Random 32-bit words of `shape`, cheap enough to be free beside an elementwise product.
 
     Each element's index is mixed twice, each time with 32 fresh bits of `key`, by the "lowbias32"
-    integer hash (C. Wellons, hash-prospector). XLA fuses this into the consumer and recomputes it
-    in the backward pass, where `jax.random.bits` is a separate pass over memory: for the attention
-    of 8 windows of 384 tokens on two CPU cores that pass costs ten times the product itself.
+    integer hash (C. Wellons, hash-prospector). XLA fuses this into the consumer, where
+    `jax.random.bits` is a pass of its own: for the attention of 8 windows of 384 tokens on two CPU
+    cores that pass took ten times as long as the masking itself.
     For dropout masks only, not for anything that needs JAX's own streams.
     """
     first, second = jax.random.bits(key, (2,), jnp.uint32)
