@@ -18,8 +18,6 @@ from statistics import mean
 
 SETTINGS = {
     "max_train_samples": 2000,
-    "num_train_epochs": 2,
-    "learning_rate": 1e-4,
     "per_device_train_batch_size": 16,
     "max_seq_length": 384,
     "doc_stride": 128,
@@ -30,6 +28,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name in ("model_name_or_path", "train_file", "validation_file"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--num_train_epochs", type=float, default=2)
+    parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--output_dir", type=Path, default=Path("out/learn"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43])
     parser.add_argument("--stacks", nargs="+", choices=STACKS, default=list(STACKS))
@@ -70,10 +70,8 @@ STACKS = {"torch": torch_result, "qa_flax": qa_flax_result}
 
 
 def flags(args, seed, output):
-    given = {
-        name: getattr(args, name)
-        for name in ("model_name_or_path", "train_file", "validation_file")
-    }
+    names = "model_name_or_path train_file validation_file num_train_epochs learning_rate".split()
+    given = {name: getattr(args, name) for name in names}
     named = SETTINGS | given | {"seed": seed, "output_dir": output}
     return [f"--{name}={value}" for name, value in named.items()]
 

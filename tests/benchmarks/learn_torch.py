@@ -69,7 +69,7 @@ def main():
     started = time.perf_counter()
     trained = trainer.train()
     train_seconds = time.perf_counter() - started
-    # With group_by_length transformers shuffles what it predicts, too: no row would be in its place.
+    # With group_by_length transformers shuffles what it predicts, too, and says nothing.
     trainer.args.train_sampling_strategy = "random"
     started = time.perf_counter()
     logits = trainer.predict(datasets.Dataset.from_dict(inputs)).predictions
