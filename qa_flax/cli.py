@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 RUN_HELP = """usage: qa-flax run --model_name_or_path DIR_OR_HUB_ID --output_dir DIR [arguments]
        qa-flax run arguments.json   (or .yaml)
@@ -73,9 +74,8 @@ def _parse_run(arguments: list[str]):
     def refuse(message: str):  # argparse would print the usage of all arguments, 170 of them
         raise UsageError(f"{message} (qa-flax run --help lists the arguments)")
 
-    parser = HfArgumentParser(
-        (ModelArguments, DataArguments, TrainingArguments), prog="qa-flax run"
-    )
+    kinds: Any = (ModelArguments, DataArguments, TrainingArguments)
+    parser = HfArgumentParser(kinds, prog="qa-flax run")
     parser.error = refuse
     if not arguments:
         print(RUN_HELP, file=sys.stderr)

@@ -1,7 +1,6 @@
 """Learning-rate schedule, decay mask, clipping and AdamW as one optax chain (device, JAX)."""
 
 import math
-from collections.abc import Callable
 
 import jax
 import optax
@@ -15,7 +14,7 @@ ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_hf")
 
 def make_schedule(
     kind: str, learning_rate: float, warmup_steps: int, total_steps: int
-) -> Callable[[int], jax.Array]:
+) -> optax.Schedule:
     """Learning rate of update number `step`, counted from 0, as transformers' schedule of that
     name.
 
@@ -58,7 +57,7 @@ def decay_mask(params: PyTree) -> PyTree:
 
 
 def make_optimizer(
-    schedule: Callable[[int], jax.Array],
+    schedule: optax.Schedule,
     *,
     weight_decay: float = 0.0,
     adam_beta1: float = 0.9,

@@ -78,8 +78,9 @@ def make_post_processing(
             prefix=stage,
         )
         extra = {"no_answer_probability": 0.0} if data_args.version_2_with_negative else {}
-        formatted = [{"id": k, "prediction_text": v, **extra} for k, v in answers.items()]
-        references = [{"id": e["id"], "answers": e["answers"]} for e in examples]
+        # transformers' annotations know of arrays only; its QA scripts put lists here, too.
+        formatted: Any = [{"id": k, "prediction_text": v, **extra} for k, v in answers.items()]
+        references: Any = [{"id": e["id"], "answers": e["answers"]} for e in examples]
         return EvalPrediction(predictions=formatted, label_ids=references)
 
     return post_process

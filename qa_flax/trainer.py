@@ -142,10 +142,10 @@ class Trainer:
         params = _parameters(self.model)
         step = make_train_step(self._graphdef, optimizer)
         run = Training(
-            parallel.put_copies(TrainState(np.int32(0), params, optimizer.init(params))),
+            parallel.put_copies(TrainState(jnp.int32(0), params, optimizer.init(params))),
             parallel.over_cores(step, (0, 0, None), (0, None), donate=True),
             parallel.run_key(args.seed),
-            lambda step: float(schedule(step)),
+            lambda step: float(np.asarray(schedule(step))),
         )
         self._begin_training(total, math.ceil(total / per_epoch))
         started = time.time()
@@ -175,7 +175,7 @@ class Trainer:
 
     def _schedule_and_optimizer(
         self, total: int
-    ) -> tuple[Callable[[int], Any], optax.GradientTransformation]:
+    ) -> tuple[optax.Schedule, optax.GradientTransformation]:
         args = self.args
         schedule = make_schedule(
             getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type),
@@ -286,7 +286,7 @@ class Trainer:
         `ignore_keys` is accepted as in transformers; these models return nothing but span logits.
         """
         output = self._loop(self._evaluation_windows(eval_dataset), metric_key_prefix)
-        return self._report(self._with_raw_metrics(output, metric_key_prefix).metrics)
+        return self._report(self._with_raw_metrics(output, metric_key_prefix).metrics or {})
 
     def predict(
         self,
@@ -309,10 +309,10 @@ class Trainer:
     def _with_raw_metrics(self, output: PredictionOutput, prefix: str) -> PredictionOutput:
         if self.compute_metrics is None:
             return output
-        raw = EvalPrediction(predictions=output.predictions, label_ids=output.label_ids)
-        return output._replace(
-            metrics=_with_prefix(self.compute_metrics(raw), prefix) | output.metrics
-        )
+        labels: Any = output.label_ids  # transformers' annotation forgets that there may be none
+        raw = EvalPrediction(predictions=output.predictions, label_ids=labels)
+        computed = _with_prefix(self.compute_metrics(raw), prefix)
+        return output._replace(metrics=computed | (output.metrics or {}))
 
     def _report(self, metrics: dict[str, Any]) -> dict[str, Any]:
         self.log(metrics)
@@ -331,7 +331,7 @@ class Trainer:
         per_core = self.args.per_device_eval_batch_size
         steps = batch_count(len(features), parallel.core_count(), per_core)
         metrics |= speed_metrics(prefix, started, num_samples=len(features), num_steps=steps)
-        return PredictionOutput(logits, labels, metrics)
+        return _output(logits, labels, metrics)
 
     def _predict_logits(self, features: Features) -> tuple[np.ndarray, np.ndarray]:
         """Start and end logits, float32 [N, L], of every window, in the order of the data.
@@ -350,7 +350,7 @@ class Trainer:
         starts = np.full(features.input_ids.shape, PADDING_LOGIT, np.float32)
         ends = starts.copy()
         # The progress callback only asks for the length of what is gone through.
-        counted = range(batch_count(len(features), cores, per_core))
+        counted: Any = range(batch_count(len(features), cores, per_core))
         self.callback_handler.eval_dataloader = counted
         running: deque[tuple[Any, Any]] = deque()
 
@@ -415,8 +415,8 @@ class Trainer:
         return Path(self.args.output_dir or "trainer_output")
 
     def _computing_model(self) -> AutoModelForQuestionAnswering:
-        """The model in the compute dtype that the arguments ask for."""
-        return self.model.with_dtype("bfloat16") if self.args.bf16 else self.model
+        """The model as its config is now, in the compute dtype that the arguments ask for."""
+        return self.model.with_dtype("bfloat16" if self.args.bf16 else self.model.dtype)
 
     def _notify(self, event: str, *positional: Any, **kwargs: Any) -> None:
         handler = getattr(self.callback_handler, event)
@@ -447,7 +447,8 @@ class QuestionAnsweringTrainer(Trainer):
         self.eval_examples = eval_examples
         self.post_process_function = post_process_function
 
-    def evaluate(
+    # Here and in predict the order of the arguments is Hugging Face's, not the base class's.
+    def evaluate(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         eval_dataset: Windows | None = None,
         eval_examples: datasets.Dataset | None = None,
@@ -462,9 +463,9 @@ class QuestionAnsweringTrainer(Trainer):
         examples = self.eval_examples if eval_examples is None else eval_examples
         output = self._loop(windows, metric_key_prefix)
         scored = self._score(examples, windows, output, metric_key_prefix)
-        return self._report(scored.metrics)
+        return self._report(scored.metrics or {})
 
-    def predict(
+    def predict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         predict_dataset: Windows | None = None,
         predict_examples: datasets.Dataset | None = None,
@@ -506,8 +507,8 @@ class QuestionAnsweringTrainer(Trainer):
             )
         stage = stage if _accepts(post_process, 3 + len(stage)) else ()
         scored = post_process(examples, windows, output.predictions, *stage)
-        metrics = _with_prefix(compute(scored), prefix) | output.metrics
-        return PredictionOutput(scored.predictions, scored.label_ids, metrics)
+        metrics = _with_prefix(compute(scored), prefix) | (output.metrics or {})
+        return _output(scored.predictions, scored.label_ids, metrics)
 
 
 def _require_model(model: Any) -> None:
@@ -516,6 +517,11 @@ def _require_model(model: Any) -> None:
             f"model is a {type(model).__module__}.{type(model).__name__}; load it with "
             "qa_flax.AutoModelForQuestionAnswering.from_pretrained(...)"
         )
+
+
+def _output(predictions: Any, label_ids: Any, metrics: dict[str, Any]) -> PredictionOutput:
+    # transformers' annotations know neither pairs of logits nor lists of answers, both customary.
+    return PredictionOutput(predictions, label_ids, metrics)
 
 
 def _as_features(windows: Windows) -> Features:

@@ -125,7 +125,7 @@ class AutoModelForQuestionAnswering(nnx.Module):
         return nnx.eval_shape(lambda: cls(config, dtype=dtype))
 
     def with_dtype(self, dtype: Any) -> "AutoModelForQuestionAnswering":
-        """A model with the same parameters, not copied, that computes in `dtype`."""
+        """The same parameters, not copied, in a model made anew from `config` for `dtype`."""
         graphdef = nnx.graphdef(self._shapes_only(self.config, dtype))
         return nnx.merge(graphdef, nnx.state(self))
 
