@@ -70,7 +70,8 @@ STACKS = {"torch": torch_result, "qa_flax": qa_flax_result}
 
 
 def flags(args, seed, output):
-    names = "model_name_or_path train_file validation_file num_train_epochs learning_rate".split()
+    names = ["model_name_or_path", "train_file", "validation_file"]
+    names += ["num_train_epochs", "learning_rate"]
     given = {name: getattr(args, name) for name in names}
     named = SETTINGS | given | {"seed": seed, "output_dir": output}
     return [f"--{name}={value}" for name, value in named.items()]

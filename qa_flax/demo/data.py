@@ -1,0 +1,396 @@
+"""The demo's data: generated harbour stories with questions, in SQuAD v2.0 form (host).
+
+A story is a few sentences, each telling one fact (`RELATIONS`) about invented people, ships and
+towns. Two subjects often share a relation, so neither a name nor a relation alone finds an answer.
+Held-out stories share no fact, no possible question and no context with the training stories, and
+most of their names never occur in training. Everything follows from one seed.
+"""
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from string import Formatter
+from typing import Any
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, for lists that read better without quotes."""
+    return text.split()
+
+
+# Names are syllables and an ending. No name in the encoder's pre-training ends like this.
+ONSETS = words("b br d f g gr h k l m n p r s st t th v w")
+VOWELS = words("a e i o u")
+CLOSINGS = words("d g l m n r s t v")
+ENDINGS = {
+    "given": words("an el ik is or en"),
+    "family": words("berg man sen strom well"),
+    "ship": words("ella etta ina ora ania"),
+    "town": words("dal ford haven mouth stad wick"),
+}
+WORDS = {
+    "goods": words(
+        "apples beans candles cloth coal copper grain honey nails oranges paper pearls pepper rope "
+        "salt silk soap spices sugar tea timber wax wool"
+    ),
+    "trade": words(
+        "baker carpenter clerk cook doctor farmer gardener hunter judge miner musician nurse "
+        "painter printer sailor smith tailor teacher weaver"
+    ),
+    "animal": [
+        f"{colour} {animal}"
+        for colour in words("black brown grey old small white young")
+        for animal in words("cat cow dog donkey duck goat hen horse parrot pig rabbit sheep")
+    ],
+    "colour": [
+        f"{shade}{colour}"
+        for shade in ("", "bright ", "dark ", "pale ")
+        for colour in words("black blue brown green grey orange red white yellow")
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Relation:
+    """One kind of fact: its slots (the first is the subject), sentences and questions by slot."""
+
+    name: str
+    slots: dict[str, str]
+    sentences: tuple[str, ...]
+    questions: dict[str, tuple[str, ...]]
+
+    @property
+    def subject(self) -> str:
+        """The slot that a fact is about; a story states a relation once for each subject."""
+        return next(iter(self.slots))
+
+
+RELATIONS = (
+    Relation(
+        "captain",
+        {"ship": "ship", "person": "person"},
+        (
+            "{person} is captain of the {ship}.",
+            "The {ship} sails under {person}.",
+            "On board the {ship}, the orders come from {person}.",
+        ),
+        {
+            "person": (
+                "Who is captain of the {ship}?",
+                "Which captain commands the {ship}?",
+                "Who gives the orders on the {ship}?",
+            ),
+            "ship": ("Which ship does {person} command?", "{person} is captain of which ship?"),
+        },
+    ),
+    Relation(
+        "home",
+        {"ship": "ship", "town": "town"},
+        (
+            "The {ship} comes home to {town} every winter.",
+            "In winter the harbour of {town} keeps the {ship} safe.",
+        ),
+        {
+            "town": (
+                "Where is the {ship} in winter?",
+                "Which town does the {ship} come home to?",
+                "What is the home port of the {ship}?",
+            ),
+            "ship": (
+                "Which ship comes home to {town}?",
+                "What ship is in {town} during the winter?",
+            ),
+        },
+    ),
+    Relation(
+        "launch",
+        {"ship": "ship", "year": "year", "town": "town"},
+        (
+            "The {ship} was launched at {town} in {year}.",
+            "In {year}, the shipyard of {town} launched the {ship}.",
+        ),
+        {
+            "year": ("When was the {ship} launched?", "In what year was the {ship} launched?"),
+            "town": ("Where was the {ship} launched?", "Which town launched the {ship}?"),
+            "ship": ("Which ship did {town} launch?", "What was launched at {town} in {year}?"),
+        },
+    ),
+    Relation(
+        "cargo",
+        {"ship": "ship", "amount": "number", "goods": "goods"},
+        (
+            "The {ship} carries {amount} barrels of {goods}.",
+            "There are {amount} barrels of {goods} aboard the {ship}.",
+        ),
+        {
+            "amount": (
+                "How many barrels are aboard the {ship}?",
+                "How many barrels does the {ship} carry?",
+            ),
+            "goods": ("What does the {ship} carry?", "What is in the barrels of the {ship}?"),
+            "ship": (
+                "Which ship carries {amount} barrels of {goods}?",
+                "Where are {amount} barrels of {goods}?",
+            ),
+        },
+    ),
+    Relation(
+        "paint",
+        {"ship": "ship", "colour": "colour"},
+        ("The hull of the {ship} is painted {colour}.", "Sailors painted the {ship} {colour}."),
+        {"colour": ("What colour is the {ship}?", "Which paint covers the hull of the {ship}?")},
+    ),
+    Relation(
+        "birth",
+        {"person": "person", "town": "town"},
+        ("{person} was born in {town}.", "{town} is where {person} grew up."),
+        {
+            "town": (
+                "Where was {person} born?",
+                "From which town is {person}?",
+                "In which town did {person} grow up?",
+            ),
+            "person": ("Who was born in {town}?", "Who grew up in {town}?"),
+        },
+    ),
+    Relation(
+        "trade",
+        {"person": "person", "trade": "trade"},
+        ("{person} used to be a {trade}.", "Years ago {person} earned a living as a {trade}."),
+        {
+            "trade": ("What was the trade of {person}?", "How did {person} earn a living?"),
+        },
+    ),
+    Relation(
+        "lesson",
+        {"pupil": "person", "teacher": "person"},
+        ("{teacher} taught {pupil} to sail.", "{pupil} learned to sail from {teacher}."),
+        {
+            "teacher": ("Who taught {pupil} to sail?", "From whom did {pupil} learn to sail?"),
+            "pupil": ("Whom did {teacher} teach to sail?", "Who learned to sail from {teacher}?"),
+        },
+    ),
+    Relation(
+        "pet",
+        {"person": "person", "animal": "animal"},
+        ("{person} owns a {animal}.", "A {animal} follows {person} everywhere."),
+        {
+            "animal": ("What animal does {person} own?", "Which animal follows {person}?"),
+        },
+    ),
+)
+
+
+NAMES = 9000  # invented names of each kind to draw training stories from
+CAST = {"person": 3, "ship": 2, "town": 4}  # invented names at hand in one story
+QUESTIONS = 4  # of each story
+UNANSWERABLE = 0.11  # chance, where the story allows such a question
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A relation with its slots filled."""
+
+    relation: Relation
+    values: dict[str, str]
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What makes two facts the same fact."""
+        return (self.relation.name, *self.values.values())
+
+    def questions(self, asked: str) -> list[str]:
+        """Every phrasing that asks for the slot `asked`."""
+        return [form.format(**self.values) for form in self.relation.questions[asked]]
+
+    def all_questions(self) -> set[str]:
+        """Every question that this fact answers."""
+        return {q for asked in self.relation.questions for q in self.questions(asked)}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question on a story; an unanswerable one has `answer=""` and `start=-1`."""
+
+    text: str
+    answer: str
+    start: int
+
+
+@dataclass(frozen=True)
+class Story:
+    """A context, the facts it states, questions about it and the invented names in it."""
+
+    context: str
+    facts: list[Fact]
+    questions: list[Question]
+    names: set[str]
+
+    def claims(self) -> set[str]:
+        """Every question that its facts could answer, and every question it asks."""
+        return {q.text for q in self.questions}.union(
+            *(fact.all_questions() for fact in self.facts)
+        )
+
+
+Names = dict[str, list[str]]
+
+
+def make_stories(
+    seed: int = 0, train: int = 1600, heldout: int = 125
+) -> tuple[list[Story], list[Story]]:
+    """`train` and `heldout` stories that share no context, no fact and no possible question."""
+    rng = random.Random(seed)
+    train_names = _draw_names(rng, taken=())
+    new_names = _draw_names(rng, taken={n for names in train_names.values() for n in names})
+    mixed = {
+        kind: rng.sample(names, NAMES // 2) + rng.sample(new_names[kind], NAMES // 2)
+        for kind, names in train_names.items()
+    }
+    training = [_story(rng, train_names) for _ in range(train)]
+    facts = {fact.key for story in training for fact in story.facts}
+    claims = {claim for story in training for claim in story.claims()}
+    held: list[Story] = []
+    while len(held) < heldout:
+        story = _story(rng, mixed)
+        if facts.isdisjoint(f.key for f in story.facts) and claims.isdisjoint(story.claims()):
+            held.append(story)
+    return training, held
+
+
+def squad_json(stories: Iterable[Story], title: str) -> dict[str, Any]:
+    """The stories as one article of SQuAD v2.0's form, with ids `<title>-<story>-<question>`."""
+    paragraphs = [
+        {
+            "context": story.context,
+            "qas": [_qa(q, f"{title}-{i}-{j}") for j, q in enumerate(story.questions)],
+        }
+        for i, story in enumerate(stories)
+    ]
+    return {"version": "v2.0", "data": [{"title": title, "paragraphs": paragraphs}]}
+
+
+def _qa(question: Question, name: str) -> dict[str, Any]:
+    answer = {"text": question.answer, "answer_start": question.start}
+    return {
+        "id": name,
+        "question": question.text,
+        "answers": [answer] if question.answer else [],
+        "is_impossible": not question.answer,
+    }
+
+
+# --- names -------------------------------------------------------------------------------------
+
+
+def _draw_names(rng: random.Random, taken: Iterable[str]) -> Names:
+    """`NAMES` invented names of each kind, none of them in `taken`."""
+    taken, names = set(taken), {}
+    for kind in ("person", "ship", "town"):
+        pool: dict[str, None] = {}  # keeps its order, as a set does not
+        while len(pool) < NAMES:
+            name = _name(rng, kind)
+            if name not in taken:
+                pool[name] = None
+        names[kind] = list(pool)
+    return names
+
+
+def _name(rng: random.Random, kind: str) -> str:
+    if kind == "person":
+        return f"{_name(rng, 'given')} {_name(rng, 'family')}"
+    count = rng.choice((1, 1, 2)) if kind in ("ship", "town") else 1
+    syllables = [rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(count)]
+    closing = "" if kind == "family" else rng.choice(CLOSINGS)
+    return ("".join(syllables) + closing + rng.choice(ENDINGS[kind])).capitalize()
+
+
+# --- stories -----------------------------------------------------------------------------------
+
+
+def _story(rng: random.Random, names: Names) -> Story:
+    cast = {kind: rng.sample(names[kind], count) for kind, count in CAST.items()}
+    facts = [
+        fact
+        for relation in rng.sample(RELATIONS, 3)
+        for fact in _facts(rng, relation, cast, count=rng.choice((1, 2)))
+    ]
+    rng.shuffle(facts)
+    context, starts = _tell(rng, facts)
+    questions = _ask(rng, facts, starts, QUESTIONS)
+    invented = {name for group in cast.values() for name in group}
+    told = {value for fact in facts for value in fact.values.values()}
+    return Story(context, facts, questions, told & invented)
+
+
+def _facts(rng: random.Random, relation: Relation, cast: Names, count: int) -> list[Fact]:
+    """`count` facts of one relation; in none of its slots does a value occur twice."""
+    while True:
+        columns = [_values(rng, kind, cast, count) for kind in relation.slots.values()]
+        rows = list(zip(*columns, strict=True))
+        if all(len(set(row)) == len(row) for row in rows):  # nobody teaches himself
+            return [Fact(relation, dict(zip(relation.slots, row, strict=True))) for row in rows]
+
+
+def _values(rng: random.Random, kind: str, cast: Names, count: int) -> list[str]:
+    if kind == "number":
+        return [str(n) for n in rng.sample(range(20, 1000), count)]
+    if kind == "year":
+        return [str(n) for n in rng.sample(range(1500, 2000), count)]
+    return rng.sample(cast.get(kind) or WORDS[kind], count)
+
+
+def _tell(rng: random.Random, facts: list[Fact]) -> tuple[str, list[dict[str, int]]]:
+    """The context, and for each fact where in it the value of each slot starts."""
+    text, starts = "", []
+    for fact in facts:
+        text += " " if text else ""
+        start = {}
+        for literal, slot, *_ in Formatter().parse(rng.choice(fact.relation.sentences)):
+            text += literal
+            if slot:
+                start[slot] = len(text)
+                text += fact.values[slot]
+        starts.append(start)
+    return text, starts
+
+
+def _ask(
+    rng: random.Random, facts: list[Fact], starts: list[dict[str, int]], count: int
+) -> list[Question]:
+    """Up to `count` questions on different slots; a few of them have no answer in the story."""
+    missing = _missing(facts)
+    answers = [
+        (fact, slot, start[slot])
+        for fact, start in zip(facts, starts, strict=True)
+        for slot in fact.relation.questions
+    ]
+    asked = []
+    for fact, slot, start in rng.sample(answers, min(count, len(answers))):
+        if missing and rng.random() < UNANSWERABLE:
+            asked.append(Question(missing.pop(rng.randrange(len(missing))), "", -1))
+        else:
+            asked.append(Question(rng.choice(fact.questions(slot)), fact.values[slot], start))
+    return asked
+
+
+def _missing(facts: list[Fact]) -> list[str]:
+    """Questions on someone in the story about what is told of others only."""
+    told = {(f.relation.slots[slot], value) for f in facts for slot, value in f.values.items()}
+    missing = []
+    for relation in {fact.relation.name: fact.relation for fact in facts}.values():
+        known = {fact.values[relation.subject] for fact in facts if fact.relation is relation}
+        for kind, name in sorted(told):
+            if kind == relation.slots[relation.subject] and name not in known:
+                missing += _about(relation, name)
+    return missing
+
+
+def _about(relation: Relation, subject: str) -> list[str]:
+    """The questions of a relation that name its subject and nothing else."""
+    forms = [form for group in relation.questions.values() for form in group]
+    return [
+        form.format(**{relation.subject: subject})
+        for form in forms
+        if {slot for _, slot, *_ in Formatter().parse(form) if slot} == {relation.subject}
+    ]
