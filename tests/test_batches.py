@@ -81,7 +81,7 @@ def test_scatter_restores_the_order_of_the_data(rng, n, cores, per_core, left):
     assert len(batches) == batch_count(n, cores, per_core)
     for batch in batches:
         assert set(batch.arrays) == {"input_ids", "attention_mask", "valid"}
-        scatter(batch, batch.arrays["input_ids"] * 10, into, fill=-1)
+        scatter(batch, batch.arrays["input_ids"] * 10, into, fill=-1.0)
     # What no batch was wide enough to hold is padding, too; the trainer fills it beforehand.
     expected = np.where(windows.attention_mask > 0, windows.input_ids * 10, -1)
     np.testing.assert_array_equal(np.nan_to_num(into, nan=-1), expected)
