@@ -58,7 +58,8 @@ def make_loss(graphdef: nnx.GraphDef) -> Callable[..., Float[Array, ""]]:
         # Made here, as NNX lets the function that is differentiated change only what is its own.
         rngs = None if key is None else nnx.Rngs(dropout=key)
         logits = nnx.merge(graphdef, params)(**model_inputs(batch), rngs=rngs)
-        losses = span_losses(logits, batch["start_positions"], batch["end_positions"])
+        labels = (batch["start_positions"], batch["end_positions"])
+        losses = span_losses(logits, *labels, batch["attention_mask"])
         rows = lax.psum(jnp.sum(batch["valid"].astype(jnp.float32)), CORES)
         return jnp.sum(jnp.where(batch["valid"], losses, 0.0)) / rows
 

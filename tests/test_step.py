@@ -26,7 +26,8 @@ def plain_loss_and_gradient(model, batch):
 
     def loss(params):
         logits = nnx.merge(graphdef, params)(**model_inputs(real))
-        return span_losses(logits, real["start_positions"], real["end_positions"]).mean()
+        labels = (real["start_positions"], real["end_positions"])
+        return span_losses(logits, *labels, real["attention_mask"]).mean()
 
     return jax.jit(jax.value_and_grad(loss))(params)
 
@@ -80,6 +81,17 @@ def test_the_tokens_of_invalid_rows_change_nothing(rng):
     other["end_positions"][5:] = 3
     states = [one_step(tiny.model(), b, 8, by_vmap)[0].params for b in (batch, other)]
     jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_the_width_of_the_padding_changes_nothing(rng):
+    batch = tiny.random_batch(rng, 8)
+    wide = {k: np.pad(v, ((0, 0), (0, 40))) if v.ndim == 2 else v for k, v in batch.items()}
+    (first, loss), (second, wide_loss) = (
+        one_step(tiny.model(), b, 8, by_vmap) for b in (batch, wide)
+    )
+    np.testing.assert_allclose(loss.loss, wide_loss.loss, rtol=1e-6)
+    for old, new in zip(*map(jax.tree.leaves, (first.params, second.params)), strict=True):
+        np.testing.assert_allclose(old, new, rtol=0, atol=2e-6 * max(1, np.abs(old).max()))
 
 
 def test_dropout_differs_by_core_and_by_step_and_repeats_by_seed(rng):

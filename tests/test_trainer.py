@@ -157,8 +157,11 @@ def test_it_learns_a_handful_of_questions_by_heart(
     assert after["eval_f1"] == 100
 
 
-def test_training_takes_the_steps_of_transformers(tmp_path, train_windows):
-    """Eight updates of HF's own Trainer on the same weights and windows: the same weights after."""
+def test_training_takes_the_steps_of_transformers(tmp_path, examples, tokenizer):
+    """Eight updates of HF's own Trainer on the same weights and windows: the same weights after.
+
+    On windows without padding, as HF's loss lets padding compete and ours does not.
+    """
     torch = pytest.importorskip("torch")
     import transformers
 
@@ -175,7 +178,10 @@ def test_training_takes_the_steps_of_transformers(tmp_path, train_windows):
         # epsilon Adam would turn that noise into whole steps.
         "adam_epsilon": 1e-4,
     }
-    windows = train_windows.select(range(14))  # every second batch is short
+    windows = prepare_train_features(examples, tokenizer, max_seq_length=24, doc_stride=3)
+    windows = windows.filter(lambda row: all(row["attention_mask"]))
+    windows = windows.select(range(14))  # every second batch is short
+    assert any(position > 0 for position in windows["start_positions"])
     theirs = transformers.Trainer(
         model=transformers.AutoModelForQuestionAnswering.from_pretrained(start),
         args=arguments(tmp_path, **settings | {"per_device_train_batch_size": 8, "use_cpu": True}),

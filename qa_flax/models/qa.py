@@ -25,16 +25,27 @@ HEAD_WEIGHT_NAMES = {r"outputs": r"qa_outputs"}
 
 
 def span_losses(
-    logits: SpanLogits, start_positions: Int[Array, " b"], end_positions: Int[Array, " b"]
+    logits: SpanLogits,
+    start_positions: Int[Array, " b"],
+    end_positions: Int[Array, " b"],
+    attention_mask: Int[Array, "b l"] | None = None,
 ) -> Float[Array, " b"]:
-    """Each row's mean of the start's and the end's cross entropy over all its tokens, float32.
+    """Each row's mean of the start's and the end's cross entropy over its tokens, float32.
+
+    With `attention_mask` padding takes no part, so a row's loss does not depend on how far it is
+    padded; without, all `l` tokens compete, as in Hugging Face.
 
     Positions as in Hugging Face: below 0 count as 0, beyond the row (>= l) the term is 0. The
     caller weights the rows; HF divides each term by its own number of positions inside, which is
     the same when none is beyond its row.
     """
-    start = _cross_entropy(logits.start, start_positions)
-    return (start + _cross_entropy(logits.end, end_positions)) / 2
+    start, end = logits
+    if attention_mask is not None:
+        start, end = (jnp.where(attention_mask > 0, x, _NEVER) for x in logits)
+    return (_cross_entropy(start, start_positions) + _cross_entropy(end, end_positions)) / 2
+
+
+_NEVER = -1e9  # finite, so that a label on padding gives a loss to see and no NaN
 
 
 def _cross_entropy(logits: Float[Array, "b l"], positions: Int[Array, " b"]) -> Float[Array, " b"]:
