@@ -46,12 +46,11 @@ def model_inputs(batch: Batch) -> Batch:
 
 
 def make_loss(graphdef: nnx.GraphDef) -> Callable[..., Float[Array, ""]]:
-    """`loss(params, batch, key=None)`: this core's part of the mean loss over all cores' valid
-    rows.
+    """`loss(params, batch, key=None)`: this core's part of the mean over all cores' valid rows.
 
-    Summing it over the cores gives the mean, so 1 core and 8 cores, and any number of rows that
-    only fill up, have the same loss and the same gradients. `key` is of the dropout masks; None:
-    no dropout.
+    Summing it over the cores gives the mean: 1 core and 8 cores, any number of rows that only fill
+    up, and any width of the padding have the same loss and the same gradients. `key` is of the
+    dropout masks; None: no dropout.
     """
 
     def loss(params: PyTree, batch: Batch, key: Any = None) -> Float[Array, ""]:
