@@ -14,6 +14,11 @@ Data flows one way. `trainer.py` ties the stages together as the Hugging Face tr
 `run.py` as `run_qa.py`'s job, `cli.py` as the command `qa-flax`.
 """
 
+import os
+
+# On import transformers advises to install PyTorch; that it is absent is as it should be here.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
 from transformers import EarlyStoppingCallback, TrainingArguments
 
 from qa_flax.examples import load_examples

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +16,6 @@ Fine-tune, evaluate and predict: the arguments of Hugging Face's run_qa.py, by t
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; exits with 2 and one message where the user's input cannot be used."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # Tokenizers and Arrow would each say on every start that PyTorch is absent: it is meant to be.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if arguments and arguments[0] == "run":
         _run(arguments[1:])
     else:
