@@ -6,10 +6,9 @@ import jax
 import optax
 from jaxtyping import PyTree
 
-# transformers' `lr_scheduler_type` -> the factor of the peak rate, see `make_schedule`.
-SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
-# transformers' names of AdamW; PyTorch's variants of the kernel are one algorithm here.
-ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_hf")
+from qa_flax.arguments import CHOICES
+
+SCHEDULES = CHOICES["lr_scheduler_type"]
 
 
 def make_schedule(

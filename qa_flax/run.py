@@ -1,6 +1,5 @@
 """`run_qa.py`'s job: files in, fine-tune, evaluate, predict, files out."""
 
-import logging
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +18,6 @@ from qa_flax.metrics import squad_metric
 from qa_flax.models.hf import AutoModelForQuestionAnswering
 from qa_flax.postprocess import postprocess_qa_predictions
 from qa_flax.trainer import QuestionAnsweringTrainer
-
-logger = logging.getLogger(__name__)
 
 
 class UsageError(ValueError):

@@ -10,7 +10,6 @@ included, and filtered afterwards, as Hugging Face does: filtering first gives o
 Equal logits go from left to right, as with `jax.lax.top_k`.
 """
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,8 +19,6 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from qa_flax.features import Features
-
-logger = logging.getLogger(__name__)
 
 # What one step looks at together: windows per chunk of examples, and (start, end) pairs per search.
 CHUNK_WINDOWS = 1024

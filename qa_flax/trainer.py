@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import logging
 import math
 import os
 import time
@@ -36,8 +35,6 @@ from qa_flax.models.hf import AutoModelForQuestionAnswering
 from qa_flax.optim import count_updates, make_optimizer, make_schedule
 from qa_flax.step import TrainState, make_eval_step, make_train_step
 from qa_flax.training import STEPS_IN_FLIGHT, Training, TrainingProgress
-
-logger = logging.getLogger(__name__)
 
 # The logit of a padding token: far below any real one, and two of them still add up in float16.
 PADDING_LOGIT = -1e4
