@@ -52,9 +52,7 @@ def qa_flax_result(args, seed):
     output = args.output_dir / f"qa_flax-{seed}"
     if not (output / "eval_results.json").exists():
         command = [sys.executable, "-m", "qa_flax", "run", *flags(args, seed, output)]
-        command += ["--do_train", "--do_eval", "--per_device_eval_batch_size=16"]
-        command += ["--train_sampling_strategy=group_by_length", "--save_strategy=no"]
-        subprocess.run([*command, "--logging_steps=50"], check=True)
+        subprocess.run([*command, "--do_train", "--do_eval", "--save_strategy=no"], check=True)
     found = json.loads((output / "all_results.json").read_text())
     return {
         "exact_match": found["eval_exact_match"],
