@@ -19,7 +19,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int32, Int64
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 WINDOWS_AT_ONCE = 1024  # bounds the temporary index arrays
 CHARACTERS_AT_ONCE = 1 << 20  # bounds what the tokenizer holds (about 100 bytes a token)
+LONG_TEXT = 1 << 18  # characters; longer texts are tokenised in pieces, which
+PIECES_SHARE = 1 << 11  # share this many, so that they can be put together where they agree
+LONG_QUESTIONS = ("truncate", "refuse")
 OUTSIDE = -1  # both offsets of a token that is not of the context
 
 Rows = Int32[np.ndarray, "n l"]
@@ -49,6 +52,7 @@ class Features:
             (-1, -1) for tokens outside the context.
         start_positions, end_positions: int32 [N], tokens of the first answer, both the CLS token
             where the answer is not wholly inside the window.
+        cls_index: int32 [N], where the CLS token is; None: the first token everywhere.
     """
 
     example_ids: list[str]
@@ -58,6 +62,7 @@ class Features:
     offsets: Int32[np.ndarray, "n l 2"] | None = None
     start_positions: Int32[np.ndarray, " n"] | None = None
     end_positions: Int32[np.ndarray, " n"] | None = None
+    cls_index: Int32[np.ndarray, " n"] | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -87,7 +92,7 @@ class Features:
             raise ValueError(f"windows need the column input_ids; columns found: {found}.")
         table = arrow_table(dataset)
         found = {
-            field: _numpy(table[name], name)
+            field: numpy_column(table[name], name)
             for field, name in _COLUMNS.items()
             if name in table.column_names and field != "example_ids"
         }
@@ -107,6 +112,7 @@ _COLUMNS = {
     "offsets": "offset_mapping",
     "start_positions": "start_positions",
     "end_positions": "end_positions",
+    "cls_index": "cls_index",
 }
 
 
@@ -142,6 +148,7 @@ def make_windows(
     doc_stride: int = 128,
     labels: bool,
     pad_to_max_length: bool = True,
+    long_questions: str = "truncate",
     disable_tqdm: bool = False,
 ) -> Features:
     """Cut every example into windows of at most `max_seq_length` tokens.
@@ -159,28 +166,40 @@ def make_windows(
         labels: whether to find the token positions of each example's first answer. Both are the
             CLS token where the window does not hold the whole answer, or there is none.
         pad_to_max_length: pad to `max_seq_length`; else to the longest window there is.
+        long_questions: "truncate" cuts questions that leave a context no room to advance, and warns
+            with their number and ids; "refuse" raises.
         disable_tqdm: no progress bar.
 
     Raises:
-        ExampleError: a column is missing, or questions leave too little room for the context.
+        ExampleError: a column is missing, or questions leave too little room for the context and
+            are refused or cannot be cut.
         ValueError: the tokenizer cannot be used, or a setting is out of range.
     """
     backend = _backend(tokenizer)
+    if long_questions not in LONG_QUESTIONS:
+        allowed = " or ".join(LONG_QUESTIONS)
+        raise ValueError(f"long_questions is {long_questions!r}; it must be {allowed}.")
     max_seq_length = _checked_length(max_seq_length, doc_stride, tokenizer)
     texts, answers = _example_columns(examples, labels)
     with _plain_encoding(backend, tokenizer.split_special_tokens):
         template = _template(backend)
         questions = _encode_distinct(texts["question"], backend, disable=True)
         contexts = _encode_distinct(texts["context"], backend, disable=disable_tqdm)
-    room = max_seq_length - template.special_tokens - questions.count
+    total = max_seq_length - template.special_tokens
+    if long_questions == "truncate":
+        questions = _truncated(texts["id"], questions, contexts.count, total, doc_stride)
+    room = total - questions.count
     _check_room(texts["id"], questions.count, contexts.count, room, max_seq_length, doc_stride)
     plan = _cut(contexts.count, room, doc_stride, tokenizer.truncation_side)
     longest = int((max_seq_length - room[plan.example] + plan.count).max(initial=1))
     length = max_seq_length if pad_to_max_length else longest
     arrays = _assemble(plan, questions, contexts, template, length, tokenizer)
+    cls_index = _cls_positions(arrays["input_ids"], tokenizer)
     if answers is not None:
-        labelled = _label(arrays["input_ids"], arrays["offsets"], answers[plan.example], tokenizer)
+        labelled = _label(arrays["offsets"], answers[plan.example], cls_index)
         arrays["start_positions"], arrays["end_positions"] = labelled
+    if cls_index.any():
+        arrays["cls_index"] = cls_index
     return Features(example_ids=[texts["id"][e] for e in plan.example.tolist()], **arrays)
 
 
@@ -240,6 +259,27 @@ def _checked_length(
     return min(max_seq_length, limit)
 
 
+def _truncated(
+    ids: list[str], questions: "_Tokens", context_tokens: Numbers, total: int, doc_stride: int
+) -> "_Tokens":
+    """Cut the questions that leave a context no room to advance, to half of what is there for both.
+
+    Where a question leaves hardly more room than `doc_stride`, every window advances by a token or
+    two and there are hundreds; half and half keeps them few.
+    """
+    room = total - questions.count
+    bad = np.flatnonzero((context_tokens > room) & (room <= doc_stride))
+    most = (total - doc_stride) // 2
+    if not len(bad) or most < 1:
+        return questions
+    some = ", ".join(f'"{ids[e]}"' for e in bad[:SHOWN].tolist()) + ", ..." * (len(bad) > SHOWN)
+    message = "%d of %d questions are too long for the window and are cut to %d tokens: %s"
+    logger.warning(message, len(bad), len(ids), most, some)
+    count = questions.count.copy()
+    count[bad] = most
+    return dataclasses.replace(questions, count=count)
+
+
 def _check_room(
     ids: list[str],
     question_tokens: Numbers,
@@ -264,7 +304,7 @@ def _check_room(
         + "\n".join(lines + ["  - ..."] * (len(bad) > SHOWN))
         + f"\nRaise max_seq_length above {max_seq_length - least + doc_stride}"
         + (f", lower doc_stride below {least}" if least > 0 else "")
-        + ", or shorten these questions."
+        + ", or shorten these questions (long_questions=truncate does)."
     )
 
 
@@ -286,11 +326,14 @@ def _encode_distinct(texts: list[str], backend: Tokenizer, *, disable: bool) -> 
     ids, offsets = [np.zeros(0, np.int32)], [np.zeros((0, 2), np.int32)]
     with tqdm(total=len(texts), desc="Tokenising", unit="ex", disable=disable) as bar:
         for batch in _batches(list(number)):
-            for encoding in backend.encode_batch(batch, add_special_tokens=False):
-                n = len(encoding)
-                pairs = itertools.chain.from_iterable(encoding.offsets)
-                ids.append(np.fromiter(encoding.ids, np.int32, n))
-                offsets.append(np.fromiter(pairs, np.int32, 2 * n).reshape(n, 2))
+            if len(batch[0]) > LONG_TEXT:
+                encoded = [_encode_long(batch[0], backend)]
+            else:
+                encodings = backend.encode_batch(batch, add_special_tokens=False)
+                encoded = map(_ids_and_offsets, encodings)
+            for text_ids, text_offsets in encoded:
+                ids.append(text_ids)
+                offsets.append(text_offsets)
             bar.update(len(texts) * len(batch) // len(number))
         bar.update(bar.total - bar.n)
     count = np.array([len(tokens) for tokens in ids[1:]], np.int64)
@@ -299,14 +342,62 @@ def _encode_distinct(texts: list[str], backend: Tokenizer, *, disable: bool) -> 
     return _Tokens(np.concatenate(ids), np.concatenate(offsets), first[of_text], count[of_text])
 
 
+def _ids_and_offsets(encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
+    n = len(encoding)
+    pairs = itertools.chain.from_iterable(encoding.offsets)
+    offsets = np.fromiter(pairs, np.int32, 2 * n).reshape(n, 2)
+    return np.fromiter(encoding.ids, np.int32, n), offsets
+
+
+def _encode_long(text: str, backend: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of a long text in bounded memory: pieces, put together where neighbours agree.
+
+    A tokenizer looks at words, or a little further. Two pieces that share PIECES_SHARE characters
+    have the same tokens there but at their edges; that is checked, and a text for which it does not
+    hold is tokenised whole.
+    """
+    ids, offsets = [], []
+    begin, kept = 0, 0  # characters up to `kept` have their tokens in the lists
+    while True:
+        end = min(begin + LONG_TEXT, len(text))
+        encoding = backend.encode(text[begin:end], add_special_tokens=False)
+        piece_ids, piece_offsets = _ids_and_offsets(encoding)
+        piece_offsets += begin
+        if begin:
+            margin = PIECES_SHARE // 4
+            last = begin + PIECES_SHARE - margin
+            ours, theirs = (
+                (starts >= kept) & (starts < last)
+                for starts in (piece_offsets[:, 0], offsets[-1][:, 0])
+            )
+            if not (
+                np.array_equal(piece_ids[ours], ids[-1][theirs])
+                and np.array_equal(piece_offsets[ours], offsets[-1][theirs])
+            ):
+                return _ids_and_offsets(backend.encode(text, add_special_tokens=False))
+            before = offsets[-1][:, 0] < kept
+            ids[-1], offsets[-1] = ids[-1][before], offsets[-1][before]
+            after = piece_offsets[:, 0] >= kept
+            piece_ids, piece_offsets = piece_ids[after], piece_offsets[after]
+        ids.append(piece_ids)
+        offsets.append(piece_offsets)
+        if end == len(text):
+            return np.concatenate(ids), np.concatenate(offsets)
+        begin = end - PIECES_SHARE
+        kept = begin + PIECES_SHARE // 4
+
+
 def _batches(texts: list[str]) -> Iterator[list[str]]:
-    """The texts in order, about CHARACTERS_AT_ONCE at a time."""
+    """The texts in order, about CHARACTERS_AT_ONCE at a time; a long one by itself."""
     begin, characters = 0, 0
-    for end, text in enumerate(texts, start=1):
-        characters += len(text)
-        if characters >= CHARACTERS_AT_ONCE or end == len(texts):
-            yield texts[begin:end]
-            begin, characters = end, 0
+    for n, text in enumerate(texts):
+        if n > begin and (len(text) > LONG_TEXT or characters >= CHARACTERS_AT_ONCE):
+            yield texts[begin:n]
+            begin, characters = n, 0
+        # Nothing joins a long text.
+        characters += CHARACTERS_AT_ONCE if len(text) > LONG_TEXT else len(text)
+    if texts:
+        yield texts[begin:]
 
 
 @contextmanager
@@ -468,10 +559,9 @@ def _fill(
 
 
 def _label(
-    input_ids: Rows,
     offsets: Int32[np.ndarray, "n l 2"],
     answers: Int64[np.ndarray, "n 2"],
-    tokenizer: PreTrainedTokenizerBase,
+    cls_index: Int32[np.ndarray, " n"],
 ) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
     """First and last token of each window's answer, [start, end) in characters, or CLS twice.
 
@@ -479,7 +569,7 @@ def _label(
     that ends at or after its end. (Hugging Face's scan for the start runs on over the padding when
     the answer begins in the window's last context token; this rule does not.)
     """
-    n = len(input_ids)
+    n = len(offsets)
     starts, ends = np.zeros(n, np.int32), np.zeros(n, np.int32)
     for begin in range(0, n, WINDOWS_AT_ONCE):
         rows = slice(begin, begin + WINDOWS_AT_ONCE)
@@ -491,9 +581,8 @@ def _label(
         first, last = _first_true(in_context), _last_true(in_context)
         row = np.arange(len(first))
         held = begins[row, first] & ends_[row, last] & (start[:, 0] >= 0)
-        cls = _cls_positions(input_ids[rows], tokenizer)
-        starts[rows] = np.where(held, _last_true(begins), cls)
-        ends[rows] = np.where(held, _first_true(ends_), cls)
+        starts[rows] = np.where(held, _last_true(begins), cls_index[rows])
+        ends[rows] = np.where(held, _first_true(ends_), cls_index[rows])
     return starts, ends
 
 
@@ -505,13 +594,19 @@ def _last_true(mask: np.ndarray) -> np.ndarray:
     return mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)
 
 
-def _cls_positions(input_ids: Rows, tokenizer: PreTrainedTokenizerBase) -> Numbers:
+def _cls_positions(
+    input_ids: Rows, tokenizer: PreTrainedTokenizerBase
+) -> Int32[np.ndarray, " n"]:
     """Where the CLS token is first; for tokenizers without one the BOS token, else position 0."""
-    is_cls, is_bos = (
-        input_ids == (-1 if token is None else token)
-        for token in (tokenizer.cls_token_id, tokenizer.bos_token_id)
-    )
-    return np.where(is_cls.any(axis=1), _first_true(is_cls), _first_true(is_bos))
+    result = np.zeros(len(input_ids), np.int32)
+    for begin in range(0, len(input_ids), WINDOWS_AT_ONCE):
+        rows = slice(begin, begin + WINDOWS_AT_ONCE)
+        is_cls, is_bos = (
+            input_ids[rows] == (-1 if token is None else token)
+            for token in (tokenizer.cls_token_id, tokenizer.bos_token_id)
+        )
+        result[rows] = np.where(is_cls.any(axis=1), _first_true(is_cls), _first_true(is_bos))
+    return result
 
 
 # --- Arrow ---------------------------------------------------------------------------------------
@@ -527,8 +622,20 @@ def _arrow(values: np.ndarray | Sequence[str]) -> pa.Array:
     return array
 
 
-def _numpy(column: pa.ChunkedArray, name: str) -> np.ndarray:
-    """Numbers, lists of them or lists of pairs as int32 [n], [n, l] or [n, l, 2]."""
+_PAIRS = pa.list_(pa.list_(pa.int32()))
+
+
+def numpy_column(column: pa.ChunkedArray, name: str) -> np.ndarray:
+    """Numbers, lists of them or lists of pairs as int32 [n], [n, l] or [n, l, 2].
+
+    Rows may be ragged: they are padded on the right with 0, or with pairs (-1, -1). A pair may be
+    None or []. Arrays may be read-only views of the column's memory.
+
+    Raises:
+        ValueError: a number is None.
+    """
+    if pa.types.is_list(column.type) and pa.types.is_null(column.type.value_type):
+        column = column.cast(_PAIRS)  # no token of the column is of a context
     try:
         parts = [_numpy_chunk(chunk) for chunk in column.chunks or [pa.array([], column.type)]]
     except ValueError as error:
@@ -552,6 +659,8 @@ def _is_fixed(array: pa.Array) -> bool:
 
 
 def _numpy_chunk(chunk: pa.Array) -> np.ndarray:
+    if isinstance(chunk, pa.ExtensionArray):  # such as Array2D of datasets
+        return _numpy_chunk(chunk.storage)
     if not pa.types.is_nested(chunk.type):
         if chunk.null_count:
             raise ValueError(f"{chunk.null_count} of its numbers are None; every one is needed.")

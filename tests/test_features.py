@@ -1,5 +1,6 @@
 """Windows equal Hugging Face's own preparation, array for array, and refuse what cannot be cut."""
 
+import dataclasses
 import logging
 
 import datasets
@@ -17,6 +18,7 @@ from tokenizers import (
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+import qa_flax.features as features_module
 from qa_flax.examples import ExampleError, load_examples
 from qa_flax.features import (
     Features,
@@ -193,6 +195,8 @@ def test_left_padding_on_real_windows(minilm):
     finally:
         minilm.padding_side = "right"
     assert_equal(ours, plain)
+    assert ours.cls_index.tolist() == [ids.index(minilm.cls_token_id) for ids in plain["input_ids"]]
+    assert ours.to_dataset()["cls_index"][:] == ours.cls_index.tolist()
 
 
 def test_unpadded_windows_are_as_wide_as_the_longest():
@@ -344,10 +348,11 @@ def test_features_survive_a_data_set_without_a_copy():
 
 
 def assert_same(ours, theirs, rows=slice(None)):
-    for field in ("input_ids", "attention_mask", "token_type_ids", "offsets"):
-        np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field)[rows])
-    for field in ("start_positions", "end_positions"):
-        np.testing.assert_array_equal(getattr(ours, field), getattr(theirs, field)[rows])
+    for field in dataclasses.fields(Features)[1:]:
+        mine, other = getattr(ours, field.name), getattr(theirs, field.name)
+        assert (mine is None) == (other is None), field.name
+        if other is not None:
+            np.testing.assert_array_equal(mine, other[rows], err_msg=field.name)
     assert ours.example_ids == np.array(theirs.example_ids)[rows].tolist()
 
 
@@ -425,6 +430,37 @@ def test_from_dataset_names_what_is_wrong():
         )
 
 
+# --- Long texts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [word_piece, byte_level, metaspace])
+def test_a_text_tokenised_in_pieces_has_the_tokens_of_the_whole(monkeypatch, kind):
+    text = " ".join(TEXTS) * 40
+    texts = ["x", text, TEXTS[0], text + "!", "y"]
+    rows = [row(text, id_=str(n)) for n, text in enumerate(texts)]
+    tokenizer = kind()
+    whole = windows(rows, tokenizer, 64, 16)
+    pieces = []
+    monkeypatch.setattr(features_module, "LONG_TEXT", 3000)
+    monkeypatch.setattr(features_module, "PIECES_SHARE", 400)
+    encode = features_module._ids_and_offsets
+    monkeypatch.setattr(
+        features_module, "_ids_and_offsets", lambda e: pieces.append(len(e)) or encode(e)
+    )
+    assert_same(windows(rows, tokenizer, 64, 16), whole)
+    assert len(pieces) > 2 * len(text) / 3000
+
+
+def test_pieces_that_do_not_agree_are_tokenised_whole(monkeypatch):
+    """A word longer than what the pieces share: its tokens depend on where it is cut."""
+    rows = [row("ab" * 1500 + " end", text="end")]
+    tokenizer = byte_level()
+    whole = windows(rows, tokenizer, 64, 16)
+    monkeypatch.setattr(features_module, "LONG_TEXT", 1001)
+    monkeypatch.setattr(features_module, "PIECES_SHARE", 100)
+    assert_same(windows(rows, tokenizer, 64, 16), whole)
+
+
 # --- What is refused, and the caller's settings --------------------------------------------------
 
 
@@ -434,7 +470,7 @@ def test_questions_without_room_are_all_named_before_the_tokenizer_panics():
     rows = [row(TEXTS[0], "What?", id_="good")]
     rows += [row(TEXTS[0], long + "?" * n, id_=f"long {n}") for n in range(7)]
     with pytest.raises(ExampleError) as error:
-        windows(rows, tokenizer, 40, 16)
+        windows(rows, tokenizer, 40, 16, long_questions="refuse")
     message = str(error.value)
     assert message.startswith("7 of 8 questions are too long")
     assert "max_seq_length=40 with doc_stride=16" in message
@@ -443,7 +479,27 @@ def test_questions_without_room_are_all_named_before_the_tokenizer_panics():
     needed = int(message.split("Raise max_seq_length above ")[1].split(",")[0])
     assert len(windows(rows, tokenizer, needed + 1, 16)) > 8
     with pytest.raises(ExampleError):
-        windows(rows, tokenizer, needed, 16)
+        windows(rows, tokenizer, needed, 16, long_questions="refuse")
+
+
+def test_questions_without_room_are_cut_and_counted(caplog):
+    tokenizer = word_piece()
+    rows = [row(TEXTS[0], "What?", id_="good"), row(TEXTS[0], "? " * 30, id_="long")]
+    rows += [row("is", "? " * 30, "is", id_="long, but it fits")]
+    with caplog.at_level(logging.WARNING):
+        ours = windows(rows, tokenizer, 40, 16)
+    assert '1 of 3 questions are too long for the window and are cut to 10 tokens: "long"' in (
+        caplog.text
+    )
+    short = [rows[0], rows[1] | {"question": "? " * 10}, rows[2]]
+    assert_equal(ours, oracle.prepare_plain(short, tokenizer, 40, 16, labels=True))
+    with pytest.raises(ValueError, match="'drop'; it must be truncate or refuse"):
+        windows(rows, tokenizer, 40, 16, long_questions="drop")
+
+
+def test_a_question_that_cannot_be_cut_enough_is_named():
+    with pytest.raises(ExampleError, match="1 of 1 questions are too long"):
+        windows([row(TEXTS[0], "What?")], word_piece(), 24, 20)
 
 
 def test_a_stride_without_room_names_the_stride_that_has():
@@ -480,7 +536,7 @@ def test_the_tokenizer_keeps_its_own_settings(minilm):
         features = windows([row(TEXTS[0] * 20, text="Seine")], minilm, 384, 128)
         assert (backend.truncation, backend.padding, backend.encode_special_tokens) == before
         with pytest.raises(ExampleError):
-            windows([row(TEXTS[0], "what " * 90)], minilm, 64, 16)
+            windows([row(TEXTS[0], "what " * 90)], minilm, 64, 16, long_questions="refuse")
         assert (backend.truncation, backend.padding, backend.encode_special_tokens) == before
     finally:
         backend.no_truncation()
