@@ -119,6 +119,18 @@ class DataArguments:
         },
     )
 
+    long_questions: str = field(
+        default="truncate",
+        metadata={
+            "help": "Questions that leave a context no room in the window: truncate or refuse.",
+            "choices": ["truncate", "refuse"],
+        },
+    )
+    hf_compatible: bool = field(
+        default=False,
+        metadata={"help": "Keep Hugging Face's answers where they are defective, as `empty`."},
+    )
+
     def __post_init__(self):
         if not (self.dataset_name or self.train_file or self.validation_file or self.test_file):
             raise ValueError(

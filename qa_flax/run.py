@@ -16,7 +16,8 @@ from qa_flax.examples import load_examples
 from qa_flax.features import make_windows
 from qa_flax.metrics import squad_metric
 from qa_flax.models.hf import AutoModelForQuestionAnswering
-from qa_flax.postprocess import postprocess_qa_predictions
+from qa_flax.postprocess import find_answers
+from qa_flax.spans import Settings
 from qa_flax.trainer import QuestionAnsweringTrainer
 
 
@@ -60,23 +61,40 @@ def run(
 def make_post_processing(
     data_args: DataArguments, output_dir: str | None
 ) -> Callable[..., EvalPrediction]:
-    """HF's `post_processing_function`: logits -> answers, files, what the scorer wants."""
+    """HF's `post_processing_function`: logits -> answers, files, what the scorer wants.
+
+    In v2 the scorer gets each question's best span and its null odds, so that it finds the best
+    threshold of all; HF's gives it the answers, and 0.0 for all odds, so it cannot.
+    """
+    compatible = data_args.hf_compatible
+    settings = Settings(
+        data_args.version_2_with_negative,
+        data_args.n_best_size,
+        data_args.max_answer_length,
+        compatible,
+    )
 
     def post_process(examples, features, predictions, stage="eval") -> EvalPrediction:
-        answers = postprocess_qa_predictions(
+        found = find_answers(
             examples,
             features,
             predictions,
-            version_2_with_negative=data_args.version_2_with_negative,
-            n_best_size=data_args.n_best_size,
-            max_answer_length=data_args.max_answer_length,
-            null_score_diff_threshold=data_args.null_score_diff_threshold,
+            settings,
+            data_args.null_score_diff_threshold,
             output_dir=output_dir,
             prefix=stage,
         )
-        extra = {"no_answer_probability": 0.0} if data_args.version_2_with_negative else {}
         # transformers' annotations know of arrays only; its QA scripts put lists here, too.
-        formatted: Any = [{"id": k, "prediction_text": v, **extra} for k, v in answers.items()]
+        formatted: Any
+        if not settings.version_2_with_negative:
+            formatted = [{"id": id_, "prediction_text": text} for id_, text in found.texts.items()]
+        else:
+            texts = found.texts if compatible else found.best_texts
+            odds = dict.fromkeys(texts, 0.0) if compatible else found.null_odds
+            formatted = [
+                {"id": id_, "prediction_text": text, "no_answer_probability": odds[id_]}
+                for id_, text in texts.items()
+            ]
         references: Any = [{"id": e["id"], "answers": e["answers"]} for e in examples]
         return EvalPrediction(predictions=formatted, label_ids=references)
 
@@ -85,6 +103,8 @@ def make_post_processing(
 
 def make_compute_metrics(data_args: DataArguments) -> Callable[[EvalPrediction], dict[str, Any]]:
     """EM and F1; nothing where no question of the set has a reference (a test set)."""
+    hf_threshold = 1.0  # its odds are 0.0, so none is above
+    own_threshold = data_args.null_score_diff_threshold
 
     def compute_metrics(scored: EvalPrediction) -> dict[str, Any]:
         if not any(reference["answers"]["text"] for reference in scored.label_ids):
@@ -93,6 +113,7 @@ def make_compute_metrics(data_args: DataArguments) -> Callable[[EvalPrediction],
             scored.predictions,
             scored.label_ids,
             version_2_with_negative=data_args.version_2_with_negative,
+            no_answer_threshold=hf_threshold if data_args.hf_compatible else own_threshold,
         )
 
     return compute_metrics
@@ -197,6 +218,7 @@ def _windows(
         max_seq_length=data_args.max_seq_length,
         doc_stride=data_args.doc_stride,
         labels=stage != "predict",
+        long_questions=data_args.long_questions,
         disable_tqdm=bool(training_args.disable_tqdm),
     ).to_dataset()
 

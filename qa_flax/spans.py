@@ -7,7 +7,8 @@ the work is done on whole arrays, chunk by chunk: extra memory does not grow wit
 
 The n best starts and n best ends of a window are chosen over the whole row, question and padding
 included, and filtered afterwards, as Hugging Face does: filtering first gives other n-best lists.
-Equal logits go from left to right, as with `jax.lax.top_k`.
+Equal logits go from left to right, as with `jax.lax.top_k`. The first arrow may also be taken on
+the device (`step.make_candidate_step`): then `Candidates` come instead of logits.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +19,15 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
-from qa_flax.features import Features
+from qa_flax.features import Features, numpy_column
 
 # What one step looks at together: windows per chunk of examples, and (start, end) pairs per search.
 CHUNK_WINDOWS = 1024
 CHUNK_PAIRS = 1 << 19
+
+# The logit of a token that cannot be an answer: far below any real one, and two of them still add
+# up in float16.
+PADDING_LOGIT = -1e4
 
 
 class TopTokens(NamedTuple):
@@ -32,6 +37,21 @@ class TopTokens(NamedTuple):
     start_logits: Float[np.ndarray, "w c"]
     ends: Int[np.ndarray, "w c"]
     end_logits: Float[np.ndarray, "w c"]
+
+
+class Candidates(NamedTuple):
+    """All that answers need of N windows' logits: their best tokens, and the null's two logits."""
+
+    tokens: TopTokens
+    null_starts: Float[np.ndarray, " n"]
+    null_ends: Float[np.ndarray, " n"]
+    length: int  # L, of the logits
+
+    def __len__(self) -> int:
+        return len(self.null_starts)
+
+
+Logits = tuple[np.ndarray, np.ndarray]  # of starts and ends, [N, L] each
 
 
 class Spans(NamedTuple):
@@ -59,6 +79,7 @@ class Settings(NamedTuple):
     version_2_with_negative: bool
     n_best_size: int
     max_answer_length: int
+    hf_compatible: bool = True
 
 
 class Chunk(NamedTuple):
@@ -71,15 +92,14 @@ class Chunk(NamedTuple):
 
 
 def best_spans(
-    ids: list, features: Any, starts: np.ndarray, ends: np.ndarray, settings: Settings
+    ids: list, features: Any, predictions: Logits | Candidates, settings: Settings
 ) -> Iterator[Chunk]:
     """Yield the best spans of all examples, best first, a chunk of examples at a time.
 
     Args:
         ids: the id of each example; a repeated id stands for its last row.
         features: N windows, as `postprocess_qa_predictions` takes them.
-        starts: start logits [N, L].
-        ends: end logits [N, L].
+        predictions: start and end logits [N, L], or what `candidates` made of them.
         settings: which spans to keep; in v2 the null is among the spans, with characters (0, 0).
     """
     row_of = {str(id_): row for row, id_ in enumerate(ids)}
@@ -87,16 +107,21 @@ def best_spans(
     owner = _owners(column(features, "example_id", None, "features"), row_of)
     order = np.argsort(owner, kind="stable")
     bounds = np.searchsorted(owner[order], np.arange(len(examples) + 1))
-    nulls, null_scores = _nulls(starts, ends, order, bounds)
+    null = _null_logits(features, predictions, settings)
+    nulls, null_scores = _nulls(null.scores, order, bounds, settings.hf_compatible)
     for first, last in _example_chunks(bounds):
-        count, parts = last - first, [_no_spans(starts.dtype)]
-        for rows in _window_chunks(order[bounds[first] : bounds[last]], starts, settings):
-            part = _spans_of(rows, owner[rows] - first, features, starts, ends, settings)
+        count, parts = last - first, [_no_spans(null.scores.dtype)]
+        for rows in _window_chunks(order[bounds[first] : bounds[last]], settings):
+            tokens = _tokens(predictions, rows, settings)
+            offsets, max_context = _offsets(features, rows)
+            part = spans_of_tokens(
+                tokens, offsets, max_context, owner[rows] - first, settings.max_answer_length
+            )
             if len(rows) < bounds[last] - bounds[first]:  # one part of many: keep it small
                 part = _best_of_examples(part, count, settings.n_best_size)
             parts.append(part)
         chunk_nulls = nulls[first:last] if settings.version_2_with_negative else nulls[:0]
-        null_spans = _null_spans(starts, ends, chunk_nulls)
+        null_spans = _null_spans(null, chunk_nulls)
         spans = _best_of_examples(Spans.concatenate(parts), count, settings.n_best_size, null_spans)
         chunk_bounds = _bounds(spans.owner, count)
         yield Chunk(examples[first:last], chunk_bounds, spans, null_scores[first:last])
@@ -145,18 +170,20 @@ def _descending(values: np.ndarray) -> np.ndarray:
     return ~np.where(np.isnan(floats), largest, ascending)
 
 
-def _spans_of(
-    rows: np.ndarray,
-    owner: np.ndarray,
-    features: Any,
-    starts: np.ndarray,
-    ends: np.ndarray,
-    settings: Settings,
-) -> Spans:
-    """All admissible spans of some windows."""
-    offsets, max_context = _offsets(features, rows, starts.shape[1])
-    tokens = top_tokens(starts[rows], ends[rows], settings.n_best_size)
-    return spans_of_tokens(tokens, offsets, max_context, owner, settings.max_answer_length)
+def _tokens(predictions: Logits | Candidates, rows: np.ndarray, settings: Settings) -> TopTokens:
+    """The best tokens of some windows."""
+    if isinstance(predictions, Candidates):
+        given, count = predictions.tokens, settings.n_best_size
+        return TopTokens(*(_known(part[rows, :count], settings) for part in given))
+    starts, ends = (_known(logits[rows], settings) for logits in predictions)
+    return top_tokens(starts, ends, settings.n_best_size)
+
+
+def _known(values: np.ndarray, settings: Settings) -> np.ndarray:
+    """The logits, where it is not to be as in Hugging Face without NaN and infinities."""
+    if settings.hf_compatible or values.dtype.kind != "f" or np.isfinite(values).all():
+        return values
+    return np.nan_to_num(values, nan=PADDING_LOGIT, posinf=-PADDING_LOGIT, neginf=PADDING_LOGIT)
 
 
 def spans_of_tokens(
@@ -168,13 +195,13 @@ def spans_of_tokens(
 ) -> Spans:
     """Pair the best starts with the best ends, and keep the pairs that are spans of the context.
 
-    `owner` [W] says which example a window belongs to; `offsets` are -1 outside the context.
+    `owner` [W] says which example a window belongs to; `offsets` are -1 outside the context, and so
+    is all behind their last column.
     """
-    window = np.arange(len(owner))[:, None]
-    first, last = offsets[window, tokens.starts, 0], offsets[window, tokens.ends, 1]
+    first, last = _at(offsets[..., 0], tokens.starts, -1), _at(offsets[..., 1], tokens.ends, -1)
     start_is_open, end_is_open = first >= 0, last >= 0
     if max_context is not None:
-        start_is_open &= max_context[window, tokens.starts]
+        start_is_open &= _at(max_context, tokens.starts, False)
     # A closed start is put far right and a closed end far left: end - start as an unsigned number
     # is then beyond any length, and so it is where the end comes first. One comparison does all.
     far = np.int32(1 << 30)
@@ -189,6 +216,17 @@ def spans_of_tokens(
     end_logits = tokens.end_logits.ravel()[end_at]
     chars = np.stack([first.ravel()[start_at], last.ravel()[end_at]], axis=1)
     return Spans(owner[w], chars, start_logits, end_logits, start_logits + end_logits)
+
+
+def _at(values: np.ndarray, tokens: np.ndarray, outside: Any) -> np.ndarray:
+    """`values` [W, l] at `tokens` [W, C]; behind the last column it is `outside`."""
+    width = values.shape[1]
+    if width == 0:
+        return np.full(tokens.shape, outside, values.dtype)
+    window = np.arange(len(tokens))[:, None]
+    if tokens.max(initial=0) < width:
+        return values[window, tokens]
+    return np.where(tokens < width, values[window, np.minimum(tokens, width - 1)], outside)
 
 
 def _best_of_examples(spans: Spans, examples: int, count: int, nulls: Spans | None = None) -> Spans:
@@ -227,36 +265,73 @@ def _bounds(owner: np.ndarray, examples: int) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=examples))])
 
 
+class _Null(NamedTuple):
+    """The null of each window [N]."""
+
+    starts: np.ndarray
+    ends: np.ndarray
+    scores: np.ndarray
+
+
+def _null_logits(features: Any, predictions: Logits | Candidates, settings: Settings) -> _Null:
+    """The logits of each window's null: at its CLS token, or for Hugging Face at the first."""
+    if isinstance(predictions, Candidates):
+        starts, ends = predictions.null_starts, predictions.null_ends
+    else:
+        at = null_positions(features, settings.hf_compatible)
+        window = np.arange(len(predictions[0]))
+        starts, ends = (logits[window, at] for logits in predictions)
+    starts, ends = _known(starts, settings), _known(ends, settings)
+    return _Null(starts, ends, starts + ends)
+
+
+def null_positions(features: Any, hf_compatible: bool) -> Any:
+    """The token [N] whose logits are the null's: the column `cls_index`, or without it the first.
+
+    Hugging Face always takes the first, which with padding on the left is padding.
+    """
+    if hf_compatible:
+        return 0
+    if isinstance(features, Features):
+        return 0 if features.cls_index is None else features.cls_index
+    if isinstance(features, datasets.Dataset):
+        has_column = "cls_index" in features.column_names
+    else:
+        has_column = bool(len(features)) and "cls_index" in features[0]
+    return np.array(column(features, "cls_index", None, "features")) if has_column else 0
+
+
 def _nulls(
-    starts: np.ndarray, ends: np.ndarray, order: np.ndarray, bounds: np.ndarray
+    null: np.ndarray, order: np.ndarray, bounds: np.ndarray, hf_compatible: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """The window with the smallest null score of each example (-1: no windows), and that score.
 
-    An example without windows has the score of the one before it, as with Hugging Face; if there is
-    none, the largest float, so that its answer is "".
+    An example without windows has the largest float, so that its answer is "". With Hugging Face it
+    has the score of the example before it, if there is one.
     """
     examples = len(bounds) - 1
     rows = np.full(examples, -1)
-    scores = np.full(examples, np.finfo(starts.dtype).max, starts.dtype)
+    scores = np.full(examples, np.finfo(null.dtype).max, null.dtype)
     first = bounds[:-1][np.diff(bounds) > 0]
     if len(first) == 0:
         return rows, scores
-    null = (starts[:, 0] + ends[:, 0])[order]
+    null = null[order]
     # A NaN is never smaller than another, and in an example's first window never replaced.
     rank = np.where(np.isnan(null), np.inf, null)
     rank[first[np.isnan(null[first])]] = -np.inf
     smallest = np.lexsort((rank, np.repeat(np.arange(examples), np.diff(bounds))))[first]
     rows[np.diff(bounds) > 0] = order[smallest]
     seen = np.cumsum(rows >= 0)
-    scores[seen > 0] = null[smallest][seen[seen > 0] - 1]
+    known = seen > 0 if hf_compatible else rows >= 0
+    scores[known] = null[smallest][seen[known] - 1]
     return rows, scores
 
 
-def _null_spans(starts: np.ndarray, ends: np.ndarray, rows: np.ndarray) -> Spans:
+def _null_spans(null: _Null, rows: np.ndarray) -> Spans:
     owner = np.flatnonzero(rows >= 0)
-    start_logits, end_logits = starts[rows[owner], 0], ends[rows[owner], 0]
+    at = rows[owner]
     chars = np.zeros((len(owner), 2), np.int32)
-    return Spans(owner, chars, start_logits, end_logits, start_logits + end_logits)
+    return Spans(owner, chars, null.starts[at], null.ends[at], null.scores[at])
 
 
 def _no_spans(dtype: np.dtype) -> Spans:
@@ -290,11 +365,9 @@ def _example_chunks(bounds: np.ndarray) -> Iterator[tuple[int, int]]:
         first = last
 
 
-def _window_chunks(
-    rows: np.ndarray, starts: np.ndarray, settings: Settings
-) -> Iterator[np.ndarray]:
+def _window_chunks(rows: np.ndarray, settings: Settings) -> Iterator[np.ndarray]:
     """Split windows so that one search holds about CHUNK_PAIRS pairs of tokens."""
-    pairs = min(settings.n_best_size, starts.shape[1]) ** 2
+    pairs = settings.n_best_size**2
     size = min(CHUNK_WINDOWS, max(1, CHUNK_PAIRS // max(pairs, 1)))
     for first in range(0, len(rows), size):
         yield rows[first : first + size]
@@ -332,63 +405,30 @@ def _missing(name: str, found: list[str], what: str) -> str:
     return f"{what} have no column {name!r}; the columns are: {', '.join(found) or 'none'}"
 
 
-def _offsets(features: Any, rows: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Offsets [W, length, 2] of some windows, -1 outside the context, and the allowed starts."""
+def _offsets(features: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Offsets [W, l, 2] of some windows, -1 outside the context, and the allowed starts."""
     if isinstance(features, Features):
         if features.offsets is None:
             raise ValueError(
                 "features have no offsets, which say where in the context a token is: make them "
                 "with prepare_validation_features"
             )
-        return _fit(features.offsets[rows], length), None
+        return features.offsets[rows], None
     if isinstance(features, datasets.Dataset):
-        array = _arrow_column(features, "offset_mapping", rows, "features").combine_chunks()
+        array = _arrow_column(features, "offset_mapping", rows, "features")
         has_marks = "token_is_max_context" in features.column_names
     else:
         lists = [
             pairs.tolist() if isinstance(pairs, np.ndarray) else pairs
             for pairs in column(features, "offset_mapping", rows, "features")
         ]
-        array = pa.array(lists, _PAIRS)
+        array = pa.chunked_array([pa.array(lists, pa.list_(pa.list_(pa.int32())))])
         has_marks = "token_is_max_context" in features[0]
-    offsets = _fit(_offsets_from_arrow(array), length)
+    offsets = numpy_column(array, "offset_mapping")
     if not has_marks:
         return offsets, None
     marks = column(features, "token_is_max_context", rows, "features")
-    return offsets, _max_context(marks, length)
-
-
-_PAIRS = pa.list_(pa.list_(pa.int32()))
-
-
-def _offsets_from_arrow(array: pa.Array) -> np.ndarray:
-    """Offsets [W, L, 2] of an Arrow array of lists of pairs, null or []."""
-    array = array.storage if isinstance(array, pa.ExtensionArray) else array
-    array = array.cast(_PAIRS)
-    pairs = array.flatten()
-    is_pair = _lengths(pairs) == 2
-    flat = np.full((len(pairs), 2), -1, np.int32)
-    flat[is_pair] = pairs.filter(pa.array(is_pair)).flatten().to_numpy().reshape(-1, 2)
-    lengths = _lengths(array)
-    width = lengths.max(initial=0)
-    if (lengths == width).all():
-        return flat.reshape(len(lengths), width, 2)
-    result = np.full((len(lengths), width, 2), -1, np.int32)
-    result[np.arange(width) < lengths[:, None]] = flat
-    return result
-
-
-def _lengths(lists: pa.Array) -> np.ndarray:
-    return lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-
-
-def _fit(offsets: np.ndarray, length: int) -> np.ndarray:
-    """Offsets [W, length, 2]: behind the end of a row shorter than the logits there is nothing."""
-    missing = max(length - offsets.shape[1], 0)
-    padded = (
-        np.pad(offsets, ((0, 0), (0, missing), (0, 0)), constant_values=-1) if missing else offsets
-    )
-    return padded[:, :length]
+    return offsets, _max_context(marks, offsets.shape[1])
 
 
 def _max_context(marks: list[Mapping[str, bool] | None], length: int) -> np.ndarray:

@@ -132,9 +132,17 @@ def postprocess_plain(
     output_dir=None,
     prefix=None,
     argsort=np.argsort,
+    hf_compatible=True,
 ):
-    """HF's newest function of this name; `features` are dicts, with None outside the context."""
+    """HF's newest function of this name; `features` are dicts, with None outside the context.
+
+    `hf_compatible=False`: the same steps with HF's defects mended.
+    """
     all_starts, all_ends = predictions
+    if not hf_compatible:
+        all_starts, all_ends = (
+            np.nan_to_num(logits, nan=-1e4, posinf=1e4, neginf=-1e4) for logits in predictions
+        )
     if len(all_starts) != len(features):
         raise ValueError(f"{len(all_starts)} predictions for {len(features)} features")
     index_of = {row["id"]: i for i, row in enumerate(rows)}
@@ -150,13 +158,14 @@ def postprocess_plain(
             starts, ends = all_starts[n], all_ends[n]
             offsets = features[n]["offset_mapping"]
             max_context = features[n].get("token_is_max_context")
-            null_score = starts[0] + ends[0]
+            cls = 0 if hf_compatible else features[n].get("cls_index", 0)
+            null_score = starts[cls] + ends[cls]
             if null is None or null["score"] > null_score:
                 null = {
                     "offsets": (0, 0),
                     "score": null_score,
-                    "start_logit": starts[0],
-                    "end_logit": ends[0],
+                    "start_logit": starts[cls],
+                    "end_logit": ends[cls],
                 }
             best_starts = argsort(starts)[-1 : -n_best_size - 1 : -1].tolist()
             best_ends = argsort(ends)[-1 : -n_best_size - 1 : -1].tolist()
@@ -193,15 +202,22 @@ def postprocess_plain(
         for p in kept:
             first, last = p.pop("offsets")
             p["text"] = row["context"][first:last]
-        if not kept or (len(kept) == 1 and kept[0]["text"] == ""):
+            if not hf_compatible:
+                p["text"] = p["text"].strip()
+        if hf_compatible and (not kept or (len(kept) == 1 and kept[0]["text"] == "")):
             kept.insert(0, {"text": "empty", "start_logit": 0.0, "end_logit": 0.0, "score": 0.0})
-        scores = np.array([p.pop("score") for p in kept])
+        scores = np.array([p.pop("score") for p in kept] or [0.0])
         exponentials = np.exp(scores - np.max(scores))
-        for p, probability in zip(kept, exponentials / exponentials.sum(), strict=True):
+        for p, probability in zip(kept, exponentials / exponentials.sum(), strict=bool(kept)):
             p["probability"] = probability
 
-        if not version_2_with_negative:
-            answers[row["id"]] = kept[0]["text"]
+        if not hf_compatible and all(p["text"] == "" for p in kept):
+            answers[row["id"]] = ""
+            if version_2_with_negative:
+                odds[row["id"]] = float(np.finfo(all_starts.dtype).max)
+        elif not version_2_with_negative:
+            texts = [p["text"] for p in kept]
+            answers[row["id"]] = texts[0] if hf_compatible else next(filter(None, texts))
         else:
             best = next(p for p in kept if p["text"] != "")
             difference = lowest_null - best["start_logit"] - best["end_logit"]

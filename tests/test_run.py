@@ -95,7 +95,8 @@ def test_train_evaluate_and_predict_leave_the_files_of_run_qa(checkpoint, data, 
         assert shown in printed.err
 
 
-def test_questions_without_an_answer_give_null_odds(checkpoint, data, tmp_path):
+@pytest.mark.parametrize("compatible", [True, False])
+def test_questions_without_an_answer_give_null_odds(checkpoint, data, tmp_path, compatible):
     run(
         checkpoint,
         tmp_path,
@@ -105,14 +106,27 @@ def test_questions_without_an_answer_give_null_odds(checkpoint, data, tmp_path):
         "--null_score_diff_threshold=-0.5",
         "--n_best_size=5",
         "--disable_tqdm=True",
+        f"--hf_compatible={compatible}",
     )
     rows = tiny.rows()
     answers = read(tmp_path / "eval_predictions.json")
     odds = read(tmp_path / "eval_null_odds.json")
     assert odds.keys() == answers.keys() == {row["id"] for row in rows}
     assert all((answers[id_] == "") == (odds[id_] > -0.5) for id_ in odds)
+    assert len(set(answers.values()) - {""}) > 1
     results = read(tmp_path / "eval_results.json")
-    for name, value in squad_v2_plain(answers, rows).items():
+    expected = squad_v2_plain(answers, rows)
+    if not compatible:  # the best threshold is looked for among all odds, over all best spans
+        best = read(tmp_path / "eval_nbest_predictions.json")
+        texts = {id_: next(e["text"] for e in best[id_] if e["text"]) for id_ in best}
+        with_odds = squad_v2_plain(texts, rows, odds, threshold=-0.5)
+        assert {k: with_odds[k] for k in expected if "best" not in k} == {
+            k: v for k, v in expected.items() if "best" not in k
+        }
+        assert with_odds["best_f1"] >= with_odds["f1"]
+        assert with_odds["best_f1_thresh"] != expected["best_f1_thresh"]
+        expected = with_odds
+    for name, value in expected.items():
         assert results[f"eval_{name}"] == value
 
 
@@ -179,10 +193,6 @@ def refused(capfd, checkpoint, tmp_path, *arguments):
             json.dumps([{"id": "a", "question": "q", "context": "c", "answers": []}] * 2),
             "id was already used",
         ),
-        (
-            json.dumps([{"id": "a", "question": "q " * 80, "context": "c " * 99, "answers": []}]),
-            "too long for windows of max_seq_length=64",
-        ),
     ],
 )
 def test_data_that_cannot_be_used(capfd, checkpoint, tmp_path, content, expected):
@@ -192,6 +202,18 @@ def test_data_that_cannot_be_used(capfd, checkpoint, tmp_path, content, expected
     message = refused(capfd, checkpoint, tmp_path, f"--validation_file={file}", "--do_eval")
     assert expected in message
     assert not (tmp_path / "out").exists()
+
+
+def test_questions_that_are_too_long_are_cut_or_refused(capfd, caplog, checkpoint, tmp_path):
+    file = tmp_path / "data.json"
+    row = {"id": "a", "question": "q " * 80, "context": "c " * 99, "answers": []}
+    file.write_text(json.dumps([row]))
+    arguments = [f"--validation_file={file}", "--do_eval", "--disable_tqdm=True"]
+    message = refused(capfd, checkpoint, tmp_path, *arguments, "--long_questions=refuse")
+    assert "too long for windows of max_seq_length=64" in message
+    assert not (tmp_path / "out").exists()
+    run(checkpoint, tmp_path / "out", *arguments)
+    assert "1 of 1 questions are too long for the window and are cut to 22 tokens" in caplog.text
 
 
 def test_answers_out_of_place_are_kept_repaired_or_refused(capfd, checkpoint, tmp_path):

@@ -222,6 +222,31 @@ def test_bfloat16_is_computed_in_float32():
     assert postprocess_qa_predictions(rows, features, rounded, **settings) == expected
 
 
+def test_the_mended_result_equals_the_mended_oracle(tmp_path):
+    """Also with NaN and infinities, the null anywhere, and texts that are nothing but space."""
+    for seed in range(5000, 5200):
+        rows, features, predictions, settings = case(seed)
+        rng = np.random.default_rng(seed)
+        for array in predictions:
+            share = rng.choice([0.0, 0.05])
+            array[rng.random(array.shape) < share] = rng.choice([np.nan, np.inf, -np.inf])
+        for feature in features:
+            feature["cls_index"] = int(rng.integers(LENGTH))
+        for row in rows:
+            row["context"] = "".join(rng.permutation(list(row["context"][:150] + " " * 50)))
+        settings |= {"hf_compatible": False}
+        given = [features, as_dataset(features)][seed % 2]
+        assert_same(
+            tmp_path / str(seed), rows, features, predictions, settings, given, argsort=left_first
+        )
+    assert np.isfinite(list(json_values(tmp_path))).all()
+
+
+def json_values(folder):
+    for path in folder.glob("*/ours/*null_odds.json"):
+        yield from json.loads(path.read_text()).values()
+
+
 # ---------------------------------------------------------------------------------- odd cases
 
 
@@ -282,6 +307,45 @@ def test_duplicate_ids_keep_the_first_place_and_the_last_context():
         ("a", "Paris"),
         ("b", "empty"),
     ]
+
+
+def test_mended_no_span_at_all_is_no_answer(tmp_path):
+    flat, settings = [-1.0, 0, 0, 0, 0], {"output_dir": tmp_path, "hf_compatible": False}
+    assert one(flat, flat, offsets=[None] * 5, **settings) == {"a": ""}
+    assert json.loads((tmp_path / "nbest_predictions.json").read_text()) == {"a": []}
+    settings["version_2_with_negative"] = True
+    assert one(flat, flat, offsets=[None] * 5, **settings) == {"a": ""}
+    odds = json.loads((tmp_path / "null_odds.json").read_text())
+    assert odds == {"a": float(np.finfo(np.float32).max)}
+
+
+def test_mended_an_example_without_windows_does_not_borrow(tmp_path):
+    rows = [{"id": "none", "context": "x"}, {"id": "a", "context": CONTEXT}]
+    flat, settings = [5, 0, 0, 1, 0], {"version_2_with_negative": True, "output_dir": tmp_path}
+    one(flat, flat, rows=rows[::-1] + rows[1:], **settings)
+    borrowed = json.loads((tmp_path / "null_odds.json").read_text())
+    one(flat, flat, rows=rows, hf_compatible=False, **settings)
+    own = json.loads((tmp_path / "null_odds.json").read_text())
+    assert borrowed["none"] == 10.0
+    assert own == {"none": float(np.finfo(np.float32).max), "a": 8.0}
+
+
+def test_mended_the_null_is_the_cls_token():
+    windows = [{"example_id": "a", "offset_mapping": WORDS, "cls_index": 4}]
+    flat = np.array([[0, 1, 0, 0, 5]], np.float32)
+    rows = [{"id": "a", "context": CONTEXT}]
+    settings = {"version_2_with_negative": True}
+    for given in (windows, as_dataset(windows)):
+        for compatible, answer in ((True, "Paris"), (False, "")):
+            settings["hf_compatible"] = compatible
+            found = postprocess_qa_predictions(rows, given, (flat, flat), **settings)
+            assert found == {"a": answer}
+
+
+def test_mended_duplicate_ids_are_refused():
+    rows = [{"id": i, "context": CONTEXT} for i in ("a", "b", "a", "c", "b")]
+    with pytest.raises(ValueError, match="2 ids stand for several of the 6 .*first: a, b"):
+        one([0] * 5, [0] * 5, rows=rows + [{"id": "z", "context": CONTEXT}], hf_compatible=False)
 
 
 def test_no_examples(tmp_path):

@@ -161,6 +161,7 @@ def _post_process(output: Path, examples, windows, logits) -> EvalPrediction:
         output_dir=output,
         max_answer_length=16,
         prefix="heldout",
+        hf_compatible=False,
     )
     return _scorable(examples, answers)
 
