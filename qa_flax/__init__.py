@@ -5,7 +5,8 @@
                         batches.py      host      [cores, B, L]
                         models/         device    hidden states -> SpanLogits
                         step.py         device    what one core does
-                        parallel.py     device    all cores; put, gather -> [N, L] NumPy
+                        parallel.py     device    all cores; put, gather
+                        prediction.py   both      -> logits [N, L] or best tokens [N, C]
                         spans.py        host      the best spans
                         postprocess.py  host      answers, files
                         metrics.py      host      EM / F1

@@ -131,11 +131,23 @@ class DataArguments:
         metadata={"help": "Keep Hugging Face's answers where they are defective, as `empty`."},
     )
 
+    gather: str = field(
+        default="topk",
+        metadata={
+            "help": "What the cores send to the host: the best starts and ends of each window "
+            "(topk), or all logits. The answers are the same.",
+            "choices": ["topk", "logits"],
+        },
+    )
+
     def __post_init__(self):
         if not (self.dataset_name or self.train_file or self.validation_file or self.test_file):
             raise ValueError(
                 "no data: give --train_file, --validation_file, --test_file or --dataset_name"
             )
+        for name in ("n_best_size", "max_answer_length"):
+            if (value := getattr(self, name)) < 1:
+                raise ValueError(f"--{name} is {value}; it must be at least 1")
 
 
 def check_training_arguments(args: TrainingArguments) -> None:

@@ -71,14 +71,26 @@ def train_batches(
     yield from _in_order(features, order, lengths, cores, per_core, labels=True)
 
 
-def eval_batches(features: Features, cores: int, per_core: int) -> Iterator[HostBatch]:
-    """Every window once, longest first, so that a batch's rows are of like length; no labels.
+def eval_batches(
+    features: Features,
+    cores: int,
+    per_core: int,
+    null_positions: Int[np.ndarray, " n"] | int | None = None,
+) -> Iterator[HostBatch]:
+    """Every window once, longest first, so that a batch's rows are of like length.
 
     `rows` says where each row belongs: `scatter` by it and the order of the data is restored.
+    Labels are in the arrays where the windows have some; `null_positions`, if given, are in them as
+    columns of the batch, below 0 or beyond where the token was cut off as padding.
     """
     lengths = features.attention_mask.sum(axis=1)
     order = np.argsort(-lengths, kind="stable")
-    yield from _in_order(features, order, lengths, cores, per_core, labels=False)
+    labels = features.start_positions is not None and features.end_positions is not None
+    for batch in _in_order(features, order, lengths, cores, per_core, labels):
+        if null_positions is not None:
+            at = np.broadcast_to(np.int32(null_positions), len(features))[batch.rows]
+            batch.arrays["null_positions"] = at - np.int32(batch.columns.start)
+        yield batch
 
 
 def batch_count(windows: int, cores: int, per_core: int) -> int:

@@ -36,13 +36,49 @@ def _others(arguments: list[str]) -> None:
     demo.add_argument(
         "--output_dir", type=Path, default=Path("qa_flax_demo"), help="for the model and the files"
     )
-    parsed = parser.parse_args(arguments)
+    scorer = commands.add_parser(
+        "score",
+        help="EM and F1 of a file of answers, as the official SQuAD scorers print them",
+        description="EM and F1 of a file of answers, as the official SQuAD scorers print them.",
+    )
+    scorer.add_argument("dataset", metavar="DATASET", help="SQuAD JSON, JSONL, CSV or Parquet")
+    scorer.add_argument("predictions", metavar="PREDICTIONS", help="JSON, {id: answer}")
+    scorer.add_argument("--na-prob-file", "-n", help="JSON, {id: number}, such as null_odds.json")
+    scorer.add_argument(
+        "--na-prob-thresh", "-t", type=float, default=1.0, help='a greater number counts as "" (1)'
+    )
+    scorer.add_argument("--out-file", "-o", type=Path, help="write there instead of printing")
+    scorer.add_argument(
+        "--version_2_with_negative",
+        action="store_true",
+        help="score as SQuAD v2.0 (default where a question has no answer)",
+    )
+    scorer.add_argument("--language", help="MLQA's rules for ar, de, en, es, hi, vi or zh")
+    parsed = vars(parser.parse_args(arguments))
     _start_logging()
+    {"demo": _demo, "score": _score}[parsed.pop("command")](**parsed)
+
+
+def _demo(seed: int, output_dir: Path) -> None:
     from qa_flax.demo import run_demo
     from qa_flax.parallel import use_host_cores
 
     use_host_cores()
-    run_demo(seed=parsed.seed, output_dir=parsed.output_dir)
+    run_demo(seed=seed, output_dir=output_dir)
+
+
+def _score(out_file: Path | None, **arguments: Any) -> None:
+    from qa_flax.score import as_printed, score
+
+    try:
+        text = as_printed(score(**arguments))
+        if out_file is None:
+            print(text)
+        else:
+            out_file.write_text(text + "\n")
+    except (ValueError, OSError) as error:
+        print(f"qa-flax: error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _run(arguments: list[str]) -> None:

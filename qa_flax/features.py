@@ -594,9 +594,7 @@ def _last_true(mask: np.ndarray) -> np.ndarray:
     return mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)
 
 
-def _cls_positions(
-    input_ids: Rows, tokenizer: PreTrainedTokenizerBase
-) -> Int32[np.ndarray, " n"]:
+def _cls_positions(input_ids: Rows, tokenizer: PreTrainedTokenizerBase) -> Int32[np.ndarray, " n"]:
     """Where the CLS token is first; for tokenizers without one the BOS token, else position 0."""
     result = np.zeros(len(input_ids), np.int32)
     for begin in range(0, len(input_ids), WINDOWS_AT_ONCE):

@@ -17,17 +17,21 @@ In both, the last of several predictions for an id counts and predictions for ot
 `best_exact` and `best_f1` look at the prediction as it is, not as normalised: "the" for a question
 without an answer is right in `exact` and costs a point here. They mean something only if
 `no_answer_probability` does: with one value for all they depend on the order of the questions.
-Normalising knows English articles and ASCII punctuation only, and words are parted by spaces.
+Normalising knows English articles and ASCII punctuation only, and words are parted by spaces. With
+a `language` it is that of MLQA's scorer (Lewis et al., 2019, arXiv:1910.07475): the language's
+articles, all of Unicode's punctuation, and in Chinese each character is a word. These are other
+scores than SQuAD's, in English too.
 """
 
 import logging
 import re
 import string
+import sys
+import unicodedata
 from collections.abc import Iterable, Mapping
+from functools import cache, partial
 from numbers import Real
 from typing import Any, NamedTuple
-
-import numpy as np
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +44,7 @@ def squad_metric(
     references: Iterable[Any],
     version_2_with_negative: bool = False,
     no_answer_threshold: float = 1.0,
+    language: str | None = None,
 ) -> dict[str, float]:
     """Score answers against gold answers.
 
@@ -50,6 +55,7 @@ def squad_metric(
         references: `{"id": str, "answers": {"text": [str, ...], ...}}`.
         version_2_with_negative: score as SQuAD v2.0, where a question may have no answer.
         no_answer_threshold: v2 only: an answer with a greater `no_answer_probability` counts as "".
+        language: one of `LANGUAGES`, to normalise as MLQA's scorer does; None: as SQuAD's do.
 
     Returns:
         v1: `exact_match` and `f1`. v2: `exact`, `f1`, `total`, the same with `HasAns_` and `NoAns_`
@@ -58,19 +64,21 @@ def squad_metric(
         Scores are percentages.
 
     Raises:
-        ValueError: rows are malformed, or lacking as the module's table says; all are named.
+        ValueError: rows are malformed, or lacking as the module's table says; all are named. Or the
+            language is not known.
     """
     predictions, references = list(predictions), list(references)
     _check_rows(predictions, _prediction_problem, "predictions")
     _check_rows(references, _reference_problem, "references")
     if not references:
         raise ValueError("there are no references to score against: pass at least one question")
+    normalized = _Normalized(language)
     if version_2_with_negative:
-        return _squad_v2(predictions, references, no_answer_threshold)
-    return _squad_v1(predictions, references)
+        return _squad_v2(predictions, references, no_answer_threshold, normalized)
+    return _squad_v1(predictions, references, normalized)
 
 
-def _squad_v1(predictions: list, references: list) -> dict[str, float]:
+def _squad_v1(predictions: list, references: list, normalized: "_Normalized") -> dict[str, float]:
     without = [row["id"] for row in references if len(row["answers"]["text"]) == 0]
     if without:
         raise ValueError(
@@ -87,7 +95,6 @@ def _squad_v1(predictions: list, references: list) -> dict[str, float]:
             len(references),
             _some(unanswered),
         )
-    normalized = _Normalized()
     exact, f1 = 0, 0.0
     for row in references:
         if row["id"] not in texts:
@@ -99,7 +106,9 @@ def _squad_v1(predictions: list, references: list) -> dict[str, float]:
     return {"exact_match": 100.0 * exact / len(references), "f1": 100.0 * f1 / len(references)}
 
 
-def _squad_v2(predictions: list, references: list, threshold: float) -> dict[str, float]:
+def _squad_v2(
+    predictions: list, references: list, threshold: float, normalized: "_Normalized"
+) -> dict[str, float]:
     texts = {row["id"]: row["prediction_text"] for row in predictions}
     no_answer = {row["id"]: row.get("no_answer_probability", 0.0) for row in predictions}
     golds_of = {row["id"]: row["answers"]["text"] for row in references}
@@ -110,7 +119,7 @@ def _squad_v2(predictions: list, references: list, threshold: float) -> dict[str
             f'({_some(unanswered)}): SQuAD v2.0 needs one for each, "" for no answer'
         )
     has_answer = {id_: len(golds) > 0 for id_, golds in golds_of.items()}
-    exact, f1 = _raw_scores(texts, golds_of)
+    exact, f1 = _raw_scores(texts, golds_of, normalized)
     right_if_none = {id_: float(not has) for id_, has in has_answer.items()}
     taken_as_none = {id_ for id_ in golds_of if no_answer[id_] > threshold}
     exact_at = {k: right_if_none[k] if k in taken_as_none else v for k, v in exact.items()}
@@ -128,9 +137,10 @@ def _squad_v2(predictions: list, references: list, threshold: float) -> dict[str
     return result
 
 
-def _raw_scores(texts: dict, golds_of: dict) -> tuple[dict[Any, int], dict[Any, float]]:
+def _raw_scores(
+    texts: dict, golds_of: dict, normalized: "_Normalized"
+) -> tuple[dict[Any, int], dict[Any, float]]:
     """Exact match and F1 of each question, before any threshold."""
-    normalized = _Normalized()
     exact, f1 = {}, {}
     for id_, gold_texts in golds_of.items():
         answer = normalized[texts[id_]]
@@ -173,6 +183,37 @@ def _best_threshold(
 # ------------------------------------------------------------------------------------ one answer
 
 
+def _squad_tokens(text: str) -> list[str]:
+    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+
+
+_MLQA_ARTICLES = {
+    "ar": re.compile(r"\sال^|ال"),  # noqa: RUF001
+    "de": re.compile(r"\b(ein|eine|einen|einem|eines|einer|der|die|das|den|dem|des)\b"),
+    "en": _ARTICLES,
+    "es": re.compile(r"\b(un|una|unos|unas|el|la|los|las)\b"),
+    "hi": None,
+    "vi": re.compile(r"\b(của|là|cái|chiếc|những)\b"),
+    "zh": None,
+}
+LANGUAGES = tuple(_MLQA_ARTICLES)
+_HAN = re.compile(r"([\u4e00-\u9fa5])")
+
+
+def _mlqa_tokens(language: str, text: str) -> list[str]:
+    text = text.lower().translate(_unicode_punctuation())
+    articles = _MLQA_ARTICLES[language]
+    text = text if articles is None else articles.sub(" ", text)
+    return (_HAN.sub(r" \1 ", text) if language == "zh" else text).split()
+
+
+@cache
+def _unicode_punctuation() -> dict[int, None]:
+    codes = range(sys.maxunicode)
+    marks = (code for code in codes if unicodedata.category(chr(code)).startswith("P"))
+    return dict.fromkeys([*map(ord, string.punctuation), *marks])
+
+
 class _Answer(NamedTuple):
     text: str
     tokens: list[str]
@@ -182,8 +223,17 @@ class _Answer(NamedTuple):
 class _Normalized(dict[str, _Answer]):
     """Text -> its normalised form, worked out once for each distinct text: gold answers repeat."""
 
+    def __init__(self, language: str | None):
+        super().__init__()
+        if language is not None and language not in LANGUAGES:
+            raise ValueError(
+                f"language is {language!r}; MLQA's rules know {', '.join(LANGUAGES)}: give one of "
+                "these, or none for SQuAD's rules"
+            )
+        self._tokens = _squad_tokens if language is None else partial(_mlqa_tokens, language)
+
     def __missing__(self, text: str) -> _Answer:
-        tokens = _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+        tokens = self._tokens(text)
         answer = self[text] = _Answer(" ".join(tokens), tokens, frozenset(tokens))
         return answer
 
@@ -247,16 +297,3 @@ def _reference_problem(row: Any) -> str | None:
 def _some(ids: list) -> str:
     """The first ids, for a message."""
     return ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")
-
-
-def mean_span_loss(
-    logits: tuple[np.ndarray, np.ndarray], positions: tuple[np.ndarray, np.ndarray]
-) -> float:
-    """Mean cross entropy of starts and ends over all windows; logits [N, L], positions [N]."""
-
-    def one(scores: np.ndarray, position: np.ndarray) -> float:
-        highest = scores.max(axis=1, keepdims=True)
-        total = highest[:, 0] + np.log(np.exp(scores - highest).sum(axis=1))
-        return float(np.mean(total - np.take_along_axis(scores, position[:, None], axis=1)[:, 0]))
-
-    return (one(logits[0], positions[0]) + one(logits[1], positions[1])) / 2

@@ -17,7 +17,7 @@ context and to write it down.
 | infinite logits | NaN probabilities | the same | count as +-10000 |
 | duplicate example ids | windows go to the last, place of the first | the same | ValueError |
 | space around a text | stays | stays | is stripped |
-| several spans, none with a text, v2 | IndexError | "", null odds against the best | "", largest float |
+| no span has a text, v2 | IndexError | "", null odds against the best | "", largest float |
 | equal logits in a row | order of an unstable sort | left to right, as `jax.lax.top_k` | the same |
 | equal span scores | by window, start rank, end rank; null last | the same | the same |
 | integer or bfloat16 logits | TypeError when writing | in float32 | in float32 |
@@ -315,9 +315,7 @@ def _nbest_blocks(chunk: Chunk, contexts: list[str], chosen: Choice) -> Iterator
         invented[i] = _EMPTY % _numbers([share])[0]
     texts = [
         contexts[owner][first:last]
-        for owner, first, last in zip(
-            spans.owner.tolist(), *spans.chars.T.tolist(), strict=True
-        )
+        for owner, first, last in zip(spans.owner.tolist(), *spans.chars.T.tolist(), strict=True)
     ]
     if chosen.strip:
         texts = map(str.strip, texts)

@@ -66,13 +66,8 @@ def make_post_processing(
     In v2 the scorer gets each question's best span and its null odds, so that it finds the best
     threshold of all; HF's gives it the answers, and 0.0 for all odds, so it cannot.
     """
-    compatible = data_args.hf_compatible
-    settings = Settings(
-        data_args.version_2_with_negative,
-        data_args.n_best_size,
-        data_args.max_answer_length,
-        compatible,
-    )
+    settings = span_settings(data_args)
+    compatible = settings.hf_compatible
 
     def post_process(examples, features, predictions, stage="eval") -> EvalPrediction:
         found = find_answers(
@@ -99,6 +94,16 @@ def make_post_processing(
         return EvalPrediction(predictions=formatted, label_ids=references)
 
     return post_process
+
+
+def span_settings(data_args: DataArguments) -> Settings:
+    """Which spans are kept, as the arguments say."""
+    return Settings(
+        data_args.version_2_with_negative,
+        data_args.n_best_size,
+        data_args.max_answer_length,
+        data_args.hf_compatible,
+    )
 
 
 def make_compute_metrics(data_args: DataArguments) -> Callable[[EvalPrediction], dict[str, Any]]:
@@ -179,6 +184,7 @@ def _prepare(
         processing_class=tokenizer,
         post_process_function=make_post_processing(data_args, training_args.output_dir),
         compute_metrics=make_compute_metrics(data_args),
+        candidates=span_settings(data_args) if data_args.gather == "topk" else None,
     )
     return trainer, stages
 

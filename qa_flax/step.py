@@ -87,10 +87,80 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(graphdef: nnx.GraphDef) -> Callable[[PyTree, Batch], SpanLogits]:
-    """`eval_step(params, batch) -> SpanLogits`: this core's rows, float32 `[b, l]`, no dropout."""
+class BestTokens(NamedTuple):
+    """The `c` best starts and ends of each row, best first, and the null's two logits."""
 
-    def eval_step(params: PyTree, batch: Batch) -> SpanLogits:
-        return nnx.merge(graphdef, params)(**model_inputs(batch))
+    starts: Int[Array, "b c"]
+    start_logits: Float[Array, "b c"]
+    ends: Int[Array, "b c"]
+    end_logits: Float[Array, "b c"]
+    null_starts: Float[Array, " b"]
+    null_ends: Float[Array, " b"]
+
+
+class EvalOutput(NamedTuple):
+    """What an evaluation step gives: each row's logits or best tokens; its loss, where labelled."""
+
+    logits: SpanLogits | BestTokens
+    losses: Float[Array, " b"] | None
+
+
+class Reduction(NamedTuple):
+    """How logits are reduced to best tokens before they leave the core."""
+
+    candidates: int
+    padding: float  # the logit that a padding token counts with
+    finite: bool  # whether NaN counts as `padding`, and infinities as +-`padding`
+
+
+def make_eval_step(
+    graphdef: nnx.GraphDef, reduction: Reduction | None = None
+) -> Callable[[PyTree, Batch], EvalOutput]:
+    """`eval_step(params, batch) -> EvalOutput`: this core's rows, float32, no dropout.
+
+    With a `reduction` the batch holds `null_positions`, int32 `[b]`, too.
+    """
+
+    def eval_step(params: PyTree, batch: Batch) -> EvalOutput:
+        logits = nnx.merge(graphdef, params)(**model_inputs(batch))
+        losses = None
+        if "start_positions" in batch:
+            labels = (batch["start_positions"], batch["end_positions"])
+            losses = span_losses(logits, *labels, batch["attention_mask"])
+        return EvalOutput(logits if reduction is None else reduce(logits, batch, reduction), losses)
 
     return eval_step
+
+
+def reduce(logits: SpanLogits, batch: Batch, how: Reduction) -> BestTokens:
+    """The best tokens of each row, padding counted as `how` says; equal logits left to right.
+
+    A null position outside the batch's columns is that of a padding token which was cut off.
+    """
+    known = [_known(x, batch["attention_mask"], how) for x in logits]
+    (start_logits, starts), (end_logits, ends) = (_top(x, how.candidates) for x in known)
+    at = batch["null_positions"][:, None]
+    column = jax.lax.broadcasted_iota(at.dtype, logits.start.shape, 1)
+    nulls = [
+        jnp.where(
+            (at[:, 0] >= 0) & (at[:, 0] < x.shape[1]),
+            jnp.sum(jnp.where(column == at, x, 0.0), axis=1),
+            how.padding,
+        )
+        for x in known
+    ]
+    return BestTokens(starts, start_logits, ends, end_logits, *nulls)
+
+
+def _known(logits: Float[Array, "b l"], mask: Int[Array, "b l"], how: Reduction) -> Array:
+    if how.finite:
+        logits = jnp.nan_to_num(logits, nan=how.padding, posinf=-how.padding, neginf=how.padding)
+    logits = jnp.where(logits == 0.0, 0.0, logits)  # top_k puts -0.0 below 0.0
+    return jnp.where(mask > 0, logits, how.padding)
+
+
+def _top(logits: Float[Array, "b l"], count: int) -> tuple[Array, Array]:
+    """Values and positions of the largest, the positions in two bytes where they fit."""
+    length = logits.shape[1]
+    values, positions = lax.top_k(logits, min(count, length))
+    return values, positions.astype(jnp.uint16 if length <= 1 << 16 else jnp.int32)

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,16 +27,14 @@ from transformers.trainer_utils import EvalPrediction, PredictionOutput, TrainOu
 
 from qa_flax import parallel
 from qa_flax.arguments import check_training_arguments
-from qa_flax.batches import batch_count, eval_batches, scatter, train_batches
+from qa_flax.batches import batch_count, train_batches
 from qa_flax.features import Features
-from qa_flax.metrics import mean_span_loss
 from qa_flax.models.hf import AutoModelForQuestionAnswering
 from qa_flax.optim import count_updates, make_optimizer, make_schedule
-from qa_flax.step import TrainState, make_eval_step, make_train_step
-from qa_flax.training import STEPS_IN_FLIGHT, Training, TrainingProgress
-
-# The logit of a padding token: far below any real one, and two of them still add up in float16.
-PADDING_LOGIT = -1e4
+from qa_flax.prediction import predict_windows, reduction
+from qa_flax.spans import Settings
+from qa_flax.step import Reduction, TrainState, make_eval_step, make_train_step
+from qa_flax.training import Training, TrainingProgress
 
 Windows = datasets.Dataset | Features
 """What the trainer takes as a data set: Hugging Face style columns, or this package's windows."""
@@ -100,7 +97,7 @@ class Trainer:
             None,
         )
         self._device_params: Any = None  # while training: the parameters on the cores
-        self._eval_step: Callable | None = None
+        self._eval_steps: dict[Reduction | None, Callable] = {}
         self._graphdef, _ = nnx.split(self._computing_model())
         self._notify("on_init_end")
 
@@ -316,57 +313,42 @@ class Trainer:
         self._notify("on_evaluate", metrics)
         return metrics
 
-    def _loop(self, windows: Windows, prefix: str) -> PredictionOutput:
-        """The one loop of evaluation and prediction: logits, labels, loss, speed."""
+    def _loop(
+        self, windows: Windows, prefix: str, candidates: Settings | None = None
+    ) -> PredictionOutput:
+        """The one loop of evaluation and prediction: logits or candidates, labels, loss, speed."""
         started = time.time()
         features = _as_features(windows)
-        logits = self._predict_logits(features)
-        labels, metrics = None, {}
-        if features.start_positions is not None and features.end_positions is not None:
-            labels = (features.start_positions, features.end_positions)
-            metrics[f"{prefix}_loss"] = mean_span_loss(logits, labels)
-        per_core = self.args.per_device_eval_batch_size
-        steps = batch_count(len(features), parallel.core_count(), per_core)
-        metrics |= speed_metrics(prefix, started, num_samples=len(features), num_steps=steps)
-        return _output(logits, labels, metrics)
-
-    def _predict_logits(self, features: Features) -> tuple[np.ndarray, np.ndarray]:
-        """Start and end logits, float32 [N, L], of every window, in the order of the data.
-
-        A batch's logits are copied to the host while the next one is computed. Padding tokens get
-        `PADDING_LOGIT`, so the result depends neither on batch size nor on padding nor on cores.
-        """
-        if not len(features):
-            raise ValueError("there are no windows to predict")
-        if self._eval_step is None:
-            self._eval_step = parallel.over_cores(make_eval_step(self._graphdef), (0, 0), 0)
+        cores, per_core = parallel.core_count(), self.args.per_device_eval_batch_size
+        steps = batch_count(len(features), cores, per_core)
+        # The progress callback only asks for the length of what is gone through.
+        counted: Any = range(steps)
+        self.callback_handler.eval_dataloader = counted
         params = self._device_params
         if params is None:
             params = parallel.put_copies(_parameters(self.model))
-        cores, per_core = parallel.core_count(), self.args.per_device_eval_batch_size
-        starts = np.full(features.input_ids.shape, PADDING_LOGIT, np.float32)
-        ends = starts.copy()
-        # The progress callback only asks for the length of what is gone through.
-        counted: Any = range(batch_count(len(features), cores, per_core))
-        self.callback_handler.eval_dataloader = counted
-        running: deque[tuple[Any, Any]] = deque()
+        found = predict_windows(
+            self._eval_step(candidates),
+            params,
+            features,
+            per_core,
+            candidates,
+            lambda: self._notify("on_prediction_step"),
+        )
+        labels, metrics = None, {}
+        if found.losses is not None:
+            labels = (features.start_positions, features.end_positions)
+            metrics[f"{prefix}_loss"] = float(np.mean(found.losses, dtype=np.float64))
+        metrics |= speed_metrics(prefix, started, num_samples=len(features), num_steps=steps)
+        return _output(found.logits, labels, metrics)
 
-        def collect() -> None:
-            batch, logits = running.popleft()
-            logits = parallel.gather(logits)
-            scatter(batch, logits.start, starts, PADDING_LOGIT)
-            scatter(batch, logits.end, ends, PADDING_LOGIT)
-            self._notify("on_prediction_step")
-
-        for batch in eval_batches(features, cores, per_core):
-            logits = self._eval_step(params, parallel.put(batch.arrays))
-            parallel.start_copy(logits)
-            running.append((batch, logits))
-            if len(running) > STEPS_IN_FLIGHT:
-                collect()
-        while running:
-            collect()
-        return starts, ends
+    def _eval_step(self, candidates: Settings | None) -> Callable:
+        """The evaluation step over the cores, made once for each way to gather."""
+        how = None if candidates is None else reduction(candidates)
+        if how not in self._eval_steps:
+            step = make_eval_step(self._graphdef, how)
+            self._eval_steps[how] = parallel.over_cores(step, (0, 0), 0)
+        return self._eval_steps[how]
 
     # ---- files and log ---------------------------------------------------------------------------
 
@@ -431,6 +413,9 @@ class QuestionAnsweringTrainer(Trainer):
         post_process_function: `(examples, windows, (start, end) logits[, stage])` ->
             `EvalPrediction` of answers and references. The fourth argument is passed by `predict`
             alone, as "predict", to functions that take four.
+        candidates: gather from the cores only what post-processing with these settings needs, a
+            tenth of the bytes: `post_process_function` then gets `spans.Candidates` in place of the
+            logits, which `postprocess_qa_predictions` takes as well. None: all logits.
     """
 
     def __init__(
@@ -438,11 +423,13 @@ class QuestionAnsweringTrainer(Trainer):
         *args: Any,
         eval_examples: datasets.Dataset | None = None,
         post_process_function: Callable[..., EvalPrediction] | None = None,
+        candidates: Settings | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.eval_examples = eval_examples
         self.post_process_function = post_process_function
+        self.candidates = candidates
 
     # Here and in predict the order of the arguments is Hugging Face's, not the base class's.
     def evaluate(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -458,7 +445,7 @@ class QuestionAnsweringTrainer(Trainer):
         """
         windows = self._evaluation_windows(eval_dataset)
         examples = self.eval_examples if eval_examples is None else eval_examples
-        output = self._loop(windows, metric_key_prefix)
+        output = self._loop(windows, metric_key_prefix, self._gathered())
         scored = self._score(examples, windows, output, metric_key_prefix)
         return self._report(scored.metrics or {})
 
@@ -480,10 +467,15 @@ class QuestionAnsweringTrainer(Trainer):
         examples = test_examples if predict_examples is None else predict_examples
         if windows is None:
             raise ValueError("predict() needs a predict_dataset (or test_dataset) of windows")
-        output = self._loop(windows, metric_key_prefix)
+        output = self._loop(windows, metric_key_prefix, self._gathered())
         scored = self._score(examples, windows, output, metric_key_prefix, "predict")
         self._notify("on_predict", scored.metrics)
         return scored
+
+    def _gathered(self) -> Settings | None:
+        """What to gather: without post-processing the caller gets the logits, so all of them."""
+        is_raw = self.post_process_function is None or self.compute_metrics is None
+        return None if is_raw else self.candidates
 
     def _score(
         self,

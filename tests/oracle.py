@@ -10,6 +10,8 @@ import collections
 import json
 import re
 import string
+import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -327,3 +329,42 @@ def _best_threshold(answers, scores, na_probs, has_answer):
         if current > best:
             best, best_threshold = current, na_probs[id_]
     return 100.0 * best / len(scores), best_threshold
+
+
+def mlqa_plain(answers, rows, language):
+    """MLQA's scorer: SQuAD v1.1's with a normalisation for each language."""
+    marks = {c for c in map(chr, range(sys.maxunicode)) if unicodedata.category(c)[0] == "P"}
+    marks |= set(string.punctuation)
+
+    def words(text):
+        text = "".join(c for c in text.lower() if c not in marks)
+        if language == "zh":
+            found, rest = [], ""
+            for c in text:
+                if "\u4e00" <= c <= "\u9fa5":
+                    found, rest = [*found, *rest.split(), c], ""
+                else:
+                    rest += c
+            return [*found, *rest.split()]
+        articles = {
+            "en": r"\b(a|an|the)\b",
+            "es": r"\b(un|una|unos|unas|el|la|los|las)\b",
+            "de": r"\b(ein|eine|einen|einem|eines|einer|der|die|das|den|dem|des)\b",
+            "ar": r"\sال^|ال",  # noqa: RUF001
+        }[language]
+        return re.sub(articles, " ", text).split()
+
+    def f1_of(gold, answer):
+        same = sum((collections.Counter(gold) & collections.Counter(answer)).values())
+        if same == 0:
+            return 0
+        precision, recall = same / len(answer), same / len(gold)
+        return (2 * precision * recall) / (precision + recall)
+
+    exact = f1 = 0
+    for row in rows:
+        answer = words(answers[row["id"]])
+        golds = [words(gold) for gold in row["answers"]["text"]]
+        exact += max(" ".join(gold) == " ".join(answer) for gold in golds)
+        f1 += max(f1_of(gold, answer) for gold in golds)
+    return {"exact_match": 100.0 * exact / len(rows), "f1": 100.0 * f1 / len(rows)}

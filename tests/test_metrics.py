@@ -1,14 +1,12 @@
 """`qa_flax.metrics` gives the official scorers' numbers to the last digit."""
 
-import math
 import random
 
-import numpy as np
 import oracle
 import pytest
 from conftest import shared_path
 
-from qa_flax.metrics import mean_span_loss, squad_metric
+from qa_flax.metrics import squad_metric
 
 
 def prediction(text, id_="q", **more):
@@ -168,6 +166,40 @@ def test_real_questions_version_2(file, threshold):
     assert list(scores.items()) == list(expected.items())
 
 
+@pytest.mark.parametrize("language", ["en", "de", "es", "zh", "ar"])
+def test_real_questions_by_mlqas_rules(language):
+    rows = oracle.nested_to_rows(shared_path("data", "xquad", f"xquad.{language}.json"))
+    answers = guesses(rows, len(rows))
+    predictions = [prediction(text, id_) for id_, text in answers.items()]
+    scores = squad_metric(predictions, rows, language=language)
+    assert scores == oracle.mlqa_plain(answers, rows, language)
+    if language != "en":
+        assert scores != squad_metric(predictions, rows)
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "gold", "exact", "f1"),
+    [
+        ("zh", "東京", "東京都", 0.0, 80.0),  # each character is a word
+        ("zh", "iPhone手机。", "手机 iPhone", 0.0, 100.0),
+        ("en", "10\u201312", "1012", 100.0, 100.0),  # every dash of Unicode is punctuation
+        ("de", "Die Elbe", "Elbe", 100.0, 100.0),
+        ("es", "los ríos", "Ríos", 100.0, 100.0),
+        ("vi", "những con sông", "con sông", 100.0, 100.0),
+        ("hi", "the x", "x", 0.0, 200 / 3),
+        ("ar", "القاهرة", "قاهرة", 100.0, 100.0),
+    ],
+)
+def test_languages(language, text, gold, exact, f1):
+    scores = squad_metric([prediction(text)], [reference(gold)], language=language)
+    assert scores == pytest.approx({"exact_match": exact, "f1": f1}, rel=1e-15)
+
+
+def test_an_unknown_language_is_refused():
+    with pytest.raises(ValueError, match="'fr'; MLQA's rules know ar, de, en, es, hi, vi, zh"):
+        squad_metric([prediction("x")], [reference("x")], language="fr")
+
+
 # ------------------------------------------------------------------------ what is lacking or wrong
 
 
@@ -205,18 +237,3 @@ def test_repeated_and_foreign_ids():
 def test_refusals(predictions, references, version_2, message):
     with pytest.raises(ValueError, match=message):
         squad_metric(predictions, references, version_2)
-
-
-# --------------------------------------------------------------------------------------------- loss
-
-
-def test_mean_span_loss_is_the_plain_cross_entropy():
-    rng = np.random.default_rng(0)
-    logits = tuple(rng.normal(0, 30, (2, 7, 12)).astype(np.float32))
-    positions = tuple(rng.integers(0, 12, (2, 7)).astype(np.int32))
-    losses = [
-        math.log(sum(math.exp(float(value) - float(row[position])) for value in row))
-        for part in (0, 1)
-        for row, position in zip(logits[part], positions[part], strict=True)
-    ]
-    assert mean_span_loss(logits, positions) == pytest.approx(sum(losses) / 14, rel=1e-5)

@@ -258,6 +258,7 @@ def test_checkpoints_that_cannot_be_used(capfd, checkpoint, data, tmp_path):
         (["--do_eval"], "no data"),
         (["--learning_rate=fast"], "invalid float value: 'fast'"),
         (["--validation_file=x.json"], "nothing to do"),
+        (["--validation_file=x.json", "--do_eval", "--n_best_size=0"], "--n_best_size is 0"),
         (["--validation_file=x.json", "--do_train"], "--do_train needs --train_file"),
         (["--train_file=x.json", "--do_train", "--fp16"], "fp16=True"),
         (["--train_file=x.json", "--do_train", "--no_such_flag=1"], "--no_such_flag=1"),

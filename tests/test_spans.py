@@ -344,8 +344,8 @@ def test_mended_the_null_is_the_cls_token():
 
 def test_mended_duplicate_ids_are_refused():
     rows = [{"id": i, "context": CONTEXT} for i in ("a", "b", "a", "c", "b")]
-    with pytest.raises(ValueError, match="2 ids stand for several of the 6 .*first: a, b"):
-        one([0] * 5, [0] * 5, rows=rows + [{"id": "z", "context": CONTEXT}], hf_compatible=False)
+    with pytest.raises(ValueError, match=r"2 ids stand for several of the 6 .*first: a, b"):
+        one([0] * 5, [0] * 5, rows=[*rows, {"id": "z", "context": CONTEXT}], hf_compatible=False)
 
 
 def test_no_examples(tmp_path):

@@ -28,7 +28,8 @@ from qa_flax import (
 from qa_flax.features import Features
 from qa_flax.models.qa import span_losses
 from qa_flax.postprocess import postprocess_qa_predictions
-from qa_flax.trainer import PADDING_LOGIT, _require_model
+from qa_flax.spans import PADDING_LOGIT
+from qa_flax.trainer import _require_model
 
 WINDOW = {"max_seq_length": 64, "doc_stride": 16}
 

@@ -1,0 +1,120 @@
+"""Windows through the model: what comes back, in the order of the data (host and device).
+
+A batch's results are copied to the host while the next one is computed.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from qa_flax import parallel
+from qa_flax.batches import HostBatch, eval_batches, scatter
+from qa_flax.features import Features
+from qa_flax.spans import PADDING_LOGIT, Candidates, Logits, Settings, TopTokens, null_positions
+from qa_flax.step import EvalOutput, Reduction
+
+STEPS_IN_FLIGHT = 1
+
+
+class Predicted(NamedTuple):
+    """What the model says of N windows, and each window's loss where it has labels."""
+
+    logits: Logits | Candidates
+    losses: Float[np.ndarray, " n"] | None
+
+
+def reduction(settings: Settings) -> Reduction:
+    """How a core reduces logits to the candidates that `settings` need."""
+    return Reduction(settings.n_best_size, PADDING_LOGIT, finite=not settings.hf_compatible)
+
+
+def predict_windows(
+    step: Callable[[Any, Any], EvalOutput],
+    params: Any,
+    features: Features,
+    per_core: int,
+    settings: Settings | None,
+    on_batch: Callable[[], None],
+) -> Predicted:
+    """Run every window through `step` (over the cores), `per_core` rows a core at a time.
+
+    Args:
+        step: `make_eval_step`, over the cores; with `reduction(settings)` if there are settings.
+        params: the model's parameters, on the cores.
+        features: N windows.
+        per_core: rows of a batch on each core.
+        settings: None to gather all logits; otherwise the candidates that they need.
+        on_batch: called when a batch has come back.
+
+    Padding tokens get `PADDING_LOGIT`, so the result depends neither on batch size nor on padding
+    nor on cores.
+    """
+    if not len(features):
+        raise ValueError("there are no windows to predict")
+    result = _AllLogits(features) if settings is None else _BestLogits(features, settings)
+    nulls = None if settings is None else null_positions(features, settings.hf_compatible)
+    has_labels = features.start_positions is not None and features.end_positions is not None
+    losses = np.zeros(len(features), np.float32) if has_labels else None
+    running: deque[tuple[HostBatch, EvalOutput]] = deque()
+
+    def collect() -> None:
+        batch, output = running.popleft()
+        output = parallel.gather(output)
+        result.add(batch, output.logits)
+        if losses is not None:
+            losses[batch.rows[batch.valid]] = output.losses[batch.valid]
+        on_batch()
+
+    for batch in eval_batches(features, parallel.core_count(), per_core, nulls):
+        output = step(params, parallel.put(batch.arrays))
+        parallel.start_copy(output)
+        running.append((batch, output))
+        if len(running) > STEPS_IN_FLIGHT:
+            collect()
+    while running:
+        collect()
+    return Predicted(result.finished(), losses)
+
+
+class _AllLogits:
+    """Start and end logits [N, L], filled batch by batch."""
+
+    def __init__(self, features: Features):
+        self._starts = np.full(features.input_ids.shape, PADDING_LOGIT, np.float32)
+        self._ends = self._starts.copy()
+
+    def add(self, batch: HostBatch, logits: Any) -> None:
+        scatter(batch, logits.start, self._starts, PADDING_LOGIT)
+        scatter(batch, logits.end, self._ends, PADDING_LOGIT)
+
+    def finished(self) -> Logits:
+        return self._starts, self._ends
+
+
+class _BestLogits:
+    """Candidates [N, C], filled batch by batch."""
+
+    def __init__(self, features: Features, settings: Settings):
+        windows, self._length = features.input_ids.shape
+        shape = (windows, min(settings.n_best_size, self._length))
+        # A batch narrower than C tokens leaves places over: tokens behind the end, no answer's.
+        self._starts, self._ends = np.full((2, *shape), self._length, np.int32)
+        self._start_logits, self._end_logits = np.full((2, *shape), PADDING_LOGIT, np.float32)
+        self._null_starts, self._null_ends = np.zeros((2, windows), np.float32)
+
+    def add(self, batch: HostBatch, best: Any) -> None:
+        rows, first = batch.rows[batch.valid], batch.columns.start
+        count = best.starts.shape[-1]
+        self._starts[rows, :count] = best.starts[batch.valid].astype(np.int32) + first
+        self._ends[rows, :count] = best.ends[batch.valid].astype(np.int32) + first
+        self._start_logits[rows, :count] = best.start_logits[batch.valid]
+        self._end_logits[rows, :count] = best.end_logits[batch.valid]
+        self._null_starts[rows] = best.null_starts[batch.valid]
+        self._null_ends[rows] = best.null_ends[batch.valid]
+
+    def finished(self) -> Candidates:
+        tokens = TopTokens(self._starts, self._start_logits, self._ends, self._end_logits)
+        return Candidates(tokens, self._null_starts, self._null_ends, self._length)
