@@ -8,32 +8,26 @@ with `add_prefix_space` and `trim_offsets` leave in the offsets of a later windo
 """
 
 import dataclasses
-import itertools
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, cast
 
 import datasets
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int32, Int64
-from tokenizers import Encoding, Tokenizer
-from tqdm import tqdm
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from qa_flax.columns import OUTSIDE, arrow_column, numpy_column, ranges
 from qa_flax.examples import FEATURES as EXAMPLE_COLUMNS
 from qa_flax.examples import SHOWN, ExampleError, arrow_table, load_examples
+from qa_flax.tokens import Template, Tokens, encode_distinct, plain_encoding, read_template
 
 logger = logging.getLogger(__name__)
 
 WINDOWS_AT_ONCE = 1024  # bounds the temporary index arrays
-CHARACTERS_AT_ONCE = 1 << 20  # bounds what the tokenizer holds (about 100 bytes a token)
-LONG_TEXT = 1 << 18  # characters; longer texts are tokenised in pieces, which
-PIECES_SHARE = 1 << 11  # share this many, so that they can be put together where they agree
 LONG_QUESTIONS = ("truncate", "refuse")
-OUTSIDE = -1  # both offsets of a token that is not of the context
 
 Rows = Int32[np.ndarray, "n l"]
 Numbers = Int64[np.ndarray, " n"]  # one an example or one a window
@@ -70,7 +64,7 @@ class Features:
     def to_dataset(self) -> datasets.Dataset:
         """The same windows as a data set with Hugging Face's column names, without a copy."""
         columns = {name: getattr(self, field) for field, name in _COLUMNS.items()}
-        arrays = {name: _arrow(value) for name, value in columns.items() if value is not None}
+        arrays = {name: arrow_column(value) for name, value in columns.items() if value is not None}
         # Given no fingerprint, datasets would read all the data to make one.
         return datasets.Dataset(pa.table(arrays), fingerprint=uuid.uuid4().hex[:16])
 
@@ -181,10 +175,10 @@ def make_windows(
         raise ValueError(f"long_questions is {long_questions!r}; it must be {allowed}.")
     max_seq_length = _checked_length(max_seq_length, doc_stride, tokenizer)
     texts, answers = _example_columns(examples, labels)
-    with _plain_encoding(backend, tokenizer.split_special_tokens):
-        template = _template(backend)
-        questions = _encode_distinct(texts["question"], backend, disable=True)
-        contexts = _encode_distinct(texts["context"], backend, disable=disable_tqdm)
+    with plain_encoding(backend, tokenizer.split_special_tokens):
+        template = read_template(backend)
+        questions = encode_distinct(texts["question"], backend, disable=True)
+        contexts = encode_distinct(texts["context"], backend, disable=disable_tqdm)
     total = max_seq_length - template.special_tokens
     if long_questions == "truncate":
         questions = _truncated(texts["id"], questions, contexts.count, total, doc_stride)
@@ -260,8 +254,8 @@ def _checked_length(
 
 
 def _truncated(
-    ids: list[str], questions: "_Tokens", context_tokens: Numbers, total: int, doc_stride: int
-) -> "_Tokens":
+    ids: list[str], questions: Tokens, context_tokens: Numbers, total: int, doc_stride: int
+) -> Tokens:
     """Cut the questions that leave a context no room to advance, to half of what is there for both.
 
     Where a question leaves hardly more room than `doc_stride`, every window advances by a token or
@@ -308,155 +302,6 @@ def _check_room(
     )
 
 
-# --- Tokens of the distinct texts ----------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tokens:
-    """Tokens of the distinct texts, end to end; text e of all has count[e] from first[e] on."""
-
-    ids: Int32[np.ndarray, " t"]
-    offsets: Int32[np.ndarray, "t 2"]
-    first: Numbers
-    count: Numbers
-
-
-def _encode_distinct(texts: list[str], backend: Tokenizer, *, disable: bool) -> _Tokens:
-    number = {text: n for n, text in enumerate(dict.fromkeys(texts))}
-    ids, offsets = [np.zeros(0, np.int32)], [np.zeros((0, 2), np.int32)]
-    with tqdm(total=len(texts), desc="Tokenising", unit="ex", disable=disable) as bar:
-        for batch in _batches(list(number)):
-            if len(batch[0]) > LONG_TEXT:
-                encoded = [_encode_long(batch[0], backend)]
-            else:
-                encodings = backend.encode_batch(batch, add_special_tokens=False)
-                encoded = map(_ids_and_offsets, encodings)
-            for text_ids, text_offsets in encoded:
-                ids.append(text_ids)
-                offsets.append(text_offsets)
-            bar.update(len(texts) * len(batch) // len(number))
-        bar.update(bar.total - bar.n)
-    count = np.array([len(tokens) for tokens in ids[1:]], np.int64)
-    of_text = np.array([number[text] for text in texts], np.int64)
-    first = np.cumsum(count) - count
-    return _Tokens(np.concatenate(ids), np.concatenate(offsets), first[of_text], count[of_text])
-
-
-def _ids_and_offsets(encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
-    n = len(encoding)
-    pairs = itertools.chain.from_iterable(encoding.offsets)
-    offsets = np.fromiter(pairs, np.int32, 2 * n).reshape(n, 2)
-    return np.fromiter(encoding.ids, np.int32, n), offsets
-
-
-def _encode_long(text: str, backend: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of a long text in bounded memory: pieces, put together where neighbours agree.
-
-    A tokenizer looks at words, or a little further. Two pieces that share PIECES_SHARE characters
-    have the same tokens there but at their edges; that is checked, and a text for which it does not
-    hold is tokenised whole.
-    """
-    ids, offsets = [], []
-    begin, kept = 0, 0  # characters up to `kept` have their tokens in the lists
-    while True:
-        end = min(begin + LONG_TEXT, len(text))
-        encoding = backend.encode(text[begin:end], add_special_tokens=False)
-        piece_ids, piece_offsets = _ids_and_offsets(encoding)
-        piece_offsets += begin
-        if begin:
-            margin = PIECES_SHARE // 4
-            last = begin + PIECES_SHARE - margin
-            ours, theirs = (
-                (starts >= kept) & (starts < last)
-                for starts in (piece_offsets[:, 0], offsets[-1][:, 0])
-            )
-            if not (
-                np.array_equal(piece_ids[ours], ids[-1][theirs])
-                and np.array_equal(piece_offsets[ours], offsets[-1][theirs])
-            ):
-                return _ids_and_offsets(backend.encode(text, add_special_tokens=False))
-            before = offsets[-1][:, 0] < kept
-            ids[-1], offsets[-1] = ids[-1][before], offsets[-1][before]
-            after = piece_offsets[:, 0] >= kept
-            piece_ids, piece_offsets = piece_ids[after], piece_offsets[after]
-        ids.append(piece_ids)
-        offsets.append(piece_offsets)
-        if end == len(text):
-            return np.concatenate(ids), np.concatenate(offsets)
-        begin = end - PIECES_SHARE
-        kept = begin + PIECES_SHARE // 4
-
-
-def _batches(texts: list[str]) -> Iterator[list[str]]:
-    """The texts in order, about CHARACTERS_AT_ONCE at a time; a long one by itself."""
-    begin, characters = 0, 0
-    for n, text in enumerate(texts):
-        if n > begin and (len(text) > LONG_TEXT or characters >= CHARACTERS_AT_ONCE):
-            yield texts[begin:n]
-            begin, characters = n, 0
-        # Nothing joins a long text.
-        characters += CHARACTERS_AT_ONCE if len(text) > LONG_TEXT else len(text)
-    if texts:
-        yield texts[begin:]
-
-
-@contextmanager
-def _plain_encoding(backend: Tokenizer, split_special_tokens: bool) -> Iterator[None]:
-    """Whole texts, unpadded; afterwards the tokenizer is as the user had it.
-
-    A `tokenizer.json` may carry its own truncation and padding (all-MiniLM-L6-v2: both 128).
-    """
-    truncation, padding = backend.truncation, backend.padding
-    split_before = backend.encode_special_tokens
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = split_special_tokens
-    try:
-        yield
-    finally:
-        backend.encode_special_tokens = split_before
-        if truncation is not None:
-            backend.enable_truncation(**truncation)
-        if padding is not None:
-            backend.enable_padding(**padding)
-
-
-# --- The pair's special tokens -------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Template:
-    """How the tokenizer joins two texts: block 0, text, block 1, text, block 2."""
-
-    blocks: tuple[tuple[list[int], list[int]], ...]  # (token ids, token types) of each block
-    types: tuple[int, int]  # token type of each text
-    special_tokens: int
-
-
-def _template(backend: Tokenizer) -> _Template:
-    """Read off a pair encoded by the tokenizer itself; it must hold the texts' own tokens."""
-    probe = ("What is it?", "It is a probe, nothing more.")
-    pair = backend.encode(*probe)
-    alone = [backend.encode(text, add_special_tokens=False) for text in probe]
-    in_pair = list(zip(pair.sequence_ids, pair.ids, pair.offsets, strict=True))
-    expected = [
-        (n, *token) for n, e in enumerate(alone) for token in zip(e.ids, e.offsets, strict=True)
-    ]
-    if [token for token in in_pair if token[0] is not None] != expected:
-        raise ValueError(
-            "this tokenizer encodes a pair of texts in another way than the two texts alone, so "
-            "its windows cannot be put together. Please report the tokenizer."
-        )
-    begins = [pair.sequence_ids.index(0), pair.sequence_ids.index(1), len(pair)]
-    ends = [0, *(begin + len(e) for begin, e in zip(begins, alone, strict=False))]
-    blocks = tuple(
-        (pair.ids[end:begin], pair.type_ids[end:begin])
-        for end, begin in zip(ends, begins, strict=True)
-    )
-    types = (pair.type_ids[begins[0]], pair.type_ids[begins[1]])
-    return _Template(blocks, types, len(pair) - len(expected))
-
-
 # --- Windows -------------------------------------------------------------------------------------
 
 
@@ -480,7 +325,7 @@ def _cut(tokens: Numbers, room: Numbers, overlap: int, side: str) -> _Plan:
     step = np.maximum(room - overlap, 1)
     windows = 1 + np.maximum(-((room - tokens) // step), 0)
     example = np.repeat(np.arange(len(tokens)), windows)
-    skipped = _ranges(np.zeros_like(windows), windows) * step[example]
+    skipped = ranges(np.zeros_like(windows), windows) * step[example]
     if side == "left":
         end = tokens[example] - skipped
         start = np.maximum(end - room[example], 0)
@@ -490,17 +335,11 @@ def _cut(tokens: Numbers, room: Numbers, overlap: int, side: str) -> _Plan:
     return _Plan(example, start, end - start)
 
 
-def _ranges(first: Numbers, count: Numbers) -> Int64[np.ndarray, " m"]:
-    """first[i], first[i] + 1, ... (count[i] of them), for every i, end to end."""
-    before = np.cumsum(count) - count
-    return np.arange(count.sum()) + np.repeat(first - before, count)
-
-
 def _assemble(
     plan: _Plan,
-    questions: _Tokens,
-    contexts: _Tokens,
-    template: _Template,
+    questions: Tokens,
+    contexts: Tokens,
+    template: Template,
     length: int,
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, np.ndarray]:
@@ -525,9 +364,9 @@ def _assemble(
 def _fill(
     arrays: dict[str, np.ndarray],
     plan: _Plan,
-    questions: _Tokens,
-    contexts: _Tokens,
-    template: _Template,
+    questions: Tokens,
+    contexts: Tokens,
+    template: Template,
     left: bool,
 ) -> None:
     """Write the windows of `plan` into `arrays` [n, l], padded on the left or on the right."""
@@ -538,7 +377,7 @@ def _fill(
     used = template.special_tokens + question[2] + context[2]
     cell = np.arange(n) * length + (length - used if left else 0)  # flat place of the next token
     input_ids, token_types = arrays["input_ids"].reshape(-1), arrays["token_type_ids"].reshape(-1)
-    arrays["attention_mask"].reshape(-1)[_ranges(cell, used)] = 1
+    arrays["attention_mask"].reshape(-1)[ranges(cell, used)] = 1
     pieces = (context, question, None) if left else (question, context, None)
     for (ids, types), piece, type_ in zip(
         template.blocks, pieces, (*template.types, None), strict=True
@@ -548,7 +387,7 @@ def _fill(
         cell = cell + len(ids)
         if piece is not None:
             tokens, first, count = piece
-            source, to = _ranges(first, count), _ranges(cell, count)
+            source, to = ranges(first, count), ranges(cell, count)
             input_ids[to], token_types[to] = tokens.ids[source], type_
             cell = cell + count
             if piece is context:
@@ -607,85 +446,7 @@ def _cls_positions(input_ids: Rows, tokenizer: PreTrainedTokenizerBase) -> Int32
     return result
 
 
-# --- Arrow ---------------------------------------------------------------------------------------
-
-
-def _arrow(values: np.ndarray | Sequence[str]) -> pa.Array:
-    """An array [n, ...] as fixed-size lists over the same memory; ids as strings."""
-    if not isinstance(values, np.ndarray):
-        return pa.array(values, pa.string())
-    array = pa.array(values.reshape(-1))
-    for size in values.shape[:0:-1]:
-        array = pa.FixedSizeListArray.from_arrays(array, size)
-    return array
-
-
-_PAIRS = pa.list_(pa.list_(pa.int32()))
-
-
-def numpy_column(column: pa.ChunkedArray, name: str) -> np.ndarray:
-    """Numbers, lists of them or lists of pairs as int32 [n], [n, l] or [n, l, 2].
-
-    Rows may be ragged: they are padded on the right with 0, or with pairs (-1, -1). A pair may be
-    None or []. Arrays may be read-only views of the column's memory.
-
-    Raises:
-        ValueError: a number is None.
-    """
-    if pa.types.is_list(column.type) and pa.types.is_null(column.type.value_type):
-        column = column.cast(_PAIRS)  # no token of the column is of a context
-    try:
-        parts = [_numpy_chunk(chunk) for chunk in column.chunks or [pa.array([], column.type)]]
-    except ValueError as error:
-        raise ValueError(f"column {name}: {error}") from error
-    if parts[0].ndim > 1:
-        width = max(part.shape[1] for part in parts)
-        parts = [_widened(part, width) for part in parts]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _widened(rows: np.ndarray, width: int) -> np.ndarray:
-    if rows.shape[1] == width:
-        return rows
-    margins = [(0, 0), (0, width - rows.shape[1]), (0, 0)][: rows.ndim]
-    return np.pad(rows, margins, constant_values=OUTSIDE if rows.ndim == 3 else 0)
-
-
-def _is_fixed(array: pa.Array) -> bool:
-    """Whether all lists are of one length, so that a reshape makes the rows."""
-    return pa.types.is_fixed_size_list(array.type) and not array.null_count
-
-
-def _numpy_chunk(chunk: pa.Array) -> np.ndarray:
-    if isinstance(chunk, pa.ExtensionArray):  # such as Array2D of datasets
-        return _numpy_chunk(chunk.storage)
-    if not pa.types.is_nested(chunk.type):
-        if chunk.null_count:
-            raise ValueError(f"{chunk.null_count} of its numbers are None; every one is needed.")
-        return chunk.to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
-    flat = chunk.flatten()
-    pairs = pa.types.is_nested(flat.type)
-    values = _pairs(flat) if pairs else _numpy_chunk(flat)
-    if _is_fixed(chunk):
-        return values.reshape(len(chunk), chunk.type.list_size, *values.shape[1:])
-    count = chunk.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-    width = int(count.max(initial=0))
-    if (count == width).all():
-        return values.reshape(len(chunk), width, *values.shape[1:])
-    rows = np.full((len(chunk), width, *values.shape[1:]), OUTSIDE if pairs else 0, np.int32)
-    rows.reshape(-1, *values.shape[1:])[_ranges(np.arange(len(chunk)) * width, count)] = values
-    return rows
-
-
-def _pairs(lists: pa.Array) -> Int32[np.ndarray, "t 2"]:
-    """Offsets [t, 2] of tokens, (-1, -1) where there is none (None or [])."""
-    if _is_fixed(lists):
-        return _numpy_chunk(lists.flatten()).reshape(len(lists), lists.type.list_size)
-    size = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-    valid = lists.is_valid().to_numpy(zero_copy_only=False) & (size == 2)
-    pairs = np.full((len(lists), 2), OUTSIDE, np.int32)
-    pairs[valid] = _numpy_chunk(lists.filter(pa.array(valid)).flatten()).reshape(-1, 2)
-    return pairs
+# --- Checks of a data set's columns --------------------------------------------------------------
 
 
 def _real_tokens(column: pa.ChunkedArray, shape: tuple[int, ...]) -> Rows:

@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
-from qa_flax.features import Features, numpy_column
+from qa_flax.columns import numpy_column
+from qa_flax.features import Features
 
 # What one step looks at together: windows per chunk of examples, and (start, end) pairs per search.
 CHUNK_WINDOWS = 1024

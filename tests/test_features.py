@@ -18,7 +18,7 @@ from tokenizers import (
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-import qa_flax.features as features_module
+from qa_flax import tokens
 from qa_flax.examples import ExampleError, load_examples
 from qa_flax.features import (
     Features,
@@ -441,23 +441,22 @@ def test_a_text_tokenised_in_pieces_has_the_tokens_of_the_whole(monkeypatch, kin
     tokenizer = kind()
     whole = windows(rows, tokenizer, 64, 16)
     pieces = []
-    monkeypatch.setattr(features_module, "LONG_TEXT", 3000)
-    monkeypatch.setattr(features_module, "PIECES_SHARE", 400)
-    encode = features_module._ids_and_offsets
-    monkeypatch.setattr(
-        features_module, "_ids_and_offsets", lambda e: pieces.append(len(e)) or encode(e)
-    )
+    monkeypatch.setattr(tokens, "LONG_TEXT", 3000)
+    monkeypatch.setattr(tokens, "PIECES_SHARE", 400)
+    encode = tokens._ids_and_offsets
+    monkeypatch.setattr(tokens, "_ids_and_offsets", lambda e: pieces.append(len(e)) or encode(e))
     assert_same(windows(rows, tokenizer, 64, 16), whole)
     assert len(pieces) > 2 * len(text) / 3000
 
 
-def test_pieces_that_do_not_agree_are_tokenised_whole(monkeypatch):
+@pytest.mark.parametrize("kind", [word_piece, byte_level])
+def test_pieces_that_do_not_agree_are_tokenised_whole(monkeypatch, kind):
     """A word longer than what the pieces share: its tokens depend on where it is cut."""
     rows = [row("ab" * 1500 + " end", text="end")]
-    tokenizer = byte_level()
+    tokenizer = kind()
     whole = windows(rows, tokenizer, 64, 16)
-    monkeypatch.setattr(features_module, "LONG_TEXT", 1001)
-    monkeypatch.setattr(features_module, "PIECES_SHARE", 100)
+    monkeypatch.setattr(tokens, "LONG_TEXT", 1001)
+    monkeypatch.setattr(tokens, "PIECES_SHARE", 100)
     assert_same(windows(rows, tokenizer, 64, 16), whole)
 
 

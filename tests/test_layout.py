@@ -12,11 +12,11 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "qa_flax"
 STAGES = {
     1: ["examples"],
-    2: ["features"],
+    2: ["tokens", "features"],
     3: ["batches"],
     4: ["models/bert", "models/qa", "models/layers", "models/hf", "models/families"],
     5: ["step", "parallel"],
-    6: ["spans"],
+    6: ["spans", "postprocess"],
     7: ["metrics"],
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -1,0 +1,95 @@
+"""Arrow's columns of numbers <-> NumPy arrays, without a copy where that is possible (host)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Int32, Int64
+
+OUTSIDE = -1  # both offsets of a token that is not of the context
+
+
+def ranges(
+    first: Int64[np.ndarray, " n"], count: Int64[np.ndarray, " n"]
+) -> Int64[np.ndarray, " m"]:
+    """first[i], first[i] + 1, ... (count[i] of them), for every i, end to end."""
+    before = np.cumsum(count) - count
+    return np.arange(count.sum()) + np.repeat(first - before, count)
+
+
+def arrow_column(values: np.ndarray | Sequence[str]) -> pa.Array:
+    """An array [n, ...] as fixed-size lists over the same memory; ids as strings."""
+    if not isinstance(values, np.ndarray):
+        return pa.array(values, pa.string())
+    array = pa.array(values.reshape(-1))
+    for size in values.shape[:0:-1]:
+        array = pa.FixedSizeListArray.from_arrays(array, size)
+    return array
+
+
+_PAIRS = pa.list_(pa.list_(pa.int32()))
+
+
+def numpy_column(column: pa.ChunkedArray, name: str) -> np.ndarray:
+    """Numbers, lists of them or lists of pairs as int32 [n], [n, l] or [n, l, 2].
+
+    Rows may be ragged: they are padded on the right with 0, or with pairs (-1, -1). A pair may be
+    None or []. Arrays may be read-only views of the column's memory.
+
+    Raises:
+        ValueError: a number is None.
+    """
+    if pa.types.is_list(column.type) and pa.types.is_null(column.type.value_type):
+        column = column.cast(_PAIRS)  # no token of the column is of a context
+    try:
+        parts = [_numpy_chunk(chunk) for chunk in column.chunks or [pa.array([], column.type)]]
+    except ValueError as error:
+        raise ValueError(f"column {name}: {error}") from error
+    if parts[0].ndim > 1:
+        width = max(part.shape[1] for part in parts)
+        parts = [_widened(part, width) for part in parts]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _widened(rows: np.ndarray, width: int) -> np.ndarray:
+    if rows.shape[1] == width:
+        return rows
+    margins = [(0, 0), (0, width - rows.shape[1]), (0, 0)][: rows.ndim]
+    return np.pad(rows, margins, constant_values=OUTSIDE if rows.ndim == 3 else 0)
+
+
+def _is_fixed(array: pa.Array) -> bool:
+    """Whether all lists are of one length, so that a reshape makes the rows."""
+    return pa.types.is_fixed_size_list(array.type) and not array.null_count
+
+
+def _numpy_chunk(chunk: pa.Array) -> np.ndarray:
+    if isinstance(chunk, pa.ExtensionArray):  # such as Array2D of datasets
+        return _numpy_chunk(chunk.storage)
+    if not pa.types.is_nested(chunk.type):
+        if chunk.null_count:
+            raise ValueError(f"{chunk.null_count} of its numbers are None; every one is needed.")
+        return chunk.to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
+    flat = chunk.flatten()
+    pairs = pa.types.is_nested(flat.type)
+    values = _pairs(flat) if pairs else _numpy_chunk(flat)
+    if _is_fixed(chunk):
+        return values.reshape(len(chunk), chunk.type.list_size, *values.shape[1:])
+    count = chunk.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    width = int(count.max(initial=0))
+    if (count == width).all():
+        return values.reshape(len(chunk), width, *values.shape[1:])
+    rows = np.full((len(chunk), width, *values.shape[1:]), OUTSIDE if pairs else 0, np.int32)
+    rows.reshape(-1, *values.shape[1:])[ranges(np.arange(len(chunk)) * width, count)] = values
+    return rows
+
+
+def _pairs(lists: pa.Array) -> Int32[np.ndarray, "t 2"]:
+    """Offsets [t, 2] of tokens, (-1, -1) where there is none (None or [])."""
+    if _is_fixed(lists):
+        return _numpy_chunk(lists.flatten()).reshape(len(lists), lists.type.list_size)
+    size = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    valid = lists.is_valid().to_numpy(zero_copy_only=False) & (size == 2)
+    pairs = np.full((len(lists), 2), OUTSIDE, np.int32)
+    pairs[valid] = _numpy_chunk(lists.filter(pa.array(valid)).flatten()).reshape(-1, 2)
+    return pairs
