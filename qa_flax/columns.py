@@ -1,10 +1,11 @@
 """Arrow's columns of numbers <-> NumPy arrays, without a copy where that is possible (host)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int32, Int64
+from jaxtyping import Int, Int32, Int64
 
 OUTSIDE = -1  # both offsets of a token that is not of the context
 
@@ -93,3 +94,83 @@ def _pairs(lists: pa.Array) -> Int32[np.ndarray, "t 2"]:
     pairs = np.full((len(lists), 2), OUTSIDE, np.int32)
     pairs[valid] = _numpy_chunk(lists.filter(pa.array(valid)).flatten()).reshape(-1, 2)
     return pairs
+
+
+class Pairs(NamedTuple):
+    """Pairs of numbers [w, l, 2] read only where they are asked for, by position in their rows."""
+
+    at: Callable[[Int[np.ndarray, "w c"]], tuple[np.ndarray, np.ndarray]]
+    """Both numbers of the pairs at some positions [w, c]; -1 where there is none."""
+
+    width: int
+    """The longest row."""
+
+
+def pairs_of(column: pa.ChunkedArray | np.ndarray, name: str) -> Pairs:
+    """The pairs of an array [w, l, 2], or of a column as `numpy_column` takes it.
+
+    To decode what `Dataset.map` stores takes several times as long as to use it: 40 of the 384
+    pairs of a row are looked at.
+    """
+    if isinstance(column, np.ndarray):
+        return _dense_pairs(column)
+    array = column.combine_chunks()
+    array = array.storage if isinstance(array, pa.ExtensionArray) else array
+    kind = array.type
+    is_lists = pa.types.is_list(kind) and pa.types.is_list(kind.value_type)
+    if not (is_lists and pa.types.is_integer(kind.value_type.value_type)):
+        return _dense_pairs(numpy_column(column, name))
+    return _listed_pairs(array)
+
+
+def _dense_pairs(pairs: np.ndarray) -> Pairs:
+    width = pairs.shape[1]
+
+    def at(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if width == 0:
+            return (np.full(positions.shape, OUTSIDE, np.int32),) * 2
+        row = np.arange(len(positions))[:, None]
+        inside = positions < width
+        both = pairs[row, positions if inside.all() else np.minimum(positions, width - 1)]
+        first, last = both[..., 0], both[..., 1]
+        if not inside.all():
+            first, last = np.where(inside, first, OUTSIDE), np.where(inside, last, OUTSIDE)
+        return first, last
+
+    return Pairs(at, width)
+
+
+def _listed_pairs(rows: pa.ListArray) -> Pairs:
+    """Of rows of lists: by Arrow's offsets, without copying or decoding the lists."""
+    begins = rows.offsets.to_numpy()
+    first = int(begins[0]) if len(begins) else 0
+    lists = rows.values.slice(first, int(begins[-1]) - first if len(begins) else 0)
+    lengths = _lengths(rows)
+    ends = lists.offsets.to_numpy()
+    numbers = lists.values.to_numpy(zero_copy_only=False)
+    is_valid = lists.is_valid().to_numpy(zero_copy_only=False) if lists.null_count else None
+
+    def at(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        inside = positions < lengths[:, None]
+        place = np.where(inside, positions + (begins[:-1] - first)[:, None], 0)
+        if not len(lists):
+            return (np.full(positions.shape, OUTSIDE, np.int32),) * 2
+        start = ends[place]
+        is_pair = inside & (ends[place + 1] - start == 2)
+        if is_valid is not None:
+            is_pair &= is_valid[place]
+        start = np.where(is_pair, start, 0)
+        if not len(numbers):
+            return (np.full(positions.shape, OUTSIDE, np.int32),) * 2
+        second = np.where(is_pair, start + 1, 0)
+        return (
+            np.where(is_pair, numbers[start], OUTSIDE).astype(np.int32, copy=False),
+            np.where(is_pair, numbers[second], OUTSIDE).astype(np.int32, copy=False),
+        )
+
+    return Pairs(at, int(lengths.max(initial=0)))
+
+
+def _lengths(lists: pa.Array) -> Int64[np.ndarray, " n"]:
+    lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    return lengths.astype(np.int64)

@@ -42,7 +42,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from qa_flax.features import Features
-from qa_flax.spans import Candidates, Chunk, Logits, Settings, best_spans, column
+from qa_flax.spans import Candidates, Chunk, Logits, Settings, column, searches
 
 logger = logging.getLogger(__name__)
 
@@ -144,10 +144,14 @@ def find_answers(
             stack.enter_context(JsonObjectFile(_path(output_dir, prefix, name)))
             for name in (names if output_dir is not None else [])
         ]
-        for chunk in best_spans(ids, features, predictions, settings):
-            contexts = column(examples, "context", chunk.examples, "examples")
-            keys = [ids[row] for row in chunk.examples.tolist()]
+        for search in searches(ids, features, predictions, settings):
+            contexts = column(examples, "context", search.examples, "examples")
+            keys = [ids[row] for row in search.examples.tolist()]
+            chunk = search.n_best() if files else search.best()
             chosen = _choose(chunk, contexts, settings, null_score_diff_threshold)
+            if not files and chosen.has_blank:  # a best span is blank; others may not be
+                chunk = search.n_best()
+                chosen = _choose(chunk, contexts, settings, null_score_diff_threshold)
             found.texts.update(zip(keys, chosen.answers, strict=True))
             if chosen.null_odds is not None:
                 found.best_texts.update(zip(keys, chosen.best_texts, strict=True))
@@ -168,6 +172,7 @@ class Choice(NamedTuple):
     null_odds: list[float] | None
     has_word: Bool[np.ndarray, " e"]  # where Hugging Face puts the word "empty" in front
     strip: bool  # no space around a text
+    has_blank: bool  # a span, not the null, has no text
 
 
 def _choose(chunk: Chunk, contexts: list[str], settings: Settings, threshold: float) -> Choice:
@@ -175,6 +180,8 @@ def _choose(chunk: Chunk, contexts: list[str], settings: Settings, threshold: fl
     spans, counts = chunk.spans, np.diff(chunk.bounds)
     lengths = np.fromiter(map(len, contexts), np.int64, len(contexts))
     has_text = spans.chars[:, 0] < np.minimum(spans.chars[:, 1], lengths[spans.owner])
+    nulls = int(settings.version_2_with_negative)
+    has_blank = bool((np.bincount(spans.owner[~has_text], minlength=1) > nulls).any())
     best = _first_of_examples(chunk, has_text)
     texts = _texts(chunk, contexts, best)
     has_word = np.zeros(len(counts), bool)
@@ -190,13 +197,15 @@ def _choose(chunk: Chunk, contexts: list[str], settings: Settings, threshold: fl
         texts = [text.strip() for text in texts]
         for i in np.flatnonzero(best >= 0):
             if not texts[i]:  # nothing but space: look further
+                has_blank = True
                 best[i], texts[i] = _first_not_blank(chunk, contexts[i], int(i))
     if not settings.version_2_with_negative:
-        return Choice(texts, texts, None, has_word, not settings.hf_compatible)
+        return Choice(texts, texts, None, has_word, not settings.hf_compatible, has_blank)
     odds = _null_odds(chunk, best, has_word, settings)
     is_null = (odds > threshold) | ((best < 0) & ~has_word)
     answers = ["" if null else text for null, text in zip(is_null.tolist(), texts, strict=True)]
-    return Choice(answers, texts, odds.tolist(), has_word, not settings.hf_compatible)
+    strip = not settings.hf_compatible
+    return Choice(answers, texts, odds.tolist(), has_word, strip, has_blank)
 
 
 def _null_odds(

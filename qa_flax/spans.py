@@ -11,6 +11,7 @@ Equal logits go from left to right, as with `jax.lax.top_k`. The first arrow may
 the device (`step.make_candidate_step`): then `Candidates` come instead of logits.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
-from qa_flax.columns import numpy_column
+from qa_flax.columns import Pairs, pairs_of
 from qa_flax.features import Features
 
 # What one step looks at together: windows per chunk of examples, and (start, end) pairs per search.
@@ -92,16 +93,16 @@ class Chunk(NamedTuple):
     null_scores: Float[np.ndarray, " e"]
 
 
-def best_spans(
+def searches(
     ids: list, features: Any, predictions: Logits | Candidates, settings: Settings
-) -> Iterator[Chunk]:
-    """Yield the best spans of all examples, best first, a chunk of examples at a time.
+) -> Iterator["Search"]:
+    """Yield a search for each chunk of examples, together all of them in their order.
 
     Args:
         ids: the id of each example; a repeated id stands for its last row.
         features: N windows, as `postprocess_qa_predictions` takes them.
-        predictions: start and end logits [N, L], or what `candidates` made of them.
-        settings: which spans to keep; in v2 the null is among the spans, with characters (0, 0).
+        predictions: start and end logits [N, L], or the candidates among them.
+        settings: which spans to keep.
     """
     row_of = {str(id_): row for row, id_ in enumerate(ids)}
     examples = np.fromiter(row_of.values(), np.intp, len(row_of))
@@ -110,22 +111,73 @@ def best_spans(
     bounds = np.searchsorted(owner[order], np.arange(len(examples) + 1))
     null = _null_logits(features, predictions, settings)
     nulls, null_scores = _nulls(null.scores, order, bounds, settings.hf_compatible)
+    nulls = nulls if settings.version_2_with_negative else nulls[:0]
     for first, last in _example_chunks(bounds):
-        count, parts = last - first, [_no_spans(null.scores.dtype)]
-        for rows in _window_chunks(order[bounds[first] : bounds[last]], settings):
-            tokens = _tokens(predictions, rows, settings)
-            offsets, max_context = _offsets(features, rows)
-            part = spans_of_tokens(
-                tokens, offsets, max_context, owner[rows] - first, settings.max_answer_length
-            )
-            if len(rows) < bounds[last] - bounds[first]:  # one part of many: keep it small
-                part = _best_of_examples(part, count, settings.n_best_size)
-            parts.append(part)
-        chunk_nulls = nulls[first:last] if settings.version_2_with_negative else nulls[:0]
-        null_spans = _null_spans(null, chunk_nulls)
-        spans = _best_of_examples(Spans.concatenate(parts), count, settings.n_best_size, null_spans)
-        chunk_bounds = _bounds(spans.owner, count)
-        yield Chunk(examples[first:last], chunk_bounds, spans, null_scores[first:last])
+        rows = order[bounds[first] : bounds[last]]
+        yield Search(
+            examples[first:last],
+            rows,
+            owner[rows] - first,
+            _null_spans(null, nulls[first:last]),
+            null_scores[first:last],
+            Reader(features, predictions, settings),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """The search for the best spans of some examples, which can be done in two ways."""
+
+    examples: Int[np.ndarray, " e"]  # rows of the example table
+    rows: Int[np.ndarray, " w"]  # their windows, in order of example
+    owner: Int[np.ndarray, " w"]  # the example of each window
+    nulls: Spans  # v2: the smallest null of each example
+    null_scores: Float[np.ndarray, " e"]
+    reader: "Reader"
+
+    def n_best(self) -> Chunk:
+        """The `n_best_size` best spans of each example; in v2 the null is among them."""
+        settings, parts = self.reader.settings, [_no_spans(self.null_scores.dtype)]
+        for part in self._parts():
+            found = self.reader.read(self.rows[part])
+            spans = spans_of_tokens(found, self.owner[part], settings.max_answer_length)
+            if len(found.first) < len(self.rows):  # one part of many: keep it small
+                spans = _best_of_examples(spans, len(self.examples), settings.n_best_size)
+            parts.append(spans)
+        spans = Spans.concatenate(parts)
+        return self._chunk(
+            _best_of_examples(spans, len(self.examples), settings.n_best_size, self.nulls)
+        )
+
+    def best(self) -> Chunk:
+        """The best span of each example, and in v2 the null: what most answers are made of.
+
+        Where that would not do (a score is not finite, a span is without characters, or in v2
+        `n_best_size` is 1) it is `n_best`.
+        """
+        settings, parts = self.reader.settings, [_no_spans(self.null_scores.dtype)]
+        for part in self._parts():
+            found = self.reader.read(self.rows[part])
+            parts.append(best_of_windows(found, self.owner[part], settings.max_answer_length))
+        spans = Spans.concatenate(parts)
+        is_finite = np.isfinite(spans.scores).all() and np.isfinite(self.nulls.scores).all()
+        has_chars = (spans.chars[:, 0] < spans.chars[:, 1]).all()
+        is_cut = settings.version_2_with_negative and settings.n_best_size == 1
+        if is_cut or not (is_finite and has_chars):
+            return self.n_best()
+        best = _best_of_examples(spans, len(self.examples), 1)
+        return self._chunk(_best_of_examples(best, len(self.examples), 2, self.nulls))
+
+    def _parts(self) -> Iterator[slice]:
+        """Ranges of windows, so that one step holds about CHUNK_PAIRS pairs of tokens."""
+        pairs = self.reader.settings.n_best_size**2
+        size = min(CHUNK_WINDOWS, max(1, CHUNK_PAIRS // pairs))
+        for first in range(0, len(self.rows), size):
+            yield slice(first, first + size)
+
+    def _chunk(self, spans: Spans) -> Chunk:
+        bounds = _bounds(spans.owner, len(self.examples))
+        return Chunk(self.examples, bounds, spans, self.null_scores)
 
 
 # ------------------------------------------------------------------------------------ search
@@ -147,18 +199,27 @@ def top_tokens(
 def _top(logits: np.ndarray, count: int) -> np.ndarray:
     """Positions [W, C] of the largest values of each row; equal values from left to right."""
     width = logits.shape[1]
-    rank = _descending(logits)
     if count >= width:
-        return np.argsort(rank, axis=1, kind="stable")
+        return np.argsort(_descending(logits), axis=1, kind="stable")
     # NumPy finds the bound with vector instructions; which of the equals are in is then a count.
-    bound = np.partition(rank, count - 1, axis=1)[:, count - 1 : count]
-    inside = rank <= bound
-    surplus = inside.sum(axis=1) - count
-    for row in np.flatnonzero(surplus):
-        inside[row, np.flatnonzero(rank[row] == bound[row])[-surplus[row] :]] = False
+    largest = np.partition(logits, width - count, axis=1)[:, width - count :]
+    if np.isnan(largest).any():  # NaN cannot be compared; integers in its place can
+        logits = _descending(logits)
+        bound = np.partition(logits, count - 1, axis=1)[:, count - 1 : count]
+        inside, at_bound = logits <= bound, logits == bound
+    else:
+        bound = largest[:, :1]
+        inside, at_bound = logits >= bound, None
+    if np.count_nonzero(inside) > count * len(logits):
+        at_bound = logits == bound if at_bound is None else at_bound
+        surplus = inside.sum(axis=1) - count
+        for row in np.flatnonzero(surplus):
+            inside[row, np.flatnonzero(at_bound[row])[-surplus[row] :]] = False
     columns = (np.flatnonzero(inside) % width).reshape(-1, count)
-    within = np.argsort(np.take_along_axis(rank, columns, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(columns, within, axis=1)
+    values = np.take_along_axis(logits, columns, axis=1)
+    if values.dtype.kind == "f":
+        values = _descending(values)
+    return np.take_along_axis(columns, np.argsort(values, axis=1, kind="stable"), axis=1)
 
 
 def _descending(values: np.ndarray) -> np.ndarray:
@@ -171,13 +232,46 @@ def _descending(values: np.ndarray) -> np.ndarray:
     return ~np.where(np.isnan(floats), largest, ascending)
 
 
-def _tokens(predictions: Logits | Candidates, rows: np.ndarray, settings: Settings) -> TopTokens:
-    """The best tokens of some windows."""
-    if isinstance(predictions, Candidates):
-        given, count = predictions.tokens, settings.n_best_size
-        return TopTokens(*(_known(part[rows, :count], settings) for part in given))
-    starts, ends = (_known(logits[rows], settings) for logits in predictions)
-    return top_tokens(starts, ends, settings.n_best_size)
+class Found(NamedTuple):
+    """The best tokens of some windows, and where they are in the context."""
+
+    tokens: TopTokens
+    first: Int[np.ndarray, "w c"]  # first character of each best start; -1: not of the context
+    last: Int[np.ndarray, "w c"]  # the character after each best end; -1: not of the context
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Reads of windows and predictions what a search needs, some windows at a time."""
+
+    features: Any
+    predictions: Logits | Candidates
+    settings: Settings
+
+    def read(self, rows: Int[np.ndarray, " w"]) -> Found:
+        """The best tokens of some windows."""
+        some = _as_slice(rows)
+        tokens = self._tokens(some)
+        offsets, max_context = _offsets(self.features, rows, some)
+        first, _ = offsets.at(tokens.starts)
+        _, last = offsets.at(tokens.ends)
+        if max_context is not None:
+            first = np.where(_is_max(max_context, tokens.starts), first, -1)
+        return Found(tokens, first, last)
+
+    def _tokens(self, rows: slice | np.ndarray) -> TopTokens:
+        if isinstance(self.predictions, Candidates):
+            given, count = self.predictions.tokens, self.settings.n_best_size
+            return TopTokens(*(_known(part[rows, :count], self.settings) for part in given))
+        starts, ends = (_known(logits[rows], self.settings) for logits in self.predictions)
+        return top_tokens(starts, ends, self.settings.n_best_size)
+
+
+def _as_slice(rows: np.ndarray) -> slice | np.ndarray:
+    """Consecutive rows as a slice, which makes a view in place of a copy."""
+    if len(rows) and (np.diff(rows) == 1).all():
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return rows
 
 
 def _known(values: np.ndarray, settings: Settings) -> np.ndarray:
@@ -187,47 +281,52 @@ def _known(values: np.ndarray, settings: Settings) -> np.ndarray:
     return np.nan_to_num(values, nan=PADDING_LOGIT, posinf=-PADDING_LOGIT, neginf=PADDING_LOGIT)
 
 
-def spans_of_tokens(
-    tokens: TopTokens,
-    offsets: Int[np.ndarray, "w l 2"],
-    max_context: Bool[np.ndarray, "w l"] | None,
-    owner: Int[np.ndarray, " w"],
-    max_answer_length: int,
-) -> Spans:
+def spans_of_tokens(found: Found, owner: Int[np.ndarray, " w"], max_answer_length: int) -> Spans:
     """Pair the best starts with the best ends, and keep the pairs that are spans of the context.
 
-    `owner` [W] says which example a window belongs to; `offsets` are -1 outside the context, and so
-    is all behind their last column.
+    `owner` [W] says which example a window belongs to.
     """
-    first, last = _at(offsets[..., 0], tokens.starts, -1), _at(offsets[..., 1], tokens.ends, -1)
-    start_is_open, end_is_open = first >= 0, last >= 0
-    if max_context is not None:
-        start_is_open &= _at(max_context, tokens.starts, False)
+    tokens = found.tokens
+    pairs = np.flatnonzero(_are_spans(found, max_answer_length))
+    start_at, j = np.divmod(pairs, tokens.ends.shape[1])
+    w = start_at // tokens.starts.shape[1]
+    return _spans(found, owner, w, start_at, w * tokens.ends.shape[1] + j)
+
+
+def best_of_windows(found: Found, owner: Int[np.ndarray, " w"], max_answer_length: int) -> Spans:
+    """The first of the best spans of each window that has any.
+
+    Where a window's scores are not all finite, one of those that are not is given.
+    """
+    tokens = found.tokens
+    are_spans = _are_spans(found, max_answer_length)
+    scores = tokens.start_logits[:, :, None] + tokens.end_logits[:, None, :]
+    scores[~are_spans] = -np.inf
+    best = scores.reshape(len(owner), -1).argmax(axis=1)
+    w = np.flatnonzero(are_spans.any(axis=(1, 2)))
+    i, j = np.divmod(best[w], tokens.ends.shape[1])
+    return _spans(found, owner, w, w * tokens.starts.shape[1] + i, w * tokens.ends.shape[1] + j)
+
+
+def _are_spans(found: Found, max_answer_length: int) -> Bool[np.ndarray, "w c c"]:
+    """Which pairs of a start and an end are spans of the context, not too long."""
     # A closed start is put far right and a closed end far left: end - start as an unsigned number
     # is then beyond any length, and so it is where the end comes first. One comparison does all.
     far = np.int32(1 << 30)
-    start = np.where(start_is_open, tokens.starts, far).astype(np.int32)
-    end = np.where(end_is_open, tokens.ends, -far).astype(np.int32)
+    start = np.where(found.first >= 0, found.tokens.starts, far).astype(np.int32)
+    end = np.where(found.last >= 0, found.tokens.ends, -far).astype(np.int32)
     distance = (end[:, None, :] - start[:, :, None]).view(np.uint32)
-    pairs = np.flatnonzero(distance < np.uint32(min(max_answer_length, 1 << 29)))
-    start_at, j = np.divmod(pairs, end.shape[1])
-    w = start_at // start.shape[1]
-    end_at = w * end.shape[1] + j
-    start_logits = tokens.start_logits.ravel()[start_at]
-    end_logits = tokens.end_logits.ravel()[end_at]
-    chars = np.stack([first.ravel()[start_at], last.ravel()[end_at]], axis=1)
+    return distance < np.uint32(min(max_answer_length, 1 << 29))
+
+
+def _spans(
+    found: Found, owner: np.ndarray, w: np.ndarray, start_at: np.ndarray, end_at: np.ndarray
+) -> Spans:
+    """The spans of windows `w` from flat places of starts to flat places of ends."""
+    start_logits = found.tokens.start_logits.ravel()[start_at]
+    end_logits = found.tokens.end_logits.ravel()[end_at]
+    chars = np.stack([found.first.ravel()[start_at], found.last.ravel()[end_at]], axis=1)
     return Spans(owner[w], chars, start_logits, end_logits, start_logits + end_logits)
-
-
-def _at(values: np.ndarray, tokens: np.ndarray, outside: Any) -> np.ndarray:
-    """`values` [W, l] at `tokens` [W, C]; behind the last column it is `outside`."""
-    width = values.shape[1]
-    if width == 0:
-        return np.full(tokens.shape, outside, values.dtype)
-    window = np.arange(len(tokens))[:, None]
-    if tokens.max(initial=0) < width:
-        return values[window, tokens]
-    return np.where(tokens < width, values[window, np.minimum(tokens, width - 1)], outside)
 
 
 def _best_of_examples(spans: Spans, examples: int, count: int, nulls: Spans | None = None) -> Spans:
@@ -366,14 +465,6 @@ def _example_chunks(bounds: np.ndarray) -> Iterator[tuple[int, int]]:
         first = last
 
 
-def _window_chunks(rows: np.ndarray, settings: Settings) -> Iterator[np.ndarray]:
-    """Split windows so that one search holds about CHUNK_PAIRS pairs of tokens."""
-    pairs = settings.n_best_size**2
-    size = min(CHUNK_WINDOWS, max(1, CHUNK_PAIRS // max(pairs, 1)))
-    for first in range(0, len(rows), size):
-        yield rows[first : first + size]
-
-
 def column(table: Any, name: str, rows: np.ndarray | None, what: str) -> list:
     """Values of a column as Python objects, at some rows or at all."""
     if isinstance(table, Features):
@@ -406,15 +497,17 @@ def _missing(name: str, found: list[str], what: str) -> str:
     return f"{what} have no column {name!r}; the columns are: {', '.join(found) or 'none'}"
 
 
-def _offsets(features: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Offsets [W, l, 2] of some windows, -1 outside the context, and the allowed starts."""
+def _offsets(
+    features: Any, rows: np.ndarray, some: slice | np.ndarray
+) -> tuple[Pairs, Bool[np.ndarray, "w l"] | None]:
+    """Offsets of some windows, -1 outside the context, and which starts are allowed."""
     if isinstance(features, Features):
         if features.offsets is None:
             raise ValueError(
                 "features have no offsets, which say where in the context a token is: make them "
                 "with prepare_validation_features"
             )
-        return features.offsets[rows], None
+        return pairs_of(features.offsets[some], "offsets"), None
     if isinstance(features, datasets.Dataset):
         array = _arrow_column(features, "offset_mapping", rows, "features")
         has_marks = "token_is_max_context" in features.column_names
@@ -425,11 +518,20 @@ def _offsets(features: Any, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | 
         ]
         array = pa.chunked_array([pa.array(lists, pa.list_(pa.list_(pa.int32())))])
         has_marks = "token_is_max_context" in features[0]
-    offsets = numpy_column(array, "offset_mapping")
+    offsets = pairs_of(array, "offset_mapping")
     if not has_marks:
         return offsets, None
     marks = column(features, "token_is_max_context", rows, "features")
-    return offsets, _max_context(marks, offsets.shape[1])
+    return offsets, _max_context(marks, offsets.width)
+
+
+def _is_max(allowed: Bool[np.ndarray, "w l"], tokens: np.ndarray) -> np.ndarray:
+    """Whether tokens [W, C] are allowed; behind the last column none is."""
+    width = allowed.shape[1]
+    if width == 0:
+        return np.zeros(tokens.shape, bool)
+    window = np.arange(len(tokens))[:, None]
+    return (tokens < width) & allowed[window, np.minimum(tokens, width - 1)]
 
 
 def _max_context(marks: list[Mapping[str, bool] | None], length: int) -> np.ndarray:

@@ -54,6 +54,8 @@ def case(seed):
         rows.append({"id": f"q{n}", "context": "".join(letters)})
         count = int(rng.integers(0 if n else 1, 4))
         features += [window(rng, f"q{n}", rows[n]["context"], marks, ragged) for _ in range(count)]
+    if rng.random() < 0.1:  # offsets beyond the end of the text
+        rows[0]["context"] = rows[0]["context"][: len(rows[0]["context"]) // 2]
     order = rng.permutation(len(features))
     features = [features[i] for i in order]
     if rng.random() < 0.3:  # the same window twice: the same spans twice in the n-best list

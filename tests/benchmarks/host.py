@@ -71,18 +71,23 @@ class Bench:
         return results
 
 
+def mapped(examples, tokenizer):
+    """`examples.map(prepare_validation_features, batched=True)`."""
+
+    def prepare(batch):
+        table = zip(*batch.values(), strict=True)
+        rows = [dict(zip(batch, values, strict=True)) for values in table]
+        return oracle.prepare_plain(rows, tokenizer, **LENGTHS)
+
+    return examples.map(prepare, batched=True, remove_columns=examples.column_names)
+
+
 def time_windows(bench, rows, tokenizer):
     """`map(prepare_validation_features)` against `make_windows`."""
     examples, own_examples = datasets.Dataset.from_list(rows), load_examples(rows)
 
-    def prepare(batch):
-        some = [
-            dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)
-        ]
-        return oracle.prepare_plain(some, tokenizer, **LENGTHS)
-
     def theirs():
-        return examples.map(prepare, batched=True, remove_columns=examples.column_names)
+        return mapped(examples, tokenizer)
 
     def ours():
         return make_windows(own_examples, tokenizer, labels=False, disable_tqdm=True, **LENGTHS)
@@ -180,14 +185,8 @@ def time_all(bench, rows, tokenizer, own):
     logits = random_logits(own)
     examples, own_examples = datasets.Dataset.from_list(rows), load_examples(rows)
 
-    def prepare(batch):
-        some = [
-            dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)
-        ]
-        return oracle.prepare_plain(some, tokenizer, **LENGTHS)
-
     def theirs():
-        plain = examples.map(prepare, batched=True, remove_columns=examples.column_names)
+        plain = mapped(examples, tokenizer)
         return oracle.squad_v1_plain(oracle.postprocess_plain(rows, plain, logits), rows)
 
     def ours():
