@@ -48,9 +48,13 @@ def model_inputs(batch: Batch) -> Batch:
 def make_loss(graphdef: nnx.GraphDef) -> Callable[..., Float[Array, ""]]:
     """`loss(params, batch, key=None)`: this core's part of the mean over all cores' valid rows.
 
-    Summing it over the cores gives the mean: 1 core and 8 cores, any number of rows that only fill
-    up, and any width of the padding have the same loss and the same gradients. `key` is of the
-    dropout masks; None: no dropout.
+    Summing it over the cores gives the mean: 1 core and 8 cores, and any number of rows that only
+    fill up have the same loss and the same gradients. `key` is of the dropout masks; None: no
+    dropout.
+
+    The batch's padding tokens compete as answers, as in Hugging Face. It is no slip: learning that
+    they are none teaches early on that token type 0 holds no answers. Without, fine-tuning on 2,000
+    questions lags behind (README).
     """
 
     def loss(params: PyTree, batch: Batch, key: Any = None) -> Float[Array, ""]:
@@ -58,7 +62,7 @@ def make_loss(graphdef: nnx.GraphDef) -> Callable[..., Float[Array, ""]]:
         rngs = None if key is None else nnx.Rngs(dropout=key)
         logits = nnx.merge(graphdef, params)(**model_inputs(batch), rngs=rngs)
         labels = (batch["start_positions"], batch["end_positions"])
-        losses = span_losses(logits, *labels, batch["attention_mask"])
+        losses = span_losses(logits, *labels)
         rows = lax.psum(jnp.sum(batch["valid"].astype(jnp.float32)), CORES)
         return jnp.sum(jnp.where(batch["valid"], losses, 0.0)) / rows
 

@@ -77,11 +77,14 @@ def test_grouping_by_length_spends_less_on_padding(rng):
 def test_scatter_restores_the_order_of_the_data(rng, n, cores, per_core, left):
     windows = features(rng, n, left=left)
     into = np.full(windows.input_ids.shape, np.nan)
-    batches = list(eval_batches(windows, cores, per_core))
+    batches = list(eval_batches(windows, cores, per_core, null_positions=np.arange(n)))
     assert len(batches) == batch_count(n, cores, per_core)
     for batch in batches:
-        assert set(batch.arrays) == {"input_ids", "attention_mask", "valid"}
+        names = {"input_ids", "attention_mask", "start_positions", "end_positions", "valid"}
+        assert set(batch.arrays) == names | {"null_positions"}
         scatter(batch, batch.arrays["input_ids"] * 10, into, fill=-1.0)
+        at = batch.arrays["null_positions"] + batch.columns.start
+        np.testing.assert_array_equal(at, batch.rows)
     # What no batch was wide enough to hold is padding, too; the trainer fills it beforehand.
     expected = np.where(windows.attention_mask > 0, windows.input_ids * 10, -1)
     np.testing.assert_array_equal(np.nan_to_num(into, nan=-1), expected)
