@@ -52,9 +52,8 @@ def make_loss(graphdef: nnx.GraphDef) -> Callable[..., Float[Array, ""]]:
     fill up have the same loss and the same gradients. `key` is of the dropout masks; None: no
     dropout.
 
-    The batch's padding tokens compete as answers, as in Hugging Face. It is no slip: learning that
-    they are none teaches early on that token type 0 holds no answers. Without, fine-tuning on 2,000
-    questions lags behind (README).
+    The batch's padding tokens compete as answers, as in Hugging Face, so that the same batches give
+    the same steps.
     """
 
     def loss(params: PyTree, batch: Batch, key: Any = None) -> Float[Array, ""]:
