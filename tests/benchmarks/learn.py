@@ -4,7 +4,8 @@ side by side.
     python tests/benchmarks/learn.py --model_name_or_path DIR --train_file FILE --validation_file
     FILE
 
-Each stack and seed is a process of its own, one after the other; a result already in
+With each seed both stacks start from one checkpoint, the span head included; order and dropout are
+their own. Each stack and seed is a process of its own, one after the other; a result already in
 `--output_dir` is not computed again, so an interrupted comparison goes on where it stopped. Takes
 hours on a few CPU cores.
 """
@@ -15,6 +16,10 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import mean
+
+from transformers import AutoTokenizer
+
+from qa_flax import AutoModelForQuestionAnswering
 
 SETTINGS = {
     "max_train_samples": 2000,
@@ -34,10 +39,21 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43])
     parser.add_argument("--stacks", nargs="+", choices=STACKS, default=list(STACKS))
     args = parser.parse_args()
+    for seed in args.seeds:
+        make_start(args, seed)
     results = {
         (stack, seed): STACKS[stack](args, seed) for seed in args.seeds for stack in args.stacks
     }
     print_table(results, args)
+
+
+def make_start(args, seed):
+    """The checkpoint with a new span head: two stacks with heads of their own differ by luck."""
+    start = args.output_dir / f"start-{seed}"
+    if not (start / "tokenizer_config.json").exists():
+        source = args.model_name_or_path
+        AutoModelForQuestionAnswering.from_pretrained(source, seed=seed).save_pretrained(start)
+        AutoTokenizer.from_pretrained(source).save_pretrained(start)
 
 
 def torch_result(args, seed):
@@ -68,9 +84,9 @@ STACKS = {"torch": torch_result, "qa_flax": qa_flax_result}
 
 
 def flags(args, seed, output):
-    names = ["model_name_or_path", "train_file", "validation_file"]
-    names += ["num_train_epochs", "learning_rate"]
+    names = ["train_file", "validation_file", "num_train_epochs", "learning_rate"]
     given = {name: getattr(args, name) for name in names}
+    given["model_name_or_path"] = args.output_dir / f"start-{seed}"
     named = SETTINGS | given | {"seed": seed, "output_dir": output}
     return [f"--{name}={value}" for name, value in named.items()]
 
