@@ -128,7 +128,7 @@ def _dense_pairs(pairs: np.ndarray) -> Pairs:
 
     def at(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if width == 0:
-            return (np.full(positions.shape, OUTSIDE, np.int32),) * 2
+            return _nothing(positions)
         row = np.arange(len(positions))[:, None]
         inside = positions < width
         both = pairs[row, positions if inside.all() else np.minimum(positions, width - 1)]
@@ -151,17 +151,15 @@ def _listed_pairs(rows: pa.ListArray) -> Pairs:
     is_valid = lists.is_valid().to_numpy(zero_copy_only=False) if lists.null_count else None
 
     def at(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if not len(numbers):
+            return _nothing(positions)
         inside = positions < lengths[:, None]
         place = np.where(inside, positions + (begins[:-1] - first)[:, None], 0)
-        if not len(lists):
-            return (np.full(positions.shape, OUTSIDE, np.int32),) * 2
         start = ends[place]
         is_pair = inside & (ends[place + 1] - start == 2)
         if is_valid is not None:
             is_pair &= is_valid[place]
         start = np.where(is_pair, start, 0)
-        if not len(numbers):
-            return (np.full(positions.shape, OUTSIDE, np.int32),) * 2
         second = np.where(is_pair, start + 1, 0)
         return (
             np.where(is_pair, numbers[start], OUTSIDE).astype(np.int32, copy=False),
@@ -169,6 +167,11 @@ def _listed_pairs(rows: pa.ListArray) -> Pairs:
         )
 
     return Pairs(at, int(lengths.max(initial=0)))
+
+
+def _nothing(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    nothing = np.full(positions.shape, OUTSIDE, np.int32)
+    return nothing, nothing
 
 
 def _lengths(lists: pa.Array) -> Int64[np.ndarray, " n"]:
