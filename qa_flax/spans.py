@@ -8,7 +8,7 @@ the work is done on whole arrays, chunk by chunk: extra memory does not grow wit
 The n best starts and n best ends of a window are chosen over the whole row, question and padding
 included, and filtered afterwards, as Hugging Face does: filtering first gives other n-best lists.
 Equal logits go from left to right, as with `jax.lax.top_k`. The first arrow may also be taken on
-the device (`step.make_candidate_step`): then `Candidates` come instead of logits.
+the device (`step.reduce`): then `Candidates` come instead of logits.
 """
 
 import dataclasses
