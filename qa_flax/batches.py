@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from qa_flax.features import Features
+from qa_flax.windows import Windows
 
 WIDTH_STEP = 64
 """Batches are a multiple of this many tokens wide: 6 compiled shapes at 384."""
@@ -58,7 +58,7 @@ def epoch_order(
 
 
 def train_batches(
-    features: Features,
+    windows: Windows,
     cores: int,
     per_core: int,
     seed: int,
@@ -66,13 +66,13 @@ def train_batches(
     strategy: str = "random",
 ) -> Iterator[HostBatch]:
     """An epoch's batches, with labels. The last one may hold fewer valid rows than D * B."""
-    lengths = features.attention_mask.sum(axis=1)
+    lengths = windows.counts
     order = epoch_order(lengths, cores * per_core, seed, epoch, strategy)
-    yield from _in_order(features, order, lengths, cores, per_core, labels=True)
+    yield from _in_order(windows, order, lengths, cores, per_core, labels=True)
 
 
 def eval_batches(
-    features: Features,
+    windows: Windows,
     cores: int,
     per_core: int,
     null_positions: Int[np.ndarray, " n"] | int | None = None,
@@ -83,12 +83,12 @@ def eval_batches(
     Labels are in the arrays where the windows have some; `null_positions`, if given, are in them as
     columns of the batch, below 0 or beyond where the token was cut off as padding.
     """
-    lengths = features.attention_mask.sum(axis=1)
+    lengths = windows.counts
     order = np.argsort(-lengths, kind="stable")
-    labels = features.start_positions is not None and features.end_positions is not None
-    for batch in _in_order(features, order, lengths, cores, per_core, labels):
+    labels = windows.start_positions is not None and windows.end_positions is not None
+    for batch in _in_order(windows, order, lengths, cores, per_core, labels):
         if null_positions is not None:
-            at = np.broadcast_to(np.int32(null_positions), len(features))[batch.rows]
+            at = np.broadcast_to(np.int32(null_positions), len(windows))[batch.rows]
             batch.arrays["null_positions"] = at - np.int32(batch.columns.start)
         yield batch
 
@@ -106,36 +106,26 @@ def scatter(batch: HostBatch, values: np.ndarray, into: np.ndarray, fill: float)
 
 
 def _in_order(
-    features: Features,
+    windows: Windows,
     order: Int[np.ndarray, " n"],
     lengths: Int[np.ndarray, " n"],
     cores: int,
     per_core: int,
     labels: bool,
 ) -> Iterator[HostBatch]:
-    names = ["input_ids", "attention_mask", "token_type_ids"]
-    names += ["start_positions", "end_positions"] if labels else []
-    wide = ("input_ids", "attention_mask", "token_type_ids")
-    tokens = features.input_ids.shape[1]
-    left_padded = _left_padded(features)
     size = cores * per_core
     for first in range(0, len(order), size):
         rows = order[first : first + size]
-        width = min(tokens, -(-int(lengths[rows].max()) // WIDTH_STEP) * WIDTH_STEP)
-        columns = slice(tokens - width, tokens) if left_padded else slice(0, width)
+        width = min(windows.length, -(-int(lengths[rows].max()) // WIDTH_STEP) * WIDTH_STEP)
+        columns = windows.columns(width)
         # Rows that fill up repeat the first one: real tokens, no NaN from an empty attention row.
         valid = np.arange(size) < len(rows)
         rows = np.concatenate([rows, np.full(size - len(rows), rows[0])])
-        arrays = {}
-        for name in names:
-            array = getattr(features, name)
-            if array is not None:
-                array = array[rows, columns] if name in wide else array[rows] - columns.start
-                arrays[name] = array.reshape(cores, per_core, *array.shape[1:])
+        arrays = windows.inputs(rows, width)
+        for name in ("start_positions", "end_positions") if labels else ():
+            arrays[name] = getattr(windows, name)[rows] - columns.start
+        arrays = {
+            n: array.reshape(cores, per_core, *array.shape[1:]) for n, array in arrays.items()
+        }
         rows, valid = rows.reshape(cores, per_core), valid.reshape(cores, per_core)
         yield HostBatch(rows, valid, arrays | {"valid": valid}, columns)
-
-
-def _left_padded(features: Features) -> bool:
-    """Whether padding stands before the text in any window."""
-    return bool((features.attention_mask[:, 0] == 0).any())

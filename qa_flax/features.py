@@ -1,7 +1,7 @@
 """Stage 2 of 7: examples -> strided windows, labels and offsets (host, NumPy).
 
-Each distinct context and question is tokenised once; the windows are then cut and put together with
-NumPy. The arrays are those of Hugging Face's `prepare_train_features` and
+Each distinct context and question is tokenised once; the windows are cuts of these tokens. As rows
+of arrays they are those of Hugging Face's `prepare_train_features` and
 `prepare_validation_features`, which encode the whole context again for every question; two defects
 of theirs are left out: the label described at `_label`, and the space that byte-level tokenizers
 with `add_prefix_space` and `trim_offsets` leave in the offsets of a later window's first token.
@@ -9,105 +9,31 @@ with `add_prefix_space` and `trim_offsets` leave in the offsets of a later windo
 
 import dataclasses
 import logging
-import uuid
 from typing import Any, cast
 
 import datasets
 import numpy as np
-import pyarrow as pa
-from jaxtyping import Int32, Int64
+from jaxtyping import Int64
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from qa_flax.columns import OUTSIDE, arrow_column, numpy_column, ranges
+from qa_flax.columns import ranges
 from qa_flax.examples import FEATURES as EXAMPLE_COLUMNS
 from qa_flax.examples import SHOWN, ExampleError, arrow_table, load_examples
 from qa_flax.tokens import Template, Tokens, encode_distinct, plain_encoding, read_template
+from qa_flax.windows import (
+    WINDOWS_AT_ONCE,
+    Cut,
+    CutWindows,
+    Layout,
+    Numbers,
+    Positions,
+    Rows,
+)
 
 logger = logging.getLogger(__name__)
 
-WINDOWS_AT_ONCE = 1024  # bounds the temporary index arrays
 LONG_QUESTIONS = ("truncate", "refuse")
-
-Rows = Int32[np.ndarray, "n l"]
-Numbers = Int64[np.ndarray, " n"]  # one an example or one a window
-
-
-@dataclasses.dataclass(frozen=True)
-class Features:
-    """Windows as a struct of arrays, one row a window.
-
-    Attributes:
-        example_ids: the example that each window was cut from [N].
-        input_ids: int32 [N, L].
-        attention_mask: int32 [N, L], 1 for a token and 0 for padding.
-        token_type_ids: int32 [N, L], or None where the tokenizer does not make them.
-        offsets: int32 [N, L, 2], start and end of each token in the context, in code points;
-            (-1, -1) for tokens outside the context.
-        start_positions, end_positions: int32 [N], tokens of the first answer, both the CLS token
-            where the answer is not wholly inside the window.
-        cls_index: int32 [N], where the CLS token is; None: the first token everywhere.
-    """
-
-    example_ids: list[str]
-    input_ids: Rows
-    attention_mask: Rows
-    token_type_ids: Rows | None = None
-    offsets: Int32[np.ndarray, "n l 2"] | None = None
-    start_positions: Int32[np.ndarray, " n"] | None = None
-    end_positions: Int32[np.ndarray, " n"] | None = None
-    cls_index: Int32[np.ndarray, " n"] | None = None
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    def to_dataset(self) -> datasets.Dataset:
-        """The same windows as a data set with Hugging Face's column names, without a copy."""
-        columns = {name: getattr(self, field) for field, name in _COLUMNS.items()}
-        arrays = {name: arrow_column(value) for name, value in columns.items() if value is not None}
-        # Given no fingerprint, datasets would read all the data to make one.
-        return datasets.Dataset(pa.table(arrays), fingerprint=uuid.uuid4().hex[:16])
-
-    @classmethod
-    def from_dataset(cls, dataset: datasets.Dataset) -> "Features":
-        """Windows from Hugging Face style columns, the user's own or those of `to_dataset`.
-
-        Rows may be ragged: they are padded on the right to the longest (attention mask 0). A token
-        outside the context may have the offsets None, [] or (-1, -1). Without `attention_mask`
-        every token of a row is real; without `example_id` a row's id is its number. Arrays may be
-        read-only views of the data set's memory.
-
-        Raises:
-            ValueError: there is no column `input_ids`, a number is None, or the columns of tokens
-                differ in width.
-        """
-        if "input_ids" not in dataset.column_names:
-            found = ", ".join(dataset.column_names) or "none"
-            raise ValueError(f"windows need the column input_ids; columns found: {found}.")
-        table = arrow_table(dataset)
-        found = {
-            field: numpy_column(table[name], name)
-            for field, name in _COLUMNS.items()
-            if name in table.column_names and field != "example_ids"
-        }
-        if "attention_mask" not in found:
-            found["attention_mask"] = _real_tokens(table["input_ids"], found["input_ids"].shape)
-        _check_shapes(found)
-        has_ids = "example_id" in table.column_names
-        ids = table["example_id"].to_pylist() if has_ids else range(len(table))
-        return cls(example_ids=[str(id_) for id_ in ids], **found)
-
-
-_COLUMNS = {
-    "input_ids": "input_ids",
-    "token_type_ids": "token_type_ids",
-    "attention_mask": "attention_mask",
-    "example_ids": "example_id",
-    "offsets": "offset_mapping",
-    "start_positions": "start_positions",
-    "end_positions": "end_positions",
-    "cls_index": "cls_index",
-}
 
 
 def prepare_train_features(
@@ -119,7 +45,8 @@ def prepare_train_features(
 ) -> datasets.Dataset:
     """`make_windows` with labels, as a data set with Hugging Face's column names."""
     lengths = {"max_seq_length": max_seq_length, "doc_stride": doc_stride}
-    return make_windows(examples, tokenizer, labels=True, **lengths, **settings).to_dataset()
+    windows = make_windows(examples, tokenizer, labels=True, **lengths, **settings)
+    return windows.features().to_dataset()
 
 
 def prepare_validation_features(
@@ -131,7 +58,8 @@ def prepare_validation_features(
 ) -> datasets.Dataset:
     """`make_windows` without labels, as a data set with Hugging Face's column names."""
     lengths = {"max_seq_length": max_seq_length, "doc_stride": doc_stride}
-    return make_windows(examples, tokenizer, labels=False, **lengths, **settings).to_dataset()
+    windows = make_windows(examples, tokenizer, labels=False, **lengths, **settings)
+    return windows.features().to_dataset()
 
 
 def make_windows(
@@ -144,7 +72,7 @@ def make_windows(
     pad_to_max_length: bool = True,
     long_questions: str = "truncate",
     disable_tqdm: bool = False,
-) -> Features:
+) -> CutWindows:
     """Cut every example into windows of at most `max_seq_length` tokens.
 
     The question, stripped on the left, is whole in every window; the context is cut into pieces
@@ -184,17 +112,19 @@ def make_windows(
         questions = _truncated(texts["id"], questions, contexts.count, total, doc_stride)
     room = total - questions.count
     _check_room(texts["id"], questions.count, contexts.count, room, max_seq_length, doc_stride)
-    plan = _cut(contexts.count, room, doc_stride, tokenizer.truncation_side)
-    longest = int((max_seq_length - room[plan.example] + plan.count).max(initial=1))
+    cut = _cut(contexts.count, room, doc_stride, tokenizer.truncation_side)
+    longest = int((max_seq_length - room[cut.example] + cut.count).max(initial=1))
     length = max_seq_length if pad_to_max_length else longest
-    arrays = _assemble(plan, questions, contexts, template, length, tokenizer)
-    cls_index = _cls_positions(arrays["input_ids"], tokenizer)
-    if answers is not None:
-        labelled = _label(arrays["offsets"], answers[plan.example], cls_index)
-        arrays["start_positions"], arrays["end_positions"] = labelled
+    ids = [texts["id"][e] for e in cut.example.tolist()]
+    questions = dataclasses.replace(questions, offsets=questions.offsets[:0].copy())  # not needed
+    windows = CutWindows(ids, questions, contexts, cut, _layout(template, length, tokenizer))
+    cls_index = _cls_positions(windows, tokenizer)
     if cls_index.any():
-        arrays["cls_index"] = cls_index
-    return Features(example_ids=[texts["id"][e] for e in plan.example.tolist()], **arrays)
+        windows = dataclasses.replace(windows, cls_index=cls_index)
+    if answers is None:
+        return windows
+    starts, ends = _label(windows, answers[cut.example], cls_index)
+    return dataclasses.replace(windows, start_positions=starts, end_positions=ends)
 
 
 def _example_columns(
@@ -305,19 +235,7 @@ def _check_room(
 # --- Windows -------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """Which context tokens each window holds: `count` of its example's from `start` on."""
-
-    example: Numbers
-    start: Numbers
-    count: Numbers
-
-    def __getitem__(self, rows: slice) -> "_Plan":
-        return _Plan(self.example[rows], self.start[rows], self.count[rows])
-
-
-def _cut(tokens: Numbers, room: Numbers, overlap: int, side: str) -> _Plan:
+def _cut(tokens: Numbers, room: Numbers, overlap: int, side: str) -> Cut:
     """Windows of `room` context tokens, `overlap` shared, until the context's end is reached.
 
     With truncation side "left" they are cut from the end of the context backwards.
@@ -332,87 +250,36 @@ def _cut(tokens: Numbers, room: Numbers, overlap: int, side: str) -> _Plan:
     else:
         start = skipped
         end = np.minimum(start + room[example], tokens[example])
-    return _Plan(example, start, end - start)
+    return Cut(example, start, end - start)
 
 
-def _assemble(
-    plan: _Plan,
-    questions: Tokens,
-    contexts: Tokens,
-    template: Template,
-    length: int,
-    tokenizer: PreTrainedTokenizerBase,
-) -> dict[str, np.ndarray]:
-    """The arrays of all windows [N, length]."""
-    shape = (len(plan.example), length)
-    arrays = {
-        "input_ids": np.full(shape, tokenizer.pad_token_id, np.int32),
-        "attention_mask": np.zeros(shape, np.int32),
-        "token_type_ids": np.full(shape, tokenizer.pad_token_type_id, np.int32),
-        "offsets": np.full((*shape, 2), OUTSIDE, np.int32),
-    }
-    left = tokenizer.padding_side == "left"
-    for begin in range(0, len(plan.example), WINDOWS_AT_ONCE):
-        rows = slice(begin, begin + WINDOWS_AT_ONCE)
-        views = {name: array[rows] for name, array in arrays.items()}
-        _fill(views, plan[rows], questions, contexts, template, left)
-    if "token_type_ids" not in tokenizer.model_input_names:
-        del arrays["token_type_ids"]
-    return arrays
-
-
-def _fill(
-    arrays: dict[str, np.ndarray],
-    plan: _Plan,
-    questions: Tokens,
-    contexts: Tokens,
-    template: Template,
-    left: bool,
-) -> None:
-    """Write the windows of `plan` into `arrays` [n, l], padded on the left or on the right."""
-    n, length = arrays["input_ids"].shape
-    # Of each text in the window: its tokens, the first of them and how many.
-    question = (questions, questions.first[plan.example], questions.count[plan.example])
-    context = (contexts, contexts.first[plan.example] + plan.start, plan.count)
-    used = template.special_tokens + question[2] + context[2]
-    cell = np.arange(n) * length + (length - used if left else 0)  # flat place of the next token
-    input_ids, token_types = arrays["input_ids"].reshape(-1), arrays["token_type_ids"].reshape(-1)
-    arrays["attention_mask"].reshape(-1)[ranges(cell, used)] = 1
-    pieces = (context, question, None) if left else (question, context, None)
-    for (ids, types), piece, type_ in zip(
-        template.blocks, pieces, (*template.types, None), strict=True
-    ):
-        to = cell[:, None] + np.arange(len(ids))
-        input_ids[to], token_types[to] = ids, types
-        cell = cell + len(ids)
-        if piece is not None:
-            tokens, first, count = piece
-            source, to = ranges(first, count), ranges(cell, count)
-            input_ids[to], token_types[to] = tokens.ids[source], type_
-            cell = cell + count
-            if piece is context:
-                arrays["offsets"].reshape(-1, 2)[to] = tokens.offsets[source]
+def _layout(template: Template, length: int, tokenizer: PreTrainedTokenizerBase) -> Layout:
+    return Layout(
+        template,
+        length,
+        is_left_padded=tokenizer.padding_side == "left",
+        pad_token_id=cast(int, tokenizer.pad_token_id),
+        pad_token_type_id=tokenizer.pad_token_type_id,
+        has_token_types="token_type_ids" in tokenizer.model_input_names,
+    )
 
 
 # --- Labels --------------------------------------------------------------------------------------
 
 
 def _label(
-    offsets: Int32[np.ndarray, "n l 2"],
-    answers: Int64[np.ndarray, "n 2"],
-    cls_index: Int32[np.ndarray, " n"],
-) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
+    windows: CutWindows, answers: Int64[np.ndarray, "n 2"], cls_index: Positions
+) -> tuple[Positions, Positions]:
     """First and last token of each window's answer, [start, end) in characters, or CLS twice.
 
     Inside the context: the last token that begins at or before the answer's start, and the first
     that ends at or after its end. (Hugging Face's scan for the start runs on over the padding when
     the answer begins in the window's last context token; this rule does not.)
     """
-    n = len(offsets)
-    starts, ends = np.zeros(n, np.int32), np.zeros(n, np.int32)
-    for begin in range(0, n, WINDOWS_AT_ONCE):
+    starts, ends = cls_index.copy(), cls_index.copy()
+    for begin in range(0, len(windows), WINDOWS_AT_ONCE):
         rows = slice(begin, begin + WINDOWS_AT_ONCE)
-        token_start, token_end = np.moveaxis(offsets[rows], -1, 0)
+        token_start, token_end = np.moveaxis(windows.offsets(rows), -1, 0)
         in_context = token_start >= 0
         start, end = answers[rows, 0, None], answers[rows, 1, None]
         begins = in_context & (token_start <= start)
@@ -433,34 +300,19 @@ def _last_true(mask: np.ndarray) -> np.ndarray:
     return mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)
 
 
-def _cls_positions(input_ids: Rows, tokenizer: PreTrainedTokenizerBase) -> Int32[np.ndarray, " n"]:
+def _cls_positions(windows: CutWindows, tokenizer: PreTrainedTokenizerBase) -> Positions:
     """Where the CLS token is first; for tokenizers without one the BOS token, else position 0."""
-    result = np.zeros(len(input_ids), np.int32)
-    for begin in range(0, len(input_ids), WINDOWS_AT_ONCE):
+    before, _ = windows.layout.template.blocks[0]
+    padding = windows.length - windows.counts if windows.is_left_padded else np.zeros(len(windows))
+    if tokenizer.cls_token_id in before and tokenizer.cls_token_id != tokenizer.pad_token_id:
+        return (padding + before.index(tokenizer.cls_token_id)).astype(np.int32)
+    result = np.zeros(len(windows), np.int32)
+    for begin in range(0, len(windows), WINDOWS_AT_ONCE):
         rows = slice(begin, begin + WINDOWS_AT_ONCE)
+        input_ids: Rows = windows.inputs(rows, windows.length)["input_ids"]
         is_cls, is_bos = (
-            input_ids[rows] == (-1 if token is None else token)
+            input_ids == (-1 if token is None else token)
             for token in (tokenizer.cls_token_id, tokenizer.bos_token_id)
         )
         result[rows] = np.where(is_cls.any(axis=1), _first_true(is_cls), _first_true(is_bos))
     return result
-
-
-# --- Checks of a data set's columns --------------------------------------------------------------
-
-
-def _real_tokens(column: pa.ChunkedArray, shape: tuple[int, ...]) -> Rows:
-    """Ones over each row's own length."""
-    lengths = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in column.chunks]
-    count = np.concatenate([*lengths, np.zeros(0, np.int64)])
-    return (np.arange(shape[1]) < count[:, None]).astype(np.int32)
-
-
-def _check_shapes(found: dict[str, np.ndarray]) -> None:
-    length = found["input_ids"].shape[1]
-    for name in ("attention_mask", "token_type_ids", "offsets"):
-        if name in found and found[name].shape[1] != length:
-            raise ValueError(
-                f"column {_COLUMNS[name]} is {found[name].shape[1]} tokens wide, and input_ids "
-                f"{length}: every row needs one value for each token."
-            )

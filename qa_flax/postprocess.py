@@ -41,15 +41,15 @@ import datasets
 import numpy as np
 from jaxtyping import Bool
 
-from qa_flax.features import Features
 from qa_flax.spans import Candidates, Chunk, Logits, Settings, column, searches
+from qa_flax.windows import Windows
 
 logger = logging.getLogger(__name__)
 
 
 def postprocess_qa_predictions(
     examples: datasets.Dataset | Sequence[Mapping[str, Any]],
-    features: Features | datasets.Dataset | Sequence[Mapping[str, Any]],
+    features: Windows | datasets.Dataset | Sequence[Mapping[str, Any]],
     predictions: Any,
     version_2_with_negative: bool = False,
     n_best_size: int = 20,
@@ -65,7 +65,7 @@ def postprocess_qa_predictions(
 
     Args:
         examples: rows with `id` and `context`.
-        features: the windows, N of them, in any order: `Features`, or rows with `example_id`,
+        features: the windows, N of them, in any order: `Windows`, or rows with `example_id`,
             `offset_mapping` (None, [] or (-1, -1) outside the context; rows may be shorter than
             the logits) and perhaps `token_is_max_context` ({"token": bool}, asked of starts).
         predictions: start and end logits, two arrays [N, L], or `Candidates`. float16, float32 and
@@ -116,7 +116,7 @@ class Answers(NamedTuple):
 
 def find_answers(
     examples: datasets.Dataset | Sequence[Mapping[str, Any]],
-    features: Features | datasets.Dataset | Sequence[Mapping[str, Any]],
+    features: Windows | datasets.Dataset | Sequence[Mapping[str, Any]],
     predictions: Any,
     settings: Settings,
     null_score_diff_threshold: float = 0.0,

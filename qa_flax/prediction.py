@@ -12,9 +12,9 @@ from jaxtyping import Float
 
 from qa_flax import parallel
 from qa_flax.batches import HostBatch, eval_batches, scatter
-from qa_flax.features import Features
 from qa_flax.spans import PADDING_LOGIT, Candidates, Logits, Settings, TopTokens, null_positions
 from qa_flax.step import EvalOutput, Reduction
+from qa_flax.windows import Windows
 
 STEPS_IN_FLIGHT = 1
 
@@ -34,7 +34,7 @@ def reduction(settings: Settings) -> Reduction:
 def predict_windows(
     step: Callable[[Any, Any], EvalOutput],
     params: Any,
-    features: Features,
+    windows: Windows,
     per_core: int,
     settings: Settings | None,
     on_batch: Callable[[], None],
@@ -44,7 +44,7 @@ def predict_windows(
     Args:
         step: `make_eval_step`, over the cores; with `reduction(settings)` if there are settings.
         params: the model's parameters, on the cores.
-        features: N windows.
+        windows: N windows.
         per_core: rows of a batch on each core.
         settings: None to gather all logits; otherwise the candidates that they need.
         on_batch: called when a batch has come back.
@@ -52,12 +52,12 @@ def predict_windows(
     Padding tokens get `PADDING_LOGIT`, so the result depends neither on batch size nor on padding
     nor on cores.
     """
-    if not len(features):
+    if not len(windows):
         raise ValueError("there are no windows to predict")
-    result = _AllLogits(features) if settings is None else _BestLogits(features, settings)
-    nulls = None if settings is None else null_positions(features, settings.hf_compatible)
-    has_labels = features.start_positions is not None and features.end_positions is not None
-    losses = np.zeros(len(features), np.float32) if has_labels else None
+    result = _AllLogits(windows) if settings is None else _BestLogits(windows, settings)
+    nulls = None if settings is None else null_positions(windows, settings.hf_compatible)
+    has_labels = windows.start_positions is not None and windows.end_positions is not None
+    losses = np.zeros(len(windows), np.float32) if has_labels else None
     running: deque[tuple[HostBatch, EvalOutput]] = deque()
 
     def collect() -> None:
@@ -68,7 +68,7 @@ def predict_windows(
             losses[batch.rows[batch.valid]] = output.losses[batch.valid]
         on_batch()
 
-    for batch in eval_batches(features, parallel.core_count(), per_core, nulls):
+    for batch in eval_batches(windows, parallel.core_count(), per_core, nulls):
         output = step(params, parallel.put(batch.arrays))
         parallel.start_copy(output)
         running.append((batch, output))
@@ -82,8 +82,8 @@ def predict_windows(
 class _AllLogits:
     """Start and end logits [N, L], filled batch by batch."""
 
-    def __init__(self, features: Features):
-        self._starts = np.full(features.input_ids.shape, PADDING_LOGIT, np.float32)
+    def __init__(self, windows: Windows):
+        self._starts = np.full((len(windows), windows.length), PADDING_LOGIT, np.float32)
         self._ends = self._starts.copy()
 
     def add(self, batch: HostBatch, logits: Any) -> None:
@@ -97,13 +97,13 @@ class _AllLogits:
 class _BestLogits:
     """Candidates [N, C], filled batch by batch."""
 
-    def __init__(self, features: Features, settings: Settings):
-        windows, self._length = features.input_ids.shape
-        shape = (windows, min(settings.n_best_size, self._length))
+    def __init__(self, windows: Windows, settings: Settings):
+        self._length = windows.length
+        shape = (len(windows), min(settings.n_best_size, self._length))
         # A batch narrower than C tokens leaves places over: tokens behind the end, no answer's.
         self._starts, self._ends = np.full((2, *shape), self._length, np.int32)
         self._start_logits, self._end_logits = np.full((2, *shape), PADDING_LOGIT, np.float32)
-        self._null_starts, self._null_ends = np.zeros((2, windows), np.float32)
+        self._null_starts, self._null_ends = np.zeros((2, len(windows)), np.float32)
 
     def add(self, batch: HostBatch, best: Any) -> None:
         rows, first = batch.rows[batch.valid], batch.columns.start

@@ -19,6 +19,7 @@ from qa_flax.models.hf import AutoModelForQuestionAnswering
 from qa_flax.postprocess import find_answers
 from qa_flax.spans import Settings
 from qa_flax.trainer import QuestionAnsweringTrainer
+from qa_flax.windows import Windows
 
 
 class UsageError(ValueError):
@@ -30,7 +31,7 @@ class Stage:
     """One of train, eval, predict: its examples and its windows."""
 
     examples: datasets.Dataset
-    windows: datasets.Dataset
+    windows: Windows
 
 
 def run(
@@ -216,7 +217,7 @@ def _windows(
     tokenizer: PreTrainedTokenizerBase,
     data_args: DataArguments,
     training_args: TrainingArguments,
-) -> datasets.Dataset:
+) -> Windows:
     """Windows with labels wherever the data has answers, so that evaluation has a loss, too."""
     return make_windows(
         examples,
@@ -226,7 +227,7 @@ def _windows(
         labels=stage != "predict",
         long_questions=data_args.long_questions,
         disable_tqdm=bool(training_args.disable_tqdm),
-    ).to_dataset()
+    )
 
 
 # ---- the work ------------------------------------------------------------------------------------

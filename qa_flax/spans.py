@@ -21,7 +21,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
 from qa_flax.columns import Pairs, pairs_of
-from qa_flax.features import Features
+from qa_flax.windows import Windows
 
 # What one step looks at together: windows per chunk of examples, and (start, end) pairs per search.
 CHUNK_WINDOWS = 1024
@@ -392,7 +392,7 @@ def null_positions(features: Any, hf_compatible: bool) -> Any:
     """
     if hf_compatible:
         return 0
-    if isinstance(features, Features):
+    if isinstance(features, Windows):
         return 0 if features.cls_index is None else features.cls_index
     if isinstance(features, datasets.Dataset):
         has_column = "cls_index" in features.column_names
@@ -467,7 +467,7 @@ def _example_chunks(bounds: np.ndarray) -> Iterator[tuple[int, int]]:
 
 def column(table: Any, name: str, rows: np.ndarray | None, what: str) -> list:
     """Values of a column as Python objects, at some rows or at all."""
-    if isinstance(table, Features):
+    if isinstance(table, Windows):
         return table.example_ids
     if isinstance(table, datasets.Dataset):
         return _arrow_column(table, name, rows, what).to_pylist()
@@ -501,13 +501,8 @@ def _offsets(
     features: Any, rows: np.ndarray, some: slice | np.ndarray
 ) -> tuple[Pairs, Bool[np.ndarray, "w l"] | None]:
     """Offsets of some windows, -1 outside the context, and which starts are allowed."""
-    if isinstance(features, Features):
-        if features.offsets is None:
-            raise ValueError(
-                "features have no offsets, which say where in the context a token is: make them "
-                "with prepare_validation_features"
-            )
-        return pairs_of(features.offsets[some], "offsets"), None
+    if isinstance(features, Windows):
+        return features.pairs(some), None
     if isinstance(features, datasets.Dataset):
         array = _arrow_column(features, "offset_mapping", rows, "features")
         has_marks = "token_is_max_context" in features.column_names

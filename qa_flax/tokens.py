@@ -25,7 +25,7 @@ class Tokens:
     """Tokens of the distinct texts, end to end; text e of all has count[e] from first[e] on."""
 
     ids: Int32[np.ndarray, " t"]
-    offsets: Int32[np.ndarray, "t 2"]
+    offsets: Int32[np.ndarray, "k 2"]  # k is t; 0 where offsets are not needed
     first: Numbers
     count: Numbers
 

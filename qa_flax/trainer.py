@@ -28,15 +28,15 @@ from transformers.trainer_utils import EvalPrediction, PredictionOutput, TrainOu
 from qa_flax import parallel
 from qa_flax.arguments import check_training_arguments
 from qa_flax.batches import batch_count, train_batches
-from qa_flax.features import Features
 from qa_flax.models.hf import AutoModelForQuestionAnswering
 from qa_flax.optim import count_updates, make_optimizer, make_schedule
 from qa_flax.prediction import predict_windows, reduction
 from qa_flax.spans import Settings
 from qa_flax.step import Reduction, TrainState, make_eval_step, make_train_step
 from qa_flax.training import Training, TrainingProgress
+from qa_flax.windows import Features, Windows
 
-Windows = datasets.Dataset | Features
+Dataset = datasets.Dataset | Windows
 """What the trainer takes as a data set: Hugging Face style columns, or this package's windows."""
 
 
@@ -65,8 +65,8 @@ class Trainer:
         model: AutoModelForQuestionAnswering,
         args: TrainingArguments | None = None,
         data_collator: Any = None,
-        train_dataset: Windows | None = None,
-        eval_dataset: Windows | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -127,10 +127,10 @@ class Trainer:
             ValueError: there is no training set, or its windows have no labels.
             FloatingPointError: the loss is not finite; the message names the step.
         """
-        args, features = self.args, self._training_windows()
+        args, windows = self.args, self._training_windows()
         cores, per_core = parallel.core_count(), args.per_device_train_batch_size
         per_epoch, total = count_updates(
-            len(features), cores * per_core, float(args.num_train_epochs), args.max_steps
+            len(windows), cores * per_core, float(args.num_train_epochs), args.max_steps
         )
         schedule, optimizer = self._schedule_and_optimizer(total)
         params = _parameters(self.model)
@@ -148,7 +148,7 @@ class Trainer:
             self._notify("on_train_begin")
             if args.eval_on_start:
                 self.evaluate()
-            self._run_epochs(run, features, per_epoch)
+            self._run_epochs(run, windows, per_epoch)
         finally:
             # Also after an error or Ctrl-C: what was learnt so far is the caller's.
             self._device_params = None
@@ -158,7 +158,7 @@ class Trainer:
         metrics = speed_metrics(
             "train",
             started,
-            num_samples=rows or round(len(features) * args.num_train_epochs),
+            num_samples=rows or round(len(windows) * args.num_train_epochs),
             num_steps=total,
         )
         metrics["total_flos"] = self.state.total_flos
@@ -187,16 +187,16 @@ class Trainer:
         )
         return schedule, optimizer
 
-    def _training_windows(self) -> Features:
+    def _training_windows(self) -> Windows:
         if self.train_dataset is None or not len(self.train_dataset):
             raise ValueError("train() needs a train_dataset with at least one window")
-        features = _as_features(self.train_dataset)
-        if features.start_positions is None or features.end_positions is None:
+        windows = _as_windows(self.train_dataset)
+        if windows.start_positions is None or windows.end_positions is None:
             raise ValueError(
                 "the train_dataset has no start_positions and end_positions; make it with "
                 "prepare_train_features(examples, tokenizer)"
             )
-        return features
+        return windows
 
     def _begin_training(self, total: int, epochs: int) -> None:
         self.state = TrainerState(
@@ -209,14 +209,14 @@ class Trainer:
         self.state.compute_steps(self.args, total)
         self.control = TrainerControl()
 
-    def _run_epochs(self, run: Training, features: Features, per_epoch: int) -> None:
+    def _run_epochs(self, run: Training, windows: Windows, per_epoch: int) -> None:
         args = self.args
         seed = args.seed if args.data_seed is None else args.data_seed
         cores, per_core = parallel.core_count(), args.per_device_train_batch_size
         for epoch in range(self.state.num_train_epochs):
             self._notify("on_epoch_begin")
             for batch in train_batches(
-                features, cores, per_core, seed, epoch, args.train_sampling_strategy
+                windows, cores, per_core, seed, epoch, args.train_sampling_strategy
             ):
                 self._notify("on_step_begin")
                 run.start_step(batch.arrays)
@@ -271,7 +271,7 @@ class Trainer:
 
     def evaluate(
         self,
-        eval_dataset: Windows | None = None,
+        eval_dataset: Dataset | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, Any]:
@@ -284,7 +284,7 @@ class Trainer:
 
     def predict(
         self,
-        test_dataset: Windows,
+        test_dataset: Dataset,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "test",
     ) -> PredictionOutput:
@@ -294,7 +294,7 @@ class Trainer:
         self._notify("on_predict", output.metrics)
         return output
 
-    def _evaluation_windows(self, given: Windows | None) -> Windows:
+    def _evaluation_windows(self, given: Dataset | None) -> Dataset:
         windows = self.eval_dataset if given is None else given
         if windows is None:
             raise ValueError("evaluate() needs an eval_dataset, here or when the trainer is made")
@@ -314,13 +314,13 @@ class Trainer:
         return metrics
 
     def _loop(
-        self, windows: Windows, prefix: str, candidates: Settings | None = None
+        self, dataset: Dataset, prefix: str, candidates: Settings | None = None
     ) -> PredictionOutput:
         """The one loop of evaluation and prediction: logits or candidates, labels, loss, speed."""
         started = time.time()
-        features = _as_features(windows)
+        windows = _as_windows(dataset)
         cores, per_core = parallel.core_count(), self.args.per_device_eval_batch_size
-        steps = batch_count(len(features), cores, per_core)
+        steps = batch_count(len(windows), cores, per_core)
         # The progress callback only asks for the length of what is gone through.
         counted: Any = range(steps)
         self.callback_handler.eval_dataloader = counted
@@ -330,16 +330,16 @@ class Trainer:
         found = predict_windows(
             self._eval_step(candidates),
             params,
-            features,
+            windows,
             per_core,
             candidates,
             lambda: self._notify("on_prediction_step"),
         )
         labels, metrics = None, {}
         if found.losses is not None:
-            labels = (features.start_positions, features.end_positions)
+            labels = (windows.start_positions, windows.end_positions)
             metrics[f"{prefix}_loss"] = float(np.mean(found.losses, dtype=np.float64))
-        metrics |= speed_metrics(prefix, started, num_samples=len(features), num_steps=steps)
+        metrics |= speed_metrics(prefix, started, num_samples=len(windows), num_steps=steps)
         return _output(found.logits, labels, metrics)
 
     def _eval_step(self, candidates: Settings | None) -> Callable:
@@ -434,7 +434,7 @@ class QuestionAnsweringTrainer(Trainer):
     # Here and in predict the order of the arguments is Hugging Face's, not the base class's.
     def evaluate(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
-        eval_dataset: Windows | None = None,
+        eval_dataset: Dataset | None = None,
         eval_examples: datasets.Dataset | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
@@ -451,12 +451,12 @@ class QuestionAnsweringTrainer(Trainer):
 
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
-        predict_dataset: Windows | None = None,
+        predict_dataset: Dataset | None = None,
         predict_examples: datasets.Dataset | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "test",
         *,
-        test_dataset: Windows | None = None,
+        test_dataset: Dataset | None = None,
         test_examples: datasets.Dataset | None = None,
     ) -> PredictionOutput:
         """Answers, references and metrics. `test_dataset` and `test_examples` are the older names.
@@ -480,7 +480,7 @@ class QuestionAnsweringTrainer(Trainer):
     def _score(
         self,
         examples: datasets.Dataset | None,
-        windows: Windows,
+        windows: Dataset,
         output: PredictionOutput,
         prefix: str,
         *stage: str,
@@ -513,8 +513,8 @@ def _output(predictions: Any, label_ids: Any, metrics: dict[str, Any]) -> Predic
     return PredictionOutput(predictions, label_ids, metrics)
 
 
-def _as_features(windows: Windows) -> Features:
-    return windows if isinstance(windows, Features) else Features.from_dataset(windows)
+def _as_windows(given: Dataset) -> Windows:
+    return given if isinstance(given, Windows) else Features.from_dataset(given)
 
 
 def _parameters(model: AutoModelForQuestionAnswering) -> Any:

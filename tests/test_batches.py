@@ -11,7 +11,7 @@ from qa_flax.batches import (
     scatter,
     train_batches,
 )
-from qa_flax.features import Features
+from qa_flax.windows import Features
 
 
 def features(rng, n, tokens=192, left=False):

@@ -20,12 +20,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from qa_flax import tokens
 from qa_flax.examples import ExampleError, load_examples
-from qa_flax.features import (
-    Features,
-    make_windows,
-    prepare_train_features,
-    prepare_validation_features,
-)
+from qa_flax.features import make_windows, prepare_train_features, prepare_validation_features
+from qa_flax.windows import Features
 
 TEXTS = [
     "Paris is the capital of France. It lies on the river Seine, and has two million people.",
@@ -80,7 +76,7 @@ def word_piece(**settings):
     )
 
 
-def byte_level(add_prefix_space=False):
+def byte_level(add_prefix_space=False, **settings):
     """A small RoBERTa tokenizer: byte-level BPE, two separators, no token types."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
@@ -93,7 +89,7 @@ def byte_level(add_prefix_space=False):
     backend.post_processor = processors.RobertaProcessing(
         ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=add_prefix_space
     )
-    return _sentence_pair_tokenizer(backend)
+    return _sentence_pair_tokenizer(backend, **settings)
 
 
 def metaspace():
@@ -112,10 +108,12 @@ def metaspace():
     return _sentence_pair_tokenizer(backend)
 
 
-def _sentence_pair_tokenizer(backend):
+def _sentence_pair_tokenizer(backend, **settings):
     names = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "bos_token": "<s>"}
     inputs = ["input_ids", "attention_mask"]
-    return PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=inputs, **names)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_input_names=inputs, **names | settings
+    )
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +123,7 @@ def minilm():
 
 def windows(rows, tokenizer, length, stride, labels=True, **settings):
     settings = {"max_seq_length": length, "doc_stride": stride, "labels": labels} | settings
-    return make_windows(load_examples(rows), tokenizer, disable_tqdm=True, **settings)
+    return make_windows(load_examples(rows), tokenizer, disable_tqdm=True, **settings).features()
 
 
 def assert_equal(ours, plain, offsets=True):
@@ -337,6 +335,40 @@ def test_prepared_data_sets_behave_like_hugging_face_ones():
     assert first["offset_mapping"][token][0] == plain["offset_mapping"][3][token][0]
     assert validation.with_format("numpy")[:2]["offset_mapping"].shape == (2, 64, 2)
     assert [r["start_positions"] for r in train] == plain["start_positions"]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("tokenizer", [word_piece, byte_level], ids=["word_piece", "byte_level"])
+def test_cuts_are_read_as_the_rows_they_stand_for(rng, tokenizer, side):
+    """Model inputs of some windows at any width that holds them, and offsets by position."""
+    tokenizer = tokenizer(padding_side=side)
+    cuts = make_windows(rows_of_texts(2), tokenizer, max_seq_length=64, doc_stride=16, labels=True)
+    rows = cuts.features()
+    assert (len(cuts), cuts.length, cuts.is_left_padded) == (len(rows), 64, side == "left")
+    np.testing.assert_array_equal(cuts.counts, rows.attention_mask.sum(axis=1))
+    for some in (rng.integers(0, len(cuts), 7), slice(3, 9), np.zeros(0, np.int64)):
+        for width in (int(cuts.counts[some].max(initial=20)), 64):
+            assert cuts.columns(width) == rows.columns(width)
+            mine, theirs = cuts.inputs(some, width), rows.inputs(some, width)
+            assert mine.keys() == theirs.keys() >= {"input_ids", "attention_mask"}
+            for name, values in theirs.items():
+                np.testing.assert_array_equal(mine[name], values, err_msg=name)
+        positions = rng.integers(0, 70, (len(cuts.counts[some]), 40))  # some behind the end
+        for mine, theirs in zip(
+            cuts.pairs(some).at(positions), rows.pairs(some).at(positions), strict=True
+        ):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def test_the_cls_token_is_found_where_padding_is_made_of_it():
+    """A tokenizer that pads with its CLS token, on the left: the first one is padding."""
+    tokenizer = word_piece(padding_side="left", pad_token="[CLS]")
+    cuts = make_windows(rows_of_texts(2), tokenizer, max_seq_length=64, labels=True, doc_stride=16)
+    plain = oracle.prepare_plain(rows_of_texts(2), tokenizer, 64, 16, labels=True)
+    assert cuts.start_positions.tolist() == plain["start_positions"]
+    short = cuts.counts < 64
+    assert short.any()
+    assert cuts.cls_index is None
 
 
 def test_features_survive_a_data_set_without_a_copy():

@@ -17,8 +17,8 @@ from conftest import shared_path
 from transformers import AutoTokenizer
 
 from qa_flax import spans
-from qa_flax.features import Features
 from qa_flax.postprocess import postprocess_qa_predictions
+from qa_flax.windows import Features
 
 LENGTH = 48
 

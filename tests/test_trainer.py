@@ -25,11 +25,11 @@ from qa_flax import (
     prepare_validation_features,
     squad_metric,
 )
-from qa_flax.features import Features
 from qa_flax.models.qa import span_losses
 from qa_flax.postprocess import postprocess_qa_predictions
 from qa_flax.spans import PADDING_LOGIT
 from qa_flax.trainer import _require_model
+from qa_flax.windows import Features
 
 WINDOW = {"max_seq_length": 64, "doc_stride": 16}
 

@@ -8,6 +8,7 @@ those of `tests/oracle.py`, over `datasets` rows as in `run_qa.py`.
 """
 
 import argparse
+import dataclasses
 import random
 import sys
 import tempfile
@@ -23,9 +24,10 @@ import oracle
 from transformers import AutoTokenizer
 
 from qa_flax.examples import load_examples
-from qa_flax.features import Features, make_windows
+from qa_flax.features import make_windows
 from qa_flax.metrics import squad_metric
 from qa_flax.postprocess import postprocess_qa_predictions
+from qa_flax.windows import Features
 
 LENGTHS = {"max_seq_length": 384, "doc_stride": 128}
 
@@ -56,19 +58,24 @@ class Bench:
         self.repeats = repeats
         print("| what | Hugging Face's loops, s | qa_flax, s | ratio |\n|---|---|---|---|")
 
-    def compare(self, what, theirs, ours, same):
-        """Alternate the two, so that a busy machine is busy for both."""
-        times, results = ([], []), [None, None]
+    def compare(self, theirs, ours, same):
+        """Times `theirs` and each of `ours`, named functions, in turn, so that a busy machine is
+        busy for all. Returns the result of each.
+        """
+        functions = {"": theirs} | ours
+        times, results = {name: [] for name in functions}, {}
         for _ in range(self.repeats):
-            for n, function in enumerate((theirs, ours)):
+            for name, function in functions.items():
                 started = time.perf_counter()
-                results[n] = function()
-                times[n].append(time.perf_counter() - started)
-        if not same(*results):
-            raise AssertionError(f"{what}: the two results differ")
-        slow, fast = map(min, times)
-        print(f"| {what} | {slow:.2f} | {fast:.3f} | {slow / fast:.1f}x |", flush=True)
-        return results
+                results[name] = function()
+                times[name].append(time.perf_counter() - started)
+        slow = min(times[""])
+        for name in ours:
+            if not same(results[""], results[name]):
+                raise AssertionError(f"{name}: the two results differ")
+            fast = min(times[name])
+            print(f"| {name} | {slow:.2f} | {fast:.3f} | {slow / fast:.1f}x |", flush=True)
+        return list(results.values())
 
 
 def mapped(examples, tokenizer):
@@ -94,12 +101,16 @@ def time_windows(bench, rows, tokenizer):
 
     def same(plain, own):
         read = Features.from_dataset(plain)
+        own = Features.from_dataset(own) if isinstance(own, datasets.Dataset) else own.features()
         fields = ("input_ids", "attention_mask", "token_type_ids", "offsets")
         return all(np.array_equal(getattr(read, f), getattr(own, f)) for f in fields)
 
-    plain, own = bench.compare("windows", theirs, ours, same)
-    arrays = [value for value in vars(own).values() if isinstance(value, np.ndarray)]
-    held = plain.data.nbytes / len(plain), sum(array.nbytes for array in arrays) / len(own)
+    def ours_as_dataset():
+        return ours().features().to_dataset()
+
+    both = {"windows": ours, "windows, as a data set": ours_as_dataset}
+    plain, own, _ = bench.compare(theirs, both, same)
+    held = plain.data.nbytes / len(plain), bytes_of(own) / len(own)
     print(
         f"{len(rows):,} questions, {len(own):,} windows; held: {held[0]:,.0f} bytes a window in "
         f"Arrow, {held[1]:,.0f} in NumPy, {held[0] / held[1]:.1f}x"
@@ -107,10 +118,19 @@ def time_windows(bench, rows, tokenizer):
     return plain, own
 
 
+def bytes_of(value):
+    """Of all arrays inside, and of the ids, each string once."""
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, list):
+        return sys.getsizeof(value) + sum(map(sys.getsizeof, set(value)))
+    return sum(map(bytes_of, vars(value).values())) if dataclasses.is_dataclass(value) else 0
+
+
 def random_logits(windows, seed=0):
     """Distinct float32 logits with a peak inside each context, as a model's."""
     rng = np.random.default_rng(seed)
-    inside = windows.offsets[..., 0] >= 0
+    inside = windows.features().offsets[..., 0] >= 0
     centre = np.array([rng.choice(np.flatnonzero(row)) if row.any() else 0 for row in inside])
     far = np.abs(np.arange(inside.shape[1]) - centre[:, None])
     peak = np.where(inside, 4 - 0.3 * np.minimum(far, 30), -6)
@@ -142,18 +162,20 @@ def time_spans(bench, rows, windows):
                 (paths[0] / n).read_bytes() == (paths[1] / n).read_bytes() for n in names
             )
 
-        bench.compare("spans, `datasets` windows, answers", theirs, lambda: ours(plain), same)
-        bench.compare("spans, our windows, answers", theirs, lambda: ours(own), same)
         bench.compare(
-            "spans, `datasets` windows, all files",
-            lambda: theirs(paths[0]),
-            lambda: ours(plain, paths[1]),
-            same_files,
+            theirs,
+            {
+                "answers, from a data set of windows": lambda: ours(plain),
+                "answers, from our windows": lambda: ours(own),
+            },
+            same,
         )
         bench.compare(
-            "spans, our windows, all files",
             lambda: theirs(paths[0]),
-            lambda: ours(own, paths[1]),
+            {
+                "answers and files, from a data set of windows": lambda: ours(plain, paths[1]),
+                "answers and files, from our windows": lambda: ours(own, paths[1]),
+            },
             same_files,
         )
 
@@ -173,9 +195,8 @@ def time_scores(bench, rows):
     ]
     for version, official in ((1, oracle.squad_v1_plain), (2, oracle.squad_v2_plain)):
         bench.compare(
-            f"scores, v{version}",
             lambda official=official: official(answers, rows),
-            lambda version=version: squad_metric(formatted, rows, version == 2),
+            {f"scores, v{version}": lambda v=version: squad_metric(formatted, rows, v == 2)},
             lambda a, b: a == b,
         )
 
@@ -196,7 +217,7 @@ def time_all(bench, rows, tokenizer, own):
             [{"id": id_, "prediction_text": text} for id_, text in answers.items()], rows
         )
 
-    bench.compare("questions to EM and F1", theirs, ours, lambda a, b: a == b)
+    bench.compare(theirs, {"questions to EM and F1": ours}, lambda a, b: a == b)
 
 
 def time_growth(rows, own):
@@ -212,9 +233,7 @@ def time_growth(rows, own):
         examples = [row | {"id": f"{row['id']}-{n}"} for n in range(times) for row in base]
         ids = [f"{own.example_ids[k]}-{n}" for n in range(times) for k in kept]
         index = np.tile(kept, times)
-        windows = Features(
-            ids, own.input_ids[index], own.attention_mask[index], offsets=own.offsets[index]
-        )
+        windows = dataclasses.replace(own, example_ids=ids, cut=own.cut[index])
         logits = random_logits(windows)
         started = time.perf_counter()
         postprocess_qa_predictions(examples, windows, logits)
