@@ -3,6 +3,7 @@
 A batch's results are copied to the host while the next one is computed.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,9 +13,12 @@ from jaxtyping import Float
 
 from qa_flax import parallel
 from qa_flax.batches import HostBatch, eval_batches, scatter
+from qa_flax.examples import SHOWN
 from qa_flax.spans import PADDING_LOGIT, Candidates, Logits, Settings, TopTokens, null_positions
 from qa_flax.step import EvalOutput, Reduction
 from qa_flax.windows import Windows
+
+logger = logging.getLogger(__name__)
 
 STEPS_IN_FLIGHT = 1
 
@@ -49,6 +53,8 @@ def predict_windows(
         settings: None to gather all logits; otherwise the candidates that they need.
         on_batch: called when a batch has come back.
 
+    A window whose logits are not all finite is warned of, with its example's id.
+
     Padding tokens get `PADDING_LOGIT`, so the result depends neither on batch size nor on padding
     nor on cores.
     """
@@ -58,12 +64,14 @@ def predict_windows(
     nulls = None if settings is None else null_positions(windows, settings.hf_compatible)
     has_labels = windows.start_positions is not None and windows.end_positions is not None
     losses = np.zeros(len(windows), np.float32) if has_labels else None
+    are_finite = np.ones(len(windows), bool)
     running: deque[tuple[HostBatch, EvalOutput]] = deque()
 
     def collect() -> None:
         batch, output = running.popleft()
         output = parallel.gather(output)
         result.add(batch, output.logits)
+        are_finite[batch.rows[batch.valid]] = output.are_finite[batch.valid]
         if losses is not None:
             losses[batch.rows[batch.valid]] = output.losses[batch.valid]
         on_batch()
@@ -76,7 +84,20 @@ def predict_windows(
             collect()
     while running:
         collect()
+    _warn_of_bad_logits(windows, np.flatnonzero(~are_finite))
     return Predicted(result.finished(), losses)
+
+
+def _warn_of_bad_logits(windows: Windows, bad: np.ndarray) -> None:
+    if len(bad):
+        logger.warning(
+            "The logits of %d of %d windows are not finite (examples %s%s): their answers say "
+            "nothing. Look for NaN in the model's parameters; if it has none, compute in float32.",
+            len(bad),
+            len(windows),
+            ", ".join(f'"{windows.example_ids[row]}"' for row in bad[:SHOWN]),
+            ", ..." * (len(bad) > SHOWN),
+        )
 
 
 class _AllLogits:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from qa_flax.models.layers import SpanLogits
 from qa_flax.models.qa import span_losses
@@ -106,6 +106,7 @@ class EvalOutput(NamedTuple):
 
     logits: SpanLogits | BestTokens
     losses: Float[Array, " b"] | None
+    are_finite: Bool[Array, " b"]  # all logits of the row's real tokens
 
 
 class Reduction(NamedTuple):
@@ -130,7 +131,10 @@ def make_eval_step(
         if "start_positions" in batch:
             labels = (batch["start_positions"], batch["end_positions"])
             losses = span_losses(logits, *labels, batch["attention_mask"])
-        return EvalOutput(logits if reduction is None else reduce(logits, batch, reduction), losses)
+        are_finite = jnp.isfinite(logits.start) & jnp.isfinite(logits.end)
+        are_finite = jnp.all(are_finite | (batch["attention_mask"] == 0), axis=1)
+        given = logits if reduction is None else reduce(logits, batch, reduction)
+        return EvalOutput(given, losses, are_finite)
 
     return eval_step
 

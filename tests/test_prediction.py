@@ -103,7 +103,21 @@ def test_a_tenth_of_the_bytes_crosses_to_the_host():
         batch = next(eval_batches(features, 1, 4, null_positions=0))
         output = step(params, {k: v[0] for k, v in batch.arrays.items()})
         sizes.append(sum(array.nbytes for array in jax.tree.leaves(output)) / 4)
-    assert sizes == [3072, 248]
+    assert sizes == [3073, 249]
+
+
+@pytest.mark.parametrize("settings", [None, Settings(True, 20, 30, False)])
+def test_logits_that_are_not_finite_are_warned_of(caplog, settings):
+    """One word that only some questions hold has a NaN in its embedding."""
+    model, features = tiny.model(), windows("right").features()
+    token = features.input_ids[3, 1]
+    table = model.encoder.embeddings.word.embedding
+    table[...] = table[...].at[token].set(np.nan)
+    predict(model, features, settings)
+    bad = np.flatnonzero((features.input_ids == token).any(axis=1))
+    assert 0 < len(bad) < len(features)
+    assert f"logits of {len(bad)} of {len(features)} windows are not finite" in caplog.text
+    assert f'"{features.example_ids[bad[0]]}"' in caplog.text
 
 
 def test_too_few_candidates_are_refused():
