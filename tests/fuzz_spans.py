@@ -61,24 +61,17 @@ def compare(seed):
         given = test_spans.as_dataset(features)
     elif "token_is_max_context" not in features[0] and "cls_index" not in features[0]:
         given = test_spans.as_struct(features)
+    reference = {"argsort": test_spans.left_first}
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            if rng.random() < 0.1:
+        if rng.random() < 0.1:
+            with tempfile.TemporaryDirectory() as folder:
                 test_spans.assert_same(
-                    Path(folder),
-                    rows,
-                    features,
-                    predictions,
-                    settings,
-                    given,
-                    argsort=test_spans.left_first,
+                    Path(folder), rows, features, predictions, settings, given, **reference
                 )
-            else:
-                with np.errstate(all="ignore"):
-                    expected = postprocess_plain(
-                        rows, features, predictions, argsort=test_spans.left_first, **settings
-                    )
-                assert postprocess_qa_predictions(rows, given, predictions, **settings) == expected
+        else:
+            with np.errstate(all="ignore"):
+                expected = postprocess_plain(rows, features, predictions, **settings, **reference)
+            assert postprocess_qa_predictions(rows, given, predictions, **settings) == expected
     except StopIteration:  # Hugging Face's IndexError: several spans, none of which has a text
         return 0
     except AssertionError as error:
