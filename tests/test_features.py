@@ -8,27 +8,15 @@ import numpy as np
 import oracle
 import pytest
 from conftest import shared_path
-from tokenizers import (
-    Tokenizer,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from tokenizers import processors
+from trained import TEXTS, byte_level, metaspace, word_piece
+from transformers import AutoTokenizer
 
 from qa_flax import tokens
 from qa_flax.examples import ExampleError, load_examples
 from qa_flax.features import make_windows, prepare_train_features, prepare_validation_features
 from qa_flax.windows import Features
 
-TEXTS = [
-    "Paris is the capital of France. It lies on the river Seine, and has two million people.",
-    "The 👩‍👩‍👧‍👦 lives in Köln;\r\nits cafe\u0301 serves\u00a0tea (东京, 京都 are in 日本).",
-    "A naïve approach: count 1, 2, 3 ... then stop. \u200bZero-width, \tand   several   spaces.",
-    "\u202bالقاهرة هي عاصمة مصر\u202c and the Nile runs through it.",  # noqa: RUF001
-]
 TOKEN_COLUMNS = {
     "input_ids": "input_ids",
     "attention_mask": "attention_mask",
@@ -58,62 +46,6 @@ def rows_of_texts(repeat=4):
             rows.append(row(context, question, answer, start, id_=f"{n}-{start}"))
         rows.append(row(context, "No answer?", id_=f"{n}-none"))
     return rows
-
-
-def word_piece(**settings):
-    """A small BERT tokenizer trained on the texts above."""
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=special, show_progress=False)
-    backend.train_from_iterator(TEXTS, trainer)
-    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    inputs = ["input_ids", "token_type_ids", "attention_mask"]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, model_input_names=inputs, **names | settings
-    )
-
-
-def byte_level(add_prefix_space=False, **settings):
-    """A small RoBERTa tokenizer: byte-level BPE, two separators, no token types."""
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=330, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    backend.train_from_iterator(TEXTS, trainer)
-    backend.post_processor = processors.RobertaProcessing(
-        ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=add_prefix_space
-    )
-    return _sentence_pair_tokenizer(backend, **settings)
-
-
-def metaspace():
-    """A small XLM-R tokenizer: Unigram over Metaspace with NFKC."""
-    backend = Tokenizer(models.Unigram())
-    backend.normalizer = normalizers.NFKC()
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=150, special_tokens=special, unk_token="<unk>", show_progress=False
-    )
-    backend.train_from_iterator(TEXTS, trainer)
-    backend.post_processor = processors.TemplateProcessing(
-        "<s> $A </s>", "<s> $A </s> </s> $B </s>", [("<s>", 0), ("</s>", 2)]
-    )
-    return _sentence_pair_tokenizer(backend)
-
-
-def _sentence_pair_tokenizer(backend, **settings):
-    names = {"cls_token": "<s>", "sep_token": "</s>", "pad_token": "<pad>", "bos_token": "<s>"}
-    inputs = ["input_ids", "attention_mask"]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, model_input_names=inputs, **names | settings
-    )
 
 
 @pytest.fixture(scope="module")

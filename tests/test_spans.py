@@ -13,8 +13,6 @@ import hypothesis.strategies as st
 import numpy as np
 import oracle
 import pytest
-from conftest import shared_path
-from transformers import AutoTokenizer
 
 from qa_flax import spans
 from qa_flax.postprocess import postprocess_qa_predictions
@@ -188,24 +186,6 @@ def test_nan_and_infinite_logits_are_sorted_as_python_does(tmp_path):
             assert_same(
                 tmp_path / str(seed), rows, features, predictions, settings, argsort=left_first
             )
-
-
-@pytest.mark.parametrize("language", ["en", "zh"])
-@pytest.mark.parametrize("version_2", [False, True])
-def test_real_windows(tmp_path, language, version_2):
-    rows = oracle.nested_to_rows(shared_path("data", "xquad", f"xquad.{language}.json"))[:150]
-    tokenizer = AutoTokenizer.from_pretrained(shared_path("models", "all-MiniLM-L6-v2"))
-    columns = oracle.prepare_plain(rows, tokenizer, 128, 64)
-    features = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    assert len(features) > 1.5 * len(rows)
-    rng = np.random.default_rng(len(features))
-    centre = rng.integers(15, 100, (len(features), 1))
-    peak = -0.2 * np.abs(np.arange(128) - centre).astype(np.float32)
-    predictions = tuple(logits(rng, 2, len(features), 128) + peak)
-    settings = {"version_2_with_negative": version_2, "null_score_diff_threshold": -2.0}
-    given = Features.from_dataset(as_dataset(features))
-    assert_same(tmp_path / "struct", rows, features, predictions, settings, given)
-    assert_same(tmp_path / "dataset", rows, features, predictions, settings, given.to_dataset())
 
 
 def test_examples_may_be_a_dataset_with_a_format():
