@@ -331,8 +331,8 @@ def _nbest_blocks(chunk: Chunk, contexts: list[str], chosen: Choice) -> Iterator
     entries = [
         _ENTRY % entry
         for entry in zip(
-            _numbers(spans.start_logits.tolist()),
-            _numbers(spans.end_logits.tolist()),
+            _repeated_numbers(spans.start_logits),
+            _repeated_numbers(spans.end_logits),
             map(quote, texts),
             _numbers(probabilities),
             strict=True,
@@ -370,6 +370,14 @@ def _numbers(values: list[float]) -> list[str]:
     if all(map(math.isfinite, values)):
         return list(map(float.__repr__, values))
     return [json.dumps(value) for value in values]
+
+
+def _repeated_numbers(values: np.ndarray) -> list[str]:
+    """`_numbers` of values among which a few come again and again, as a window's best logits do."""
+    # Compared as bits: 0.0 and -0.0 are two texts.
+    bits, place = np.unique(values.view(f"i{values.itemsize}"), return_inverse=True)
+    texts = np.array(_numbers(bits.view(values.dtype).tolist()), object)
+    return texts[place].tolist()
 
 
 def _path(output_dir: str | os.PathLike | None, prefix: str | None, name: str) -> Path:
