@@ -9,11 +9,14 @@ those of `tests/oracle.py`, over `datasets` rows as in `run_qa.py`.
 
 import argparse
 import dataclasses
+import multiprocessing
 import random
+import resource
 import sys
 import tempfile
 import time
 import tracemalloc
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -49,6 +52,7 @@ def main():
     time_scores(bench, rows)
     time_all(bench, rows, tokenizer, windows[1])
     time_growth(rows, windows[1])
+    measure_long_contexts(rows, args.tokenizer)
 
 
 class Bench:
@@ -247,6 +251,33 @@ def time_growth(rows, own):
             f"| {len(windows):,} | {seconds:.3f} | {peak / 1e6:.1f} | {held / 1e6:.1f} |",
             flush=True,
         )
+
+
+def measure_long_contexts(rows, tokenizer):
+    """Windows of one context of millions of characters: the memory that takes, each in a process
+    of its own.
+    """
+    text = " ".join(dict.fromkeys(row["context"] for row in rows))
+    print("| characters in a context | windows | s | memory of the process grew by, MB |")
+    print("|---|---|---|---|", flush=True)
+    for millions in (1, 4, 16):
+        context = (text * (1 + millions * 1_000_000 // len(text)))[: millions * 1_000_000]
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            windows, seconds, grown = process.submit(window_one, context, tokenizer).result()
+        print(f"| {len(context):,} | {windows:,} | {seconds:.1f} | {grown:.0f} |", flush=True)
+
+
+def window_one(context, tokenizer):
+    """How many windows a context gives, the time, and by how much the process grew, in MB."""
+    answers = {"text": [], "answer_start": []}
+    row = {"id": "a", "question": "What is it?", "context": context, "answers": answers}
+    examples, tokenizer = load_examples([row]), AutoTokenizer.from_pretrained(tokenizer)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    windows = make_windows(examples, tokenizer, labels=False, disable_tqdm=True, **LENGTHS)
+    seconds = time.perf_counter() - started
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return len(windows), seconds, grown / 1e3
 
 
 if __name__ == "__main__":
