@@ -7,7 +7,7 @@ import oracle
 import pytest
 from conftest import shared_path
 from test_features import assert_equal
-from test_spans import as_dataset, assert_same
+from test_spans import as_dataset, assert_same, has_no_result
 from trained import byte_level, metaspace, word_piece
 
 from qa_flax.examples import load_examples
@@ -33,7 +33,8 @@ def questions(request):
 @pytest.fixture(scope="module", params=KINDS)
 def tokenizer(request, questions):
     texts = [row[name] for row in questions for name in ("context", "question")]
-    return KINDS[request.param](texts=texts, vocab_size=800)
+    # A Unigram vocabulary must hold every character: over a thousand in Chinese.
+    return KINDS[request.param](texts=texts, vocab_size=800 + len(set("".join(texts))))
 
 
 @pytest.mark.parametrize(("length", "stride"), LENGTHS)
@@ -58,6 +59,8 @@ def test_windows_answers_and_files_equal_hugging_face(
             "null_score_diff_threshold": rng.choice(THRESHOLDS),
         }
         predictions = distinct_logits(rng, windows, length)
+        # Where Hugging Face's own loops end in an IndexError, its mended form is the reference.
+        settings["hf_compatible"] = not has_no_result(few, windows, predictions, settings)
         folder = tmp_path / str(n)
         assert_same(folder, few, windows, predictions, settings, given, argsort=np.argsort)
 
