@@ -1,6 +1,7 @@
 """Every test runs on 8 simulated CPU cores, with no network and JAX at its strictest."""
 
 import os
+import tempfile
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
@@ -15,6 +16,12 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Hundreds of trainers share a handful of steps: each is compiled once in a run of the tests.
+_compiled = tempfile.TemporaryDirectory(prefix="qa_flax-compiled-")
+jax.config.update("jax_compilation_cache_dir", _compiled.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # Real questions and real weights that are not part of the repository.
 SHARED = Path(os.environ.get("QA_FLAX_SHARED", Path(__file__).parents[2] / "shared"))
