@@ -1,4 +1,4 @@
-"""Stage 3 of 7: windows -> batches of fixed shapes, `[D, B, L]` (host, NumPy).
+"""Stage 3 of 7: windows -> batches of fixed shapes, `[D, B, L]` or `[D, A, B, L]` (host, NumPy).
 
 The order of an epoch is a pure function of (seed, epoch). Every row is used exactly once; rows
 that only fill a batch up say so in `valid`. A batch is as wide as its longest window needs,
@@ -6,7 +6,8 @@ rounded up to one of a few widths, so that the step is compiled a few times and 
 padding.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -19,10 +20,13 @@ WIDTH_STEP = 64
 
 
 class HostBatch(NamedTuple):
-    """One global batch: which `rows` and `columns` of the windows, and the `arrays` [D, B, ...]."""
+    """One global batch: which `rows` and `columns` of the windows, and the `arrays` [D, B, ...].
 
-    rows: Int[np.ndarray, "D B"]
-    valid: Bool[np.ndarray, "D B"]
+    To train, [D, A, B, ...].
+    """
+
+    rows: Int[np.ndarray, "*shape"]
+    valid: Bool[np.ndarray, "*shape"]
     arrays: dict[str, np.ndarray]
     columns: slice
 
@@ -64,11 +68,36 @@ def train_batches(
     seed: int,
     epoch: int,
     strategy: str = "random",
+    *,
+    accumulation: int = 1,
+    drop_last: bool = False,
+    skip: int = 0,
 ) -> Iterator[HostBatch]:
-    """An epoch's batches, with labels. The last one may hold fewer valid rows than D * B."""
+    """An epoch's batches, with labels: one for each update, of `accumulation` parts [D, A, B, ...].
+
+    The last one may hold fewer valid rows; with `drop_last` the rows that do not fill all cores'
+    `per_core` are left out. `skip` leaves out the first updates, of which a resumed run knows.
+    """
     lengths = windows.counts
-    order = epoch_order(lengths, cores * per_core, seed, epoch, strategy)
-    yield from _in_order(windows, order, lengths, cores, per_core, labels=True)
+    part = cores * per_core
+    order = epoch_order(lengths, part * accumulation, seed, epoch, strategy)
+    if drop_last:
+        order = order[: len(order) // part * part]
+    order = order[skip * part * accumulation :]
+    yield from _in_order(windows, order, lengths, (cores, accumulation, per_core), labels=True)
+
+
+class Loader:
+    """What callbacks know as a data loader: can be gone through again, and has a length."""
+
+    def __init__(self, batches: Callable[[], Iterable[HostBatch]], count: int):
+        self._batches, self._count = batches, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return (batch.arrays for batch in self._batches())
 
 
 def eval_batches(
@@ -86,7 +115,7 @@ def eval_batches(
     lengths = windows.counts
     order = np.argsort(-lengths, kind="stable")
     labels = windows.start_positions is not None and windows.end_positions is not None
-    for batch in _in_order(windows, order, lengths, cores, per_core, labels):
+    for batch in _in_order(windows, order, lengths, (cores, per_core), labels):
         if null_positions is not None:
             at = np.broadcast_to(np.int32(null_positions), len(windows))[batch.rows]
             batch.arrays["null_positions"] = at - np.int32(batch.columns.start)
@@ -94,7 +123,7 @@ def eval_batches(
 
 
 def batch_count(windows: int, cores: int, per_core: int) -> int:
-    """How many batches `train_batches` and `eval_batches` yield."""
+    """How many batches `eval_batches` yields."""
     return -(-windows // (cores * per_core))
 
 
@@ -107,13 +136,13 @@ def scatter(batch: HostBatch, values: np.ndarray, into: np.ndarray, fill: float)
 
 def _in_order(
     windows: Windows,
-    order: Int[np.ndarray, " n"],
+    order: Int[np.ndarray, " m"],
     lengths: Int[np.ndarray, " n"],
-    cores: int,
-    per_core: int,
+    shape: tuple[int, ...],
     labels: bool,
 ) -> Iterator[HostBatch]:
-    size = cores * per_core
+    """Batches of `shape`, [D, B] or [D, A, B]; of the latter the parts A follow one another."""
+    size = math.prod(shape)
     for first in range(0, len(order), size):
         rows = order[first : first + size]
         width = min(windows.length, -(-int(lengths[rows].max()) // WIDTH_STEP) * WIDTH_STEP)
@@ -121,11 +150,13 @@ def _in_order(
         # Rows that fill up repeat the first one: real tokens, no NaN from an empty attention row.
         valid = np.arange(size) < len(rows)
         rows = np.concatenate([rows, np.full(size - len(rows), rows[0])])
+        if len(shape) == 3:
+            cores, parts, per_core = shape
+            place = np.arange(size).reshape(parts, cores, per_core).swapaxes(0, 1).reshape(-1)
+            rows, valid = rows[place], valid[place]
         arrays = windows.inputs(rows, width)
         for name in ("start_positions", "end_positions") if labels else ():
             arrays[name] = getattr(windows, name)[rows] - columns.start
-        arrays = {
-            n: array.reshape(cores, per_core, *array.shape[1:]) for n, array in arrays.items()
-        }
-        rows, valid = rows.reshape(cores, per_core), valid.reshape(cores, per_core)
-        yield HostBatch(rows, valid, arrays | {"valid": valid}, columns)
+        arrays |= {"rows": rows, "valid": valid}
+        arrays = {n: a.reshape(*shape, *a.shape[1:]) for n, a in arrays.items()}
+        yield HostBatch(arrays.pop("rows"), arrays["valid"], arrays, columns)

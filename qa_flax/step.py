@@ -21,7 +21,8 @@ CORES = "cores"
 
 Batch = dict[str, Array]
 """int32 `[b, l]`: `input_ids`, `attention_mask`, perhaps `token_type_ids`; int32 `[b]`, to train:
-`start_positions`, `end_positions`; bool `[b]`: `valid`, False in rows that only fill up."""
+`start_positions`, `end_positions`; bool `[b]`: `valid`, False in rows that only fill up. A train
+step takes several: `[a, b, ...]`."""
 
 
 class TrainState(NamedTuple):
@@ -45,45 +46,73 @@ def model_inputs(batch: Batch) -> Batch:
     return {name: batch[name] for name in names if name in batch}
 
 
-def make_loss(graphdef: nnx.GraphDef) -> Callable[..., Float[Array, ""]]:
-    """`loss(params, batch, key=None)`: this core's part of the mean over all cores' valid rows.
+def make_loss(graphdef: nnx.GraphDef, label_smoothing: float = 0.0) -> Callable[..., Array]:
+    """`loss(params, batch, rows, key=None)`: the sum of this core's losses over `rows`.
 
-    Summing it over the cores gives the mean: 1 core and 8 cores, and any number of rows that only
-    fill up have the same loss and the same gradients. `key` is of the dropout masks; None: no
-    dropout.
+    With `rows` the number of valid rows of all cores, the sum over the cores is the mean: 1 core
+    and 8 cores, and any number of rows that only fill up have the same loss and the same gradients.
+    `key` is of the dropout masks; None: no dropout.
 
     The batch's padding tokens compete as answers, as in Hugging Face, so that the same batches give
     the same steps.
     """
 
-    def loss(params: PyTree, batch: Batch, key: Any = None) -> Float[Array, ""]:
+    def loss(
+        params: PyTree, batch: Batch, rows: Float[Array, ""], key: Any = None
+    ) -> Float[Array, ""]:
         # Made here, as NNX lets the function that is differentiated change only what is its own.
         rngs = None if key is None else nnx.Rngs(dropout=key)
         logits = nnx.merge(graphdef, params)(**model_inputs(batch), rngs=rngs)
-        labels = (batch["start_positions"], batch["end_positions"])
-        losses = span_losses(logits, *labels)
-        rows = lax.psum(jnp.sum(batch["valid"].astype(jnp.float32)), CORES)
+        losses = span_losses(
+            logits,
+            batch["start_positions"],
+            batch["end_positions"],
+            smoothing=label_smoothing,
+            smoothed_over=batch["attention_mask"],
+        )
         return jnp.sum(jnp.where(batch["valid"], losses, 0.0)) / rows
 
     return loss
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation
-) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Measurements]]:
-    """`train_step(state, batch, key) -> (state, measurements)`, one update of the parameters.
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    label_smoothing: float = 0.0,
+) -> Callable[..., tuple[TrainState, Measurements]]:
+    """`train_step(state, batch, learning_rate, key) -> (state, measurements)`: one update.
 
-    The key of the dropout masks is folded from (run's key, step, core): nothing is carried from
-    step to step, so a resumed run draws what the uninterrupted one would have drawn.
+    The batch's arrays are `[a, b, ...]`: `a` batches one after the other, whose gradients are added
+    up, so that memory holds the activations of one. The gradient is the mean over all valid rows,
+    however they are divided into batches and cores.
+
+    `optimizer` gives directions: it is `optim.make_optimizer`'s. The key of the dropout masks is
+    folded from (run's key, step, core, batch): nothing is carried from step to step, so a resumed
+    run draws what the uninterrupted one would have drawn.
     """
-    loss_of = make_loss(graphdef)
+    loss_and_gradient = jax.value_and_grad(make_loss(graphdef, label_smoothing))
 
-    def train_step(state: TrainState, batch: Batch, key: Any) -> tuple[TrainState, Measurements]:
+    def train_step(
+        state: TrainState, batch: Batch, learning_rate: Float[Array, ""], key: Any
+    ) -> tuple[TrainState, Measurements]:
         key = jax.random.fold_in(jax.random.fold_in(key, state.step), lax.axis_index(CORES))
-        loss, grads = jax.value_and_grad(loss_of)(state.params, batch, key)
+        rows = lax.psum(jnp.sum(batch["valid"].astype(jnp.float32)), CORES)
+        count = batch["valid"].shape[0]
+        if count == 1:
+            only = jax.tree.map(lambda x: x[0], batch)
+            loss, grads = loss_and_gradient(state.params, only, rows, key)
+        else:
+
+            def add(total: PyTree, part: tuple[Batch, Array]) -> tuple[PyTree, None]:
+                one, number = part
+                found = loss_and_gradient(state.params, one, rows, jax.random.fold_in(key, number))
+                return jax.tree.map(jnp.add, total, found), None
+
+            nothing = jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params)
+            (loss, grads), _ = lax.scan(add, nothing, (batch, jnp.arange(count)))
         loss, grads = lax.psum((loss, grads), CORES)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        direction, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
         measurements = Measurements(loss, optax.tree.norm(grads))
         return TrainState(state.step + 1, params, opt_state), measurements
 

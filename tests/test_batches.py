@@ -28,25 +28,51 @@ def features(rng, n, tokens=192, left=False):
 
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("strategy", ["random", "sequential", "group_by_length"])
-@pytest.mark.parametrize("n", [1, 7, 32, 129])
-def test_every_window_is_trained_on_once_with_its_own_label(rng, n, strategy, left):
+@pytest.mark.parametrize(("n", "parts"), [(1, 1), (7, 1), (32, 1), (129, 1), (7, 2), (129, 3)])
+def test_every_window_is_trained_on_once_with_its_own_label(rng, n, parts, strategy, left):
     windows = features(rng, n, left=left)
     seen = []
-    batches = list(train_batches(windows, 4, 2, seed=3, epoch=0, strategy=strategy))
-    assert len(batches) == batch_count(n, 4, 2)
+    settings = {"seed": 3, "epoch": 0, "strategy": strategy, "accumulation": parts}
+    batches = list(train_batches(windows, 4, 2, **settings))
+    assert len(batches) == batch_count(n, 4, 2 * parts)
     for batch in batches:
-        assert batch.arrays["input_ids"].shape[:2] == (4, 2)
-        width = batch.arrays["input_ids"].shape[2]
+        assert batch.arrays["input_ids"].shape[:3] == (4, parts, 2)
+        width = batch.arrays["input_ids"].shape[3]
         assert width % WIDTH_STEP == 0
-        for d, b in np.argwhere(batch.valid):
-            row, arrays = batch.rows[d, b], batch.arrays
+        for place in map(tuple, np.argwhere(batch.valid)):
+            row, arrays = batch.rows[place], batch.arrays
             seen.append(row)
-            assert arrays["attention_mask"][d, b].sum() == windows.attention_mask[row].sum()
-            assert arrays["input_ids"][d, b].max() == row + 1
-            at = arrays["start_positions"][d, b]
-            assert arrays["input_ids"][d, b, at] == row + 1
+            assert arrays["attention_mask"][place].sum() == windows.attention_mask[row].sum()
+            assert arrays["input_ids"][place].max() == row + 1
+            at = arrays["start_positions"][place]
+            assert arrays["input_ids"][place][at] == row + 1
             assert at == (width - 1 if left else windows.attention_mask[row].sum() - 1)
     assert sorted(seen) == list(range(n))
+
+
+def test_skipped_updates_are_those_that_would_have_come_first(rng):
+    windows = features(rng, 50)
+    every = list(train_batches(windows, 2, 3, seed=1, epoch=4, accumulation=2))
+    for skip in (0, 1, 4, len(every)):
+        rest = list(train_batches(windows, 2, 3, seed=1, epoch=4, accumulation=2, skip=skip))
+        assert len(rest) == len(every) - skip
+        for one, other in zip(rest, every[skip:], strict=True):
+            for name, array in one.arrays.items():
+                np.testing.assert_array_equal(array, other.arrays[name])
+
+
+def test_the_parts_of_an_update_follow_one_another(rng):
+    """The first part holds the first rows of the order, over all cores."""
+    windows = features(rng, 24)
+    settings = {"seed": 0, "epoch": 0, "strategy": "sequential"}
+    (batch,) = train_batches(windows, 2, 4, accumulation=3, **settings)
+    assert batch.rows.swapaxes(0, 1).reshape(-1).tolist() == list(range(24))
+
+
+def test_dropping_the_last_leaves_out_what_fills_no_batch_of_all_cores(rng):
+    windows = features(rng, 45)
+    batches = list(train_batches(windows, 2, 4, 0, 0, accumulation=2, drop_last=True))
+    assert [int(batch.valid.sum()) for batch in batches] == [16, 16, 8]
 
 
 def test_the_order_is_a_function_of_seed_and_epoch_alone():

@@ -12,11 +12,12 @@ from qa_flax import parallel
 from qa_flax.models.qa import span_losses
 from qa_flax.step import CORES, TrainState, make_eval_step, make_train_step, model_inputs
 
-LEARNING_RATE = 1.0  # plain SGD: the change of the parameters is the gradient
+LEARNING_RATE = 1.0  # the direction is the gradient, so the parameters change by it
 
 
-def over_cores(batch, cores):
-    return {k: v.reshape(cores, -1, *v.shape[1:]) for k, v in batch.items()}
+def over_cores(batch, cores, parts=1):
+    """[D, A, B, ...]"""
+    return {k: v.reshape(parts, cores, -1, *v.shape[1:]).swapaxes(0, 1) for k, v in batch.items()}
 
 
 def plain_loss_and_gradient(model, batch):
@@ -32,38 +33,43 @@ def plain_loss_and_gradient(model, batch):
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
-def one_step(model, batch, cores, wrap, seed=0):
+def one_step(model, batch, cores, wrap, seed=0, parts=1, smoothing=0.0):
     graphdef, params = nnx.split(model)
-    optimizer = optax.sgd(LEARNING_RATE)
+    optimizer = optax.identity()
     state = TrainState(np.int32(0), params, optimizer.init(params))
-    step = make_train_step(graphdef, optimizer)
-    return wrap(step, state, over_cores(batch, cores), parallel.run_key(seed))
+    step = make_train_step(graphdef, optimizer, smoothing)
+    return wrap(step, state, over_cores(batch, cores, parts), parallel.run_key(seed))
 
 
 def by_vmap(step, state, batch, key):
     states = jax.tree.map(lambda x: jnp.stack([x] * len(batch["valid"])), state)
-    mapped = jax.vmap(step, in_axes=(0, 0, None), out_axes=(0, None), axis_name=CORES)
-    state, measurements = jax.jit(mapped)(states, batch, key)
+    mapped = jax.vmap(step, in_axes=(0, 0, None, None), out_axes=(0, None), axis_name=CORES)
+    state, measurements = jax.jit(mapped)(states, batch, LEARNING_RATE, key)
     return jax.tree.map(lambda x: np.asarray(x)[0], state), measurements
 
 
 def by_pmap(step, state, batch, key):
-    pmapped = parallel.over_cores(step, (0, 0, None), (0, None), donate=True)
-    state, measurements = pmapped(parallel.put_copies(state), parallel.put(batch), key)
+    pmapped = parallel.over_cores(step, (0, 0, None, None), (0, None), donate=True)
+    rate = np.float32(LEARNING_RATE)
+    state, measurements = pmapped(parallel.put_copies(state), parallel.put(batch), rate, key)
     return parallel.take_copy(state), measurements
 
 
 @pytest.mark.parametrize(
-    ("cores", "wrap"), [(1, by_vmap), (2, by_vmap), (8, by_vmap), (8, by_pmap)]
+    ("cores", "parts", "wrap", "valid_rows"),
+    [(cores, 1, by_vmap, rows) for cores in (1, 2, 8) for rows in (16, 11, 1)]
+    + [(8, 1, by_pmap, 16), (8, 1, by_pmap, 1), (8, 2, by_pmap, 11)]
+    + [(1, 4, by_vmap, 11), (2, 2, by_vmap, 16), (2, 8, by_vmap, 1)],
 )
-@pytest.mark.parametrize("valid_rows", [16, 11, 1])
-def test_any_number_of_cores_gives_the_plain_gradient(rng, cores, wrap, valid_rows):
+def test_any_division_over_cores_and_parts_gives_the_plain_gradient(
+    rng, cores, parts, wrap, valid_rows
+):
     model = tiny.model()
     batch = tiny.random_batch(rng, 16)
     batch["valid"] = np.arange(16) < valid_rows
     loss, gradient = plain_loss_and_gradient(model, batch)
     before = nnx.split(model)[1]
-    state, measurements = one_step(model, batch, cores, wrap)
+    state, measurements = one_step(model, batch, cores, wrap, parts=parts)
 
     np.testing.assert_allclose(measurements.loss, loss, rtol=1e-6)
     np.testing.assert_allclose(measurements.grad_norm, optax.tree.norm(gradient), rtol=1e-5)
@@ -97,6 +103,22 @@ def test_padding_competes_in_training_and_not_in_evaluation(rng):
     np.testing.assert_allclose(*evaluated, rtol=1e-5)
 
 
+def test_label_smoothing_is_that_of_its_definition(rng):
+    """Cross entropy with a target of 1 - s at the label and s over all real tokens alike."""
+    model, smoothing = tiny.model(), 0.2
+    batch = tiny.random_batch(rng, 8)
+    graphdef, params = nnx.split(model)
+    logits = jax.jit(nnx.merge(graphdef, params))(**model_inputs(jax.tree.map(jnp.asarray, batch)))
+    real = batch["attention_mask"] / batch["attention_mask"].sum(axis=1, keepdims=True)
+    losses = []
+    for x, labels in zip(logits, (batch["start_positions"], batch["end_positions"]), strict=True):
+        target = (1 - smoothing) * np.eye(x.shape[1])[labels] + smoothing * real
+        losses.append(-(target * np.asarray(jax.nn.log_softmax(x))).sum(axis=1))
+    found = one_step(model, batch, 8, by_vmap, smoothing=smoothing)[1].loss
+    np.testing.assert_allclose(found, np.mean(losses), rtol=1e-5)
+    assert abs(found - one_step(model, batch, 8, by_vmap)[1].loss) > 0.01
+
+
 def test_dropout_differs_by_core_and_by_step_and_repeats_by_seed(rng):
     model = tiny.model(hidden_dropout_prob=0.3)
     row = tiny.random_batch(rng, 1)
@@ -104,7 +126,7 @@ def test_dropout_differs_by_core_and_by_step_and_repeats_by_seed(rng):
     graphdef, params = nnx.split(model)
     losses = {}
     for seed, step in [(0, 0), (0, 1), (1, 0), (0, 0)]:
-        optimizer = optax.sgd(0.0)
+        optimizer = optax.set_to_zero()
         state = TrainState(np.int32(step), params, optimizer.init(params))
         _, measurements = by_vmap(
             make_train_step(graphdef, optimizer),

@@ -29,6 +29,9 @@ def span_losses(
     start_positions: Int[Array, " b"],
     end_positions: Int[Array, " b"],
     attention_mask: Int[Array, "b l"] | None = None,
+    *,
+    smoothing: float = 0.0,
+    smoothed_over: Int[Array, "b l"] | None = None,
 ) -> Float[Array, " b"]:
     """Each row's mean of the start's and the end's cross entropy over its tokens, float32.
 
@@ -38,20 +41,37 @@ def span_losses(
     Positions as in Hugging Face: below 0 count as 0, beyond the row (>= l) the term is 0. The
     caller weights the rows; HF divides each term by its own number of positions inside, which is
     the same when none is beyond its row.
+
+    Label smoothing (Szegedy et al. 2016): the true token has the weight `1 - smoothing`, the rest
+    is shared by all tokens of the row that `smoothed_over` marks.
     """
     start, end = logits
     if attention_mask is not None:
         start, end = (jnp.where(attention_mask > 0, x, _NEVER) for x in logits)
-    return (_cross_entropy(start, start_positions) + _cross_entropy(end, end_positions)) / 2
+    terms = [
+        _cross_entropy(x, positions, smoothing, smoothed_over)
+        for x, positions in ((start, start_positions), (end, end_positions))
+    ]
+    return (terms[0] + terms[1]) / 2
 
 
 _NEVER = -1e9  # finite, so that a label on padding gives a loss to see and no NaN
 
 
-def _cross_entropy(logits: Float[Array, "b l"], positions: Int[Array, " b"]) -> Float[Array, " b"]:
+def _cross_entropy(
+    logits: Float[Array, "b l"],
+    positions: Int[Array, " b"],
+    smoothing: float,
+    smoothed_over: Int[Array, "b l"] | None,
+) -> Float[Array, " b"]:
     logits = logits.astype(jnp.float32)
     # A comparison instead of a gather: its gradient is elementwise, which TPUs do much faster.
     index = jax.lax.broadcasted_iota(positions.dtype, logits.shape, 1)
     chosen = index == jnp.maximum(positions, 0)[:, None]
-    loss = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
+    aim = jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
+    if smoothing and smoothed_over is not None:
+        inside = smoothed_over > 0
+        mean = jnp.sum(jnp.where(inside, logits, 0.0), axis=-1) / jnp.sum(inside, axis=-1)
+        aim = (1.0 - smoothing) * aim + smoothing * mean
+    loss = jax.nn.logsumexp(logits, axis=-1) - aim
     return jnp.where(positions < logits.shape[1], loss, 0.0)
