@@ -2,39 +2,6 @@
 
 from dataclasses import dataclass, field
 
-from transformers import TrainingArguments
-
-# Values of transformers' TrainingArguments that this version honours only at the value given here.
-# Anything else is refused by name: an argument that is ignored in silence costs somebody a week.
-ONLY = {
-    "auto_find_batch_size": False,
-    "batch_eval_metrics": False,
-    "dataloader_drop_last": False,
-    "debug": [],
-    "deepspeed": None,
-    "fp16": False,
-    "fp16_full_eval": False,
-    "fsdp": [],
-    "gradient_accumulation_steps": 1,
-    "gradient_checkpointing": False,
-    "label_smoothing_factor": 0.0,
-    "load_best_model_at_end": False,
-    "lr_scheduler_kwargs": {},
-    "neftune_noise_alpha": None,
-    "optim_args": None,
-    "push_to_hub": False,
-    "resume_from_checkpoint": None,
-    "save_total_limit": None,
-    "torch_compile": False,
-    "use_liger_kernel": False,
-}
-CHOICES = {
-    "lr_scheduler_type": ("linear", "cosine", "constant", "constant_with_warmup"),
-    "optim": ("adamw_torch_fused", "adamw_torch", "adamw_torch_xla"),
-    "save_strategy": ("steps", "epoch", "no"),
-    "train_sampling_strategy": ("random", "sequential", "group_by_length"),
-}
-
 
 @dataclass
 class ModelArguments:
@@ -64,6 +31,23 @@ class ModelArguments:
             "can read command lines."
         },
     )
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "What the model computes in; parameters are float32. --bf16 is the same.",
+            "choices": ["float32", "bfloat16"],
+        },
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Refused: models are this package's own."}
+    )
+
+    def __post_init__(self):
+        if self.trust_remote_code:
+            raise ValueError(
+                "--trust_remote_code: models are this package's own, and no checkpoint's code is "
+                "run; leave it out"
+            )
 
 
 @dataclass
@@ -88,6 +72,16 @@ class DataArguments:
     doc_stride: int = field(
         default=128, metadata={"help": "Tokens that two neighbouring windows share."}
     )
+    pad_to_max_length: bool = field(
+        default=True,
+        metadata={"help": "Make windows max_seq_length long, else as long as the longest."},
+    )
+    overwrite_cache: bool = field(
+        default=False, metadata={"help": "Without effect: windows are made anew, and kept nowhere."}
+    )
+    preprocessing_num_workers: int | None = field(
+        default=None, metadata={"help": "Without effect: the tokenizer uses every core by itself."}
+    )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Train on the first examples only."}
     )
@@ -110,6 +104,10 @@ class DataArguments:
         default=20, metadata={"help": "Spans kept per question; starts and ends tried per window."}
     )
     max_answer_length: int = field(default=30, metadata={"help": "Longest answer, in tokens."})
+    accept_changes: bool = field(
+        default=False,
+        metadata={"help": "Resume though seed, batch size, data or model are others."},
+    )
     misaligned_answers: str = field(
         default="keep",
         metadata={
@@ -148,23 +146,3 @@ class DataArguments:
         for name in ("n_best_size", "max_answer_length"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"--{name} is {value}; it must be at least 1")
-
-
-def check_training_arguments(args: TrainingArguments) -> None:
-    """Raise one `ValueError` that names every argument with a value this version cannot honour."""
-    refused = []
-    for name, allowed in ONLY.items():
-        value = getattr(args, name, allowed)
-        if value != allowed and (value or allowed):
-            refused.append(f"{name}={value!r} (here only {allowed!r})")
-    for name, allowed in CHOICES.items():
-        value = getattr(args, name, allowed[0])
-        value = getattr(value, "value", value)
-        if value not in allowed:
-            refused.append(f"{name}={value!r} (here one of {', '.join(allowed)})")
-    if refused:
-        raise ValueError(
-            "these training arguments are not supported by this version of qa_flax:\n  "
-            + "\n  ".join(refused)
-            + "\nRemove them or give a supported value."
-        )
