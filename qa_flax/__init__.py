@@ -20,7 +20,7 @@ import os
 # On import transformers advises to install PyTorch; that it is absent is as it should be here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-from transformers import EarlyStoppingCallback, TrainingArguments
+from transformers import EarlyStoppingCallback
 
 from qa_flax.examples import load_examples
 from qa_flax.features import prepare_train_features, prepare_validation_features
@@ -28,6 +28,7 @@ from qa_flax.metrics import squad_metric
 from qa_flax.models.hf import AutoModelForQuestionAnswering
 from qa_flax.postprocess import postprocess_qa_predictions
 from qa_flax.trainer import QuestionAnsweringTrainer, Trainer
+from qa_flax.training_arguments import TrainingArguments
 
 __version__ = "0.1.0"
 

@@ -99,10 +99,11 @@ def _run(arguments: list[str]) -> None:
 
 
 def _parse_run(arguments: list[str]):
-    from transformers import HfArgumentParser, TrainingArguments
+    from transformers import HfArgumentParser
 
     from qa_flax.arguments import DataArguments, ModelArguments
     from qa_flax.run import UsageError
+    from qa_flax.training_arguments import TrainingArguments
 
     def refuse(message: str):  # argparse would print the usage of all arguments, 170 of them
         raise UsageError(f"{message} (qa-flax run --help lists the arguments)")

@@ -42,6 +42,15 @@ def is_main_host() -> bool:
     return jax.process_index() == 0
 
 
+def require_platform(platform: str | None) -> None:
+    """Refuse another platform than the one named, as `cpu`; None: any will do."""
+    if platform is not None and jax.default_backend() != platform:
+        raise ValueError(
+            f"use_cpu: JAX runs on {jax.default_backend()}; set JAX_PLATFORMS={platform}, which it "
+            "reads before it starts"
+        )
+
+
 def require_one_host() -> None:
     """Refuse several processes: batches are not divided over hosts yet."""
     if jax.process_count() > 1:

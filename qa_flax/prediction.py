@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -28,6 +29,7 @@ class Predicted(NamedTuple):
 
     logits: Logits | Candidates
     losses: Float[np.ndarray, " n"] | None
+    bytes_to_host: int
 
 
 def reduction(settings: Settings) -> Reduction:
@@ -67,9 +69,13 @@ def predict_windows(
     are_finite = np.ones(len(windows), bool)
     running: deque[tuple[HostBatch, EvalOutput]] = deque()
 
+    bytes_to_host = 0
+
     def collect() -> None:
+        nonlocal bytes_to_host
         batch, output = running.popleft()
         output = parallel.gather(output)
+        bytes_to_host += sum(array.nbytes for array in jax.tree.leaves(output))
         result.add(batch, output.logits)
         are_finite[batch.rows[batch.valid]] = output.are_finite[batch.valid]
         if losses is not None:
@@ -85,7 +91,7 @@ def predict_windows(
     while running:
         collect()
     _warn_of_bad_logits(windows, np.flatnonzero(~are_finite))
-    return Predicted(result.finished(), losses)
+    return Predicted(result.finished(), losses, bytes_to_host)
 
 
 def _warn_of_bad_logits(windows: Windows, bad: np.ndarray) -> None:

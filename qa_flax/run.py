@@ -1,5 +1,6 @@
 """`run_qa.py`'s job: files in, fine-tune, evaluate, predict, files out."""
 
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,23 +8,35 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
-from transformers.trainer_utils import EvalPrediction
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
 from qa_flax import parallel
-from qa_flax.arguments import DataArguments, ModelArguments, check_training_arguments
+from qa_flax.arguments import DataArguments, ModelArguments
+from qa_flax.checkpoints import ResumeError
 from qa_flax.examples import load_examples
 from qa_flax.features import make_windows
+from qa_flax.loop import MetricError
 from qa_flax.metrics import squad_metric
 from qa_flax.models.hf import AutoModelForQuestionAnswering
 from qa_flax.postprocess import find_answers
 from qa_flax.spans import Settings
 from qa_flax.trainer import QuestionAnsweringTrainer
+from qa_flax.training_arguments import TrainingArguments, check_training_arguments
 from qa_flax.windows import Windows
 
 
 class UsageError(ValueError):
     """What the user gave cannot be used; the message is all that need be shown."""
+
+
+def _data_names(data_args: DataArguments) -> dict[str, Any]:
+    """What the model's card says of a data set of the hub, in run_qa.py's words."""
+    name, config = data_args.dataset_name, data_args.dataset_config_name
+    if name is None:
+        return {}
+    named = {"dataset_tags": name, "dataset": name if config is None else f"{name} {config}"}
+    return named | ({} if config is None else {"dataset_args": config})
 
 
 @dataclass(frozen=True)
@@ -49,12 +62,15 @@ def run(
         Path(training_args.output_dir or "trainer_output").mkdir(parents=True, exist_ok=True)
     metrics: dict[str, Any] = {}
     if training_args.do_train:
-        metrics |= _train(trainer, stages["train"])
+        metrics |= _train(trainer, stages["train"], data_args.accept_changes)
     if training_args.do_eval:
         metrics |= _evaluate(trainer, stages["eval"])
     if training_args.do_predict:
         metrics |= _predict(trainer, stages["predict"])
     trainer.save_state()
+    trainer.create_model_card(
+        finetuned_from=model_args.model_name_or_path, **_data_names(data_args)
+    )
     print(f"Everything is in {training_args.output_dir}")
     return metrics
 
@@ -163,7 +179,7 @@ def _prepare(
         source,
         config=config,
         seed=training_args.seed,
-        dtype="bfloat16" if training_args.bf16 else "float32",
+        dtype="bfloat16" if training_args.bf16 else model_args.dtype,
         **hub,
     )
     tokenizer = AutoTokenizer.from_pretrained(model_args.tokenizer_name or source, **hub)
@@ -225,6 +241,7 @@ def _windows(
         max_seq_length=data_args.max_seq_length,
         doc_stride=data_args.doc_stride,
         labels=stage != "predict",
+        pad_to_max_length=data_args.pad_to_max_length,
         long_questions=data_args.long_questions,
         disable_tqdm=bool(training_args.disable_tqdm),
     )
@@ -233,10 +250,28 @@ def _windows(
 # ---- the work ------------------------------------------------------------------------------------
 
 
-def _train(trainer: QuestionAnsweringTrainer, stage: Stage) -> dict[str, Any]:
-    metrics = dict(trainer.train().metrics, train_samples=len(stage.windows))
+def _train(trainer: QuestionAnsweringTrainer, stage: Stage, accept_changes: bool) -> dict[str, Any]:
+    try:
+        trained = trainer.train(_checkpoint(trainer.args), accept_changes=accept_changes)
+    except (ResumeError, MetricError) as error:
+        raise UsageError(str(error)) from error
+    metrics = dict(trained.metrics, train_samples=len(stage.windows))
     trainer.save_model()
     return _finish(trainer, "train", metrics)
+
+
+def _checkpoint(args: Any) -> str | bool | None:
+    """The one named, else the last in `output_dir`, so that a stopped command is just repeated."""
+    if args.resume_from_checkpoint is not None:
+        given = args.resume_from_checkpoint
+        return {"true": True, "false": None}.get(str(given).lower(), given)
+    folder = args.output_dir or "trainer_output"
+    if getattr(args, "overwrite_output_dir", False) or not Path(folder).is_dir():
+        return None
+    last = get_last_checkpoint(folder)
+    if last is not None:
+        print(f"Going on from {last}; --overwrite_output_dir starts anew", file=sys.stderr)
+    return last
 
 
 def _evaluate(trainer: QuestionAnsweringTrainer, stage: Stage) -> dict[str, Any]:

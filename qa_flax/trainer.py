@@ -2,38 +2,42 @@
 
 import inspect
 import json
-import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
+import transformers
 from flax import nnx
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import (
     CallbackHandler,
     DefaultFlowCallback,
     PrinterCallback,
     TrainerControl,
-    TrainerState,
 )
 from transformers.trainer_utils import EvalPrediction, PredictionOutput, TrainOutput, speed_metrics
 
-from qa_flax import parallel
-from qa_flax.arguments import check_training_arguments
-from qa_flax.batches import batch_count, train_batches
+from qa_flax import checkpoints, parallel
+from qa_flax.batches import batch_count
+from qa_flax.loop import TrainingLoop, new_state
+from qa_flax.loop import output_dir as folder_of
+from qa_flax.model_card import model_card
 from qa_flax.models.hf import AutoModelForQuestionAnswering
-from qa_flax.optim import count_updates, make_optimizer, make_schedule
 from qa_flax.prediction import predict_windows, reduction
+from qa_flax.progress import progress_callback
+from qa_flax.report import watched
 from qa_flax.spans import Settings
-from qa_flax.step import Reduction, TrainState, make_eval_step, make_train_step
-from qa_flax.training import Training, TrainingProgress
+from qa_flax.step import Reduction, make_eval_step
+from qa_flax.training_arguments import (
+    TrainingArguments,
+    check_training_arguments,
+    set_log_level,
+)
 from qa_flax.windows import Features, Windows
 
 Dataset = datasets.Dataset | Windows
@@ -51,7 +55,7 @@ class Trainer:
         args: transformers' `TrainingArguments`; a value that cannot be honoured is refused by name.
         data_collator: accepted so that a script need not change; `batches.py` pads.
         train_dataset: windows with `start_positions` and `end_positions`.
-        eval_dataset: windows to evaluate; labels are optional.
+        eval_dataset: windows to evaluate, or a dict of several; labels are optional.
         processing_class: the tokenizer, saved beside the model. `tokenizer` is its older name.
         compute_metrics: called with an `EvalPrediction`, returns a dict.
         callbacks: `TrainerCallback` objects or classes.
@@ -63,10 +67,10 @@ class Trainer:
     def __init__(
         self,
         model: AutoModelForQuestionAnswering,
-        args: TrainingArguments | None = None,
+        args: transformers.TrainingArguments | None = None,
         data_collator: Any = None,
         train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -77,20 +81,20 @@ class Trainer:
         _require_model(model)
         self.args = TrainingArguments(output_dir="trainer_output") if args is None else args
         check_training_arguments(self.args)
+        set_log_level(self.args, parallel.is_main_host())
+        parallel.require_platform("cpu" if self.args.use_cpu else None)
         self.model = model
         self.data_collator = data_collator
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset
         self.processing_class = processing_class if processing_class is not None else tokenizer
         self.compute_metrics = compute_metrics
-        self.state = TrainerState(
-            is_local_process_zero=parallel.is_main_host(),
-            is_world_process_zero=parallel.is_main_host(),
-        )
+        self.state = new_state()
         self.control = TrainerControl()
-        bar = PrinterCallback if self.args.disable_tqdm else TrainingProgress
+        bar = PrinterCallback if self.args.disable_tqdm else progress_callback()
+        reports = get_reporting_integration_callbacks(self.args.report_to)
         self.callback_handler = CallbackHandler(
-            [DefaultFlowCallback, bar, *(callbacks or [])],
+            [DefaultFlowCallback, *reports, *(callbacks or []), bar],
             self.model,
             self.processing_class,
             None,
@@ -98,8 +102,10 @@ class Trainer:
         )
         self._device_params: Any = None  # while training: the parameters on the cores
         self._eval_steps: dict[Reduction | None, Callable] = {}
-        self._graphdef, _ = nnx.split(self._computing_model())
-        self._notify("on_init_end")
+        self._graphdef = nnx.graphdef(self._computing_model(self.args.bf16))
+        in_bf16 = self.args.bf16 or self.args.bf16_full_eval
+        self._eval_graphdef = nnx.graphdef(self._computing_model(in_bf16))
+        self.notify("on_init_end")
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -120,74 +126,26 @@ class Trainer:
 
     # ---- train -----------------------------------------------------------------------------------
 
-    def train(self) -> TrainOutput:
+    def train(
+        self,
+        resume_from_checkpoint: str | os.PathLike | bool | None = None,
+        ignore_keys_for_eval: list[str] | None = None,
+        *,
+        accept_changes: bool = False,
+    ) -> TrainOutput:
         """Fine-tune for `num_train_epochs` (or `max_steps`) and return transformers' `TrainOutput`.
 
+        Args:
+            resume_from_checkpoint: go on from this checkpoint, or with True from the last one in
+                `output_dir`, as the run would have gone on that was stopped: bit for bit.
+            ignore_keys_for_eval: accepted as in transformers.
+            accept_changes: resume though seed, batch size, data or model are others.
+
         Raises:
-            ValueError: there is no training set, or its windows have no labels.
+            ValueError: there is no training set, its windows have no labels,
+                `metric_for_best_model` cannot be had, or the checkpoint is not of this run.
             FloatingPointError: the loss is not finite; the message names the step.
         """
-        args, windows = self.args, self._training_windows()
-        cores, per_core = parallel.core_count(), args.per_device_train_batch_size
-        per_epoch, total = count_updates(
-            len(windows), cores * per_core, float(args.num_train_epochs), args.max_steps
-        )
-        schedule, optimizer = self._schedule_and_optimizer(total)
-        params = _parameters(self.model)
-        step = make_train_step(self._graphdef, optimizer)
-        run = Training(
-            parallel.put_copies(TrainState(jnp.int32(0), params, optimizer.init(params))),
-            parallel.over_cores(step, (0, 0, None), (0, None), donate=True),
-            parallel.run_key(args.seed),
-            lambda step: float(np.asarray(schedule(step))),
-        )
-        self._begin_training(total, math.ceil(total / per_epoch))
-        started = time.time()
-        try:
-            self._device_params = run.state.params
-            self._notify("on_train_begin")
-            if args.eval_on_start:
-                self.evaluate()
-            self._run_epochs(run, windows, per_epoch)
-        finally:
-            # Also after an error or Ctrl-C: what was learnt so far is the caller's.
-            self._device_params = None
-            if (learnt := run.params()) is not None:
-                self._take_over(learnt)
-        rows = args.max_steps * cores * per_core if args.max_steps > 0 else None
-        metrics = speed_metrics(
-            "train",
-            started,
-            num_samples=rows or round(len(windows) * args.num_train_epochs),
-            num_steps=total,
-        )
-        metrics["total_flos"] = self.state.total_flos
-        metrics["train_loss"] = run.mean_loss()
-        self.log(metrics)
-        self._notify("on_train_end")
-        return TrainOutput(self.state.global_step, metrics["train_loss"], metrics)
-
-    def _schedule_and_optimizer(
-        self, total: int
-    ) -> tuple[optax.Schedule, optax.GradientTransformation]:
-        args = self.args
-        schedule = make_schedule(
-            getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type),
-            float(args.learning_rate),
-            args.get_warmup_steps(total),
-            total,
-        )
-        optimizer = make_optimizer(
-            schedule,
-            weight_decay=float(args.weight_decay),
-            adam_beta1=float(args.adam_beta1),
-            adam_beta2=float(args.adam_beta2),
-            adam_epsilon=float(args.adam_epsilon),
-            max_grad_norm=float(args.max_grad_norm or 0),
-        )
-        return schedule, optimizer
-
-    def _training_windows(self) -> Windows:
         if self.train_dataset is None or not len(self.train_dataset):
             raise ValueError("train() needs a train_dataset with at least one window")
         windows = _as_windows(self.train_dataset)
@@ -196,91 +154,41 @@ class Trainer:
                 "the train_dataset has no start_positions and end_positions; make it with "
                 "prepare_train_features(examples, tokenizer)"
             )
-        return windows
+        with watched("training", self._is_watched()) as report:
+            loop = TrainingLoop(
+                self, windows, self._graphdef, resume_from_checkpoint, accept_changes
+            )
+            first = self.state.global_step
+            output = loop.run()
+            report.steps = self.state.global_step - first
+            report.bytes_to_host = report.steps * loop.bytes_per_step
+        return output
 
-    def _begin_training(self, total: int, epochs: int) -> None:
-        self.state = TrainerState(
-            max_steps=total,
-            num_train_epochs=epochs,
-            train_batch_size=self.args.per_device_train_batch_size,
-            is_local_process_zero=parallel.is_main_host(),
-            is_world_process_zero=parallel.is_main_host(),
-        )
-        self.state.compute_steps(self.args, total)
-        self.control = TrainerControl()
-
-    def _run_epochs(self, run: Training, windows: Windows, per_epoch: int) -> None:
-        args = self.args
-        seed = args.seed if args.data_seed is None else args.data_seed
-        cores, per_core = parallel.core_count(), args.per_device_train_batch_size
-        for epoch in range(self.state.num_train_epochs):
-            self._notify("on_epoch_begin")
-            for batch in train_batches(
-                windows, cores, per_core, seed, epoch, args.train_sampling_strategy
-            ):
-                self._notify("on_step_begin")
-                run.start_step(batch.arrays)
-                self._device_params = run.state.params
-                self.state.global_step += 1
-                self.state.epoch = self.state.global_step / per_epoch
-                self._notify("on_step_end", **run.finished())
-                self._follow_control(run)
-                if self.control.should_epoch_stop or self.control.should_training_stop:
-                    break
-            self._notify("on_epoch_end")
-            self._follow_control(run)
-            if self.control.should_training_stop:
-                break
-
-    def _follow_control(self, run: Training) -> None:
-        """Log, evaluate and save where a callback asked for it, in transformers' order."""
-        if self.control.should_log:
-            self.log(run.logs())
-        if self.control.should_evaluate:
-            self._note_best(self.evaluate())
-        if self.control.should_save:
-            self._save_checkpoint(run)
-
-    def _take_over(self, params: Any) -> None:
-        """Put the cores' parameters into the caller's model."""
-        nnx.update(self.model, jax.tree.map(jnp.asarray, params))
-
-    def _note_best(self, metrics: dict[str, Any]) -> None:
-        """Remember the best value of `metric_for_best_model`; a NaN never is."""
-        name = self.args.metric_for_best_model
-        if name is None:
-            return
-        name = name if name.startswith("eval_") else f"eval_{name}"
-        if name not in metrics:
-            found = ", ".join(sorted(metrics))
-            raise ValueError(f"metric_for_best_model: evaluation gave no {name}; it gave: {found}")
-        value, best = metrics[name], self.state.best_metric
-        better = best is None or (value > best if self.args.greater_is_better else value < best)
-        if math.isfinite(value) and better:
-            self.state.best_metric = value
-            self.state.best_global_step = self.state.global_step
-
-    def _save_checkpoint(self, run: Training) -> None:
-        directory = self._output_dir() / f"checkpoint-{self.state.global_step}"
-        self._take_over(run.params())
-        self.save_model(directory)
-        self.state.save_to_json(str(directory / "trainer_state.json"))
-        self._notify("on_save")
+    def use_params(self, on_cores: Any) -> None:
+        """While training: evaluate with these parameters, which are on the cores already."""
+        self._device_params = on_cores
 
     # ---- predict ---------------------------------------------------------------------------------
 
     def evaluate(
         self,
-        eval_dataset: Dataset | None = None,
+        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, Any]:
         """`compute_metrics` over the raw logits, and the loss if the windows have labels.
 
-        `ignore_keys` is accepted as in transformers; these models return nothing but span logits.
+        Of a dict of sets each one's metrics are named `eval_<name>_...`. `ignore_keys` is accepted
+        as in transformers; these models return nothing but span logits.
         """
-        output = self._loop(self._evaluation_windows(eval_dataset), metric_key_prefix)
-        return self._report(self._with_raw_metrics(output, metric_key_prefix).metrics or {})
+        given = self._evaluation_set(eval_dataset)
+        if isinstance(given, Mapping):
+            metrics: dict[str, Any] = {}
+            for name, dataset in given.items():
+                metrics |= self.evaluate(dataset, ignore_keys, f"{metric_key_prefix}_{name}")
+            return metrics
+        output = self._loop(given, metric_key_prefix)
+        return self._report(self._with_raw_metrics(output, given, metric_key_prefix).metrics or {})
 
     def predict(
         self,
@@ -290,27 +198,34 @@ class Trainer:
     ) -> PredictionOutput:
         """Logits `(start, end)`, float32 [N, L] each, in the order of the data; labels; metrics."""
         output = self._loop(test_dataset, metric_key_prefix)
-        output = self._with_raw_metrics(output, metric_key_prefix)
-        self._notify("on_predict", output.metrics)
+        output = self._with_raw_metrics(output, test_dataset, metric_key_prefix)
+        self.notify("on_predict", output.metrics)
         return output
 
-    def _evaluation_windows(self, given: Dataset | None) -> Dataset:
-        windows = self.eval_dataset if given is None else given
-        if windows is None:
+    def _evaluation_set(self, given: Any) -> Any:
+        found = self.eval_dataset if given is None else given
+        if found is None:
             raise ValueError("evaluate() needs an eval_dataset, here or when the trainer is made")
-        return windows
+        return found
 
-    def _with_raw_metrics(self, output: PredictionOutput, prefix: str) -> PredictionOutput:
-        if self.compute_metrics is None:
+    def _with_raw_metrics(
+        self, output: PredictionOutput, dataset: Dataset, prefix: str
+    ) -> PredictionOutput:
+        if self.compute_metrics is None or self.args.prediction_loss_only:
             return output
+        more: dict[str, Any] = {}
+        if "inputs" in self.args.include_for_metrics:
+            more["inputs"] = _as_windows(dataset).features().input_ids
+        if "loss" in self.args.include_for_metrics:
+            more["losses"] = self._last_losses
         labels: Any = output.label_ids  # transformers' annotation forgets that there may be none
-        raw = EvalPrediction(predictions=output.predictions, label_ids=labels)
+        raw = EvalPrediction(predictions=output.predictions, label_ids=labels, **more)
         computed = _with_prefix(self.compute_metrics(raw), prefix)
         return output._replace(metrics=computed | (output.metrics or {}))
 
     def _report(self, metrics: dict[str, Any]) -> dict[str, Any]:
         self.log(metrics)
-        self._notify("on_evaluate", metrics)
+        self.notify("on_evaluate", metrics)
         return metrics
 
     def _loop(
@@ -327,15 +242,18 @@ class Trainer:
         params = self._device_params
         if params is None:
             params = parallel.put_copies(_parameters(self.model))
-        found = predict_windows(
-            self._eval_step(candidates),
-            params,
-            windows,
-            per_core,
-            candidates,
-            lambda: self._notify("on_prediction_step"),
-        )
+        with watched(f"{prefix} of {len(windows)} windows", self._is_watched()) as report:
+            found = predict_windows(
+                self._eval_step(candidates),
+                params,
+                windows,
+                per_core,
+                candidates,
+                lambda: self.notify("on_prediction_step"),
+            )
+            report.steps, report.bytes_to_host = steps, found.bytes_to_host
         labels, metrics = None, {}
+        self._last_losses = found.losses
         if found.losses is not None:
             labels = (windows.start_positions, windows.end_positions)
             metrics[f"{prefix}_loss"] = float(np.mean(found.losses, dtype=np.float64))
@@ -346,40 +264,47 @@ class Trainer:
         """The evaluation step over the cores, made once for each way to gather."""
         how = None if candidates is None else reduction(candidates)
         if how not in self._eval_steps:
-            step = make_eval_step(self._graphdef, how)
+            step = make_eval_step(self._eval_graphdef, how)
             self._eval_steps[how] = parallel.over_cores(step, (0, 0), 0)
         return self._eval_steps[how]
 
     # ---- files and log ---------------------------------------------------------------------------
 
-    def log(self, logs: dict[str, Any]) -> None:
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Add `epoch` to `logs`, append them to `state.log_history`, tell the callbacks."""
         if self.state.epoch is not None:
             logs["epoch"] = self.state.epoch
+        if getattr(self.args, "include_num_input_tokens_seen", "no") != "no":
+            logs["num_input_tokens_seen"] = self.state.num_input_tokens_seen
         self.state.log_history.append({**logs, "step": self.state.global_step})
-        self._notify("on_log", logs)
+        self.notify("on_log", logs)
 
     def save_model(self, output_dir: str | os.PathLike | None = None) -> None:
         """Write `model.safetensors`, `config.json` and the tokenizer, for PyTorch and for here."""
-        directory = self._output_dir() if output_dir is None else output_dir
+        directory = folder_of(self.args) if output_dir is None else output_dir
         self.model.save_pretrained(directory)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(directory)
 
     def save_state(self) -> None:
         """Write `trainer_state.json`."""
-        self._output_dir().mkdir(parents=True, exist_ok=True)
-        self.state.save_to_json(str(self._output_dir() / "trainer_state.json"))
+        folder_of(self.args).mkdir(parents=True, exist_ok=True)
+        self.state.save_to_json(str(folder_of(self.args) / checkpoints.TRAINER_STATE))
 
     def save_metrics(self, split: str, metrics: dict[str, Any], combined: bool = True) -> None:
         """Write `<split>_results.json`, and merge the metrics into `all_results.json`."""
-        directory = self._output_dir()
+        directory = folder_of(self.args)
         directory.mkdir(parents=True, exist_ok=True)
         _write_json(directory / f"{split}_results.json", metrics)
         if combined:
             path = directory / "all_results.json"
             before = json.loads(path.read_text()) if path.exists() else {}
             _write_json(path, before | metrics)
+
+    def create_model_card(self, **kwargs: Any) -> None:
+        """Write `README.md`: the model's card, by transformers' template and argument names."""
+        folder_of(self.args).mkdir(parents=True, exist_ok=True)
+        (folder_of(self.args) / "README.md").write_text(model_card(self, **kwargs))
 
     def log_metrics(self, split: str, metrics: dict[str, Any]) -> None:
         """Print the metrics, one a line, in order of their names."""
@@ -390,16 +315,22 @@ class Trainer:
 
     # ---- small things ----------------------------------------------------------------------------
 
-    def _output_dir(self) -> Path:
-        return Path(self.args.output_dir or "trainer_output")
+    def _is_watched(self) -> bool:
+        debug: Any = self.args.debug
+        return "tpu_metrics_debug" in [getattr(option, "value", option) for option in debug or ()]
 
-    def _computing_model(self) -> AutoModelForQuestionAnswering:
+    def _computing_model(self, in_bf16: bool) -> AutoModelForQuestionAnswering:
         """The model as its config is now, in the compute dtype that the arguments ask for."""
-        return self.model.with_dtype("bfloat16" if self.args.bf16 else self.model.dtype)
+        return self.model.with_dtype("bfloat16" if in_bf16 else self.model.dtype)
 
-    def _notify(self, event: str, *positional: Any, **kwargs: Any) -> None:
-        handler = getattr(self.callback_handler, event)
-        self.control = handler(self.args, self.state, self.control, *positional, **kwargs)
+    def notify(self, event: str, *positional: Any, **kwargs: Any) -> None:
+        """Tell the callbacks of an event, in their order, and do as they leave `control`."""
+        handler = self.callback_handler
+        if kwargs:  # what transformers' own methods do not pass on
+            self.control = handler.call_event(event, self.args, self.state, self.control, **kwargs)
+        else:
+            notify = getattr(handler, event)
+            self.control = notify(self.args, self.state, self.control, *positional)
 
 
 class QuestionAnsweringTrainer(Trainer):
@@ -409,7 +340,8 @@ class QuestionAnsweringTrainer(Trainer):
     process getting the metrics.
 
     Args:
-        eval_examples: the examples that the windows of `eval_dataset` were cut from.
+        eval_examples: the examples that the windows of `eval_dataset` were cut from; a dict where
+            that is one.
         post_process_function: `(examples, windows, (start, end) logits[, stage])` ->
             `EvalPrediction` of answers and references. The fourth argument is passed by `predict`
             alone, as "predict", to functions that take four.
@@ -421,7 +353,7 @@ class QuestionAnsweringTrainer(Trainer):
     def __init__(
         self,
         *args: Any,
-        eval_examples: datasets.Dataset | None = None,
+        eval_examples: Any = None,
         post_process_function: Callable[..., EvalPrediction] | None = None,
         candidates: Settings | None = None,
         **kwargs: Any,
@@ -434,19 +366,22 @@ class QuestionAnsweringTrainer(Trainer):
     # Here and in predict the order of the arguments is Hugging Face's, not the base class's.
     def evaluate(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
-        eval_dataset: Dataset | None = None,
-        eval_examples: datasets.Dataset | None = None,
+        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
+        eval_examples: Any = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, Any]:
         """EM and F1 (or whatever `compute_metrics` gives), the speed, the loss where labels exist.
 
-        Without `post_process_function` or `compute_metrics`: speed and loss alone.
+        Of dicts of sets and examples each set's metrics are named `eval_<name>_...`. Without
+        `post_process_function` or `compute_metrics`: speed and loss alone.
         """
-        windows = self._evaluation_windows(eval_dataset)
+        given = self._evaluation_set(eval_dataset)
         examples = self.eval_examples if eval_examples is None else eval_examples
-        output = self._loop(windows, metric_key_prefix, self._gathered())
-        scored = self._score(examples, windows, output, metric_key_prefix)
+        if isinstance(given, Mapping):
+            return self._evaluate_each(given, examples, metric_key_prefix)
+        output = self._loop(given, metric_key_prefix, self._gathered())
+        scored = self._score(examples, given, output, metric_key_prefix)
         return self._report(scored.metrics or {})
 
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -463,14 +398,29 @@ class QuestionAnsweringTrainer(Trainer):
 
         Without `post_process_function` or `compute_metrics` the predictions are the raw logits.
         """
-        windows = test_dataset if predict_dataset is None else predict_dataset
+        dataset = test_dataset if predict_dataset is None else predict_dataset
         examples = test_examples if predict_examples is None else predict_examples
-        if windows is None:
+        if dataset is None:
             raise ValueError("predict() needs a predict_dataset (or test_dataset) of windows")
-        output = self._loop(windows, metric_key_prefix, self._gathered())
-        scored = self._score(examples, windows, output, metric_key_prefix, "predict")
-        self._notify("on_predict", scored.metrics)
+        output = self._loop(dataset, metric_key_prefix, self._gathered())
+        scored = self._score(examples, dataset, output, metric_key_prefix, "predict")
+        self.notify("on_predict", scored.metrics)
         return scored
+
+    def _evaluate_each(
+        self, given: Mapping[str, Dataset], examples: Any, prefix: str
+    ) -> dict[str, Any]:
+        missing = sorted(given.keys() - (examples or {}).keys())
+        if missing and self.post_process_function is not None:
+            raise ValueError(
+                f"eval_dataset has the sets {', '.join(given)}; eval_examples must be a dict with "
+                f"the same names, and has no {', '.join(missing)}"
+            )
+        metrics: dict[str, Any] = {}
+        for name, dataset in given.items():
+            of_set = None if examples is None else examples.get(name)
+            metrics |= self.evaluate(dataset, of_set, metric_key_prefix=f"{prefix}_{name}")
+        return metrics
 
     def _gathered(self) -> Settings | None:
         """What to gather: without post-processing the caller gets the logits, so all of them."""
@@ -479,15 +429,15 @@ class QuestionAnsweringTrainer(Trainer):
 
     def _score(
         self,
-        examples: datasets.Dataset | None,
-        windows: Dataset,
+        examples: Any,
+        dataset: Dataset,
         output: PredictionOutput,
         prefix: str,
         *stage: str,
     ) -> PredictionOutput:
         """Logits -> answers -> metrics, beside those the loop measured."""
         post_process, compute = self.post_process_function, self.compute_metrics
-        if post_process is None or compute is None:
+        if post_process is None or compute is None or self.args.prediction_loss_only:
             return output
         if examples is None:
             raise ValueError(
@@ -495,17 +445,14 @@ class QuestionAnsweringTrainer(Trainer):
                 "eval_examples (or predict_examples)"
             )
         stage = stage if _accepts(post_process, 3 + len(stage)) else ()
-        scored = post_process(examples, windows, output.predictions, *stage)
+        started = time.time()
+        scored = post_process(examples, dataset, output.predictions, *stage)
         metrics = _with_prefix(compute(scored), prefix) | (output.metrics or {})
+        seconds = time.time() - started
+        whole = seconds + metrics[f"{prefix}_runtime"]
+        metrics[f"{prefix}_post_processing_time"] = round(seconds, 4)
+        metrics[f"{prefix}_examples_per_second"] = round(len(examples) / max(whole, 1e-9), 3)
         return _output(scored.predictions, scored.label_ids, metrics)
-
-
-def _require_model(model: Any) -> None:
-    if not isinstance(model, AutoModelForQuestionAnswering):
-        raise ValueError(
-            f"model is a {type(model).__module__}.{type(model).__name__}; load it with "
-            "qa_flax.AutoModelForQuestionAnswering.from_pretrained(...)"
-        )
 
 
 def _output(predictions: Any, label_ids: Any, metrics: dict[str, Any]) -> PredictionOutput:
@@ -517,16 +464,6 @@ def _as_windows(given: Dataset) -> Windows:
     return given if isinstance(given, Windows) else Features.from_dataset(given)
 
 
-def _parameters(model: AutoModelForQuestionAnswering) -> Any:
-    return nnx.split(model)[1]
-
-
-def _with_prefix(metrics: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """`f1` -> `eval_f1`; a name that has the prefix already stays."""
-    named = {k if k.startswith(f"{prefix}_") else f"{prefix}_{k}": v for k, v in metrics.items()}
-    return named
-
-
 def _accepts(function: Callable, positional: int) -> bool:
     """Whether `function` can be called with so many positional arguments."""
     try:
@@ -534,6 +471,23 @@ def _accepts(function: Callable, positional: int) -> bool:
     except TypeError:
         return False
     return True
+
+
+def _with_prefix(metrics: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """`f1` -> `eval_f1`; a name that has the prefix already stays."""
+    return {k if k.startswith(f"{prefix}_") else f"{prefix}_{k}": v for k, v in metrics.items()}
+
+
+def _require_model(model: Any) -> None:
+    if not isinstance(model, AutoModelForQuestionAnswering):
+        raise ValueError(
+            f"model is a {type(model).__module__}.{type(model).__name__}; load it with "
+            "qa_flax.AutoModelForQuestionAnswering.from_pretrained(...)"
+        )
+
+
+def _parameters(model: AutoModelForQuestionAnswering) -> Any:
+    return nnx.split(model)[1]
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

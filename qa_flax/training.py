@@ -1,13 +1,14 @@
 """A training under way: steps started ahead, their losses as they come in (host and device)."""
 
 import math
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import numpy as np
-from transformers.trainer_callback import ProgressCallback
 
 from qa_flax import parallel
 from qa_flax.step import Measurements, TrainState
@@ -17,68 +18,61 @@ from qa_flax.step import Measurements, TrainState
 STEPS_IN_FLIGHT = 1
 
 
-class TrainingProgress(ProgressCallback):
-    """transformers' progress bars, with loss and learning rate of the last finished step."""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Open the bar of the updates."""
-        super().on_train_begin(args, state, control, **kwargs)
-        if self.training_bar is not None:
-            self.training_bar.set_description("Training")
-
-    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
-        """Advance the bar of the batches, and name it when it is new."""
-        is_new = self.prediction_bar is None
-        super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
-        if is_new and self.prediction_bar is not None:
-            self.prediction_bar.set_description("Evaluating")
-
-    def on_step_end(self, args, state, control, loss=None, learning_rate=None, **kwargs):
-        """Advance the bar; the trainer gives the two numbers beside the usual arguments."""
-        super().on_step_end(args, state, control, **kwargs)
-        if self.training_bar is not None and loss is not None:
-            self.training_bar.set_postfix(loss=f"{loss:.3f}", lr=f"{learning_rate:.2e}")
-
-
 class Training:
     """A training under way: the state on the cores, and the steps whose loss is still awaited."""
 
-    def __init__(self, state: TrainState, step: Callable, key: Any, learning_rate: Callable):
+    def __init__(self, state: TrainState, step: Callable, key: Any):
         self.state = state
         self._step = step
         self._key = key
-        self._learning_rate = learning_rate
-        self._in_flight: deque[tuple[int, Measurements]] = deque()
-        self._started = 0
-        self._losses: list[float] = []
-        self._logged = 0
+        self._in_flight: deque[tuple[float, int, Measurements]] = deque()
+        self._clock = _Clock()
+        self._finished = int(np.asarray(state.step).flat[0])
+        self._all, self._since_log = _Mean(), _Mean()
         self._last: dict[str, float] = {}
 
-    def start_step(self, arrays: dict[str, np.ndarray]) -> None:
-        """Send a batch to the cores and start the step; returns before it is done."""
-        self.state, measurements = self._step(self.state, parallel.put(arrays), self._key)
+    def start_step(self, arrays: dict[str, np.ndarray], learning_rate: float, rows: int) -> None:
+        """Start the step of a batch with so many valid rows; returns before it is done."""
+        rate = np.float32(learning_rate)
+        self.state, measurements = self._step(self.state, parallel.put(arrays), rate, self._key)
         parallel.start_copy(measurements)
-        self._in_flight.append((self._started, measurements))
-        self._started += 1
+        self._in_flight.append((learning_rate, rows, measurements))
 
     def finished(self) -> dict[str, float]:
-        """Loss and learning rate of the last step that is known to be done; {} before the first."""
+        """The numbers of the last step that is known to be done; {} before the first."""
         while len(self._in_flight) > STEPS_IN_FLIGHT:
             self._finish_one()
-        return {name: self._last[name] for name in ("loss", "learning_rate") if self._last}
+        return self._last
+
+    def progress(self) -> dict[str, float]:
+        """`finished()`, and examples a second: of all steps but the first, which was compiled."""
+        return (numbers := self.finished()) and numbers | self._clock.rate()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Wait for all steps; what is done inside is no training time."""
+        self._wait()
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._clock.pause(time.monotonic() - began)
 
     def logs(self) -> dict[str, float]:
         """Wait for all steps; the mean loss since the last call, and the last step's numbers."""
-        while self._in_flight:
-            self._finish_one()
-        losses, self._logged = self._losses[self._logged :], len(self._losses)
-        return self._last | {"loss": float(np.mean(losses)) if losses else self._last["loss"]}
+        self._wait()
+        loss = self._since_log.value(self._last["loss"])
+        self._since_log = _Mean()
+        return self._last | {"loss": loss}
 
     def mean_loss(self) -> float:
         """Wait for all steps; the mean loss of all."""
-        while self._in_flight:
-            self._finish_one()
-        return float(np.mean(self._losses)) if self._losses else 0.0
+        self._wait()
+        return self._all.value(0.0)
+
+    def taken(self) -> TrainState:
+        """The whole state as NumPy."""
+        return parallel.take_copy(self.state)
 
     def params(self) -> Any:
         """The parameters as NumPy, or None if a failed step has taken them with it."""
@@ -86,14 +80,68 @@ class Training:
             return None
         return parallel.take_copy(self.state.params)
 
+    def counters(self) -> dict[str, Any]:
+        """Wait for all steps; what `resume` needs beside the state on the cores."""
+        self._wait()
+        return {"all": vars(self._all), "since_log": vars(self._since_log), "last": self._last}
+
+    def resume(self, counters: dict[str, Any]) -> None:
+        """Go on counting as the training that gave `counters`."""
+        self._all, self._since_log = (_Mean(**counters[n]) for n in ("all", "since_log"))
+        self._last = dict(counters["last"])
+
+    def _wait(self) -> None:
+        while self._in_flight:
+            self._finish_one()
+
     def _finish_one(self) -> None:
-        step, measurements = self._in_flight.popleft()
+        rate, rows, measurements = self._in_flight.popleft()
+        self._finished += 1
         loss, grad_norm = (float(np.asarray(value)) for value in measurements)
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise FloatingPointError(
-                f"step {step + 1}: loss {loss}, gradient norm {grad_norm}. Training stopped. "
+                f"step {self._finished}: loss {loss}, gradient norm {grad_norm}. Training stopped. "
                 "Lower learning_rate, set max_grad_norm, or look at the windows of this step"
             )
-        self._losses.append(loss)
-        rate = self._learning_rate(step)
+        self._clock.tick(rows)
+        self._all.add(loss)
+        self._since_log.add(loss)
         self._last = {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate}
+
+
+class _Clock:
+    """Examples a second, from the end of the first step on, without pauses."""
+
+    def __init__(self):
+        self._last: float | None = None
+        self._pause = self._seconds = 0.0
+        self._rows = 0
+
+    def pause(self, seconds: float) -> None:
+        """So many of the seconds before the next step are not its own."""
+        self._pause += seconds
+
+    def tick(self, rows: int) -> None:
+        """A step of so many rows is done."""
+        now = time.monotonic()
+        if self._last is not None:
+            self._seconds += now - self._last - self._pause
+            self._rows += rows
+        self._last, self._pause = now, 0.0
+
+    def rate(self) -> dict[str, float]:
+        """{} until there is something to divide by."""
+        return {"examples_per_second": self._rows / self._seconds} if self._seconds > 0 else {}
+
+
+class _Mean:
+    """A mean that can be written down and gone on with: added up one by one, in float64."""
+
+    def __init__(self, total: float = 0.0, count: int = 0):
+        self.total, self.count = total, count
+
+    def add(self, value: float) -> None:
+        self.total, self.count = self.total + value, self.count + 1
+
+    def value(self, otherwise: float) -> float:
+        return self.total / self.count if self.count else otherwise

@@ -79,6 +79,13 @@ def test_train_evaluate_and_predict_leave_the_files_of_run_qa(checkpoint, data, 
         "predict_nbest_predictions.json",
     ]:
         assert name in names
+    card = (tmp_path / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert f"- F1: {read(tmp_path / 'eval_results.json')['eval_f1']:.4f}".rstrip("0") in card
+    assert "- num_devices: 8\n" in card
+    assert "was fine-tuned from a local checkpoint on" in card
+    assert "- JAX " in card
+    assert str(tmp_path.parent) not in card, "a folder of this machine"
     assert not any("null_odds" in name or name.endswith(".tmp") for name in names)
     results = read(tmp_path / "all_results.json")
     rows = read(data / "v1.json")["data"]
@@ -91,7 +98,7 @@ def test_train_evaluate_and_predict_leave_the_files_of_run_qa(checkpoint, data, 
 
     printed = capfd.readouterr()
     assert "eval_exact_match" in printed.out
-    for shown in ("Tokenising", "loss=", "lr="):
+    for shown in ("Tokenising", "Training: ", "train_loss "):
         assert shown in printed.err
 
 

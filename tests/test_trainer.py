@@ -158,51 +158,6 @@ def test_it_learns_a_handful_of_questions_by_heart(
     assert after["eval_f1"] == 100
 
 
-def test_training_takes_the_steps_of_transformers(tmp_path, examples, tokenizer):
-    """Eight updates of HF's own Trainer on the same weights and windows: the same weights after."""
-    torch = pytest.importorskip("torch")
-    import transformers
-
-    start = tmp_path / "start"
-    model = tiny.model()
-    model.save_pretrained(start)
-    settings = {
-        "num_train_epochs": 4,
-        "learning_rate": 1e-3,
-        "weight_decay": 0.1,
-        "warmup_steps": 3,
-        "train_sampling_strategy": "sequential",
-        # Some gradients are zero but for rounding (a key's bias moves no softmax); with a tiny
-        # epsilon Adam would turn that noise into whole steps.
-        "adam_epsilon": 1e-4,
-    }
-    windows = prepare_train_features(examples, tokenizer, max_seq_length=24, doc_stride=3)
-    windows = windows.select(range(14))  # every second batch is short
-    assert not all(map(all, windows["attention_mask"]))  # and there is padding
-    assert any(position > 0 for position in windows["start_positions"])
-    theirs = transformers.Trainer(
-        model=transformers.AutoModelForQuestionAnswering.from_pretrained(start),
-        args=arguments(tmp_path, **settings | {"per_device_train_batch_size": 8, "use_cpu": True}),
-        train_dataset=windows.remove_columns(["offset_mapping", "example_id"]),
-        callbacks=[],
-    )
-    torch_output = theirs.train()
-    ours = Trainer(model, arguments(tmp_path, **settings), train_dataset=windows)
-    output = ours.train()
-    assert output.global_step == torch_output.global_step == 8
-    np.testing.assert_allclose(output.training_loss, torch_output.training_loss, rtol=1e-5)
-    ours.save_model(tmp_path / "end")
-    with torch.no_grad():
-        end = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "end")
-        wanted = theirs.model.state_dict()
-        first = transformers.AutoModelForQuestionAnswering.from_pretrained(start).state_dict()
-        for name, value in end.state_dict().items():
-            moved = (wanted[name] - first[name]).abs().max().item()
-            difference = (value - wanted[name]).abs().max().item()
-            assert difference < 1e-5, (name, difference, moved)
-        assert (wanted["bert.embeddings.LayerNorm.weight"] - 1).abs().max() > 1e-3
-
-
 @pytest.mark.parametrize("cores", [1, 2])
 def test_fewer_cores_train_and_predict_the_same(tmp_path, train_windows, cores):
     """The same global batch of 8 on 1, 2 and (here) 8 cores, each in a process of its own."""
@@ -301,7 +256,8 @@ def test_evaluate_scores_answers_and_measures_speed(trainer, eval_windows):
 
     trainer.add_callback(Recorder)
     metrics = trainer.evaluate(metric_key_prefix="dev")
-    assert metrics.keys() == {f"dev_{n}" for n in {"exact_match", "f1"} | SPEED} | {"epoch"}
+    names = {"exact_match", "f1", "post_processing_time", "examples_per_second"} | SPEED
+    assert metrics.keys() == {f"dev_{n}" for n in names} | {"epoch"}
     assert [name for name, _ in events] == ["log", "evaluate"]
     assert events[0][1] >= {"dev_f1", "epoch"}
     assert trainer.state.log_history[-1] == metrics | {"step": 0}
@@ -325,7 +281,8 @@ def test_predict_takes_both_generations_of_names(trainer, eval_windows, examples
     assert new.predictions == old.predictions
     assert [p["id"] for p in new.predictions] == examples["id"]
     assert new.label_ids[0]["answers"] == examples[0]["answers"]
-    assert new.metrics.keys() == {f"test_{name}" for name in {"exact_match", "f1"} | SPEED}
+    names = {"exact_match", "f1", "post_processing_time", "examples_per_second"} | SPEED
+    assert new.metrics.keys() == {f"test_{name}" for name in names}
 
 
 def test_the_stage_goes_to_functions_of_four_arguments_in_predict_alone(
@@ -372,55 +329,6 @@ def test_raw_logits_go_to_the_plain_trainers_compute_metrics(tmp_path, train_win
 # ---- callbacks, files, refusals ------------------------------------------------------------------
 
 
-def test_log_evaluate_and_save_happen_in_this_order(
-    tmp_path, train_windows, eval_windows, examples, tokenizer
-):
-    events = []
-
-    class Recorder(TrainerCallback):
-        def __getattribute__(self, name):
-            if name.startswith("on_") and name not in ("on_step_begin", "on_prediction_step"):
-                events.append(name)
-            return super().__getattribute__(name)
-
-    trainer = qa_trainer(
-        tmp_path,
-        train_windows,
-        eval_windows,
-        examples,
-        tokenizer,
-        callbacks=[Recorder()],
-        args=arguments(
-            tmp_path,
-            max_steps=2,
-            logging_steps=2,
-            eval_strategy="steps",
-            eval_steps=2,
-            save_strategy="steps",
-            save_steps=2,
-            metric_for_best_model="f1",
-        ),
-    )
-    trainer.train()
-    assert events == [
-        "on_init_end",
-        "on_train_begin",
-        "on_epoch_begin",
-        "on_step_end",
-        "on_step_end",
-        "on_log",
-        "on_log",
-        "on_evaluate",
-        "on_save",
-        "on_epoch_end",
-        "on_log",
-        "on_train_end",
-    ]
-    assert trainer.state.best_metric == trainer.state.log_history[1]["eval_f1"]
-    saved = {path.name for path in (tmp_path / "checkpoint-2").iterdir()}
-    assert saved >= {"model.safetensors", "config.json", "tokenizer.json", "trainer_state.json"}
-
-
 def test_early_stopping_stops(tmp_path, train_windows, eval_windows, examples, tokenizer):
     trainer = qa_trainer(
         tmp_path,
@@ -448,7 +356,7 @@ def test_a_metric_that_is_not_there_is_named_with_those_that_are(
     args = arguments(tmp_path, eval_strategy="epoch", metric_for_best_model="bleu")
     trainer = qa_trainer(tmp_path, train_windows, eval_windows, examples, tokenizer, args=args)
     with pytest.raises(
-        ValueError, match=r"no eval_bleu; it gave: epoch, eval_exact_match, eval_f1"
+        ValueError, match=r"no eval_bleu; it gave: epoch, eval_exact_match, .*eval_f1"
     ):
         trainer.train()
 
@@ -475,13 +383,14 @@ def test_files_are_those_of_a_transformers_run(trainer, tmp_path):
 
 
 def test_arguments_that_cannot_be_honoured_are_refused_by_name(tmp_path):
-    args = arguments(
-        tmp_path, gradient_accumulation_steps=4, label_smoothing_factor=0.1, optim="sgd"
-    )
-    with pytest.raises(ValueError, match="not supported") as refused:
+    args = arguments(tmp_path, fsdp="full_shard", auto_find_batch_size=True)
+    with pytest.raises(ValueError, match="cannot be honoured") as refused:
         Trainer(tiny.model(), args)
-    for name in ("gradient_accumulation_steps=4", "label_smoothing_factor=0.1", "optim='sgd'"):
-        assert name in str(refused.value)
+    assert "auto_find_batch_size=True" in str(refused.value)
+    with pytest.raises(ValueError, match=r"optim='adamw_bnb_8bit' \(allowed: adamw_torch"):
+        qa_trainer(
+            tmp_path, None, None, None, None, args=arguments(tmp_path, optim="adamw_bnb_8bit")
+        )
 
 
 def test_missing_pieces_are_named(tmp_path, eval_windows, examples):

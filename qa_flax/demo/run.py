@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import jax
 from flax import nnx
-from transformers import AutoTokenizer, TrainingArguments
+from transformers import AutoTokenizer
 from transformers.trainer_utils import EvalPrediction
 
 from qa_flax import parallel
@@ -22,7 +22,9 @@ from qa_flax.features import prepare_train_features, prepare_validation_features
 from qa_flax.metrics import squad_metric
 from qa_flax.models.hf import AutoModelForQuestionAnswering
 from qa_flax.postprocess import postprocess_qa_predictions
-from qa_flax.trainer import QuestionAnsweringTrainer, TrainingProgress
+from qa_flax.progress import TrainingProgress, progress_callback
+from qa_flax.trainer import QuestionAnsweringTrainer
+from qa_flax.training_arguments import TrainingArguments
 
 ENCODER = Path(__file__).parents[1] / "demo_encoder"
 """The pre-trained encoder and its tokenizer, made by `tools/make_demo_encoder.py`."""
@@ -100,9 +102,9 @@ def _trainer(
         processing_class=tokenizer,
         post_process_function=partial(_post_process, output),
         compute_metrics=_compute_metrics,
-        callbacks=[OneBar],
     )
-    trainer.remove_callback(TrainingProgress)
+    trainer.remove_callback(progress_callback())
+    trainer.add_callback(OneBar)
     return trainer
 
 
@@ -182,7 +184,8 @@ def _compute_metrics(scored: EvalPrediction) -> dict[str, Any]:
 
 
 def _score(trainer: QuestionAnsweringTrainer) -> Scored:
-    output = trainer.predict(trainer.eval_dataset, trainer.eval_examples)
+    windows: Any = trainer.eval_dataset
+    output = trainer.predict(windows, trainer.eval_examples)
     rows: Any = output.predictions
     metrics = output.metrics or {}
     answers = {row["id"]: row["prediction_text"] for row in rows}

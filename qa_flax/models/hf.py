@@ -124,6 +124,14 @@ class AutoModelForQuestionAnswering(nnx.Module):
         # No arrays yet, so that nothing is made to be thrown away.
         return nnx.eval_shape(lambda: cls(config, dtype=dtype))
 
+    def take_over(self, params: Any) -> None:
+        """Put parameters (a state of the same model, NumPy or JAX arrays) in place of its own."""
+        nnx.update(self, jax.tree.map(jnp.asarray, params))
+
+    def num_parameters(self) -> int:
+        """How many numbers are learnt."""
+        return sum(param.size for _, param in _parameters(self))
+
     def with_dtype(self, dtype: Any) -> "AutoModelForQuestionAnswering":
         """The same parameters, not copied, in a model made anew from `config` for `dtype`."""
         graphdef = nnx.graphdef(self._shapes_only(self.config, dtype))
