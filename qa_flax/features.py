@@ -56,9 +56,17 @@ def prepare_validation_features(
     doc_stride: int = 128,
     **settings: Any,
 ) -> datasets.Dataset:
-    """`make_windows` without labels, as a data set with Hugging Face's column names."""
-    lengths = {"max_seq_length": max_seq_length, "doc_stride": doc_stride}
-    windows = make_windows(examples, tokenizer, labels=False, **lengths, **settings)
+    """`make_windows` as a data set with Hugging Face's column names, to evaluate on.
+
+    Unlike Hugging Face's, the windows have labels if any of the examples has an answer, so that
+    evaluation gives a loss, too; `labels=False` leaves them out.
+    """
+    settings = {
+        "labels": None,
+        "max_seq_length": max_seq_length,
+        "doc_stride": doc_stride,
+    } | settings
+    windows = make_windows(examples, tokenizer, **settings)
     return windows.features().to_dataset()
 
 
@@ -68,7 +76,7 @@ def make_windows(
     *,
     max_seq_length: int = 384,
     doc_stride: int = 128,
-    labels: bool,
+    labels: bool | None,
     pad_to_max_length: bool = True,
     long_questions: str = "truncate",
     disable_tqdm: bool = False,
@@ -86,7 +94,8 @@ def make_windows(
         max_seq_length: tokens in a window, at most the tokenizer's `model_max_length`.
         doc_stride: tokens that two neighbouring windows of an example share.
         labels: whether to find the token positions of each example's first answer. Both are the
-            CLS token where the window does not hold the whole answer, or there is none.
+            CLS token where the window does not hold the whole answer, or there is none. None: if
+            any example has an answer.
         pad_to_max_length: pad to `max_seq_length`; else to the longest window there is.
         long_questions: "truncate" cuts questions that leave a context no room to advance, and warns
             with their number and ids; "refuse" raises.
@@ -128,19 +137,23 @@ def make_windows(
 
 
 def _example_columns(
-    examples: Any, labels: bool
+    examples: Any, labels: bool | None
 ) -> tuple[dict[str, list[str]], Int64[np.ndarray, "e 2"] | None]:
-    """Ids, questions and contexts; for labels each first answer's [start, end), else (-1, -1)."""
+    """Ids, questions and contexts; for labels each first answer's [start, end), else (-1, -1).
+
+    The latter is None without labels, and where they are None and no example has an answer.
+    """
     # What load_examples returns has been checked; anything else it reads and checks here.
     if not (isinstance(examples, datasets.Dataset) and examples.features == EXAMPLE_COLUMNS):
-        examples = load_examples(examples, require_answers=labels)
+        examples = load_examples(examples, require_answers=bool(labels))
     table = arrow_table(examples)
     columns = {name: table[name].to_pylist() for name in ("id", "question", "context")}
     columns["question"] = [question.lstrip() for question in columns["question"]]
-    if not labels:
+    if labels is False:
         return columns, None
     spans = [_first_answer(answers) for answers in table["answers"].to_pylist()]
-    return columns, np.array(spans, np.int64).reshape(-1, 2)
+    found = np.array(spans, np.int64).reshape(-1, 2)
+    return columns, found if labels or (found >= 0).any() else None
 
 
 def _first_answer(answers: dict[str, Any] | None) -> tuple[int, int]:

@@ -240,7 +240,7 @@ def _windows(
         tokenizer,
         max_seq_length=data_args.max_seq_length,
         doc_stride=data_args.doc_stride,
-        labels=stage != "predict",
+        labels=True if stage == "train" else None,
         pad_to_max_length=data_args.pad_to_max_length,
         long_questions=data_args.long_questions,
         disable_tqdm=bool(training_args.disable_tqdm),

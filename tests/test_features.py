@@ -257,7 +257,14 @@ def test_prepared_data_sets_behave_like_hugging_face_ones():
     validation = prepare_validation_features(load_examples(rows), tokenizer, **settings)
     plain = oracle.prepare_plain(rows, tokenizer, 64, 16, labels=True)
     assert {"start_positions", "end_positions"} <= set(train.column_names)
-    assert set(validation.column_names) == set(plain) - {"start_positions", "end_positions"}
+    assert set(validation.column_names) == set(plain)
+    assert validation["start_positions"][:] == plain["start_positions"]
+    unlabelled = [dict(row, answers={"text": [], "answer_start": []}) for row in rows]
+    for made in (
+        prepare_validation_features(load_examples(unlabelled), tokenizer, **settings),
+        prepare_validation_features(load_examples(rows), tokenizer, labels=False, **settings),
+    ):
+        assert set(made.column_names) == set(plain) - {"start_positions", "end_positions"}
     assert validation.num_rows == len(plain["input_ids"])
     first = validation[3]
     assert first["example_id"] == plain["example_id"][3]

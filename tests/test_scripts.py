@@ -80,9 +80,13 @@ def test_the_trainer_of_the_question_answering_examples(tmp_path, checkpoint):
     metrics = trainer.evaluate()
     results = trainer.predict(test_dataset=test_dataset, test_examples=raw_test)
 
-    assert {"eval_exact_match", "eval_f1", "eval_runtime", "eval_samples_per_second"} <= set(
-        metrics
-    )
+    assert {
+        "eval_exact_match",
+        "eval_f1",
+        "eval_loss",
+        "eval_runtime",
+        "eval_samples_per_second",
+    } <= set(metrics)
     assert {"eval_post_processing_time", "eval_examples_per_second", "epoch"} <= set(metrics)
     assert isinstance(results, PredictionOutput)
     assert [row["id"] for row in results.predictions] == raw_test["id"][:]
