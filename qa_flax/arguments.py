@@ -86,7 +86,8 @@ class DataArguments:
         default=None, metadata={"help": "Train on the first examples only."}
     )
     max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Evaluate on the first examples only."}
+        default=None,
+        metadata={"help": "Evaluate on the first examples only.", "aliases": ["--max_val_samples"]},
     )
     max_predict_samples: int | None = field(
         default=None, metadata={"help": "Predict the first examples only."}

@@ -86,7 +86,7 @@ def _run(arguments: list[str]) -> None:
     from qa_flax.run import UsageError, run
 
     try:
-        run(*_parse_run(arguments))
+        run(*parse_run_arguments(arguments))
     except UsageError as error:
         print(f"qa-flax: error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -98,7 +98,12 @@ def _run(arguments: list[str]) -> None:
         sys.exit(130)
 
 
-def _parse_run(arguments: list[str]):
+def parse_run_arguments(arguments: list[str]) -> tuple[Any, ...]:
+    """`ModelArguments, DataArguments, TrainingArguments` of a command line or of one file.
+
+    Raises:
+        UsageError: they cannot be read.
+    """
     from transformers import HfArgumentParser
 
     from qa_flax.arguments import DataArguments, ModelArguments

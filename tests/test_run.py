@@ -1,12 +1,13 @@
 """`qa-flax run` as a person runs it: files in, files out, one message for what cannot be used."""
 
 import json
+import shutil
 
 import pytest
 import tiny
 from oracle import squad_v1_plain, squad_v2_plain
 
-from qa_flax.cli import main
+from qa_flax.cli import main, parse_run_arguments
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +156,52 @@ def test_pytorch_loads_what_a_run_leaves(checkpoint, data, tmp_path):
     assert transformers.AutoTokenizer.from_pretrained(tmp_path).cls_token == "[CLS]"
 
 
-def test_arguments_may_come_from_one_file(checkpoint, data, tmp_path):
+def test_a_command_that_was_stopped_is_given_again(capfd, checkpoint, data, tmp_path):
+    arguments = [f"--train_file={data / 'v1.json'}", "--do_train", "--max_steps=3"]
+    arguments += ["--save_steps=1", "--logging_steps=1", "--learning_rate=1e-3"]
+    run(checkpoint, tmp_path, *arguments)
+    whole = read(tmp_path / "trainer_state.json")["log_history"]
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    shutil.rmtree(tmp_path / "checkpoint-3")
+    capfd.readouterr()
+    run(checkpoint, tmp_path, *arguments)
+    assert "Going on from" in (printed := capfd.readouterr().err)
+    assert "Training: 3 steps from step 1" in printed
+    again = read(tmp_path / "trainer_state.json")["log_history"]
+    assert [logs.get("loss") for logs in again] == [logs.get("loss") for logs in whole]
+
+    with pytest.raises(SystemExit) as refusal:
+        run(checkpoint, tmp_path, *arguments, "--seed=5")
+    assert refusal.value.code == 2
+    assert "seed: 42 in the checkpoint, 5 now" in capfd.readouterr().err
+    run(checkpoint, tmp_path, *arguments, "--seed=5", "--accept_changes")
+    assert "Training: 3 steps from step 3" in capfd.readouterr().err
+    run(checkpoint, tmp_path, *arguments, "--seed=5", "--overwrite_output_dir")
+    assert "Training: 3 steps\n" in capfd.readouterr().err
+
+
+def test_the_arguments_of_run_qa_have_its_defaults():
+    """As the newest PyTorch and Flax scripts have them; `max_val_samples` is the older name."""
+    least = ["--model_name_or_path=m", "--output_dir=o", "--dataset_name=d"]
+    found = parse_run_arguments(least)
+    found = {name: value for part in found for name, value in vars(part).items()}
+    for name in ("config_name", "tokenizer_name", "cache_dir", "token"):
+        assert found[name] is None, name
+    for name in ("dataset_config_name", "train_file", "validation_file", "test_file"):
+        assert found[name] is None, name
+    for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):
+        assert found[name] is None, name
+    for name in ("trust_remote_code", "overwrite_cache", "version_2_with_negative"):
+        assert found[name] is False, name
+    expected = {"model_revision": "main", "dtype": "float32", "max_seq_length": 384}
+    expected |= {"preprocessing_num_workers": None, "pad_to_max_length": True, "doc_stride": 128}
+    expected |= {"null_score_diff_threshold": 0.0, "n_best_size": 20, "max_answer_length": 30}
+    assert {name: found[name] for name in expected} == expected
+    assert parse_run_arguments([*least, "--max_val_samples=3"])[1].max_eval_samples == 3
+
+
+@pytest.mark.parametrize("kind", ["json", "yaml"])
+def test_arguments_may_come_from_one_file(checkpoint, data, tmp_path, kind):
     settings = {
         "model_name_or_path": str(checkpoint),
         "validation_file": str(data / "v1.json"),
@@ -166,8 +212,8 @@ def test_arguments_may_come_from_one_file(checkpoint, data, tmp_path):
         "disable_tqdm": True,
         "max_eval_samples": 3,
     }
-    (tmp_path / "run.json").write_text(json.dumps(settings))
-    main(["run", str(tmp_path / "run.json")])
+    (tmp_path / f"run.{kind}").write_text(json.dumps(settings))  # JSON is YAML, too
+    main(["run", str(tmp_path / f"run.{kind}")])
     assert len(read(tmp_path / "out" / "eval_predictions.json")) == 3
 
 
