@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import jax
-from flax import nnx
 from transformers import AutoTokenizer
 from transformers.trainer_utils import EvalPrediction
 
@@ -22,7 +20,7 @@ from qa_flax.features import prepare_train_features, prepare_validation_features
 from qa_flax.metrics import squad_metric
 from qa_flax.models.hf import AutoModelForQuestionAnswering
 from qa_flax.postprocess import postprocess_qa_predictions
-from qa_flax.progress import TrainingProgress, progress_callback
+from qa_flax.progress import TrainingLines, TrainingProgress, progress_callback
 from qa_flax.trainer import QuestionAnsweringTrainer
 from qa_flax.training_arguments import TrainingArguments
 
@@ -35,14 +33,22 @@ GLOBAL_BATCH = 32
 SHOWN = 5
 
 
-class OneBar(TrainingProgress):
-    """The bar of the training and nothing beside it: the scores are printed as a table."""
+class _TrainingAlone:
+    """Nothing but the training's progress: the scores are printed as a table."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         """Say nothing."""
 
     def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
         """Show nothing."""
+
+
+class OneBar(_TrainingAlone, TrainingProgress):
+    """For a terminal."""
+
+
+class FewLines(_TrainingAlone, TrainingLines):
+    """For a log."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +94,9 @@ def _trainer(
     # That the head is new is what the demo is about; it is said in the line below instead.
     logging.getLogger(AutoModelForQuestionAnswering.__module__).setLevel(logging.ERROR)
     model = AutoModelForQuestionAnswering.from_pretrained(ENCODER, seed=seed)
-    parameters = sum(array.size for array in jax.tree.leaves(nnx.state(model, nnx.Param)))
     print(
-        f"  model     BERT of {model.config.num_hidden_layers} layers, {parameters:,} parameters, "
-        f"its span head new, on {parallel.describe_cores()}\n"
+        f"  model     BERT of {model.config.num_hidden_layers} layers, {model.num_parameters():,} "
+        f"parameters, its span head new, on {parallel.describe_cores()}\n"
     )
     trainer = QuestionAnsweringTrainer(
         model=model,
@@ -103,8 +108,8 @@ def _trainer(
         post_process_function=partial(_post_process, output),
         compute_metrics=_compute_metrics,
     )
-    trainer.remove_callback(progress_callback())
-    trainer.add_callback(OneBar)
+    trainer.remove_callback(shown := progress_callback())
+    trainer.add_callback(OneBar if shown is TrainingProgress else FewLines)
     return trainer
 
 
