@@ -24,8 +24,7 @@ from safetensors.numpy import save_file
 from transformers import AutoConfig, PreTrainedConfig
 
 from qa_flax.models.families import FAMILIES, Family
-from qa_flax.models.layers import ParamPath, SpanLogits, initial_array
-from qa_flax.models.qa import HEAD_WEIGHT_NAMES, SpanHead
+from qa_flax.models.layers import Fixed, ParamPath, SpanLogits, Stack, initial_array
 
 # A parameter's place in the model and its shape -> its float32 values.
 MakeArray = Callable[[ParamPath, tuple[int, ...]], np.ndarray]
@@ -49,8 +48,8 @@ class AutoModelForQuestionAnswering(nnx.Module):
         family = family_of(config)
         sizes = family.read_config(config.to_dict())
         self.dtype = compute_dtype(dtype)
-        self.encoder = family.encoder(sizes, dtype=self.dtype)
-        self.head = SpanHead(sizes)
+        self.encoder: Any = family.encoder(sizes, dtype=self.dtype)
+        self.head: Any = family.head(sizes, dtype=self.dtype)
         self._config = _ByIdentity(config)
 
     @property
@@ -77,7 +76,7 @@ class AutoModelForQuestionAnswering(nnx.Module):
         ids = jnp.asarray(input_ids, jnp.int32)
         mask = jnp.ones_like(ids) if attention_mask is None else _int32(attention_mask)
         optional = map(_int32, (token_type_ids, position_ids, segment_ids))
-        return self.head(self.encoder(ids, mask, *optional, rngs=rngs))
+        return self.head(self.encoder(ids, mask, *optional, rngs=rngs), ids, rngs=rngs)
 
     @classmethod
     def from_config(
@@ -137,6 +136,14 @@ class AutoModelForQuestionAnswering(nnx.Module):
         graphdef = nnx.graphdef(self._shapes_only(self.config, dtype))
         return nnx.merge(graphdef, nnx.state(self))
 
+    def with_remat(self, remat: bool = True) -> "AutoModelForQuestionAnswering":
+        """The same parameters, not copied, with or without gradient checkpointing."""
+        model = nnx.merge(*nnx.split(self))
+        for _, module in nnx.iter_modules(model):
+            if isinstance(module, Stack):
+                module.remat = remat
+        return model
+
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors, each whole or not at all.
 
@@ -149,7 +156,7 @@ class AutoModelForQuestionAnswering(nnx.Module):
         config.architectures = [family.architecture]
         config.dtype = "float32"
         tensors = {
-            weight_name(path, family, prefix=family.prefix): _torch_layout(path, param[...])
+            weight_name(path, family, prefix=family.prefix): torch_layout(path, param[...])
             for path, param in _parameters(self)
         }
         with _replacing(directory / CONFIG_FILE) as temporary:
@@ -228,7 +235,7 @@ LEAF_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bia
 def weight_name(path: ParamPath, family: Family, prefix: str = "") -> str:
     """The checkpoint's name of the parameter at `path`, the encoder's with `prefix` before it."""
     part, *modules, leaf = map(str, path)
-    names = {"encoder": family.weight_names, "head": HEAD_WEIGHT_NAMES}[part]
+    names = {"encoder": family.weight_names, "head": family.head_weight_names}[part]
     module = ".".join(modules)
     for pattern, replacement in names.items():
         if match := re.fullmatch(pattern, module):
@@ -243,7 +250,8 @@ def _canonical(name: str, family: Family) -> str:
     return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
 
 
-def _torch_layout(path: ParamPath, value: jax.Array) -> np.ndarray:
+def torch_layout(path: ParamPath, value: jax.Array) -> np.ndarray:
+    """The array as PyTorch lays out the parameter at `path`."""
     array = np.asarray(value)
     # safetensors writes the memory as it lies, so a transposed view must be copied.
     return np.ascontiguousarray(array.T if path[-1] == "kernel" else array)
@@ -348,16 +356,22 @@ def _filled(
     return nnx.merge(nnx.graphdef(model), nnx.from_flat_state(new))
 
 
-def _parameters(model: AutoModelForQuestionAnswering) -> list[tuple[ParamPath, nnx.Param]]:
-    """Every parameter with its path, in NNX's own, stable order."""
-    return list(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+def _parameters(model: AutoModelForQuestionAnswering) -> list[tuple[ParamPath, nnx.Variable]]:
+    """All that a checkpoint holds, trained or not, with its path, in NNX's own, stable order."""
+    return list(nnx.to_flat_state(nnx.state(model, (nnx.Param, Fixed))))
 
 
 def _initial_arrays(config: PreTrainedConfig, seed: int) -> MakeArray:
     """New weights. NumPy's generator gives the same ones on any hardware, and without compiling."""
-    sizes = family_of(config).read_config(config.to_dict())
+    family = family_of(config)
+    sizes = family.read_config(config.to_dict())
     random = np.random.default_rng(seed)
-    return lambda path, shape: initial_array(path, shape, sizes, random)
+    fixed = family.fixed_arrays(sizes)
+
+    def array(path: ParamPath, shape: tuple[int, ...]) -> np.ndarray:
+        return fixed[path] if path in fixed else initial_array(path, shape, sizes, random)
+
+    return array
 
 
 def _stored_arrays(model: AutoModelForQuestionAnswering, directory: Path, seed: int) -> MakeArray:
@@ -365,9 +379,11 @@ def _stored_arrays(model: AutoModelForQuestionAnswering, directory: Path, seed: 
     family = family_of(model.config)
     named = {weight_name(path, family): (path, p) for path, p in _parameters(model)}
     shapes = {name: _torch_shape(path, p.shape) for name, (path, p) in named.items()}
-    head = sorted(name for name, (path, _) in named.items() if path[0] == "head")
     stored = _used_tensors(directory, family)
-    if not stored.keys() & set(head):
+    # The outputs are the head proper; a head's other layers may come from another task's.
+    outputs = {name for name, (path, _) in named.items() if path[:2] == ("head", "outputs")}
+    if not stored.keys() & outputs:
+        head = sorted(n for n, (p, _) in named.items() if p[0] == "head" and n not in stored)
         shapes = {name: shape for name, shape in shapes.items() if name not in head}
         logger.warning(
             "%s has no span head: %s are newly initialised from seed %d. "

@@ -45,22 +45,22 @@ class SpanLogits(NamedTuple):
 # Hugging Face's "gelu" is the exact one (erf); the tanh forms differ from it by up to 5e-4.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_fast": partial(jax.nn.gelu, approximate=True),
     "gelu_new": partial(jax.nn.gelu, approximate=True),
+    "gelu_python": partial(jax.nn.gelu, approximate=False),
     "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+    "leaky_relu": jax.nn.leaky_relu,
+    "linear": lambda x: x,
+    "mish": jax.nn.mish,
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+    "relu6": jax.nn.relu6,
+    "sigmoid": jax.nn.sigmoid,
     "silu": jax.nn.silu,
     "swish": jax.nn.silu,
     "tanh": jnp.tanh,
 }
-
-
-def known_activation(name: object) -> str:
-    """`name` if the table above has it; a `ValueError` with the known names if not."""
-    if name not in ACTIVATIONS:
-        raise ValueError(
-            f"hidden_act={name!r} is not known here; known: {', '.join(sorted(ACTIVATIONS))}"
-        )
-    return str(name)
 
 
 # ---- dropout -------------------------------------------------------------------------------------
@@ -124,20 +124,85 @@ def restarting_positions(segment_ids: Int[Array, "b l"]) -> Int[Array, "b l"]:
     return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
 
 
+def check_length(length: int, limit: int) -> None:
+    """`ValueError` if rows of `length` tokens are more than the checkpoint has positions for."""
+    if length > limit:
+        raise ValueError(
+            f"rows of {length} tokens, but this checkpoint has {limit} positions "
+            f"(max_position_embeddings); use max_seq_length <= {limit}"
+        )
+
+
+def positions_from_0(
+    input_ids: Int[Array, "b l"],
+    position_ids: Int[Array, "b l"] | None,
+    segment_ids: Int[Array, "b l"] | None,
+    limit: int,
+) -> Int[Array, "#b l"]:
+    """`position_ids` if given, else counted from 0, again in every segment.
+
+    `ValueError` for unpacked rows longer than `limit`.
+    """
+    if position_ids is not None:
+        return position_ids
+    if segment_ids is not None:
+        return restarting_positions(segment_ids)
+    check_length(input_ids.shape[1], limit)
+    return jnp.arange(input_ids.shape[1])[None, :]
+
+
+def positions_after_padding(
+    input_ids: Int[Array, "b l"],
+    position_ids: Int[Array, "b l"] | None,
+    segment_ids: Int[Array, "b l"] | None,
+    padding: int,
+    limit: int,
+) -> Int[Array, "b l"]:
+    """As RoBERTa counts: tokens from `padding + 1` on, and every padding token has `padding`.
+
+    `limit` is the number of rows of the position table. `ValueError` for rows that are too long.
+    """
+    if position_ids is not None:
+        return position_ids
+    if segment_ids is not None:
+        return jnp.where(segment_ids > 0, restarting_positions(segment_ids) + padding + 1, padding)
+    check_length(input_ids.shape[1], limit - padding - 1)
+    real = (input_ids != padding).astype(input_ids.dtype)
+    return jnp.cumsum(real, axis=1) * real + padding
+
+
 def attention(
     query: Float[Array, "b q a d"],
     key: Float[Array, "b k a d"],
     value: Float[Array, "b k a d"],
     pairs: Bool[Array, "b 1 #q k"],
+    bias: Float[Array, "#b #a q k"] | None = None,
+    *,
+    scale: float | None = None,
     dropout_rate: float = 0.0,
     rngs: nnx.Rngs | None = None,
 ) -> Float[Array, "b q a d"]:
     """Scaled dot-product attention, float32 softmax; dropout falls on the probabilities, as in HF.
 
-    A token that may look at nothing (padding between segments) gets a plain mean, never NaN.
+    `bias`, float32, is added to the scaled scores; `scale` is `d ** -0.5` unless given. A token
+    that may look at nothing (padding between segments) gets a plain mean, never NaN.
     """
     scores = jnp.einsum("bqad,bkad->baqk", query, key, preferred_element_type=jnp.float32)
-    scores = jnp.where(pairs, scores * query.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
+    scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if bias is not None:
+        scores = scores + bias
+    return attend(scores, value, pairs, dropout_rate, rngs)
+
+
+def attend(
+    scores: Float[Array, "b a q k"],
+    value: Float[Array, "b k a d"],
+    pairs: Bool[Array, "b 1 #q k"],
+    dropout_rate: float = 0.0,
+    rngs: nnx.Rngs | None = None,
+) -> Float[Array, "b q a d"]:
+    """Values mixed by the softmax of float32 `scores` over the tokens that `pairs` allows."""
+    scores = jnp.where(pairs, scores, jnp.finfo(jnp.float32).min)
     probabilities = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, rngs)
     return jnp.einsum("baqk,bkad->bqad", probabilities.astype(value.dtype), value)
 
@@ -149,6 +214,8 @@ def attention(
 class BlockConfig(Protocol):
     """What the modules below read from a family's config; the names are Hugging Face's."""
 
+    @property
+    def vocab_size(self) -> int: ...  # noqa: D102
     @property
     def hidden_size(self) -> int: ...  # noqa: D102
     @property
@@ -173,28 +240,38 @@ class BlockConfig(Protocol):
 # wants a source of random numbers all the same.
 
 
-def linear(n_in: int, n_out: int, dtype: jnp.dtype) -> nnx.Linear:
-    """A dense layer with bias, kernel `[n_in, n_out]`, multiplying in `dtype`."""
+def linear(n_in: int, n_out: int, dtype: jnp.dtype, *, bias: bool = True) -> nnx.Linear:
+    """A dense layer, kernel `[n_in, n_out]`, multiplying in `dtype`."""
     zeros = nnx.initializers.zeros
-    return nnx.Linear(n_in, n_out, dtype=dtype, kernel_init=zeros, rngs=nnx.Rngs(0))
+    return nnx.Linear(n_in, n_out, use_bias=bias, dtype=dtype, kernel_init=zeros, rngs=nnx.Rngs(0))
 
 
-def layer_norm(config: BlockConfig, dtype: jnp.dtype) -> nnx.LayerNorm:
-    """LayerNorm over the hidden axis with the checkpoint's epsilon and float32 statistics."""
+def layer_norm(size: int, epsilon: float, dtype: jnp.dtype, *, bias: bool = True) -> nnx.LayerNorm:
+    """LayerNorm over the last axis with the checkpoint's epsilon and float32 statistics."""
     # The fast variance, E[x^2] - E[x]^2, loses digits when the mean is large.
     return nnx.LayerNorm(
-        config.hidden_size,
-        epsilon=config.layer_norm_eps,
+        size,
+        epsilon=epsilon,
+        use_bias=bias,
         dtype=dtype,
         use_fast_variance=False,
         rngs=nnx.Rngs(0),
     )
 
 
-def embedding(n: int, config: BlockConfig) -> nnx.Embed:
-    """`n` vectors of the hidden size, looked up in float32."""
-    zeros = nnx.initializers.zeros
-    return nnx.Embed(n, config.hidden_size, embedding_init=zeros, rngs=nnx.Rngs(0))
+def embedding(n: int, size: int) -> nnx.Embed:
+    """`n` vectors of `size`, looked up in float32."""
+    return nnx.Embed(n, size, embedding_init=nnx.initializers.zeros, rngs=nnx.Rngs(0))
+
+
+def look_up(
+    table: Callable[..., Array], ids: Int[Array, "*rows"], untrained: int | None = None
+) -> Float[Array, "*rows size"]:
+    """The vectors of `ids`; that of `untrained` gets no gradient (PyTorch's `padding_idx`)."""
+    found = table(ids)
+    if untrained is None:
+        return found
+    return jnp.where((ids == untrained)[..., None], jax.lax.stop_gradient(found), found)
 
 
 def initial_array(
@@ -209,6 +286,71 @@ def initial_array(
     if path[-2:] == ("word", "embedding") and config.pad_token_id is not None:
         array[config.pad_token_id] = 0.0
     return array
+
+
+class Fixed(nnx.Variable):
+    """A tensor of a checkpoint that is never trained."""
+
+
+class FixedTable(nnx.Module):
+    """As `embedding`, but never trained."""
+
+    def __init__(self, n: int, size: int):
+        self.embedding = Fixed(jnp.zeros((n, size)))
+
+    def __call__(self, ids: Int[Array, "*rows"]) -> Float[Array, "*rows size"]:
+        """The vectors of `ids`."""
+        return self.embedding[...][ids]
+
+
+def sinusoids(n: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sines and cosines of positions 0 to n - 1 (Vaswani et al. 2017), each float64 `[n, size/2]`."""
+    angles = np.arange(n)[:, None] / 10000.0 ** (np.arange(0, size, 2) / size)
+    return np.sin(angles), np.cos(angles)
+
+
+class Embeddings(nnx.Module):
+    """Word + token type + position vectors, normalised: `[b, l] -> [b, l, size]`.
+
+    `types=0` or `positions=0`: there is no such table. Neither the padding word nor position
+    `padding_position` is ever trained.
+    """
+
+    def __init__(
+        self,
+        config: BlockConfig,
+        *,
+        dtype: jnp.dtype,
+        size: int,
+        positions: int,
+        types: int,
+        padding_position: int | None = None,
+        train_positions: bool = True,
+    ):
+        self.dropout_rate = config.hidden_dropout_prob
+        self.padding, self.padding_position = config.pad_token_id, padding_position
+        self.word = embedding(config.vocab_size, size)
+        table = embedding if train_positions else FixedTable
+        self.position = table(positions, size) if positions else None
+        self.token_type = embedding(types, size) if types else None
+        self.norm = layer_norm(size, config.layer_norm_eps, dtype)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "b l"],
+        token_type_ids: Int[Array, "b l"] | None,
+        position_ids: Int[Array, "#b l"],
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b l size"]:
+        """Sum in HF's order, so that float32 rounds as there. Token types default to 0."""
+        summed = look_up(self.word, input_ids, self.padding)
+        if self.token_type is not None:
+            types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+            summed = summed + self.token_type(types)
+        if self.position is not None:
+            summed = summed + look_up(self.position, position_ids, self.padding_position)
+        return dropout(self.norm(summed), self.dropout_rate, rngs)
 
 
 class SelfAttention(nnx.Module):
@@ -227,41 +369,109 @@ class SelfAttention(nnx.Module):
         self,
         hidden: Float[Array, "b l h"],
         pairs: Bool[Array, "b 1 #l l"],
+        bias: Float[Array, "#b #a l l"] | None = None,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """Attend where `pairs` allows."""
+        """Attend where `pairs` allows, with `bias` on the scores."""
         b, l, h = hidden.shape
         by_head = (b, l, self.heads, h // self.heads)
         query, key, value = (
             project(hidden).reshape(by_head) for project in (self.query, self.key, self.value)
         )
-        mixed = attention(query, key, value, pairs, self.dropout_rate, rngs)
+        mixed = attention(query, key, value, pairs, bias, dropout_rate=self.dropout_rate, rngs=rngs)
         return self.out(mixed.reshape(b, l, h))
 
 
 class PostNormBlock(nnx.Module):
-    """One encoder layer of the BERT-shaped families: each sublayer is added, then normalised."""
+    """One encoder layer of the BERT-shaped families: each sublayer is added, then normalised.
 
-    def __init__(self, config: BlockConfig, *, dtype: jnp.dtype):
+    `attention` is a module called `(hidden, *where, rngs=...)`; `SelfAttention` unless given.
+    `drop_attended=False`: dropout falls on the mlp's result only.
+    """
+
+    def __init__(
+        self,
+        config: BlockConfig,
+        attention: nnx.Module | None = None,
+        *,
+        dtype: jnp.dtype,
+        drop_attended: bool = True,
+    ):
         h, f = config.hidden_size, config.intermediate_size
         self.activation = config.hidden_act
         self.dropout_rate = config.hidden_dropout_prob
-        self.attention = SelfAttention(config, dtype=dtype)
-        self.attention_norm = layer_norm(config, dtype)
+        self.attended_dropout_rate = config.hidden_dropout_prob if drop_attended else 0.0
+        self.attention: Any = attention or SelfAttention(config, dtype=dtype)
+        self.attention_norm = layer_norm(h, config.layer_norm_eps, dtype)
         self.up = linear(h, f, dtype)
         self.down = linear(f, h, dtype)
-        self.mlp_norm = layer_norm(config, dtype)
+        self.mlp_norm = layer_norm(h, config.layer_norm_eps, dtype)
+
+    def __call__(
+        self, hidden: Float[Array, "b l h"], *where: Any, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b l h"]:
+        """Attention, then the mlp; `where` goes to the attention, `rngs` turns both dropouts on."""
+        attended = self.attention(hidden, *where, rngs=rngs)
+        attended = dropout(attended, self.attended_dropout_rate, rngs)
+        hidden = self.attention_norm(hidden + attended)
+        inner = ACTIVATIONS[self.activation](self.up(hidden))
+        return self.mlp_norm(hidden + dropout(self.down(inner), self.dropout_rate, rngs))
+
+
+# A block's modules -> the names most families' checkpoints have for them, as `Family.weight_names`.
+BLOCK_NAMES = {
+    r"layers\.(\d+)\.attention\.(query|key|value)": r"encoder.layer.\1.attention.self.\2",
+    r"layers\.(\d+)\.attention\.out": r"encoder.layer.\1.attention.output.dense",
+    r"layers\.(\d+)\.attention_norm": r"encoder.layer.\1.attention.output.LayerNorm",
+    r"layers\.(\d+)\.up": r"encoder.layer.\1.intermediate.dense",
+    r"layers\.(\d+)\.down": r"encoder.layer.\1.output.dense",
+    r"layers\.(\d+)\.mlp_norm": r"encoder.layer.\1.output.LayerNorm",
+}
+EMBEDDING_NAMES = {
+    r"embeddings\.(word|position|token_type)": r"embeddings.\1_embeddings",
+    r"embeddings\.norm": r"embeddings.LayerNorm",
+}
+
+# Tensors of other tasks, and buffers older versions wrote, that question answering does not use.
+OTHER_TASKS = (
+    r"embeddings\.(position_ids|token_type_ids)",
+    r"pooler\..*",
+    r"cls\..*",
+    r"classifier\..*",
+)
+
+
+class Stack(nnx.List):
+    """Layers that run one after the other.
+
+    With `remat` a layer's inside is not kept for the backward pass but computed again in it
+    (gradient checkpointing): less memory for about a third more time.
+    """
+
+    remat: bool = False
 
     def __call__(
         self,
         hidden: Float[Array, "b l h"],
-        pairs: Bool[Array, "b 1 #l l"],
-        *,
+        *where: Any,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """Attention, then the mlp; `rngs` turns both dropouts on."""
-        attended = dropout(self.attention(hidden, pairs, rngs=rngs), self.dropout_rate, rngs)
-        hidden = self.attention_norm(hidden + attended)
-        inner = ACTIVATIONS[self.activation](self.up(hidden))
-        return self.mlp_norm(hidden + dropout(self.down(inner), self.dropout_rate, rngs))
+        """Every layer called `(hidden, *where, rngs=...)`."""
+        for layer in self:
+            hidden = self.run(layer, hidden, *where, rngs=rngs)
+        return hidden
+
+    def run(self, layer: Any, *inputs: Any, rngs: nnx.Rngs | None = None) -> Any:
+        """One layer; for encoders whose layers do not all take the same."""
+        # A key a layer, so that computing it again draws the same masks.
+        key = None if rngs is None else rngs.dropout()
+
+        def call(layer: Any, key: Any, *inputs: Any) -> Any:
+            return layer(*inputs, rngs=None if key is None else nnx.Rngs(dropout=key))
+
+        if not self.remat:
+            return call(layer, key, *inputs)
+        graphdef, state = nnx.split(layer)
+        again = jax.checkpoint(lambda state, *rest: call(nnx.merge(graphdef, state), *rest))
+        return again(state, key, *inputs)

@@ -5,18 +5,26 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from qa_flax.models.layers import BlockConfig, SpanLogits, linear
+from qa_flax.models.layers import BlockConfig, SpanLogits, dropout, linear
 
 
 class SpanHead(nnx.Module):
-    """One dense layer with two outputs, start and end: `[b, l, h] -> SpanLogits`, float32."""
+    """Dropout, then one dense layer with two outputs, start and end: `[b, l, h] -> SpanLogits`."""
 
-    def __init__(self, config: BlockConfig):
+    def __init__(self, config: BlockConfig, *, dtype: jnp.dtype, dropout_rate: float = 0.0):
+        self.dropout_rate = dropout_rate
+        # float32 whatever the encoder computes in.
         self.outputs = linear(config.hidden_size, 2, jnp.dtype(jnp.float32))
 
-    def __call__(self, hidden: Float[Array, "b l h"]) -> SpanLogits:
-        """Score every token, padding too; the caller knows which are answers' tokens."""
-        both = self.outputs(hidden)
+    def __call__(
+        self,
+        hidden: Float[Array, "b l h"],
+        input_ids: Int[Array, "b l"],
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> SpanLogits:
+        """Score every token, padding too, float32; the caller knows which are answers' tokens."""
+        both = self.outputs(dropout(hidden, self.dropout_rate, rngs))
         return SpanLogits(both[..., 0], both[..., 1])
 
 

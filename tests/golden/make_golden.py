@@ -1,62 +1,70 @@
-"""Make golden/bert_tiny with PyTorch transformers: a loud checkpoint, its logits, loss, gradients.
+"""Make golden/<family> with PyTorch transformers: a loud checkpoint, its logits, loss, gradients.
 
-    python tests/golden/make_golden.py
+    python tests/golden/make_golden.py [FAMILY ...]
 
-Run by hand (needs the `parity` extra); the result is committed, so that the default tests compare
+Run by hand (needs the `parity` extra); the results are committed, so that the default tests compare
 with PyTorch where PyTorch is not installed.
 """
 
+import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
-from transformers import BertConfig, BertForQuestionAnswering
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForQuestionAnswering
 
-FOLDER = Path(__file__).parent / "bert_tiny"
+sys.path.append(str(Path(__file__).parents[1] / "models"))
+from cases import CASES
+
+HERE = Path(__file__).parent
 
 
-def main() -> None:
+def make(family: str) -> None:
+    case = CASES[family]
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=40,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=32,
-        max_position_embeddings=40,
-        layer_norm_eps=1e-5,
-    )
-    model = BertForQuestionAnswering(config).eval()
+    model = AutoModelForQuestionAnswering.from_config(
+        AutoConfig.for_model(family, **case.sizes), attn_implementation="eager"
+    ).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith("LayerNorm.weight"):
+            if not parameter.requires_grad:
+                continue
+            if name.endswith("weight") and parameter.dim() == 1:  # of a norm
                 parameter.uniform_(0.5, 1.5)
             else:
                 parameter.normal_(0.0, 0.2)
-    model.save_pretrained(FOLDER)
+    model.save_pretrained(HERE / family)
 
-    length, rows = 24, 4
-    mask = (torch.arange(length) < torch.tensor([24, 17, 9, 2])[:, None]).long()
+    length = max(case.lengths)
+    lengths = torch.linspace(length, 2, 4).long()[:, None]
+    mask = (torch.arange(length) < lengths).long()
     inputs = {
-        "input_ids": torch.randint(1, 40, (rows, length)) * mask,
+        "input_ids": torch.randint(1, 40, (4, length)) * mask,
         "attention_mask": mask,
-        "token_type_ids": torch.randint(0, 2, (rows, length)) * mask,
-        "start_positions": torch.tensor([3, 0, 8, 1]),
-        "end_positions": torch.tensor([5, 16, 8, 0]),
+        "start_positions": torch.tensor([3, 0, 4, 1]),
+        "end_positions": torch.tensor([5, 9, 4, 0]),
     }
+    if case.types:
+        inputs["token_type_ids"] = torch.randint(0, case.types, (4, length)) * mask
     output = model(**inputs)
     output.loss.backward()
-    np.savez_compressed(
-        FOLDER / "expected.npz",
-        **{name: value.numpy().astype(np.int32) for name, value in inputs.items()},
-        start_logits=output.start_logits.detach().numpy(),
-        end_logits=output.end_logits.detach().numpy(),
-        loss=output.loss.detach().numpy(),
-        **{f"gradient {name}": p.grad.numpy() for name, p in model.named_parameters()},
+    gradients = {
+        f"gradient {name}": p.grad for name, p in model.named_parameters() if p.grad is not None
+    }
+    save_file(
+        {
+            **{name: value.int() for name, value in inputs.items()},
+            "start_logits": output.start_logits.detach().contiguous(),
+            "end_logits": output.end_logits.detach().contiguous(),
+            "loss": output.loss.detach(),
+            **gradients,
+        },
+        HERE / family / "expected.safetensors",
+        {"made by": f"torch {torch.__version__}, transformers {transformers.__version__}"},
     )
-    print(f"{FOLDER}: torch {torch.__version__}, transformers {transformers.__version__}")
 
 
 if __name__ == "__main__":
-    main()
+    for family in sys.argv[1:] or CASES:
+        make(family)

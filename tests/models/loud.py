@@ -1,4 +1,4 @@
-"""Small BERT configs and checkpoints on which a wrong activation, epsilon or transpose is visible.
+"""Small configs and checkpoints on which a wrong activation, epsilon or transpose is visible.
 
 At Hugging Face's own initialisation (0.02) a swapped GELU moves the logits by 4e-7, so weights,
 biases and norms are all large here.
@@ -9,38 +9,33 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from cases import CASES
 from flax import nnx
-from transformers import BertConfig
+from transformers import AutoConfig, PreTrainedConfig
 
-from qa_flax.models.hf import AutoModelForQuestionAnswering
-
-SIZES = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 32,
-    "max_position_embeddings": 40,
-    "type_vocab_size": 2,
-    "initializer_range": 0.2,
-}
+from qa_flax.models.families import FAMILIES
+from qa_flax.models.hf import AutoModelForQuestionAnswering, torch_layout, weight_name
 
 
-def loud_config(**changes) -> BertConfig:
-    return BertConfig(**SIZES | changes)
+def loud_config(family: str = "bert", **changes) -> PreTrainedConfig:
+    return AutoConfig.for_model(family, **CASES[family].sizes | changes)
 
 
 @functools.cache
-def loud_model(seed: int = 0, dtype="float32", **changes) -> AutoModelForQuestionAnswering:
+def loud_model(
+    seed: int = 0, dtype="float32", family: str = "bert", **changes
+) -> AutoModelForQuestionAnswering:
     """Every parameter random: biases too, and norms' scales between 0.5 and 1.5."""
-    model = AutoModelForQuestionAnswering.from_config(loud_config(**changes), seed, dtype)
+    config = loud_config(family, **changes)
+    model = AutoModelForQuestionAnswering.from_config(config, seed, dtype)
     random = np.random.default_rng(seed)
-    for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+    state = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    for path, param in state:
         if path[-1] == "scale":
             param[...] = jnp.asarray(random.uniform(0.5, 1.5, param.shape), jnp.float32)
         else:
             param[...] = jnp.asarray(random.normal(0, 0.2, param.shape), jnp.float32)
-        nnx.update(model, nnx.from_flat_state([(path, param)]))
+    nnx.update(model, nnx.from_flat_state(state))
     return model
 
 
@@ -49,11 +44,13 @@ def loud_batch(length: int = 12, rows: int = 3, seed: int = 0, types: int = 2) -
     random = np.random.default_rng(seed)
     lengths = np.linspace(length, 2, rows).astype(int)
     mask = (np.arange(length) < lengths[:, None]).astype(np.int64)
-    return {
-        "input_ids": random.integers(1, SIZES["vocab_size"], (rows, length)) * mask,
+    batch = {
+        "input_ids": random.integers(1, 40, (rows, length)) * mask,
         "attention_mask": mask,
-        "token_type_ids": random.integers(0, types, (rows, length)) * mask,
     }
+    if types:
+        batch["token_type_ids"] = random.integers(0, types, (rows, length)) * mask
+    return batch
 
 
 def relative_error(ours, theirs) -> float:
@@ -65,3 +62,23 @@ def relative_error(ours, theirs) -> float:
 
 def parameters(model) -> dict[tuple, jax.Array]:
     return {path: param[...] for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+
+
+def torch_gradients(gradients, family: str) -> dict[str, np.ndarray]:
+    """A gradient of ours by PyTorch's names, in its layouts."""
+    found = {}
+    for path, param in nnx.to_flat_state(gradients):
+        if isinstance(param, nnx.Param):
+            name = weight_name(path, FAMILIES[family], prefix=FAMILIES[family].prefix)
+            found[name] = torch_layout(path, param[...])
+    return found
+
+
+def assert_same_gradients(ours: dict, theirs: dict) -> None:
+    """Every parameter's within 1e-4 of its largest value."""
+    assert ours.keys() == theirs.keys()
+    largest = max(np.abs(g).max() for g in theirs.values())
+    for name, wanted in theirs.items():
+        # Zero but for rounding: biases that the softmax ignores, as those of the keys.
+        allowed = 1e-4 * np.abs(wanted).max() + 1e-6 * largest
+        assert np.abs(ours[name] - wanted).max() < allowed, name

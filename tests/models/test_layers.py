@@ -11,7 +11,6 @@ from qa_flax.models.layers import (
     attention,
     attention_pairs,
     dropout,
-    known_activation,
     random_words,
     restarting_positions,
 )
@@ -108,8 +107,3 @@ def test_gelu_is_the_exact_one():
 
     exact = np.array([v * 0.5 * (1 + erf(v / np.sqrt(2))) for v in x])
     assert np.abs(np.asarray(ACTIVATIONS["gelu"](jnp.asarray(x, jnp.float32))) - exact).max() < 1e-6
-
-
-def test_unknown_activation_lists_the_known():
-    with pytest.raises(ValueError, match="hidden_act='gelu_fast' is not known here; known: gelu, "):
-        known_activation("gelu_fast")

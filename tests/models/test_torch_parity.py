@@ -8,12 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import CASES
 from conftest import shared_path
 from flax import nnx
-from loud import loud_batch, loud_model, relative_error
+from loud import (
+    assert_same_gradients,
+    loud_batch,
+    loud_model,
+    relative_error,
+    torch_gradients,
+)
 
-from qa_flax.models.families import FAMILIES
-from qa_flax.models.hf import AutoModelForQuestionAnswering, weight_name
+from qa_flax.models.hf import AutoModelForQuestionAnswering
 from qa_flax.models.qa import span_losses
 
 torch = pytest.importorskip("torch", reason="needs the parity extra")
@@ -65,29 +71,31 @@ def test_real_weights_give_pytorch_s_logits(mini_lm, length):
 
 
 VARIATIONS = [
-    {},
-    {"hidden_act": "gelu_new", "layer_norm_eps": 1e-3},
-    {"hidden_act": "relu", "type_vocab_size": 3, "num_hidden_layers": 1},
-    {"hidden_act": "silu", "hidden_size": 24, "num_attention_heads": 3},
-    {"hidden_act": "gelu_pytorch_tanh", "intermediate_size": 20, "vocab_size": 57},
-    {"hidden_act": "tanh", "type_vocab_size": 1, "num_attention_heads": 1},
-    {"hidden_act": "swish", "pad_token_id": None, "max_position_embeddings": 12},
+    pytest.param(family, changes, id=f"{family}-{'-'.join(f'{k}={v}' for k, v in changes.items())}")
+    for family, case in CASES.items()
+    for changes in (
+        {},
+        # Dropout is not drawn here, and the weights are made anew.
+        *({n: v} for n, v in case.changed.items() if "dropout" not in n and "init" not in n),
+        *case.variations,
+    )
 ]
 
 
-@pytest.mark.parametrize("changes", VARIATIONS, ids=lambda c: c.get("hidden_act", "gelu"))
-def test_loud_weights_give_pytorch_s_logits(changes, tmp_path):
-    ours = loud_model(4, **changes)
+@pytest.mark.parametrize(("family", "changes"), VARIATIONS)
+def test_loud_weights_give_pytorch_s_logits(family, changes, tmp_path):
+    ours = loud_model(4, family=family, **changes)
     ours.save_pretrained(tmp_path)
     theirs = in_torch(tmp_path)
-    for length in (12, 7):
-        batch = loud_batch(length, types=changes.get("type_vocab_size", 2))
-        assert_same_logits(ours(**batch), theirs(**tensors(batch)), 1e-5)
+    for length in CASES[family].lengths:
+        batch = loud_batch(length, types=CASES[family].types)
+        assert_same_logits(ours(**batch), theirs(**tensors(batch)), 2e-5)
 
 
-def test_every_gradient_is_pytorch_s(tmp_path):
+@pytest.mark.parametrize("family", CASES)
+def test_every_gradient_is_pytorch_s(family, tmp_path):
     """With positions outside the row, negative ones, and padding in the batch."""
-    model, batch = loud_model(5), loud_batch(12, 5)
+    model, batch = loud_model(5, family=family), loud_batch(12, 5, types=CASES[family].types)
     model.save_pretrained(tmp_path)
     theirs = in_torch(tmp_path)
     # HF divides by the rows that are inside, so all or none are: row 4 is not in this batch's loss.
@@ -96,25 +104,26 @@ def test_every_gradient_is_pytorch_s(tmp_path):
         **tensors(batch), start_positions=torch.tensor(start), end_positions=torch.tensor(end)
     ).loss
     loss.backward()
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
 
     @jax.jit
-    def ours(state):
-        rows = span_losses(nnx.merge(graph, state)(**batch), jnp.array(start), jnp.array(end))
-        return rows.sum() / 4
+    def ours(params):
+        logits = nnx.merge(graph, params, rest)(**batch)
+        return span_losses(logits, jnp.array(start), jnp.array(end)).sum() / 4
 
-    graph, state = nnx.split(model)
-    value, gradients = jax.value_and_grad(ours)(state)
-    assert abs(float(value) - loss.item()) < 1e-5
-    expected = {name: p.grad.numpy() for name, p in theirs.named_parameters()}
-    largest = max(np.abs(g).max() for g in expected.values())
-    for path, param in nnx.to_flat_state(gradients):
-        name = weight_name(path, FAMILIES["bert"], prefix="bert.")
-        gradient = np.asarray(param[...]).T if path[-1] == "kernel" else np.asarray(param[...])
-        wanted = expected.pop(name)
-        # Zero but for rounding: the biases of the keys and of the head, which the softmax ignores.
-        allowed = 1e-4 * np.abs(wanted).max() + 1e-6 * largest
-        assert np.abs(gradient - wanted).max() < allowed, name
-    assert not expected
+    value, gradients = jax.value_and_grad(ours)(params)
+    assert abs(float(value) - loss.item()) < 1e-5 * max(1, loss.item())
+    expected = {n: p.grad.numpy() for n, p in theirs.named_parameters() if p.grad is not None}
+    assert_same_gradients(torch_gradients(gradients, family), expected)
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_save_load_save_is_byte_identical(family, tmp_path):
+    loud_model(6, family=family).save_pretrained(tmp_path / "one")
+    found = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "one")
+    found.save_pretrained(tmp_path / "two")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
 def test_weights_saved_from_a_half_precision_checkpoint_load_as_float32(tmp_path):

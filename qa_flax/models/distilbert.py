@@ -1,0 +1,127 @@
+"""Stage 4 of 7: DistilBERT (Sanh et al. 2019): no token types, a dropout of its own before the head."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from qa_flax.models.configs import read_config
+from qa_flax.models.layers import (
+    EMBEDDING_NAMES,
+    OTHER_TASKS,
+    Embeddings,
+    ParamPath,
+    PostNormBlock,
+    Stack,
+    attention_pairs,
+    positions_from_0,
+    sinusoids,
+)
+from qa_flax.models.qa import SpanHead
+
+
+@dataclass(frozen=True)
+class DistilBertConfig:
+    """The fields of a DistilBERT config.json that change the result; its names are in `NAMES`."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    hidden_act: str
+    hidden_dropout_prob: float
+    attention_probs_dropout_prob: float
+    qa_dropout: float
+    max_position_embeddings: int
+    sinusoidal_pos_embds: bool
+    initializer_range: float
+    pad_token_id: int | None
+    layer_norm_eps: ClassVar[float] = 1e-12
+
+    @classmethod
+    def from_hf(cls, values: Mapping[str, Any]) -> "DistilBertConfig":
+        """Read config.json's values; `ValueError` for what this encoder cannot compute."""
+        return read_config(cls, values, names=NAMES)
+
+
+NAMES = {
+    "hidden_size": "dim",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "intermediate_size": "hidden_dim",
+    "hidden_act": "activation",
+    "hidden_dropout_prob": "dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+}
+
+
+class DistilBertEncoder(nnx.Module):
+    """Embeddings without token types, and post-norm blocks."""
+
+    def __init__(self, config: DistilBertConfig, *, dtype: jnp.dtype):
+        self.positions = config.max_position_embeddings
+        self.embeddings = Embeddings(
+            config,
+            dtype=dtype,
+            size=config.hidden_size,
+            positions=config.max_position_embeddings,
+            types=0,
+            train_positions=not config.sinusoidal_pos_embds,
+        )
+        self.layers = Stack(
+            PostNormBlock(config, dtype=dtype, drop_attended=False)
+            for _ in range(config.num_hidden_layers)
+        )
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "b l"],
+        attention_mask: Int[Array, "b l"],
+        token_type_ids: Int[Array, "b l"] | None = None,
+        position_ids: Int[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b l h"]:
+        """As `bert.BertEncoder`; token types are not looked at."""
+        positions = positions_from_0(input_ids, position_ids, segment_ids, self.positions)
+        hidden = self.embeddings(input_ids, None, positions, rngs=rngs)
+        return self.layers(hidden, attention_pairs(attention_mask, segment_ids), rngs=rngs)
+
+
+class DistilBertHead(SpanHead):
+    """The span head behind `qa_dropout`."""
+
+    def __init__(self, config: DistilBertConfig, *, dtype: jnp.dtype):
+        super().__init__(config, dtype=dtype, dropout_rate=config.qa_dropout)
+
+
+def fixed_arrays(config: DistilBertConfig) -> dict[ParamPath, np.ndarray]:
+    """The position table where it is not learnt: sines in even columns, cosines in odd ones."""
+    if not config.sinusoidal_pos_embds:
+        return {}
+    table = np.stack(sinusoids(config.max_position_embeddings, config.hidden_size), axis=-1)
+    table = table.reshape(config.max_position_embeddings, config.hidden_size)
+    return {("encoder", "embeddings", "position", "embedding"): table.astype(np.float32)}
+
+
+WEIGHT_NAMES = EMBEDDING_NAMES | {
+    r"layers\.(\d+)\.attention\.query": r"transformer.layer.\1.attention.q_lin",
+    r"layers\.(\d+)\.attention\.key": r"transformer.layer.\1.attention.k_lin",
+    r"layers\.(\d+)\.attention\.value": r"transformer.layer.\1.attention.v_lin",
+    r"layers\.(\d+)\.attention\.out": r"transformer.layer.\1.attention.out_lin",
+    r"layers\.(\d+)\.attention_norm": r"transformer.layer.\1.sa_layer_norm",
+    r"layers\.(\d+)\.up": r"transformer.layer.\1.ffn.lin1",
+    r"layers\.(\d+)\.down": r"transformer.layer.\1.ffn.lin2",
+    r"layers\.(\d+)\.mlp_norm": r"transformer.layer.\1.output_layer_norm",
+}
+UNUSED_WEIGHTS = (
+    *OTHER_TASKS,
+    r"vocab_(transform|layer_norm|projector)\..*",
+    r"pre_classifier\..*",
+)

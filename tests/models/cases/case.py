@@ -1,0 +1,75 @@
+"""What one family is tested with."""
+
+from dataclasses import dataclass
+from typing import Any
+
+Changes = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    sizes: Changes
+    """transformers' config, small: `vocab_size` 40 and rows of 12 tokens are taken for granted."""
+    changed: Changes
+    """Fields that change a result, each with another value; `variations` if it takes several."""
+    without_effect: frozenset[str]
+    """Fields of transformers' config class that change nothing in question answering."""
+    refused: tuple[tuple[Changes, str], ...] = ()
+    """Settings that are not computed, with the message."""
+    variations: tuple[Changes, ...] = ()
+    """More settings to compare with PyTorch."""
+    lengths: tuple[int, ...] = (12, 7)
+    """Rows to compare with PyTorch; one longer than the local window, where there is one."""
+    types: int = 2
+    """Token types in the rows; 0: they are not given."""
+    packs: bool = True
+    """Whether several windows can share a row."""
+    longest: int | None = 40
+    """The longest row by its positions; None: no limit."""
+
+
+# Those most families share.
+BLOCK = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 32,
+    "max_position_embeddings": 40,
+    "initializer_range": 0.2,
+}
+BLOCK_CHANGED = {
+    "vocab_size": 41,
+    "hidden_size": 20,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 33,
+    "hidden_act": "gelu_new",
+    "hidden_dropout_prob": 0.4,
+    "attention_probs_dropout_prob": 0.4,
+    "max_position_embeddings": 41,
+    "type_vocab_size": 3,
+    "initializer_range": 0.3,
+    "layer_norm_eps": 1e-2,
+    "pad_token_id": 5,
+}
+# Of generation and of other tasks.
+ELSEWHERE = frozenset(
+    {"bos_token_id", "eos_token_id", "use_cache", "classifier_dropout", "tie_word_embeddings"}
+)
+UNKNOWN_ACTIVATION = (
+    {"hidden_act": "gelu_10"},
+    "hidden_act='gelu_10' is not known here; known: gelu, gelu_fast, ",
+)
+A_DECODER = (
+    ({"is_decoder": True}, "is_decoder=True is not supported for .*; known: False"),
+    ({"add_cross_attention": True}, "add_cross_attention=True is not supported"),
+)
+RELATIVE_POSITIONS = (
+    {"position_embedding_type": "relative_key"},
+    "position_embedding_type='relative_key' is not supported for .*; known: 'absolute'",
+)
+HEADS = (
+    {"num_attention_heads": 3},
+    "hidden_size=16 is not a multiple of num_attention_heads=3",
+)

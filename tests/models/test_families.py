@@ -1,0 +1,256 @@
+"""Every family: PyTorch's golden numbers, what must not change its logits, and what must."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases import CASES
+from flax import nnx
+from loud import (
+    assert_same_gradients,
+    loud_batch,
+    loud_config,
+    loud_model,
+    parameters,
+    relative_error,
+    torch_gradients,
+)
+from safetensors.numpy import load_file
+from transformers import PreTrainedConfig
+
+from qa_flax.models.families import FAMILIES
+from qa_flax.models.hf import AutoModelForQuestionAnswering
+from qa_flax.models.qa import span_losses
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+families = pytest.mark.parametrize("family", CASES)
+
+
+def batch_of(family, length=12, rows=3):
+    return loud_batch(length, rows, types=CASES[family].types)
+
+
+def test_every_family_is_tested():
+    assert CASES.keys() == FAMILIES.keys()
+
+
+# ---- PyTorch's numbers ---------------------------------------------------------------------------
+
+
+@families
+def test_logits_loss_and_every_gradient_equal_pytorch_s(family):
+    model = AutoModelForQuestionAnswering.from_pretrained(GOLDEN / family)
+    expected = load_file(GOLDEN / family / "expected.safetensors")
+    batch = {name: expected[name] for name in INPUTS if name in expected}
+    positions = (jnp.asarray(expected[f"{side}_positions"]) for side in ("start", "end"))
+
+    @nnx.jit
+    def loss(model, batch, start, end):
+        logits = model(**batch)
+        return span_losses(logits, start, end).mean(), logits
+
+    (value, logits), gradients = nnx.value_and_grad(loss, has_aux=True)(model, batch, *positions)
+    assert relative_error(logits.start, expected["start_logits"]) < 1e-5
+    assert relative_error(logits.end, expected["end_logits"]) < 1e-5
+    assert abs(float(value) - float(expected["loss"])) < 1e-5
+    theirs = {n.removeprefix("gradient "): g for n, g in expected.items() if "gradient " in n}
+    assert_same_gradients(torch_gradients(gradients, family), theirs)
+
+
+# ---- what must not change a row's logits ---------------------------------------------------------
+
+
+@families
+def test_packed_windows_have_the_logits_of_their_own_rows(family):
+    model, batch = loud_model(1, family=family), batch_of(family)
+    real = batch["attention_mask"] == 1
+    gap = np.zeros(3, np.int64)  # padding at the row's end
+    packed = {name: np.append(values[real], gap)[None] for name, values in batch.items()}
+    segments = np.append(np.nonzero(real)[0] + 1, gap)[None]
+    if not CASES[family].packs:
+        with pytest.raises(ValueError, match="several windows in a row"):
+            model(**packed, segment_ids=segments)
+        return
+    together, alone = model(**packed, segment_ids=segments), model(**batch)
+    for ours, theirs in zip(together, alone, strict=True):
+        assert relative_error(ours[0, : real.sum()], np.asarray(theirs)[real]) < 1e-5
+        assert np.isfinite(np.asarray(ours)).all()
+
+
+@families
+def test_padding_and_other_rows_do_not_change_a_row(family):
+    model, batch = loud_model(2, family=family), batch_of(family)
+    padded = {name: np.pad(values, ((0, 2), (0, 9))) for name, values in batch.items()}
+    short, long = model(**batch), model(**padded)
+    real = batch["attention_mask"] == 1
+    for ours, theirs in zip(long, short, strict=True):
+        assert relative_error(np.asarray(ours)[:3, :12][real], np.asarray(theirs)[real]) < 1e-5
+        assert np.isfinite(np.asarray(ours)).all()
+
+
+@families
+def test_defaults_are_all_real_tokens_of_type_0(family):
+    model, ids = loud_model(0, family=family), batch_of(family, 6, 1)["input_ids"]
+    said = {"attention_mask": ids**0} | ({"token_type_ids": ids * 0} if CASES[family].types else {})
+    for ours, theirs in zip(model(input_ids=ids), model(input_ids=ids, **said), strict=True):
+        assert relative_error(ours, theirs) < 1e-5
+
+
+@families
+def test_bfloat16_compute_is_close_and_returns_float32(family):
+    exact = loud_model(0, family=family)(**batch_of(family))
+    rough = loud_model(0, dtype="bfloat16", family=family)(**batch_of(family))
+    for ours, theirs in zip(rough, exact, strict=True):
+        assert ours.dtype == jnp.float32
+        assert 1e-4 < relative_error(ours, theirs) < 0.1
+    dtypes = {p.dtype for p in parameters(loud_model(0, dtype="bfloat16", family=family)).values()}
+    assert dtypes == {jnp.dtype("float32")}
+
+
+@families
+def test_computing_again_in_the_backward_pass_changes_no_gradient(family):
+    """With dropout, whose masks must be drawn again."""
+    batch, positions = batch_of(family), (jnp.array([3, 0, 1]), jnp.array([5, 1, 1]))
+
+    def gradients(remat):
+        model = loud_model(0, family=family).with_remat(remat)
+        graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+        @jax.jit
+        def loss(params):
+            rngs = nnx.Rngs(dropout=0)
+            logits = nnx.merge(graph, params, rest)(**batch, rngs=rngs)
+            return span_losses(logits, *positions).mean()
+
+        return jax.grad(loss)(params), str(jax.make_jaxpr(jax.grad(loss))(params))
+
+    (kept, plain), (again, saving) = gradients(False), gradients(True)
+    assert "remat" in saving
+    assert "remat" not in plain
+    assert_same_gradients(torch_gradients(again, family), torch_gradients(kept, family))
+
+
+# ---- dropout -------------------------------------------------------------------------------------
+
+
+@families
+def test_dropout_follows_the_key_and_rngs_none_is_deterministic(family):
+    model, batch = loud_model(0, family=family), batch_of(family)
+
+    def start(seed):
+        rngs = None if seed is None else nnx.Rngs(dropout=seed)
+        return np.asarray(model(**batch, rngs=rngs).start)
+
+    assert (start(None) == start(None)).all()
+    assert (start(1) == start(1)).all()
+    assert np.abs(start(1) - start(2)).max() > 1e-2
+    assert np.abs(start(1) - start(None)).max() > 1e-2
+
+
+DROPOUTS = [
+    pytest.param(family, field, id=f"{family}-{field}")
+    for family, case in CASES.items()
+    for field in case.changed
+    if "dropout" in field
+]
+
+
+@pytest.mark.parametrize(("family", "rate"), DROPOUTS)
+def test_each_dropout_rate_works_alone(family, rate):
+    rates = {p.values[1]: 0.0 for p in DROPOUTS if p.values[0] == family}
+    batch, rngs = batch_of(family), nnx.Rngs(dropout=0)
+    still = loud_model(0, family=family, **rates)(**batch, rngs=rngs).start
+    dropped = loud_model(0, family=family, **rates | {rate: 0.5})(**batch, rngs=rngs).start
+    assert (np.asarray(still) == np.asarray(loud_model(0, family=family)(**batch).start)).all()
+    assert np.abs(np.asarray(dropped - still)).max() > 1e-2
+
+
+# ---- configs -------------------------------------------------------------------------------------
+
+
+def observed(family, **changes):
+    """All a config can change: shapes, first weights, logits without and with dropout."""
+    config = loud_config(family, **changes)
+    arrays = list(parameters(AutoModelForQuestionAnswering.from_config(config)).values())
+    for rngs in (None, nnx.Rngs(dropout=0)):
+        model = loud_model(0, family=family, **changes)
+        arrays += list(model(**loud_batch(12, types=CASES[family].types), rngs=rngs))
+    return [np.asarray(array) for array in arrays]
+
+
+@pytest.fixture(scope="module")
+def unchanged():
+    return {family: observed(family) for family in CASES}
+
+
+CHANGED = [
+    pytest.param(family, field, id=f"{family}-{field}")
+    for family, case in CASES.items()
+    for field in case.changed
+]
+
+
+@pytest.mark.parametrize(("family", "field"), CHANGED)
+def test_every_config_field_changes_something(family, field, unchanged):
+    changed = observed(family, **{field: CASES[family].changed[field]})
+    assert len(changed) != len(unchanged[family]) or any(
+        a.shape != b.shape or np.abs(a - b).max() > 1e-6
+        for a, b in zip(changed, unchanged[family], strict=True)
+    )
+
+
+@families
+def test_every_field_of_transformers_config_is_known_of(family):
+    """So that a field that a newer transformers adds is looked at before it is ignored."""
+    case, kind = CASES[family], type(loud_config(family))
+    annotations = [k.__annotations__ for k in kind.__mro__ if k not in PreTrainedConfig.__mro__]
+    own = {name for found in annotations for name in found if not name.startswith("_")}
+    own -= {"model_type", "attribute_map", "base_model_tp_plan", "keys_to_ignore_at_inference"}
+    refused = {name for changes, _ in case.refused for name in changes}
+    assert own <= case.changed.keys() | refused | case.without_effect
+    assert not case.changed.keys() & case.without_effect
+
+
+REFUSED = [
+    pytest.param(family, changes, message, id=f"{family}-{'-'.join(changes)}")
+    for family, case in CASES.items()
+    for changes, message in case.refused
+]
+
+
+@pytest.mark.parametrize(("family", "changes", "message"), REFUSED)
+def test_a_config_that_cannot_be_computed_is_refused(family, changes, message):
+    with pytest.raises(ValueError, match=message):
+        AutoModelForQuestionAnswering.from_config(loud_config(family, **changes))
+
+
+@families
+def test_rows_longer_than_the_positions_are_refused(family):
+    limit = CASES[family].longest
+    if limit is None:
+        ids = np.ones((1, 50), int)
+        assert np.isfinite(np.asarray(loud_model(0, family=family)(input_ids=ids).start)).all()
+        return
+    ids = np.ones((1, limit + 1), int)
+    message = f"rows of {limit + 1} tokens, but this checkpoint has {limit} positions"
+    with pytest.raises(ValueError, match=message):
+        loud_model(0, family=family)(input_ids=ids)
+    assert np.isfinite(np.asarray(loud_model(0, family=family)(input_ids=ids[:, 1:]).start)).all()
+    if CASES[family].packs:
+        # Packed, a row may be longer than the positions; its windows may not.
+        segments = np.repeat([1, 2], [limit - 9, 10])[None]
+        packed = loud_model(0, family=family)(input_ids=ids, segment_ids=segments)
+        assert np.isfinite(np.asarray(packed.start)).all()
+
+
+def test_the_model_works_where_it_is_transformed():
+    """A Hugging Face config is in it and cannot be hashed; jit, grad and vmap still work."""
+    model, batch = loud_model(0), loud_batch()
+    graph, state = nnx.split(model)
+    assert hash(graph) == hash(nnx.split(model)[0])
+    run = jax.jit(lambda s, b: nnx.merge(graph, s)(**b))
+    mapped = jax.vmap(run, in_axes=(None, 0))(state, {n: v[:, None] for n, v in batch.items()})
+    assert relative_error(mapped.start[:, 0], run(state, batch).start) < 1e-5
