@@ -54,9 +54,16 @@ def _others(arguments: list[str]) -> None:
         help="score as SQuAD v2.0 (default where a question has no answer)",
     )
     scorer.add_argument("--language", help="MLQA's rules for ar, de, en, es, hi, vi or zh")
+    converter = commands.add_parser(
+        "convert",
+        help="pytorch_model.bin -> model.safetensors (needs PyTorch)",
+        description="Write model.safetensors beside a checkpoint's pytorch_model.bin. A pickle can "
+        "run code: only plain tensors are read.",
+    )
+    converter.add_argument("directory", metavar="DIRECTORY", type=Path, help="of the checkpoint")
     parsed = vars(parser.parse_args(arguments))
     _start_logging()
-    {"demo": _demo, "score": _score}[parsed.pop("command")](**parsed)
+    {"demo": _demo, "score": _score, "convert": _convert}[parsed.pop("command")](**parsed)
 
 
 def _demo(seed: int, output_dir: Path) -> None:
@@ -77,6 +84,16 @@ def _score(out_file: Path | None, **arguments: Any) -> None:
         else:
             out_file.write_text(text + "\n")
     except (ValueError, OSError) as error:
+        print(f"qa-flax: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _convert(directory: Path) -> None:
+    from qa_flax.convert import convert
+
+    try:
+        print(f"{convert(directory)} written")
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"qa-flax: error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -14,7 +14,7 @@ STAGES = {
     1: ["examples"],
     2: ["tokens", "features"],
     3: ["batches"],
-    4: ["models/bert", "models/qa", "models/layers", "models/hf", "models/families"],
+    4: sorted(f"models/{path.stem}" for path in (PACKAGE / "models").glob("*.py")),
     5: ["step", "parallel"],
     6: ["spans", "postprocess"],
     7: ["metrics"],

@@ -1,8 +1,8 @@
-"""Stage 4 of 7: DistilBERT (Sanh et al. 2019): no token types, a dropout of its own before the head."""
+"""Stage 4 of 7: DistilBERT (Sanh et al. 2019): BERT without token types (device, JAX)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +41,11 @@ class DistilBertConfig:
     sinusoidal_pos_embds: bool
     initializer_range: float
     pad_token_id: int | None
-    layer_norm_eps: ClassVar[float] = 1e-12
+
+    @property
+    def layer_norm_eps(self) -> float:
+        """Not in the config: the same in every DistilBERT."""
+        return 1e-12
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> "DistilBertConfig":

@@ -1,4 +1,4 @@
-"""Stage 4 of 7: ELECTRA's discriminator (Clark et al. 2020): BERT with embeddings of their own size."""
+"""Stage 4 of 7: ELECTRA (Clark et al. 2020): BERT, embeddings of another size (device, JAX)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

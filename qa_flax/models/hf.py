@@ -1,14 +1,11 @@
 """Stage 4 of 7: the model as Hugging Face users know it: config.json + safetensors in and out."""
 
 import copy
-import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +13,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
+from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import ArrayLike, Int
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers import AutoConfig, PreTrainedConfig
 
 from qa_flax.models.families import FAMILIES, Family
+from qa_flax.models.files import (
+    CONFIG_FILE,
+    FLOAT_DTYPES,
+    WEIGHTS_FILE,
+    StoredTensor,
+    checkpoint_directory,
+    listing,
+    read_json,
+    replacing,
+    stored_tensors,
+)
 from qa_flax.models.layers import Fixed, ParamPath, SpanLogits, Stack, initial_array
 
 # A parameter's place in the model and its shape -> its float32 values.
@@ -31,9 +37,6 @@ MakeArray = Callable[[ParamPath, tuple[int, ...]], np.ndarray]
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
@@ -159,9 +162,9 @@ class AutoModelForQuestionAnswering(nnx.Module):
             weight_name(path, family, prefix=family.prefix): torch_layout(path, param[...])
             for path, param in _parameters(self)
         }
-        with _replacing(directory / CONFIG_FILE) as temporary:
+        with replacing(directory / CONFIG_FILE) as temporary:
             temporary.write_text(config.to_json_string())
-        with _replacing(directory / WEIGHTS_FILE) as temporary:
+        with replacing(directory / WEIGHTS_FILE) as temporary:
             # transformers refuses a file that does not say its format.
             save_file(tensors, temporary, metadata={"format": "pt"})
             # safetensors writes for the owner's eyes alone; the user's umask decides, as elsewhere.
@@ -202,10 +205,10 @@ def load_config(directory: Path) -> PreTrainedConfig:
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"{directory} has no {CONFIG_FILE}; it holds: {_listing(directory)}. "
+            f"{directory} has no {CONFIG_FILE}; it holds: {listing(directory)}. "
             "A Hugging Face checkpoint directory is expected"
         )
-    values = _read_json(path)
+    values = read_json(path)
     if values.get("model_type") not in FAMILIES:
         raise ValueError(f"{path}: {_unsupported(values.get('model_type'))}")
     try:
@@ -257,91 +260,8 @@ def torch_layout(path: ParamPath, value: jax.Array) -> np.ndarray:
     return np.ascontiguousarray(array.T if path[-1] == "kernel" else array)
 
 
-# ---- reading a checkpoint ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor of a safetensors file, not read yet."""
-
-    file: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-
-# safetensors' dtype names; each is exact or rounded once in float32.
-FLOAT_DTYPES = ("F16", "BF16", "F32", "F64")
-
-
-def checkpoint_directory(source: str | os.PathLike[str], **hub: Any) -> Path:
-    """`source` if it is a directory, else the local copy of that hub id; `OSError` if neither."""
-    path = Path(source)
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise NotADirectoryError(f"{source} is a file; give the directory that holds it")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) or str(source).startswith("."):
-        raise FileNotFoundError(
-            f"{source} does not exist, and it is no hub id (name or owner/name)"
-        )
-    files = [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, "model*.safetensors"]
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=files, **hub))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise OSError(
-            f"{source} is no directory here, and the hub gave no model of that id: {reason}"
-        ) from error
-
-
-def _stored_tensors(directory: Path) -> list[StoredTensor]:
-    """What the checkpoint's one file, or the shards its index names, hold."""
-    if (directory / WEIGHTS_FILE).is_file():
-        files = {WEIGHTS_FILE}
-    elif (directory / INDEX_FILE).is_file():
-        files = _shards(directory / INDEX_FILE)
-    else:
-        raise FileNotFoundError(
-            f"{directory} has no {WEIGHTS_FILE} and no {INDEX_FILE}; it holds: "
-            f"{_listing(directory)}. {PICKLE_HELP}"
-        )
-    return [tensor for file in sorted(files) for tensor in _tensors_of(directory / file)]
-
-
-PICKLE_HELP = (
-    "pytorch_model.bin is not read: it is a pickle, which can run code. Convert it once where "
-    'PyTorch is installed, in that directory: python -c "import torch; from safetensors.torch '
-    "import save_file; w = torch.load('pytorch_model.bin', map_location='cpu', weights_only=True); "
-    "save_file({k: v.clone() for k, v in w.items()}, 'model.safetensors', {'format': 'pt'})\""
-)
-
-
-def _shards(index: Path) -> set[str]:
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{index} has no weight_map of tensor names to files")
-    files = set(weight_map.values())
-    # A name with a folder in it could point at any file of this machine.
-    if bad := sorted(str(f) for f in files if not isinstance(f, str) or Path(f).name != f):
-        raise ValueError(
-            f"{index} names {', '.join(bad)}; only plain file names beside it are read"
-        )
-    if absent := sorted(f for f in files if not (index.parent / f).is_file()):
-        raise FileNotFoundError(f"{index} names {', '.join(absent)}, absent from {index.parent}")
-    return files
-
-
-def _tensors_of(file: Path) -> list[StoredTensor]:
-    try:
-        with safe_open(file, "np") as opened:
-            slices = [(name, opened.get_slice(name)) for name in opened.keys()]  # noqa: SIM118
-            return [StoredTensor(file, n, tuple(s.get_shape()), s.get_dtype()) for n, s in slices]
-    except SafetensorError as error:
-        raise OSError(
-            f"{file} ({file.stat().st_size} bytes) is no whole safetensors file: {error}. "
-            "Download or write it again"
-        ) from error
+def _our_layout(path: ParamPath, array: np.ndarray) -> np.ndarray:
+    return array.T if path[-1] == "kernel" else array
 
 
 # ---- fitting it to the model ---------------------------------------------------------------------
@@ -397,7 +317,7 @@ def _stored_arrays(model: AutoModelForQuestionAnswering, directory: Path, seed: 
 
     def array(path: ParamPath, shape: tuple[int, ...]) -> np.ndarray:
         tensor = stored.get(weight_name(path, family))
-        return initial(path, shape) if tensor is None else _read(tensor, path)
+        return initial(path, shape) if tensor is None else _our_layout(path, tensor.read())
 
     return array
 
@@ -405,7 +325,7 @@ def _stored_arrays(model: AutoModelForQuestionAnswering, directory: Path, seed: 
 def _used_tensors(directory: Path, family: Family) -> dict[str, StoredTensor]:
     """The checkpoint's tensors by canonical name, without those of other tasks."""
     used: dict[str, StoredTensor] = {}
-    for tensor in _stored_tensors(directory):
+    for tensor in stored_tensors(directory):
         name = _canonical(tensor.name, family)
         if any(re.fullmatch(pattern, name) for pattern in family.unused_weights):
             continue
@@ -445,39 +365,5 @@ def _check_fit(
         )
 
 
-def _read(tensor: StoredTensor, path: ParamPath) -> np.ndarray:
-    with safe_open(tensor.file, "np") as opened:
-        array = opened.get_tensor(tensor.name).astype(np.float32, copy=False)
-    return array.T if path[-1] == "kernel" else array
-
-
 def _torch_shape(path: ParamPath, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[::-1] if path[-1] == "kernel" else shape
-
-
-# ---- files ---------------------------------------------------------------------------------------
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a JSON {type(values).__name__}; an object is expected")
-    return values
-
-
-def _listing(directory: Path) -> str:
-    return ", ".join(sorted(p.name for p in directory.iterdir())) or "nothing"
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when all is written, else goes away."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

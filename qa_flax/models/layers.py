@@ -304,7 +304,7 @@ class FixedTable(nnx.Module):
 
 
 def sinusoids(n: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sines and cosines of positions 0 to n - 1 (Vaswani et al. 2017), each float64 `[n, size/2]`."""
+    """Sines and cosines of positions 0 to n - 1 (Vaswani et al. 2017), float64 `[n, size / 2]`."""
     angles = np.arange(n)[:, None] / 10000.0 ** (np.arange(0, size, 2) / size)
     return np.sin(angles), np.cos(angles)
 

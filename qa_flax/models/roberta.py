@@ -1,4 +1,4 @@
-"""Stage 4 of 7: RoBERTa (Liu et al. 2019), XLM-RoBERTa and CamemBERT: BERT counting after padding."""
+"""Stage 4 of 7: RoBERTa (Liu et al. 2019), XLM-RoBERTa, CamemBERT (device, JAX)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

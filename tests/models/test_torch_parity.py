@@ -1,8 +1,6 @@
 """The same numbers as PyTorch transformers: logits, loss, gradients, files."""
 
 import json
-import re
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -132,20 +130,3 @@ def test_weights_saved_from_a_half_precision_checkpoint_load_as_float32(tmp_path
     (tmp_path / "config.json").write_text(json.dumps(values | {"dtype": "float16"}))
     AutoModelForQuestionAnswering.from_pretrained(tmp_path).save_pretrained(tmp_path)
     assert in_torch(tmp_path).dtype == torch.float32
-
-
-def test_the_advice_for_a_pickle_works(tmp_path, monkeypatch):
-    loud_model(0).save_pretrained(tmp_path / "good")
-    shutil.copytree(tmp_path / "good", tmp_path / "old")
-    (tmp_path / "old" / "model.safetensors").unlink()
-    weights = in_torch(tmp_path / "good").state_dict()
-    torch.save(weights, tmp_path / "old" / "pytorch_model.bin")
-    with pytest.raises(OSError, match=r"pytorch_model\.bin is not read") as caught:
-        AutoModelForQuestionAnswering.from_pretrained(tmp_path / "old")
-    command = re.search(r'python -c "(.*)"', str(caught.value))
-    assert command is not None
-    monkeypatch.chdir(tmp_path / "old")
-    exec(command[1], {})
-    ours = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "old")(**loud_batch())
-    assert relative_error(ours.start, loud_model(0)(**loud_batch()).start) == 0
-    in_torch(tmp_path / "old")
