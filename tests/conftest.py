@@ -17,9 +17,12 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Hundreds of trainers share a handful of steps: each is compiled once in a run of the tests.
-_compiled = tempfile.TemporaryDirectory(prefix="qa_flax-compiled-")
-jax.config.update("jax_compilation_cache_dir", _compiled.name)
+# Hundreds of trainers share a handful of steps: each is compiled once in a run of the tests, whose
+# worker processes (`pytest -n`) share what they have compiled.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _compiled = tempfile.TemporaryDirectory(prefix="qa_flax-compiled-")
+    os.environ["QA_FLAX_TEST_COMPILED"] = _compiled.name
+jax.config.update("jax_compilation_cache_dir", os.environ["QA_FLAX_TEST_COMPILED"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

@@ -50,9 +50,10 @@ def main() -> None:
                 [sys.executable, "-c", program, folder], capture_output=True, text=True, check=True
             )
             found = json.loads(run.stdout.splitlines()[-1])
+            peak = found["peak"]
+            ratio = peak / size
             print(
-                f"{name:8} peak {found['peak']:8,.0f} MB ({found['peak'] / size:.2f}x the weights), "
-                f"{found['seconds']:.2f} s"
+                f"{name:8} peak {peak:,.0f} MB, {ratio:.2f}x the weights; {found['seconds']:.1f} s"
             )
 
 
