@@ -82,3 +82,13 @@ def assert_same_gradients(ours: dict, theirs: dict) -> None:
         # Zero but for rounding: biases that the softmax ignores, as those of the keys.
         allowed = 1e-4 * np.abs(wanted).max() + 1e-6 * largest
         assert np.abs(ours[name] - wanted).max() < allowed, name
+
+
+def gradient_error(ours: dict, theirs: dict) -> float:
+    """The largest difference by each parameter's largest value, but for those that are rounding."""
+    largest = max(np.abs(g).max() for g in theirs.values())
+    return max(
+        np.abs(ours[name] - wanted).max() / np.abs(wanted).max()
+        for name, wanted in theirs.items()
+        if np.abs(wanted).max() > 1e-5 * largest
+    )
