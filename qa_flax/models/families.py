@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from qa_flax.models import bert, distilbert, electra, roberta
+from qa_flax.models import bert, deberta_v2, distilbert, electra, roberta
 from qa_flax.models.layers import OTHER_TASKS, BlockConfig, ParamPath
 from qa_flax.models.qa import HEAD_WEIGHT_NAMES, SpanHead
 
@@ -85,5 +85,13 @@ FAMILIES = {
         prefix="electra.",
         architecture="ElectraForQuestionAnswering",
         unused_weights=electra.UNUSED_WEIGHTS,
+    ),
+    "deberta-v2": Family(
+        deberta_v2.DebertaV2Config.from_hf,
+        deberta_v2.DebertaV2Encoder,
+        deberta_v2.WEIGHT_NAMES,
+        prefix="deberta.",
+        architecture="DebertaV2ForQuestionAnswering",
+        unused_weights=deberta_v2.UNUSED_WEIGHTS,
     ),
 }

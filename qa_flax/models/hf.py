@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -299,7 +299,7 @@ def _stored_arrays(model: AutoModelForQuestionAnswering, directory: Path, seed: 
     family = family_of(model.config)
     named = {weight_name(path, family): (path, p) for path, p in _parameters(model)}
     shapes = {name: _torch_shape(path, p.shape) for name, (path, p) in named.items()}
-    stored = _used_tensors(directory, family)
+    stored = _used_tensors(directory, family, shapes.keys())
     # The outputs are the head proper; a head's other layers may come from another task's.
     outputs = {name for name, (path, _) in named.items() if path[:2] == ("head", "outputs")}
     if not stored.keys() & outputs:
@@ -322,12 +322,15 @@ def _stored_arrays(model: AutoModelForQuestionAnswering, directory: Path, seed: 
     return array
 
 
-def _used_tensors(directory: Path, family: Family) -> dict[str, StoredTensor]:
-    """The checkpoint's tensors by canonical name, without those of other tasks."""
+def _used_tensors(
+    directory: Path, family: Family, wanted: Collection[str]
+) -> dict[str, StoredTensor]:
+    """The checkpoint's tensors by canonical name, without those not wanted of other tasks."""
     used: dict[str, StoredTensor] = {}
     for tensor in stored_tensors(directory):
         name = _canonical(tensor.name, family)
-        if any(re.fullmatch(pattern, name) for pattern in family.unused_weights):
+        unused = any(re.fullmatch(pattern, name) for pattern in family.unused_weights)
+        if unused and name not in wanted:
             continue
         if name in used:
             raise ValueError(
