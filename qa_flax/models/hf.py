@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from transformers import AutoConfig, PreTrainedConfig
 
 from qa_flax.models.families import FAMILIES, Family
-from qa_flax.models.layers import Fixed, ParamPath, SpanLogits, Stack, initial_array
+from qa_flax.models.layers import Fixed, ParamPath, SpanLogits, Stack
 
 # A parameter's place in the model and its shape -> its float32 values.
 MakeArray = Callable[[ParamPath, tuple[int, ...]], np.ndarray]
@@ -369,7 +369,9 @@ def _initial_arrays(config: PreTrainedConfig, seed: int) -> MakeArray:
     fixed = family.fixed_arrays(sizes)
 
     def array(path: ParamPath, shape: tuple[int, ...]) -> np.ndarray:
-        return fixed[path] if path in fixed else initial_array(path, shape, sizes, random)
+        if path in fixed:
+            return fixed[path]
+        return family.initial_array(path, shape, sizes, random)
 
     return array
 
