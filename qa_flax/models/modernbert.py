@@ -22,7 +22,7 @@ from qa_flax.models.layers import (
     dropout,
     layer_norm,
     linear,
-    restarting_positions,
+    positions_from_0,
 )
 from qa_flax.models.local_attention import local_attention, local_pairs
 from qa_flax.models.qa import SpanHead
@@ -123,12 +123,8 @@ class ModernBertEncoder(nnx.Module):
 
         `position_ids` turn queries and keys; what is near is counted in tokens of the row.
         """
-        if position_ids is not None:
-            positions = position_ids
-        elif segment_ids is not None:
-            positions = restarting_positions(segment_ids)
-        else:
-            positions = jnp.arange(input_ids.shape[1])[None, :]
+        no_limit = input_ids.shape[1]
+        positions = positions_from_0(input_ids, position_ids, segment_ids, no_limit)
         pairs = {
             GLOBAL: attention_pairs(attention_mask, segment_ids),
             LOCAL: local_pairs(attention_mask, segment_ids, self.window),
