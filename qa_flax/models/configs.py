@@ -42,7 +42,7 @@ def read_config(
     for field in fields(kind):  # pyright: ignore[reportArgumentType]
         name = (names or {}).get(field.name, field.name)
         value = values[name]
-        if field.name == "hidden_act" and value not in ACTIVATIONS:
+        if field.name.endswith(("_act", "_activation")) and value not in ACTIVATIONS:
             raise ValueError(
                 f"{name}={value!r} is not known here; known: {', '.join(sorted(ACTIVATIONS))}"
             )

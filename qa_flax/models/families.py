@@ -9,6 +9,8 @@ from flax import nnx
 
 from qa_flax.models import bert, deberta_v2, distilbert, electra, roberta
 from qa_flax.models.layers import OTHER_TASKS, BlockConfig, ParamPath
+from qa_flax.models import bert, distilbert, electra, modernbert, roberta
+from qa_flax.models.layers import OTHER_TASKS, BlockConfig, ParamPath, initial_array
 from qa_flax.models.qa import HEAD_WEIGHT_NAMES, SpanHead
 
 
@@ -34,6 +36,8 @@ class Family:
     """Regular expressions of tensors a checkpoint may have and question answering does not use."""
     fixed_arrays: Callable[[Any], Mapping[ParamPath, np.ndarray]] = lambda config: {}
     """config -> how tensors that are never trained (`layers.Fixed`) begin, by path."""
+    initial_array: Callable[..., np.ndarray] = initial_array
+    """(path, shape, config, random) -> how a parameter begins, float32."""
 
 
 FAMILIES = {
@@ -93,5 +97,15 @@ FAMILIES = {
         prefix="deberta.",
         architecture="DebertaV2ForQuestionAnswering",
         unused_weights=deberta_v2.UNUSED_WEIGHTS,
+    "modernbert": Family(
+        modernbert.ModernBertConfig.from_hf,
+        modernbert.ModernBertEncoder,
+        modernbert.WEIGHT_NAMES,
+        prefix="model.",
+        architecture="ModernBertForQuestionAnswering",
+        head=modernbert.ModernBertHead,
+        head_weight_names=modernbert.HEAD_WEIGHT_NAMES,
+        unused_weights=modernbert.UNUSED_WEIGHTS,
+        initial_array=modernbert.initial_array,
     ),
 }

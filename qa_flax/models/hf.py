@@ -30,7 +30,7 @@ from qa_flax.models.files import (
     replacing,
     stored_tensors,
 )
-from qa_flax.models.layers import Fixed, ParamPath, SpanLogits, Stack, initial_array
+from qa_flax.models.layers import Fixed, ParamPath, SpanLogits, Stack
 
 # A parameter's place in the model and its shape -> its float32 values.
 MakeArray = Callable[[ParamPath, tuple[int, ...]], np.ndarray]
@@ -289,7 +289,9 @@ def _initial_arrays(config: PreTrainedConfig, seed: int) -> MakeArray:
     fixed = family.fixed_arrays(sizes)
 
     def array(path: ParamPath, shape: tuple[int, ...]) -> np.ndarray:
-        return fixed[path] if path in fixed else initial_array(path, shape, sizes, random)
+        if path in fixed:
+            return fixed[path]
+        return family.initial_array(path, shape, sizes, random)
 
     return array
 

@@ -275,14 +275,25 @@ def look_up(
 
 
 def initial_array(
-    path: ParamPath, shape: tuple[int, ...], config: BlockConfig, random: np.random.Generator
+    path: ParamPath,
+    shape: tuple[int, ...],
+    config: BlockConfig,
+    random: np.random.Generator,
+    *,
+    deviation: float | None = None,
+    cutoff: float = np.inf,
 ) -> np.ndarray:
     """How HF's BERT-shaped models begin: float32 normal(0, `initializer_range`) weights, scales 1,
     biases 0, and zeros for the padding word.
+
+    `deviation` replaces `initializer_range`; weights beyond `cutoff` deviations are drawn again.
     """
     if path[-1] in ("scale", "bias"):
         return np.full(shape, path[-1] == "scale", np.float32)
-    array = random.standard_normal(shape, np.float32) * np.float32(config.initializer_range)
+    array = random.standard_normal(shape, np.float32)
+    while (beyond := np.abs(array) > cutoff).any():
+        array[beyond] = random.standard_normal(np.count_nonzero(beyond), np.float32)
+    array *= np.float32(config.initializer_range if deviation is None else deviation)
     if path[-2:] == ("word", "embedding") and config.pad_token_id is not None:
         array[config.pad_token_id] = 0.0
     return array
@@ -326,6 +337,7 @@ class Embeddings(nnx.Module):
         types: int,
         padding_position: int | None = None,
         train_positions: bool = True,
+        norm_bias: bool = True,
     ):
         self.dropout_rate = config.hidden_dropout_prob
         self.padding, self.padding_position = config.pad_token_id, padding_position
@@ -333,7 +345,7 @@ class Embeddings(nnx.Module):
         table = embedding if train_positions else FixedTable
         self.position = table(positions, size) if positions else None
         self.token_type = embedding(types, size) if types else None
-        self.norm = layer_norm(size, config.layer_norm_eps, dtype)
+        self.norm = layer_norm(size, config.layer_norm_eps, dtype, bias=norm_bias)
 
     def __call__(
         self,

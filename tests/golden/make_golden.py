@@ -24,7 +24,7 @@ def make(family: str) -> None:
     case = CASES[family]
     torch.manual_seed(0)
     model = AutoModelForQuestionAnswering.from_config(
-        AutoConfig.for_model(family, **case.sizes), attn_implementation="eager"
+        AutoConfig.for_model(family, **case.sizes), attn_implementation=case.golden_attention
     ).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -5,6 +5,7 @@ biases and norms are all large here.
 """
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +22,17 @@ def loud_config(family: str = "bert", **changes) -> PreTrainedConfig:
     return AutoConfig.for_model(family, **CASES[family].sizes | changes)
 
 
-@functools.cache
 def loud_model(
     seed: int = 0, dtype="float32", family: str = "bert", **changes
 ) -> AutoModelForQuestionAnswering:
     """Every parameter random: biases too, and norms' scales between 0.5 and 1.5."""
-    config = loud_config(family, **changes)
+    return _loud_model(seed, dtype, family, json.dumps(changes))
+
+
+@functools.cache
+def _loud_model(seed: int, dtype, family: str, changes: str) -> AutoModelForQuestionAnswering:
+    # Written as JSON, since lists and dicts are no key of a cache.
+    config = loud_config(family, **json.loads(changes))
     model = AutoModelForQuestionAnswering.from_config(config, seed, dtype)
     random = np.random.default_rng(seed)
     state = nnx.to_flat_state(nnx.state(model, nnx.Param))

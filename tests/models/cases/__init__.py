@@ -5,6 +5,7 @@
 """
 
 from cases import bert, deberta_v2, distilbert, electra, roberta
+from cases import bert, distilbert, electra, modernbert, roberta
 from cases.case import Case
 
 CASES: dict[str, Case] = {
@@ -15,4 +16,5 @@ CASES: dict[str, Case] = {
     "camembert": roberta.CASE,
     "electra": electra.CASE,
     "deberta-v2": deberta_v2.CASE,
+    "modernbert": modernbert.CASE,
 }

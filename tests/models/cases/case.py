@@ -26,6 +26,8 @@ class Case:
     """Whether several windows can share a row."""
     longest: int | None = 40
     """The longest row by its positions; None: no limit."""
+    golden_attention: str = "eager"
+    """PyTorch's implementation in the golden files; its default, "sdpa", where the two differ."""
 
 
 # Those most families share.

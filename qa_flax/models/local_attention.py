@@ -1,0 +1,84 @@
+"""Stage 4 of 7: attention to the tokens nearby, in memory that grows with the row (device, JAX).
+
+A token looks at those at most `window` tokens away. A long row is cut into blocks of `window`
+tokens, each of which asks its own block and the two beside it: `3 * window` scores a token instead
+of one for every token of the row. Short rows are not cut.
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from qa_flax.models.layers import attention, attention_pairs
+
+
+def local_pairs(
+    attention_mask: Int[Array, "b l"], segment_ids: Int[Array, "b l"] | None, window: int
+) -> Bool[Array, "n 1 q k"]:
+    """As `layers.attention_pairs` for tokens at most `window` apart, cut as `local_attention` cuts.
+
+    `n` is the number of all rows' blocks, `q` the tokens of a block, `k` those it is shown.
+    """
+    block = block_size(attention_mask.shape[1], window)
+    segments = None if segment_ids is None else with_neighbours(segment_ids, block)
+    pairs = attention_pairs(with_neighbours(attention_mask, block), segments)
+    asked = jnp.arange(pairs.shape[-1])
+    asking = asked if block is None else asked[block:-block]
+    if block is not None and segments is not None:
+        pairs = pairs[:, :, block:-block]
+    near = jnp.abs(asking[:, None] - asked[None, :]) <= window
+    return pairs & near[None, None]
+
+
+def local_attention(
+    query: Float[Array, "b l a d"],
+    key: Float[Array, "b l a d"],
+    value: Float[Array, "b l a d"],
+    pairs: Bool[Array, "n 1 q k"],
+    window: int,
+    *,
+    dropout_rate: float = 0.0,
+    rngs: nnx.Rngs | None = None,
+) -> Float[Array, "b l a d"]:
+    """`layers.attention` of each token to those at most `window` away, by `local_pairs`' pairs.
+
+    A token that may look at nothing (padding far from every word) gets zeros, in PyTorch too.
+    """
+    b, l, *rest = query.shape
+    block = block_size(l, window)
+    mixed = attention(
+        in_blocks(query, block),
+        with_neighbours(key, block),
+        with_neighbours(value, block),
+        pairs,
+        dropout_rate=dropout_rate,
+        rngs=rngs,
+    )
+    sees = pairs.any(axis=-1)[:, 0, :, None, None]
+    return jnp.where(sees, mixed, 0.0).reshape(b, -1, *rest)[:, :l]
+
+
+def block_size(length: int, window: int) -> int | None:
+    """Tokens of a block, or None where a row is too short to gain from being cut."""
+    return max(window, 1) if length > 4 * window else None
+
+
+def in_blocks(x: Shaped[Array, "b l *rest"], block: int | None) -> Shaped[Array, "n q *rest"]:
+    """Rows cut into blocks, zeros after the last token; None: the rows as they are."""
+    if block is None:
+        return x
+    _, l, *rest = x.shape
+    padding = [(0, 0), (0, -l % block)] + [(0, 0)] * len(rest)
+    return jnp.pad(x, padding).reshape(-1, block, *rest)
+
+
+def with_neighbours(x: Shaped[Array, "b l *rest"], block: int | None) -> Shaped[Array, "n k *rest"]:
+    """Each block of `in_blocks` between the one before and the one after; zeros beyond the row."""
+    if block is None:
+        return x
+    b, l, *rest = x.shape
+    padding = [(0, 0), (block, block + -l % block)] + [(0, 0)] * len(rest)
+    blocks = jnp.pad(x, padding).reshape(b, -1, block, *rest)
+    # Slices side by side, not a gather: TPUs copy the one and loop over the other.
+    around = jnp.concatenate([blocks[:, :-2], blocks[:, 1:-1], blocks[:, 2:]], axis=2)
+    return around.reshape(-1, 3 * block, *rest)

@@ -1,0 +1,274 @@
+"""Stage 4 of 7: ModernBERT (Warner et al. 2024): rotary positions, local layers, gated mlps."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from qa_flax.models import layers
+from qa_flax.models.configs import read_config
+from qa_flax.models.layers import (
+    ACTIVATIONS,
+    Embeddings,
+    ParamPath,
+    SpanLogits,
+    Stack,
+    attention,
+    attention_pairs,
+    dropout,
+    layer_norm,
+    linear,
+    positions_from_0,
+)
+from qa_flax.models.local_attention import local_attention, local_pairs
+from qa_flax.models.qa import SpanHead
+
+# Cosines and sines by which a layer turns its queries and keys.
+Rotation = tuple[Float[Array, "#b l 1 half"], Float[Array, "#b l 1 half"]]
+
+GLOBAL, LOCAL = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True)
+class ModernBertConfig:
+    """The fields of a ModernBERT config.json that change the result; its names are in `NAMES`."""
+
+    vocab_size: int
+    hidden_size: int
+    num_attention_heads: int
+    intermediate_size: int
+    hidden_act: str
+    hidden_dropout_prob: float
+    attention_probs_dropout_prob: float
+    mlp_dropout: float
+    classifier_dropout: float
+    classifier_activation: str
+    layer_types: tuple[str, ...]
+    local_attention: int
+    global_rope_theta: float
+    local_rope_theta: float
+    attention_bias: bool
+    mlp_bias: bool
+    norm_bias: bool
+    classifier_bias: bool
+    initializer_range: float
+    initializer_cutoff_factor: float
+    layer_norm_eps: float
+    pad_token_id: int | None
+
+    @classmethod
+    def from_hf(cls, values: Mapping[str, Any]) -> "ModernBertConfig":
+        """Read config.json's values; `ValueError` for what this encoder cannot compute."""
+        flat, required = dict(values), {}
+        flat["layer_types"] = tuple(values["layer_types"])
+        for i, kind in enumerate(flat["layer_types"]):
+            flat[f"layer_types[{i}]"] = kind
+            required[f"layer_types[{i}]"] = (GLOBAL, LOCAL)
+        for theta, kind in (("global_rope_theta", GLOBAL), ("local_rope_theta", LOCAL)):
+            rope = values["rope_parameters"][kind]
+            flat[theta] = rope["rope_theta"]
+            flat[f"rope_parameters.{kind}.rope_type"] = rope["rope_type"]
+            required[f"rope_parameters.{kind}.rope_type"] = "default"
+        config = read_config(cls, flat, names=NAMES, required=required)
+        if config.hidden_size // config.num_attention_heads % 2:
+            raise ValueError(
+                f"hidden_size={config.hidden_size} in num_attention_heads="
+                f"{config.num_attention_heads} makes heads of an odd size; rotary positions turn "
+                "pairs"
+            )
+        return config
+
+
+NAMES = {
+    "hidden_act": "hidden_activation",
+    "hidden_dropout_prob": "embedding_dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+    "layer_norm_eps": "norm_eps",
+}
+
+
+class ModernBertEncoder(nnx.Module):
+    """Embeddings of words alone, pre-norm layers that look far or near, and a last norm."""
+
+    def __init__(self, config: ModernBertConfig, *, dtype: jnp.dtype):
+        h = config.hidden_size
+        self.head_size = h // config.num_attention_heads
+        self.thetas = {GLOBAL: config.global_rope_theta, LOCAL: config.local_rope_theta}
+        self.window = config.local_attention // 2
+        self.layer_types = config.layer_types
+        self.embeddings = Embeddings(
+            config, dtype=dtype, size=h, positions=0, types=0, norm_bias=config.norm_bias
+        )
+        self.layers = Stack(
+            ModernBertLayer(config, first=i == 0, local=kind == LOCAL, dtype=dtype)
+            for i, kind in enumerate(config.layer_types)
+        )
+        self.final_norm = layer_norm(h, config.layer_norm_eps, dtype, bias=config.norm_bias)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "b l"],
+        attention_mask: Int[Array, "b l"],
+        token_type_ids: Int[Array, "b l"] | None = None,
+        position_ids: Int[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b l h"]:
+        """As `bert.BertEncoder`; token types are not looked at, and rows may be of any length.
+
+        `position_ids` turn queries and keys; what is near is counted in tokens of the row.
+        """
+        no_limit = input_ids.shape[1]
+        positions = positions_from_0(input_ids, position_ids, segment_ids, no_limit)
+        pairs = {
+            GLOBAL: attention_pairs(attention_mask, segment_ids),
+            LOCAL: local_pairs(attention_mask, segment_ids, self.window),
+        }
+        rotations = {
+            kind: rotation(positions, self.head_size, theta) for kind, theta in self.thetas.items()
+        }
+        hidden = self.embeddings(input_ids, None, positions, rngs=rngs)
+        for layer, kind in zip(self.layers, self.layer_types, strict=True):
+            hidden = self.layers.run(layer, hidden, pairs[kind], rotations[kind], rngs=rngs)
+        return self.final_norm(hidden)
+
+
+class ModernBertLayer(nnx.Module):
+    """Attention, then a gated mlp, each of normalised tokens and added: `[b, l, h] -> [b, l, h]`.
+
+    The `first` layer's attention takes the embeddings as they are, normalised already.
+    """
+
+    def __init__(self, config: ModernBertConfig, *, first: bool, local: bool, dtype: jnp.dtype):
+        h, f = config.hidden_size, config.intermediate_size
+        self.activation = config.hidden_act
+        self.mlp_dropout_rate = config.mlp_dropout
+        norm = (h, config.layer_norm_eps, dtype)
+        self.attention_norm = None if first else layer_norm(*norm, bias=config.norm_bias)
+        self.attention = ModernBertAttention(config, local=local, dtype=dtype)
+        self.mlp_norm = layer_norm(*norm, bias=config.norm_bias)
+        self.up = linear(h, 2 * f, dtype, bias=config.mlp_bias)
+        self.down = linear(f, h, dtype, bias=config.mlp_bias)
+
+    def __call__(
+        self,
+        hidden: Float[Array, "b l h"],
+        pairs: Bool[Array, "n 1 #q k"],
+        rotation: Rotation,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b l h"]:
+        """`pairs` are `local_pairs` in a local layer, else `attention_pairs`."""
+        normed = hidden if self.attention_norm is None else self.attention_norm(hidden)
+        hidden = hidden + self.attention(normed, pairs, rotation, rngs=rngs)
+        inner, gate = jnp.split(self.up(self.mlp_norm(hidden)), 2, axis=-1)
+        inner = dropout(ACTIVATIONS[self.activation](inner) * gate, self.mlp_dropout_rate, rngs)
+        return hidden + self.down(inner)
+
+
+class ModernBertAttention(nnx.Module):
+    """Multi-head attention with turned queries and keys: `[b, l, h] -> [b, l, h]`."""
+
+    def __init__(self, config: ModernBertConfig, *, local: bool, dtype: jnp.dtype):
+        h = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.window = config.local_attention // 2 if local else None
+        self.dropout_rate = config.attention_probs_dropout_prob
+        self.qkv = linear(h, 3 * h, dtype, bias=config.attention_bias)
+        self.out = linear(h, h, dtype, bias=config.attention_bias)
+
+    def __call__(
+        self,
+        hidden: Float[Array, "b l h"],
+        pairs: Bool[Array, "n 1 #q k"],
+        rotation: Rotation,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b l h"]:
+        """Dropout, at one rate, falls on the probabilities and on the result."""
+        b, l, h = hidden.shape
+        query, key, value = (
+            x.reshape(b, l, self.heads, h // self.heads)
+            for x in jnp.split(self.qkv(hidden), 3, axis=-1)
+        )
+        query, key, drop = turned(query, rotation), turned(key, rotation), self.dropout_rate
+        if self.window is None:
+            mixed = attention(query, key, value, pairs, dropout_rate=drop, rngs=rngs)
+        else:
+            mixed = local_attention(
+                query, key, value, pairs, self.window, dropout_rate=drop, rngs=rngs
+            )
+        return dropout(self.out(mixed.reshape(b, l, h)), drop, rngs)
+
+
+def rotation(positions: Int[Array, "#b l"], size: int, theta: float) -> Rotation:
+    """By what heads of `size` are turned at `positions` (Su et al. 2021), float32."""
+    # NumPy's float32 powers are PyTorch's to the last digit or the one before.
+    exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
+    frequencies = 1 / np.float32(theta) ** exponents
+    angles = positions.astype(jnp.float32)[..., None, None] * frequencies[None, None, None]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def turned(x: Float[Array, "b l a d"], rotation: Rotation) -> Float[Array, "b l a d"]:
+    """Each pair of a head's elements `i` and `i + d / 2` turned, in float32."""
+    cosines, sines = rotation
+    one, other = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    both = [one * cosines - other * sines, other * cosines + one * sines]
+    return jnp.concatenate(both, axis=-1).astype(x.dtype)
+
+
+class ModernBertHead(SpanHead):
+    """A dense layer, activation and norm, which masked language models have too, then spans."""
+
+    def __init__(self, config: ModernBertConfig, *, dtype: jnp.dtype):
+        super().__init__(config, dtype=dtype, dropout_rate=config.classifier_dropout)
+        h = config.hidden_size
+        self.activation = config.classifier_activation
+        self.dense = linear(h, h, dtype, bias=config.classifier_bias)
+        self.norm = layer_norm(h, config.layer_norm_eps, dtype, bias=config.norm_bias)
+
+    def __call__(
+        self,
+        hidden: Float[Array, "b l h"],
+        input_ids: Int[Array, "b l"],
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> SpanLogits:
+        """As `qa.SpanHead`."""
+        hidden = self.norm(ACTIVATIONS[self.activation](self.dense(hidden)))
+        return super().__call__(hidden, input_ids, rngs=rngs)
+
+
+def initial_array(
+    path: ParamPath, shape: tuple[int, ...], config: ModernBertConfig, random: np.random.Generator
+) -> np.ndarray:
+    """As `layers.initial_array` without tails, and smaller before a sum; the head's by its size."""
+    deviation = config.initializer_range
+    if path[-2] in ("out", "down", "dense"):
+        deviation /= (2 * len(config.layer_types)) ** 0.5
+    elif path[-2] == "outputs":
+        deviation = config.hidden_size**-0.5
+    cutoff = config.initializer_cutoff_factor
+    return layers.initial_array(path, shape, config, random, deviation=deviation, cutoff=cutoff)
+
+
+WEIGHT_NAMES = {
+    r"embeddings\.word": r"embeddings.tok_embeddings",
+    r"embeddings\.norm": r"embeddings.norm",
+    r"layers\.(\d+)\.attention_norm": r"layers.\1.attn_norm",
+    r"layers\.(\d+)\.attention\.qkv": r"layers.\1.attn.Wqkv",
+    r"layers\.(\d+)\.attention\.out": r"layers.\1.attn.Wo",
+    r"layers\.(\d+)\.mlp_norm": r"layers.\1.mlp_norm",
+    r"layers\.(\d+)\.up": r"layers.\1.mlp.Wi",
+    r"layers\.(\d+)\.down": r"layers.\1.mlp.Wo",
+    r"final_norm": r"final_norm",
+}
+HEAD_WEIGHT_NAMES = {r"dense": r"head.dense", r"norm": r"head.norm", r"outputs": r"classifier"}
+# A classifier of other labels is not among them: it has the span outputs' name.
+UNUSED_WEIGHTS = (r"decoder\..*",)

@@ -1,0 +1,91 @@
+"""Attention in blocks is attention with all other pairs masked."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from loud import relative_error
+
+from qa_flax.models.local_attention import block_size, local_attention, local_pairs
+
+
+def attend_plainly(query, key, value, mask, segments, window):
+    """One token, row and head after the other, in float64; zeros where there is nothing to see."""
+    b, l, heads, size = query.shape
+    mixed = np.zeros((b, l, heads, size))
+    for row, i, head in itertools.product(range(b), range(l), range(heads)):
+        seen = [
+            j
+            for j in range(max(0, i - window), min(l, i + window + 1))
+            if mask[row, j] and (segments is None or segments[row, i] == segments[row, j])
+        ]
+        if seen:
+            scores = key[row, seen, head].astype(np.float64) @ query[row, i, head] / size**0.5
+            weights = np.exp(scores - scores.max())
+            mixed[row, i, head] = weights / weights.sum() @ value[row, seen, head]
+    return mixed
+
+
+def inputs(length, packed, seed=0):
+    random = np.random.default_rng(seed)
+    query, key, value = random.standard_normal((3, 2, length, 2, 4)).astype(np.float32)
+    mask = (np.arange(length) < np.array([[length], [length // 2]])).astype(np.int32)
+    segments = np.sort(random.integers(1, 4, (2, length)), axis=1).astype(np.int32) * mask
+    return query, key, value, mask, segments if packed else None
+
+
+def ours(query, key, value, mask, segments, window):
+    segments = None if segments is None else jnp.asarray(segments)
+    pairs = local_pairs(jnp.asarray(mask), segments, window)
+    return local_attention(*map(jnp.asarray, (query, key, value)), pairs, window)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("length", "window"), [(3, 0), (9, 1), (12, 3), (13, 3), (24, 3), (31, 5), (40, 20)]
+)
+def test_each_token_sees_those_nearby(length, window, packed):
+    given = inputs(length, packed)
+    assert relative_error(ours(*given, window), attend_plainly(*given, window)) < 1e-6
+
+
+def test_both_forms_are_tested():
+    cut = [block_size(*sizes) for sizes in ((3, 0), (9, 1), (12, 3), (13, 3), (24, 3), (40, 20))]
+    assert cut == [1, 1, None, 3, 3, None]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_gradients_of_both_forms_agree(packed, monkeypatch):
+    query, key, value, *where = inputs(29, packed)
+
+    def loss(query, key, value):
+        return (ours(query, key, value, *where, 4) ** 2).sum()
+
+    in_blocks = jax.grad(loss, argnums=(0, 1, 2))(query, key, value)
+    monkeypatch.setattr("qa_flax.models.local_attention.block_size", lambda length, window: None)
+    masked = jax.grad(loss, argnums=(0, 1, 2))(query, key, value)
+    for one, other in zip(in_blocks, masked, strict=True):
+        assert relative_error(one, other) < 1e-5
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_memory_grows_with_the_row_and_not_with_its_square(packed):
+    def largest(length):
+        given = inputs(length, packed)
+        jaxpr = jax.make_jaxpr(jax.grad(lambda query: ours(query, *given[1:], 8).sum()))(given[0])
+        return max(
+            int(np.prod(out.aval.shape)) for each in equations(jaxpr.jaxpr) for out in each.outvars
+        )
+
+    assert largest(2048) == 2 * largest(1024)
+    assert largest(2048) < 2048**2
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in equation.params.values():
+            if hasattr(inner, "jaxpr"):
+                yield from equations(inner.jaxpr)
