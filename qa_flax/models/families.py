@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from qa_flax.models import bert, distilbert, electra, roberta
+from qa_flax.models import bert, big_bird, distilbert, electra, roberta
 from qa_flax.models.layers import OTHER_TASKS, BlockConfig, ParamPath
 from qa_flax.models.qa import HEAD_WEIGHT_NAMES, SpanHead
 
@@ -85,5 +85,14 @@ FAMILIES = {
         prefix="electra.",
         architecture="ElectraForQuestionAnswering",
         unused_weights=electra.UNUSED_WEIGHTS,
+    ),
+    "big_bird": Family(
+        big_bird.BigBirdConfig.from_hf,
+        big_bird.BigBirdEncoder,
+        big_bird.WEIGHT_NAMES,
+        prefix="bert.",
+        architecture="BigBirdForQuestionAnswering",
+        head=big_bird.BigBirdHead,
+        head_weight_names=big_bird.HEAD_WEIGHT_NAMES,
     ),
 }
