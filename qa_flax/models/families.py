@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from qa_flax.models import bert, deberta_v2, distilbert, electra, roberta
+from qa_flax.models import bert, big_bird, distilbert, electra, roberta
 from qa_flax.models.layers import OTHER_TASKS, BlockConfig, ParamPath
 from qa_flax.models import bert, distilbert, electra, modernbert, roberta
 from qa_flax.models.layers import OTHER_TASKS, BlockConfig, ParamPath, initial_array
@@ -107,5 +108,13 @@ FAMILIES = {
         head_weight_names=modernbert.HEAD_WEIGHT_NAMES,
         unused_weights=modernbert.UNUSED_WEIGHTS,
         initial_array=modernbert.initial_array,
+    "big_bird": Family(
+        big_bird.BigBirdConfig.from_hf,
+        big_bird.BigBirdEncoder,
+        big_bird.WEIGHT_NAMES,
+        prefix="bert.",
+        architecture="BigBirdForQuestionAnswering",
+        head=big_bird.BigBirdHead,
+        head_weight_names=big_bird.HEAD_WEIGHT_NAMES,
     ),
 }

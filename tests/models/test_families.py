@@ -99,7 +99,11 @@ def test_padding_and_other_rows_do_not_change_a_row(family):
 @encoders
 def test_defaults_are_all_real_tokens_of_type_0(family):
     model, ids = loud_model(0, family=family), batch_of(family, 6, 1)["input_ids"]
-    said = {"attention_mask": ids**0} | ({"token_type_ids": ids * 0} if CASES[family].types else {})
+    types, separator = ids * 0, CASES[family].separator
+    if separator is not None:
+        ids[0, 2] = separator
+        types[0, 3:] = 1
+    said = {"attention_mask": ids**0} | ({"token_type_ids": types} if CASES[family].types else {})
     for ours, theirs in zip(model(input_ids=ids), model(input_ids=ids, **said), strict=True):
         assert relative_error(ours, theirs) < 1e-5
 
@@ -181,12 +185,16 @@ def test_each_dropout_rate_works_alone(family, rate):
 
 
 def observed(family, **changes):
-    """All a config can change: shapes, first weights, logits without and with dropout."""
+    """All a config can change: shapes, first weights, logits without and with dropout.
+
+    In rows of 12 tokens and in the longest, where a local window shows.
+    """
     config = loud_config(family, **changes)
     arrays = list(parameters(AutoModelForQuestionAnswering.from_config(config)).values())
-    for rngs in (None, nnx.Rngs(dropout=0)):
-        model = loud_model(0, family=family, **changes)
-        arrays += list(model(**loud_batch(12, types=CASES[family].types), rngs=rngs))
+    case, model = CASES[family], loud_model(0, family=family, **changes)
+    for length in {12, max(case.lengths)}:
+        for rngs in (None, nnx.Rngs(dropout=0)):
+            arrays += list(model(**loud_batch(length, types=case.types), rngs=rngs))
     return [np.asarray(array) for array in arrays]
 
 

@@ -6,6 +6,7 @@
 
 from cases import bert, deberta_v2, distilbert, electra, roberta
 from cases import bert, distilbert, electra, modernbert, roberta
+from cases import bert, big_bird, distilbert, electra, roberta
 from cases.case import Case
 
 CASES: dict[str, Case] = {
@@ -17,4 +18,5 @@ CASES: dict[str, Case] = {
     "electra": electra.CASE,
     "deberta-v2": deberta_v2.CASE,
     "modernbert": modernbert.CASE,
+    "big_bird": big_bird.CASE,
 }

@@ -1,0 +1,352 @@
+"""Stage 4 of 7: BigBird (Zaheer et al. 2020): attention over blocks of tokens, a head of its own.
+
+Axis letters beside those of `layers`: `n` blocks, `s` tokens of a block, `r` random blocks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from qa_flax.models.configs import read_config
+from qa_flax.models.layers import (
+    ACTIVATIONS,
+    BLOCK_NAMES,
+    EMBEDDING_NAMES,
+    PostNormBlock,
+    SpanLogits,
+    Stack,
+    attention,
+    attention_pairs,
+    dropout,
+    embedding,
+    layer_norm,
+    linear,
+    look_up,
+    positions_from_0,
+)
+from qa_flax.models.qa import SpanHead
+
+
+@dataclass(frozen=True)
+class BigBirdConfig:
+    """The fields of a BigBird config.json that change the result, by Hugging Face's names."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    hidden_act: str
+    hidden_dropout_prob: float
+    attention_probs_dropout_prob: float
+    max_position_embeddings: int
+    type_vocab_size: int
+    initializer_range: float
+    layer_norm_eps: float
+    pad_token_id: int | None
+    sep_token_id: int
+    attention_type: str
+    use_bias: bool
+    rescale_embeddings: bool
+    block_size: int
+    num_random_blocks: int
+
+    @classmethod
+    def from_hf(cls, values: Mapping[str, Any]) -> "BigBirdConfig":
+        """Read config.json's values; `ValueError` for what this encoder cannot compute."""
+        if values["sep_token_id"] is None:
+            raise ValueError(
+                "sep_token_id=None is not supported for big_bird: the id that ends the question "
+                "must be known"
+            )
+        return read_config(cls, values, required=REQUIRED)
+
+    def sparse(self, length: int) -> bool:
+        """Whether rows of `length` tokens are worth blocks; PyTorch attends to all in others."""
+        return self.attention_type == "block_sparse" and length > self.drawn_from * self.block_size
+
+    @property
+    def drawn_from(self) -> int:
+        """How many blocks at a row's beginning random ones are drawn from."""
+        return 5 + 2 * self.num_random_blocks
+
+
+REQUIRED = {
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "attention_type": ("block_sparse", "original_full"),
+}
+
+
+# ---- block sparse attention ----------------------------------------------------------------------
+
+
+def random_blocks(config: BigBirdConfig, n: int, layer: int) -> Int[np.ndarray, "a inner r"]:
+    """The random blocks that blocks 1 to n - 2 look at in training, drawn as PyTorch draws them.
+
+    NumPy's generator begins with the layer's number, so every step sees the same blocks.
+    """
+    random = np.random.RandomState(layer)
+    heads, r, size = config.num_attention_heads, config.num_random_blocks, config.block_size
+    chosen = np.zeros((heads, n - 2, r), np.int32)
+    if n * size in (1024, 3072, 4096):
+        # The paper's code drew for the longest row, of which a shorter one takes the beginning.
+        longest = config.max_position_embeddings // size
+        for head in range(heads):
+            for block in range(1, longest - 1):
+                drawn = random.permutation(_paper_s_choice(block, longest, size))
+                if block < n - 1:
+                    chosen[head, block - 1] = drawn[:r]
+        return chosen
+    end = config.drawn_from
+    for block in range(1, n - 1):
+        seen = {0, block - 1, block, block + 1, end - 1}
+        if block == 1:
+            seen.add(end - 2)
+        if block == end - 2:
+            seen.add(1)
+        for head in range(heads):
+            drawn = random.permutation(end)
+            chosen[head, block - 1] = drawn[~np.isin(drawn, list(seen))][:r]
+    return chosen
+
+
+def _paper_s_choice(block: int, n: int, size: int) -> Int[np.ndarray, " choice"]:
+    """What `block` of `n` draws from: blocks of the first 1024 tokens that it does not see yet."""
+    inner = np.arange(1, n - 1)
+    last = 1024 // size - 1 if 2 * size < 1024 else n - 1
+    if block <= 2:
+        return inner[block + 1 : last]
+    if block >= n - 3 or block - 2 > last:
+        return inner[:last]
+    if block + 1 == last:
+        return inner[: block - 2]
+    return np.concatenate((inner[: block - 2], inner[block + 1 : last]))
+
+
+def block_sparse_attention(
+    query: Float[Array, "b l a d"],
+    key: Float[Array, "b l a d"],
+    value: Float[Array, "b l a d"],
+    real: Bool[Array, "b 1 1 l"],
+    size: int,
+    chosen: Int[np.ndarray, "a inner r"],
+) -> Float[Array, "b l a d"]:
+    """The first and the last block look at all tokens, every other one at these two, at itself and
+    its neighbours and at the blocks `chosen` for it. Padding tokens get zeros.
+    """
+    b, l, a, d = query.shape
+    mask = jnp.broadcast_to(real.reshape(b, l, 1, 1), (b, l, a, 1))
+    queries, keys, values, reals = (_in_blocks(x, size) for x in (query, key, value, mask))
+    # Block 1's left neighbour is the first block and block n - 2's right one the last: seen once.
+    once = np.ones((queries.shape[2] - 2, 5 + chosen.shape[-1]), bool)
+    once[0, 2] = once[-1, 4] = False
+    inner = _alone(
+        queries[:, :, 1:-1],
+        _seen(keys, chosen),
+        _seen(values, chosen),
+        _seen(reals, chosen) & once.repeat(size, axis=1)[None, None, :, :, None],
+    )
+    # Both ends as one block of twice the size, looking at one block as long as the row.
+    ends = queries[:, :, np.array([0, -1])].reshape(b, a, 1, 2 * size, d)
+    ends = _alone(ends, *(x.reshape(b, a, 1, -1, x.shape[-1]) for x in (keys, values, reals)))
+    ends = ends.reshape(b, a, 2, size, d)
+    mixed = jnp.concatenate((ends[:, :, :1], inner, ends[:, :, 1:]), axis=2)
+    mixed = mixed.transpose(0, 2, 3, 1, 4).reshape(b, -1, a, d)[:, :l]
+    return jnp.where(mask, mixed, jnp.zeros((), mixed.dtype))
+
+
+def _in_blocks(x: Shaped[Array, "b l a d"], size: int) -> Shaped[Array, "b a n {size} d"]:
+    """Blocks of `size` tokens, the last one filled up with zeros: padding, by the mask's zeros."""
+    b, l, a, d = x.shape
+    full = jnp.pad(x, ((0, 0), (0, -l % size), (0, 0), (0, 0)))
+    return full.reshape(b, -1, size, a, d).transpose(0, 3, 1, 2, 4)
+
+
+def _seen(
+    blocks: Shaped[Array, "b a n s d"], chosen: Int[np.ndarray, "a n-2 r"]
+) -> Shaped[Array, "b a n-2 (5+r)*s d"]:
+    """Side by side, what each block but the first and the last looks at."""
+    b, a, n, s, d = blocks.shape
+    first, last = (
+        jnp.broadcast_to(x, (b, a, n - 2, s, d)) for x in (blocks[:, :, :1], blocks[:, :, -1:])
+    )
+    # One axis of whole blocks, which is the cheapest to pick from.
+    picked = blocks.reshape(b, a * n, s, d)[:, chosen + n * np.arange(a)[:, None, None]]
+    picked = picked.reshape(b, a, n - 2, -1, d)
+    near = (blocks[:, :, :-2], blocks[:, :, 1:-1], blocks[:, :, 2:])
+    return jnp.concatenate((first, last, *near, picked), axis=3)
+
+
+def _alone(
+    query: Float[Array, "b a n q d"],
+    key: Float[Array, "b a n k d"],
+    value: Float[Array, "b a n k d"],
+    real: Bool[Array, "b a n k 1"],
+) -> Float[Array, "b a n q d"]:
+    """Attention within each head of each block, each as a row of its own with one head."""
+    q, k, v = (x.reshape(-1, x.shape[3], 1, x.shape[4]) for x in (query, key, value))
+    return attention(q, k, v, real.reshape(-1, 1, 1, real.shape[3])).reshape(query.shape)
+
+
+# ---- the encoder ---------------------------------------------------------------------------------
+
+
+class BigBirdAttention(nnx.Module):
+    """Multi-head attention, block sparse in long rows: `[b, l, h] -> [b, l, h]`.
+
+    With `rngs`, in training, each block looks at `random_blocks`. Without, PyTorch puts the first
+    block in their places, which so counts `num_random_blocks` times more.
+    """
+
+    def __init__(self, config: BigBirdConfig, layer: int, *, dtype: jnp.dtype):
+        h = config.hidden_size
+        self.config, self.layer = config, layer
+        self.query = linear(h, h, dtype, bias=config.use_bias)
+        self.key = linear(h, h, dtype, bias=config.use_bias)
+        self.value = linear(h, h, dtype, bias=config.use_bias)
+        self.out = linear(h, h, dtype)
+
+    def __call__(
+        self,
+        hidden: Float[Array, "b l h"],
+        real: Bool[Array, "b 1 1 l"],
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b l h"]:
+        """Attend to `real` tokens. Dropout falls on the probabilities in short rows only."""
+        b, l, h = hidden.shape
+        heads, size = self.config.num_attention_heads, self.config.block_size
+        query, key, value = (
+            project(hidden).reshape(b, l, heads, h // heads)
+            for project in (self.query, self.key, self.value)
+        )
+        if self.config.sparse(l):
+            n = -(-l // size)
+            chosen = np.zeros((heads, n - 2, self.config.num_random_blocks), np.int32)
+            if rngs is not None:
+                chosen = random_blocks(self.config, n, self.layer)
+            mixed = block_sparse_attention(query, key, value, real, size, chosen)
+        else:
+            rate = self.config.attention_probs_dropout_prob
+            mixed = attention(query, key, value, real, dropout_rate=rate, rngs=rngs)
+        return self.out(mixed.reshape(b, l, h))
+
+
+class BigBirdEmbeddings(nnx.Module):
+    """Word vectors, perhaps enlarged, + token type + position, dropout before the norm."""
+
+    def __init__(self, config: BigBirdConfig, *, dtype: jnp.dtype):
+        h = config.hidden_size
+        self.dropout_rate = config.hidden_dropout_prob
+        self.padding = config.pad_token_id
+        self.word_scale = h**0.5 if config.rescale_embeddings else 1.0
+        self.word = embedding(config.vocab_size, h)
+        self.position = embedding(config.max_position_embeddings, h)
+        self.token_type = embedding(config.type_vocab_size, h)
+        self.norm = layer_norm(h, config.layer_norm_eps, dtype)
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "b l"],
+        token_type_ids: Int[Array, "b l"],
+        position_ids: Int[Array, "#b l"],
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b l h"]:
+        """Sum in HF's order, so that float32 rounds as there."""
+        summed = look_up(self.word, input_ids, self.padding) * self.word_scale
+        summed = summed + self.token_type(token_type_ids) + self.position(position_ids)
+        return self.norm(dropout(summed, self.dropout_rate, rngs))
+
+
+class BigBirdEncoder(nnx.Module):
+    """Embeddings and `num_hidden_layers` post-norm blocks."""
+
+    def __init__(self, config: BigBirdConfig, *, dtype: jnp.dtype):
+        self.positions = config.max_position_embeddings
+        self.separator = config.sep_token_id
+        self.embeddings = BigBirdEmbeddings(config, dtype=dtype)
+        self.layers = Stack(
+            PostNormBlock(config, BigBirdAttention(config, layer, dtype=dtype), dtype=dtype)
+            for layer in range(config.num_hidden_layers)
+        )
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "b l"],
+        attention_mask: Int[Array, "b l"],
+        token_type_ids: Int[Array, "b l"] | None = None,
+        position_ids: Int[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b l h"]:
+        """As `bert.BertEncoder`, but token types default to 0 in the question and 1 after it.
+
+        A long row's padding changes it a little, since its last block sees and is seen by all.
+        Raises `ValueError` for `segment_ids`.
+        """
+        if segment_ids is not None:
+            raise ValueError(
+                "big_bird cannot have several windows in a row: its blocks and its question are "
+                "counted from the row's beginning; give each window a row of its own"
+            )
+        positions = positions_from_0(input_ids, position_ids, None, self.positions)
+        if token_type_ids is None:
+            token_type_ids = 1 - in_question(input_ids, self.separator).astype(jnp.int32)
+        hidden = self.embeddings(input_ids, token_type_ids, positions, rngs=rngs)
+        return self.layers(hidden, attention_pairs(attention_mask), rngs=rngs)
+
+
+def in_question(input_ids: Int[Array, "b l"], separator: int) -> Bool[Array, "b l"]:
+    """Tokens up to the first `separator`; the first token alone where there is none."""
+    end = jnp.argmax(input_ids == separator, axis=1, keepdims=True)
+    return jnp.arange(input_ids.shape[1])[None, :] <= end
+
+
+# ---- the head ------------------------------------------------------------------------------------
+
+
+class BigBirdHead(SpanHead):
+    """The span head behind one more mlp; the question's tokens cannot be in the answer."""
+
+    def __init__(self, config: BigBirdConfig, *, dtype: jnp.dtype):
+        super().__init__(config, dtype=dtype)
+        h, f = config.hidden_size, config.intermediate_size
+        self.activation = config.hidden_act
+        self.mlp_dropout_rate = config.hidden_dropout_prob
+        self.separator = config.sep_token_id
+        self.up = linear(h, f, dtype)
+        self.down = linear(f, h, dtype)
+        self.norm = layer_norm(h, config.layer_norm_eps, dtype)
+
+    def __call__(
+        self,
+        hidden: Float[Array, "b l h"],
+        input_ids: Int[Array, "b l"],
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> SpanLogits:
+        """As `qa.SpanHead`, less a million for the question but its first token: no answer."""
+        rate = self.mlp_dropout_rate
+        inner = ACTIVATIONS[self.activation](self.up(dropout(hidden, rate, rngs)))
+        hidden = self.norm(hidden + dropout(self.down(inner), rate, rngs))
+        start, end = super().__call__(hidden, input_ids, rngs=rngs)
+        banned = in_question(input_ids, self.separator).at[:, 0].set(False) * 1e6
+        return SpanLogits(start - banned, end - banned)
+
+
+WEIGHT_NAMES = EMBEDDING_NAMES | BLOCK_NAMES
+HEAD_WEIGHT_NAMES = {
+    r"up": r"qa_classifier.intermediate.dense",
+    r"down": r"qa_classifier.output.dense",
+    r"norm": r"qa_classifier.output.LayerNorm",
+    r"outputs": r"qa_classifier.qa_outputs",
+}

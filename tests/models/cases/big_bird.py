@@ -1,0 +1,33 @@
+from cases.case import A_DECODER, BLOCK, BLOCK_CHANGED, ELSEWHERE, RELATIVE_POSITIONS, Case
+
+SEPARATOR = 20
+
+CASE = Case(
+    # Rows of up to 21 tokens are not sparse.
+    BLOCK | {"block_size": 3, "num_random_blocks": 1, "sep_token_id": SEPARATOR},
+    BLOCK_CHANGED
+    | {
+        "hidden_act": "gelu",
+        "sep_token_id": 22,
+        "attention_type": "original_full",
+        "use_bias": False,
+        "rescale_embeddings": True,
+        "block_size": 2,
+        "num_random_blocks": 2,
+    },
+    ELSEWHERE,
+    refused=(
+        *A_DECODER,
+        RELATIVE_POSITIONS,
+        (
+            {"attention_type": "sparse"},
+            "attention_type='sparse' is not supported for .*; known: 'block_sparse', 'orig",
+        ),
+        ({"sep_token_id": None}, "sep_token_id=None is not supported"),
+    ),
+    variations=({"block_size": 1}, {"block_size": 2, "num_random_blocks": 2}),
+    # The long ones first: a short row turns PyTorch's model to full attention for good.
+    lengths=(30, 25, 12),
+    separator=SEPARATOR,
+    packs=False,
+)
