@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from qa_flax.models import bert, distilbert, electra, roberta
+from qa_flax.models import albert, bert, distilbert, electra, roberta
 from qa_flax.models.layers import OTHER_TASKS, BlockConfig, ParamPath
 from qa_flax.models.qa import HEAD_WEIGHT_NAMES, SpanHead
 
@@ -85,5 +85,13 @@ FAMILIES = {
         prefix="electra.",
         architecture="ElectraForQuestionAnswering",
         unused_weights=electra.UNUSED_WEIGHTS,
+    ),
+    "albert": Family(
+        albert.AlbertConfig.from_hf,
+        albert.AlbertEncoder,
+        albert.WEIGHT_NAMES,
+        prefix="albert.",
+        architecture="AlbertForQuestionAnswering",
+        unused_weights=albert.UNUSED_WEIGHTS,
     ),
 }

@@ -387,7 +387,7 @@ class PostNormBlock(nnx.Module):
     """One encoder layer of the BERT-shaped families: each sublayer is added, then normalised.
 
     `attention` is a module called `(hidden, *where, rngs=...)`; `SelfAttention` unless given.
-    `drop_attended=False`: dropout falls on the mlp's result only.
+    `drop_attended=False`: no dropout on what attention adds; `drop_mlp`: the mlp's alike.
     """
 
     def __init__(
@@ -397,11 +397,12 @@ class PostNormBlock(nnx.Module):
         *,
         dtype: jnp.dtype,
         drop_attended: bool = True,
+        drop_mlp: bool = True,
     ):
         h, f = config.hidden_size, config.intermediate_size
         self.activation = config.hidden_act
-        self.dropout_rate = config.hidden_dropout_prob
         self.attended_dropout_rate = config.hidden_dropout_prob if drop_attended else 0.0
+        self.mlp_dropout_rate = config.hidden_dropout_prob if drop_mlp else 0.0
         self.attention: Any = attention or SelfAttention(config, dtype=dtype)
         self.attention_norm = layer_norm(h, config.layer_norm_eps, dtype)
         self.up = linear(h, f, dtype)
@@ -416,7 +417,7 @@ class PostNormBlock(nnx.Module):
         attended = dropout(attended, self.attended_dropout_rate, rngs)
         hidden = self.attention_norm(hidden + attended)
         inner = ACTIVATIONS[self.activation](self.up(hidden))
-        return self.mlp_norm(hidden + dropout(self.down(inner), self.dropout_rate, rngs))
+        return self.mlp_norm(hidden + dropout(self.down(inner), self.mlp_dropout_rate, rngs))
 
 
 # A block's modules -> the names most families' checkpoints have for them, as `Family.weight_names`.
