@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from qa_flax.models import albert, bert, distilbert, electra, roberta
+from qa_flax.models import albert, bert, distilbert, electra, mpnet, roberta
 from qa_flax.models.layers import OTHER_TASKS, BlockConfig, ParamPath
 from qa_flax.models.qa import HEAD_WEIGHT_NAMES, SpanHead
 
@@ -93,5 +93,13 @@ FAMILIES = {
         prefix="albert.",
         architecture="AlbertForQuestionAnswering",
         unused_weights=albert.UNUSED_WEIGHTS,
+    ),
+    "mpnet": Family(
+        mpnet.MPNetConfig.from_hf,
+        mpnet.MPNetEncoder,
+        mpnet.WEIGHT_NAMES,
+        prefix="mpnet.",
+        architecture="MPNetForQuestionAnswering",
+        unused_weights=mpnet.UNUSED_WEIGHTS,
     ),
 }

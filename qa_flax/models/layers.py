@@ -117,11 +117,17 @@ def attention_pairs(
     return pairs & same & (segment_ids > 0)[:, None, None, :]
 
 
-def restarting_positions(segment_ids: Int[Array, "b l"]) -> Int[Array, "b l"]:
-    """Position of each token in its own segment, counted from 0 where a new segment begins."""
-    index = jax.lax.broadcasted_iota(jnp.int32, segment_ids.shape, 1)
+def restarting_positions(
+    segment_ids: Int[Array, "b l"], before: Int[Array, "b l"] | None = None
+) -> Int[Array, "b l"]:
+    """Position of each token in its own segment, counted from 0 where a new segment begins.
+
+    `before`: how many tokens that count are before each in its row; all do unless given.
+    """
+    if before is None:
+        before = jax.lax.broadcasted_iota(jnp.int32, segment_ids.shape, 1)
     begins = jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0
-    return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
+    return before - jax.lax.cummax(jnp.where(begins, before, 0), axis=1)
 
 
 def check_length(length: int, limit: int) -> None:
@@ -158,17 +164,20 @@ def positions_after_padding(
     padding: int,
     limit: int,
 ) -> Int[Array, "b l"]:
-    """As RoBERTa counts: tokens from `padding + 1` on, and every padding token has `padding`.
+    """As RoBERTa counts: tokens from `padding + 1` on, and every padding word has `padding`.
 
     `limit` is the number of rows of the position table. `ValueError` for rows that are too long.
     """
     if position_ids is not None:
         return position_ids
-    if segment_ids is not None:
-        return jnp.where(segment_ids > 0, restarting_positions(segment_ids) + padding + 1, padding)
-    check_length(input_ids.shape[1], limit - padding - 1)
     real = (input_ids != padding).astype(input_ids.dtype)
-    return jnp.cumsum(real, axis=1) * real + padding
+    before = jnp.cumsum(real, axis=1) - real
+    if segment_ids is not None:
+        # The padding word may be in a window's text too, and may not be what is between windows.
+        real, before = real * (segment_ids > 0), restarting_positions(segment_ids, before)
+    else:
+        check_length(input_ids.shape[1], limit - padding - 1)
+    return (before + 1) * real + padding
 
 
 def attention(

@@ -4,7 +4,7 @@
 `tests/models/test_torch_parity.py` test them.
 """
 
-from cases import albert, bert, distilbert, electra, roberta
+from cases import albert, bert, distilbert, electra, mpnet, roberta
 from cases.case import Case
 
 CASES: dict[str, Case] = {
@@ -15,4 +15,5 @@ CASES: dict[str, Case] = {
     "camembert": roberta.CASE,
     "electra": electra.CASE,
     "albert": albert.CASE,
+    "mpnet": mpnet.CASE,
 }
