@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from qa_flax.models import albert, bert, distilbert, electra, mpnet, roberta
+from qa_flax.models import albert, bert, distilbert, electra, mpnet, roberta, roformer
 from qa_flax.models.layers import OTHER_TASKS, BlockConfig, ParamPath
 from qa_flax.models.qa import HEAD_WEIGHT_NAMES, SpanHead
 
@@ -101,5 +101,14 @@ FAMILIES = {
         prefix="mpnet.",
         architecture="MPNetForQuestionAnswering",
         unused_weights=mpnet.UNUSED_WEIGHTS,
+    ),
+    "roformer": Family(
+        roformer.RoFormerConfig.from_hf,
+        roformer.RoFormerEncoder,
+        roformer.WEIGHT_NAMES,
+        prefix="roformer.",
+        architecture="RoFormerForQuestionAnswering",
+        unused_weights=roformer.UNUSED_WEIGHTS,
+        fixed_arrays=roformer.fixed_arrays,
     ),
 }

@@ -22,6 +22,7 @@ from transformers import PreTrainedConfig
 
 from qa_flax.models.families import FAMILIES
 from qa_flax.models.hf import AutoModelForQuestionAnswering
+from qa_flax.models.layers import Fixed
 from qa_flax.models.qa import span_losses
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -174,7 +175,8 @@ def test_each_dropout_rate_works_alone(family, rate):
 def observed(family, **changes):
     """All a config can change: shapes, first weights, logits without and with dropout."""
     config = loud_config(family, **changes)
-    arrays = list(parameters(AutoModelForQuestionAnswering.from_config(config)).values())
+    state = nnx.state(AutoModelForQuestionAnswering.from_config(config), (nnx.Param, Fixed))
+    arrays = jax.tree.leaves(state)
     for rngs in (None, nnx.Rngs(dropout=0)):
         model = loud_model(0, family=family, **changes)
         arrays += list(model(**loud_batch(12, types=CASES[family].types), rngs=rngs))

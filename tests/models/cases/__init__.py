@@ -4,7 +4,7 @@
 `tests/models/test_torch_parity.py` test them.
 """
 
-from cases import albert, bert, distilbert, electra, mpnet, roberta
+from cases import albert, bert, distilbert, electra, mpnet, roberta, roformer
 from cases.case import Case
 
 CASES: dict[str, Case] = {
@@ -16,4 +16,5 @@ CASES: dict[str, Case] = {
     "electra": electra.CASE,
     "albert": albert.CASE,
     "mpnet": mpnet.CASE,
+    "roformer": roformer.CASE,
 }
