@@ -9,6 +9,7 @@ from flax import nnx
 
 from qa_flax.models import bert, deberta_v2, distilbert, electra, roberta
 from qa_flax.models import bert, big_bird, distilbert, electra, roberta
+from qa_flax.models import albert, bert, distilbert, electra, mpnet, roberta, roformer
 from qa_flax.models.layers import OTHER_TASKS, BlockConfig, ParamPath
 from qa_flax.models import bert, distilbert, electra, modernbert, roberta
 from qa_flax.models.layers import OTHER_TASKS, BlockConfig, ParamPath, initial_array
@@ -116,5 +117,29 @@ FAMILIES = {
         architecture="BigBirdForQuestionAnswering",
         head=big_bird.BigBirdHead,
         head_weight_names=big_bird.HEAD_WEIGHT_NAMES,
+    "albert": Family(
+        albert.AlbertConfig.from_hf,
+        albert.AlbertEncoder,
+        albert.WEIGHT_NAMES,
+        prefix="albert.",
+        architecture="AlbertForQuestionAnswering",
+        unused_weights=albert.UNUSED_WEIGHTS,
+    ),
+    "mpnet": Family(
+        mpnet.MPNetConfig.from_hf,
+        mpnet.MPNetEncoder,
+        mpnet.WEIGHT_NAMES,
+        prefix="mpnet.",
+        architecture="MPNetForQuestionAnswering",
+        unused_weights=mpnet.UNUSED_WEIGHTS,
+    ),
+    "roformer": Family(
+        roformer.RoFormerConfig.from_hf,
+        roformer.RoFormerEncoder,
+        roformer.WEIGHT_NAMES,
+        prefix="roformer.",
+        architecture="RoFormerForQuestionAnswering",
+        unused_weights=roformer.UNUSED_WEIGHTS,
+        fixed_arrays=roformer.fixed_arrays,
     ),
 }

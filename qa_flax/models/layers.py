@@ -117,11 +117,17 @@ def attention_pairs(
     return pairs & same & (segment_ids > 0)[:, None, None, :]
 
 
-def restarting_positions(segment_ids: Int[Array, "b l"]) -> Int[Array, "b l"]:
-    """Position of each token in its own segment, counted from 0 where a new segment begins."""
-    index = jax.lax.broadcasted_iota(jnp.int32, segment_ids.shape, 1)
+def restarting_positions(
+    segment_ids: Int[Array, "b l"], before: Int[Array, "b l"] | None = None
+) -> Int[Array, "b l"]:
+    """Position of each token in its own segment, counted from 0 where a new segment begins.
+
+    `before`: how many tokens that count are before each in its row; all do unless given.
+    """
+    if before is None:
+        before = jax.lax.broadcasted_iota(jnp.int32, segment_ids.shape, 1)
     begins = jnp.diff(segment_ids, axis=1, prepend=segment_ids[:, :1]) != 0
-    return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)
+    return before - jax.lax.cummax(jnp.where(begins, before, 0), axis=1)
 
 
 def check_length(length: int, limit: int) -> None:
@@ -158,17 +164,20 @@ def positions_after_padding(
     padding: int,
     limit: int,
 ) -> Int[Array, "b l"]:
-    """As RoBERTa counts: tokens from `padding + 1` on, and every padding token has `padding`.
+    """As RoBERTa counts: tokens from `padding + 1` on, and every padding word has `padding`.
 
     `limit` is the number of rows of the position table. `ValueError` for rows that are too long.
     """
     if position_ids is not None:
         return position_ids
-    if segment_ids is not None:
-        return jnp.where(segment_ids > 0, restarting_positions(segment_ids) + padding + 1, padding)
-    check_length(input_ids.shape[1], limit - padding - 1)
     real = (input_ids != padding).astype(input_ids.dtype)
-    return jnp.cumsum(real, axis=1) * real + padding
+    before = jnp.cumsum(real, axis=1) - real
+    if segment_ids is not None:
+        # The padding word may be in a window's text too, and may not be what is between windows.
+        real, before = real * (segment_ids > 0), restarting_positions(segment_ids, before)
+    else:
+        check_length(input_ids.shape[1], limit - padding - 1)
+    return (before + 1) * real + padding
 
 
 def attention(
@@ -399,7 +408,7 @@ class PostNormBlock(nnx.Module):
     """One encoder layer of the BERT-shaped families: each sublayer is added, then normalised.
 
     `attention` is a module called `(hidden, *where, rngs=...)`; `SelfAttention` unless given.
-    `drop_attended=False`: dropout falls on the mlp's result only.
+    `drop_attended=False`: no dropout on what attention adds; `drop_mlp`: the mlp's alike.
     """
 
     def __init__(
@@ -409,11 +418,12 @@ class PostNormBlock(nnx.Module):
         *,
         dtype: jnp.dtype,
         drop_attended: bool = True,
+        drop_mlp: bool = True,
     ):
         h, f = config.hidden_size, config.intermediate_size
         self.activation = config.hidden_act
-        self.dropout_rate = config.hidden_dropout_prob
         self.attended_dropout_rate = config.hidden_dropout_prob if drop_attended else 0.0
+        self.mlp_dropout_rate = config.hidden_dropout_prob if drop_mlp else 0.0
         self.attention: Any = attention or SelfAttention(config, dtype=dtype)
         self.attention_norm = layer_norm(h, config.layer_norm_eps, dtype)
         self.up = linear(h, f, dtype)
@@ -428,7 +438,7 @@ class PostNormBlock(nnx.Module):
         attended = dropout(attended, self.attended_dropout_rate, rngs)
         hidden = self.attention_norm(hidden + attended)
         inner = ACTIVATIONS[self.activation](self.up(hidden))
-        return self.mlp_norm(hidden + dropout(self.down(inner), self.dropout_rate, rngs))
+        return self.mlp_norm(hidden + dropout(self.down(inner), self.mlp_dropout_rate, rngs))
 
 
 # A block's modules -> the names most families' checkpoints have for them, as `Family.weight_names`.

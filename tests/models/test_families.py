@@ -22,7 +22,7 @@ from transformers import PreTrainedConfig
 
 from qa_flax.models.families import FAMILIES
 from qa_flax.models.hf import AutoModelForQuestionAnswering
-from qa_flax.models.layers import Stack
+from qa_flax.models.layers import Fixed, Stack
 from qa_flax.models.qa import span_losses
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -190,7 +190,8 @@ def observed(family, **changes):
     In rows of 12 tokens and in the longest, where a local window shows.
     """
     config = loud_config(family, **changes)
-    arrays = list(parameters(AutoModelForQuestionAnswering.from_config(config)).values())
+    state = nnx.state(AutoModelForQuestionAnswering.from_config(config), (nnx.Param, Fixed))
+    arrays = jax.tree.leaves(state)
     case, model = CASES[family], loud_model(0, family=family, **changes)
     for length in {12, max(case.lengths)}:
         for rngs in (None, nnx.Rngs(dropout=0)):

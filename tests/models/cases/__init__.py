@@ -7,6 +7,7 @@
 from cases import bert, deberta_v2, distilbert, electra, roberta
 from cases import bert, distilbert, electra, modernbert, roberta
 from cases import bert, big_bird, distilbert, electra, roberta
+from cases import albert, bert, distilbert, electra, mpnet, roberta, roformer
 from cases.case import Case
 
 CASES: dict[str, Case] = {
@@ -19,4 +20,7 @@ CASES: dict[str, Case] = {
     "deberta-v2": deberta_v2.CASE,
     "modernbert": modernbert.CASE,
     "big_bird": big_bird.CASE,
+    "albert": albert.CASE,
+    "mpnet": mpnet.CASE,
+    "roformer": roformer.CASE,
 }

@@ -1,0 +1,142 @@
+"""Stage 4 of 7: MPNet (Song et al. 2020): RoBERTa with one relative bias that all layers share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from qa_flax.models.configs import read_config
+from qa_flax.models.layers import (
+    EMBEDDING_NAMES,
+    OTHER_TASKS,
+    Embeddings,
+    PostNormBlock,
+    Stack,
+    attention_pairs,
+    embedding,
+    positions_after_padding,
+)
+
+# Kinds of distance and the padding word's id: HF's MPNet has these whatever config.json says, where
+# relative_attention_num_buckets is but the rows of the table.
+BUCKETS = 32
+PADDING = 1
+
+
+@dataclass(frozen=True)
+class MPNetConfig:
+    """The fields of an MPNet config.json that change the result, by Hugging Face's names."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    hidden_act: str
+    hidden_dropout_prob: float
+    attention_probs_dropout_prob: float
+    max_position_embeddings: int
+    relative_attention_num_buckets: int
+    initializer_range: float
+    layer_norm_eps: float
+
+    @property
+    def pad_token_id(self) -> int:
+        """The padding word's id."""
+        return PADDING
+
+    @classmethod
+    def from_hf(cls, values: Mapping[str, Any]) -> "MPNetConfig":
+        """Read config.json's values; `ValueError` for what this encoder cannot compute."""
+        config = read_config(cls, values)
+        if config.relative_attention_num_buckets < BUCKETS:
+            raise ValueError(
+                f"relative_attention_num_buckets={config.relative_attention_num_buckets!r} is not "
+                f"supported for mpnet; known: {BUCKETS} or more"
+            )
+        return config
+
+
+class MPNetEncoder(nnx.Module):
+    """Embeddings without token types, and post-norm blocks whose scores have a bias by distance."""
+
+    def __init__(self, config: MPNetConfig, *, dtype: jnp.dtype):
+        self.positions = config.max_position_embeddings
+        self.embeddings = Embeddings(
+            config,
+            dtype=dtype,
+            size=config.hidden_size,
+            positions=config.max_position_embeddings,
+            types=0,
+            padding_position=PADDING,
+        )
+        self.distance_bias = embedding(
+            config.relative_attention_num_buckets, config.num_attention_heads
+        )
+        self.layers = Stack(
+            PostNormBlock(config, dtype=dtype) for _ in range(config.num_hidden_layers)
+        )
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "b l"],
+        attention_mask: Int[Array, "b l"],
+        token_type_ids: Int[Array, "b l"] | None = None,
+        position_ids: Int[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b l h"]:
+        """As `roberta.RobertaEncoder`; token types are not looked at.
+
+        Distances are those in the row, whatever `position_ids` are.
+        """
+        positions = positions_after_padding(
+            input_ids, position_ids, segment_ids, PADDING, self.positions
+        )
+        hidden = self.embeddings(input_ids, None, positions, rngs=rngs)
+        length = input_ids.shape[1]
+        biases = self.distance_bias(jnp.asarray(buckets(np.arange(1 - length, length))))
+        pairs = attention_pairs(attention_mask, segment_ids)
+        return self.layers(hidden, pairs, by_distance(biases.T)[None], rngs=rngs)
+
+
+def buckets(ahead: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """The kind of each distance, 0 to 31; ahead are those above 0, which have the upper 16.
+
+    Distances below 8 have one each, then two for every doubling, until all from 91 on share one.
+    """
+    far = np.abs(ahead)
+    shared = 8 + np.floor(2 * np.log2(np.maximum(far, 8) / 8)).astype(int)
+    return np.where(far < 8, far, np.minimum(shared, 15)) + 16 * (ahead > 0)
+
+
+def by_distance(values: Float[Array, "a n"]) -> Float[Array, "a l l"]:
+    """Values of the distances 1 - l to l - 1, so n = 2l - 1 -> that of k - q for each q and k.
+
+    Without a gather of l * l vectors, whose gradient is slow on a TPU.
+    """
+    heads, n = values.shape
+    length = (n + 1) // 2
+    # Rows of n + 1, laid end to end and cut into rows of n, begin one value earlier each time.
+    rows = jnp.broadcast_to(jnp.pad(values, ((0, 0), (0, 1)))[:, None], (heads, length, n + 1))
+    rows = rows.reshape(heads, -1)[:, : length * n].reshape(heads, length, n)
+    return rows[:, :, length - 1 :]
+
+
+WEIGHT_NAMES = EMBEDDING_NAMES | {
+    r"distance_bias": r"encoder.relative_attention_bias",
+    r"layers\.(\d+)\.attention\.query": r"encoder.layer.\1.attention.attn.q",
+    r"layers\.(\d+)\.attention\.key": r"encoder.layer.\1.attention.attn.k",
+    r"layers\.(\d+)\.attention\.value": r"encoder.layer.\1.attention.attn.v",
+    r"layers\.(\d+)\.attention\.out": r"encoder.layer.\1.attention.attn.o",
+    r"layers\.(\d+)\.attention_norm": r"encoder.layer.\1.attention.LayerNorm",
+    r"layers\.(\d+)\.up": r"encoder.layer.\1.intermediate.dense",
+    r"layers\.(\d+)\.down": r"encoder.layer.\1.output.dense",
+    r"layers\.(\d+)\.mlp_norm": r"encoder.layer.\1.output.LayerNorm",
+}
+UNUSED_WEIGHTS = (*OTHER_TASKS, r"lm_head\..*")
