@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from qa_flax.models import bert, distilbert, electra, roberta
+from qa_flax.models import bert, distilbert, electra, roberta, roberta_prelayernorm
 from qa_flax.models.layers import OTHER_TASKS, BlockConfig, ParamPath
 from qa_flax.models.qa import HEAD_WEIGHT_NAMES, SpanHead
 
@@ -85,5 +85,13 @@ FAMILIES = {
         prefix="electra.",
         architecture="ElectraForQuestionAnswering",
         unused_weights=electra.UNUSED_WEIGHTS,
+    ),
+    "roberta-prelayernorm": Family(
+        roberta_prelayernorm.RobertaPreLayerNormConfig.from_hf,
+        roberta_prelayernorm.RobertaPreLayerNormEncoder,
+        roberta_prelayernorm.WEIGHT_NAMES,
+        prefix="roberta_prelayernorm.",
+        architecture="RobertaPreLayerNormForQuestionAnswering",
+        unused_weights=roberta_prelayernorm.UNUSED_WEIGHTS,
     ),
 }

@@ -383,11 +383,11 @@ class SelfAttention(nnx.Module):
         return self.out(mixed.reshape(b, l, h))
 
 
-class PostNormBlock(nnx.Module):
-    """One encoder layer of the BERT-shaped families: each sublayer is added, then normalised.
+class Block(nnx.Module):
+    """The parts of one encoder layer of the BERT-shaped families.
 
     `attention` is a module called `(hidden, *where, rngs=...)`; `SelfAttention` unless given.
-    `drop_attended=False`: dropout falls on the mlp's result only.
+    `drop_attended=False` or `drop_mlp=False`: no dropout on that sublayer's result.
     """
 
     def __init__(
@@ -397,10 +397,11 @@ class PostNormBlock(nnx.Module):
         *,
         dtype: jnp.dtype,
         drop_attended: bool = True,
+        drop_mlp: bool = True,
     ):
         h, f = config.hidden_size, config.intermediate_size
         self.activation = config.hidden_act
-        self.dropout_rate = config.hidden_dropout_prob
+        self.dropout_rate = config.hidden_dropout_prob if drop_mlp else 0.0
         self.attended_dropout_rate = config.hidden_dropout_prob if drop_attended else 0.0
         self.attention: Any = attention or SelfAttention(config, dtype=dtype)
         self.attention_norm = layer_norm(h, config.layer_norm_eps, dtype)
@@ -408,15 +409,38 @@ class PostNormBlock(nnx.Module):
         self.down = linear(f, h, dtype)
         self.mlp_norm = layer_norm(h, config.layer_norm_eps, dtype)
 
+    def attend(
+        self, hidden: Float[Array, "b l h"], *where: Any, rngs: nnx.Rngs | None
+    ) -> Float[Array, "b l h"]:
+        """The first sublayer; `where` goes to the attention."""
+        return dropout(self.attention(hidden, *where, rngs=rngs), self.attended_dropout_rate, rngs)
+
+    def mlp(self, hidden: Float[Array, "b l h"], *, rngs: nnx.Rngs | None) -> Float[Array, "b l h"]:
+        """The second sublayer."""
+        inner = ACTIVATIONS[self.activation](self.up(hidden))
+        return dropout(self.down(inner), self.dropout_rate, rngs)
+
+
+class PostNormBlock(Block):
+    """A layer whose sublayers' results are added, then normalised."""
+
     def __call__(
         self, hidden: Float[Array, "b l h"], *where: Any, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "b l h"]:
-        """Attention, then the mlp; `where` goes to the attention, `rngs` turns both dropouts on."""
-        attended = self.attention(hidden, *where, rngs=rngs)
-        attended = dropout(attended, self.attended_dropout_rate, rngs)
-        hidden = self.attention_norm(hidden + attended)
-        inner = ACTIVATIONS[self.activation](self.up(hidden))
-        return self.mlp_norm(hidden + dropout(self.down(inner), self.dropout_rate, rngs))
+        """Attention, then the mlp; `where` goes to the attention, `rngs` turns dropout on."""
+        hidden = self.attention_norm(hidden + self.attend(hidden, *where, rngs=rngs))
+        return self.mlp_norm(hidden + self.mlp(hidden, rngs=rngs))
+
+
+class PreNormBlock(Block):
+    """A layer whose sublayers read normalised states; their results are added to the states."""
+
+    def __call__(
+        self, hidden: Float[Array, "b l h"], *where: Any, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b l h"]:
+        """As `PostNormBlock`."""
+        hidden = hidden + self.attend(self.attention_norm(hidden), *where, rngs=rngs)
+        return hidden + self.mlp(self.mlp_norm(hidden), rngs=rngs)
 
 
 # A block's modules -> the names most families' checkpoints have for them, as `Family.weight_names`.

@@ -4,7 +4,7 @@
 `tests/models/test_torch_parity.py` test them.
 """
 
-from cases import bert, distilbert, electra, roberta
+from cases import bert, distilbert, electra, roberta, roberta_prelayernorm
 from cases.case import Case
 
 CASES: dict[str, Case] = {
@@ -14,4 +14,5 @@ CASES: dict[str, Case] = {
     "xlm-roberta": roberta.CASE,
     "camembert": roberta.CASE,
     "electra": electra.CASE,
+    "roberta-prelayernorm": roberta_prelayernorm.CASE,
 }
