@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from qa_flax.models import bert, distilbert, electra, roberta, roberta_prelayernorm
+from qa_flax.models import bert, distilbert, electra, roberta, roberta_prelayernorm, xlm_roberta_xl
 from qa_flax.models.layers import OTHER_TASKS, BlockConfig, ParamPath
 from qa_flax.models.qa import HEAD_WEIGHT_NAMES, SpanHead
 
@@ -93,5 +93,13 @@ FAMILIES = {
         prefix="roberta_prelayernorm.",
         architecture="RobertaPreLayerNormForQuestionAnswering",
         unused_weights=roberta_prelayernorm.UNUSED_WEIGHTS,
+    ),
+    "xlm-roberta-xl": Family(
+        xlm_roberta_xl.XLMRobertaXLConfig.from_hf,
+        xlm_roberta_xl.XLMRobertaXLEncoder,
+        xlm_roberta_xl.WEIGHT_NAMES,
+        prefix="roberta.",
+        architecture="XLMRobertaXLForQuestionAnswering",
+        unused_weights=xlm_roberta_xl.UNUSED_WEIGHTS,
     ),
 }

@@ -312,8 +312,8 @@ def sinusoids(n: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 class Embeddings(nnx.Module):
     """Word + token type + position vectors, normalised: `[b, l] -> [b, l, size]`.
 
-    `types=0` or `positions=0`: there is no such table. Neither the padding word nor position
-    `padding_position` is ever trained.
+    `types=0` or `positions=0`: there is no such table; `normalised=False`: no norm. Neither the
+    padding word nor position `padding_position` is ever trained.
     """
 
     def __init__(
@@ -326,14 +326,16 @@ class Embeddings(nnx.Module):
         types: int,
         padding_position: int | None = None,
         train_positions: bool = True,
+        normalised: bool = True,
     ):
+        self.dtype = dtype
         self.dropout_rate = config.hidden_dropout_prob
         self.padding, self.padding_position = config.pad_token_id, padding_position
         self.word = embedding(config.vocab_size, size)
         table = embedding if train_positions else FixedTable
         self.position = table(positions, size) if positions else None
         self.token_type = embedding(types, size) if types else None
-        self.norm = layer_norm(size, config.layer_norm_eps, dtype)
+        self.norm = layer_norm(size, config.layer_norm_eps, dtype) if normalised else None
 
     def __call__(
         self,
@@ -350,7 +352,8 @@ class Embeddings(nnx.Module):
             summed = summed + self.token_type(types)
         if self.position is not None:
             summed = summed + look_up(self.position, position_ids, self.padding_position)
-        return dropout(self.norm(summed), self.dropout_rate, rngs)
+        hidden = summed.astype(self.dtype) if self.norm is None else self.norm(summed)
+        return dropout(hidden, self.dropout_rate, rngs)
 
 
 class SelfAttention(nnx.Module):

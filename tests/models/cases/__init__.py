@@ -4,7 +4,7 @@
 `tests/models/test_torch_parity.py` test them.
 """
 
-from cases import bert, distilbert, electra, roberta, roberta_prelayernorm
+from cases import bert, distilbert, electra, roberta, roberta_prelayernorm, xlm_roberta_xl
 from cases.case import Case
 
 CASES: dict[str, Case] = {
@@ -15,4 +15,5 @@ CASES: dict[str, Case] = {
     "camembert": roberta.CASE,
     "electra": electra.CASE,
     "roberta-prelayernorm": roberta_prelayernorm.CASE,
+    "xlm-roberta-xl": xlm_roberta_xl.CASE,
 }
