@@ -7,11 +7,20 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from qa_flax.models import bert, deberta_v2, distilbert, electra, roberta
-from qa_flax.models import bert, big_bird, distilbert, electra, roberta
-from qa_flax.models import albert, bert, distilbert, electra, mpnet, roberta, roformer
-from qa_flax.models.layers import OTHER_TASKS, BlockConfig, ParamPath
-from qa_flax.models import bert, distilbert, electra, modernbert, roberta
+from qa_flax.models import (
+    albert,
+    bert,
+    big_bird,
+    deberta_v2,
+    distilbert,
+    electra,
+    modernbert,
+    mpnet,
+    roberta,
+    roberta_prelayernorm,
+    roformer,
+    xlm_roberta_xl,
+)
 from qa_flax.models.layers import OTHER_TASKS, BlockConfig, ParamPath, initial_array
 from qa_flax.models.qa import HEAD_WEIGHT_NAMES, SpanHead
 
@@ -92,6 +101,14 @@ FAMILIES = {
         architecture="ElectraForQuestionAnswering",
         unused_weights=electra.UNUSED_WEIGHTS,
     ),
+    "albert": Family(
+        albert.AlbertConfig.from_hf,
+        albert.AlbertEncoder,
+        albert.WEIGHT_NAMES,
+        prefix="albert.",
+        architecture="AlbertForQuestionAnswering",
+        unused_weights=albert.UNUSED_WEIGHTS,
+    ),
     "deberta-v2": Family(
         deberta_v2.DebertaV2Config.from_hf,
         deberta_v2.DebertaV2Encoder,
@@ -99,6 +116,7 @@ FAMILIES = {
         prefix="deberta.",
         architecture="DebertaV2ForQuestionAnswering",
         unused_weights=deberta_v2.UNUSED_WEIGHTS,
+    ),
     "modernbert": Family(
         modernbert.ModernBertConfig.from_hf,
         modernbert.ModernBertEncoder,
@@ -109,21 +127,6 @@ FAMILIES = {
         head_weight_names=modernbert.HEAD_WEIGHT_NAMES,
         unused_weights=modernbert.UNUSED_WEIGHTS,
         initial_array=modernbert.initial_array,
-    "big_bird": Family(
-        big_bird.BigBirdConfig.from_hf,
-        big_bird.BigBirdEncoder,
-        big_bird.WEIGHT_NAMES,
-        prefix="bert.",
-        architecture="BigBirdForQuestionAnswering",
-        head=big_bird.BigBirdHead,
-        head_weight_names=big_bird.HEAD_WEIGHT_NAMES,
-    "albert": Family(
-        albert.AlbertConfig.from_hf,
-        albert.AlbertEncoder,
-        albert.WEIGHT_NAMES,
-        prefix="albert.",
-        architecture="AlbertForQuestionAnswering",
-        unused_weights=albert.UNUSED_WEIGHTS,
     ),
     "mpnet": Family(
         mpnet.MPNetConfig.from_hf,
@@ -133,6 +136,14 @@ FAMILIES = {
         architecture="MPNetForQuestionAnswering",
         unused_weights=mpnet.UNUSED_WEIGHTS,
     ),
+    "roberta-prelayernorm": Family(
+        roberta_prelayernorm.RobertaPreLayerNormConfig.from_hf,
+        roberta_prelayernorm.RobertaPreLayerNormEncoder,
+        roberta_prelayernorm.WEIGHT_NAMES,
+        prefix="roberta_prelayernorm.",
+        architecture="RobertaPreLayerNormForQuestionAnswering",
+        unused_weights=roberta_prelayernorm.UNUSED_WEIGHTS,
+    ),
     "roformer": Family(
         roformer.RoFormerConfig.from_hf,
         roformer.RoFormerEncoder,
@@ -141,5 +152,22 @@ FAMILIES = {
         architecture="RoFormerForQuestionAnswering",
         unused_weights=roformer.UNUSED_WEIGHTS,
         fixed_arrays=roformer.fixed_arrays,
+    ),
+    "xlm-roberta-xl": Family(
+        xlm_roberta_xl.XLMRobertaXLConfig.from_hf,
+        xlm_roberta_xl.XLMRobertaXLEncoder,
+        xlm_roberta_xl.WEIGHT_NAMES,
+        prefix="roberta.",
+        architecture="XLMRobertaXLForQuestionAnswering",
+        unused_weights=xlm_roberta_xl.UNUSED_WEIGHTS,
+    ),
+    "big_bird": Family(
+        big_bird.BigBirdConfig.from_hf,
+        big_bird.BigBirdEncoder,
+        big_bird.WEIGHT_NAMES,
+        prefix="bert.",
+        architecture="BigBirdForQuestionAnswering",
+        head=big_bird.BigBirdHead,
+        head_weight_names=big_bird.HEAD_WEIGHT_NAMES,
     ),
 }

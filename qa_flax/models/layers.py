@@ -332,8 +332,8 @@ def sinusoids(n: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 class Embeddings(nnx.Module):
     """Word + token type + position vectors, normalised: `[b, l] -> [b, l, size]`.
 
-    `types=0` or `positions=0`: there is no such table. Neither the padding word nor position
-    `padding_position` is ever trained.
+    `types=0` or `positions=0`: there is no such table; `normalised=False`: no norm. Neither the
+    padding word nor position `padding_position` is ever trained.
     """
 
     def __init__(
@@ -347,14 +347,17 @@ class Embeddings(nnx.Module):
         padding_position: int | None = None,
         train_positions: bool = True,
         norm_bias: bool = True,
+        normalised: bool = True,
     ):
+        self.dtype = dtype
         self.dropout_rate = config.hidden_dropout_prob
         self.padding, self.padding_position = config.pad_token_id, padding_position
         self.word = embedding(config.vocab_size, size)
         table = embedding if train_positions else FixedTable
         self.position = table(positions, size) if positions else None
         self.token_type = embedding(types, size) if types else None
-        self.norm = layer_norm(size, config.layer_norm_eps, dtype, bias=norm_bias)
+        norm = layer_norm(size, config.layer_norm_eps, dtype, bias=norm_bias)
+        self.norm = norm if normalised else None
 
     def __call__(
         self,
@@ -371,7 +374,8 @@ class Embeddings(nnx.Module):
             summed = summed + self.token_type(types)
         if self.position is not None:
             summed = summed + look_up(self.position, position_ids, self.padding_position)
-        return dropout(self.norm(summed), self.dropout_rate, rngs)
+        hidden = summed.astype(self.dtype) if self.norm is None else self.norm(summed)
+        return dropout(hidden, self.dropout_rate, rngs)
 
 
 class SelfAttention(nnx.Module):
@@ -404,11 +408,11 @@ class SelfAttention(nnx.Module):
         return self.out(mixed.reshape(b, l, h))
 
 
-class PostNormBlock(nnx.Module):
-    """One encoder layer of the BERT-shaped families: each sublayer is added, then normalised.
+class Block(nnx.Module):
+    """The parts of one encoder layer of the BERT-shaped families.
 
     `attention` is a module called `(hidden, *where, rngs=...)`; `SelfAttention` unless given.
-    `drop_attended=False`: no dropout on what attention adds; `drop_mlp`: the mlp's alike.
+    `drop_attended=False` or `drop_mlp=False`: no dropout on that sublayer's result.
     """
 
     def __init__(
@@ -430,15 +434,38 @@ class PostNormBlock(nnx.Module):
         self.down = linear(f, h, dtype)
         self.mlp_norm = layer_norm(h, config.layer_norm_eps, dtype)
 
+    def attend(
+        self, hidden: Float[Array, "b l h"], *where: Any, rngs: nnx.Rngs | None
+    ) -> Float[Array, "b l h"]:
+        """The first sublayer; `where` goes to the attention."""
+        return dropout(self.attention(hidden, *where, rngs=rngs), self.attended_dropout_rate, rngs)
+
+    def mlp(self, hidden: Float[Array, "b l h"], *, rngs: nnx.Rngs | None) -> Float[Array, "b l h"]:
+        """The second sublayer."""
+        inner = ACTIVATIONS[self.activation](self.up(hidden))
+        return dropout(self.down(inner), self.mlp_dropout_rate, rngs)
+
+
+class PostNormBlock(Block):
+    """A layer whose sublayers' results are added, then normalised."""
+
     def __call__(
         self, hidden: Float[Array, "b l h"], *where: Any, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "b l h"]:
-        """Attention, then the mlp; `where` goes to the attention, `rngs` turns both dropouts on."""
-        attended = self.attention(hidden, *where, rngs=rngs)
-        attended = dropout(attended, self.attended_dropout_rate, rngs)
-        hidden = self.attention_norm(hidden + attended)
-        inner = ACTIVATIONS[self.activation](self.up(hidden))
-        return self.mlp_norm(hidden + dropout(self.down(inner), self.mlp_dropout_rate, rngs))
+        """Attention, then the mlp; `where` goes to the attention, `rngs` turns dropout on."""
+        hidden = self.attention_norm(hidden + self.attend(hidden, *where, rngs=rngs))
+        return self.mlp_norm(hidden + self.mlp(hidden, rngs=rngs))
+
+
+class PreNormBlock(Block):
+    """A layer whose sublayers read normalised states; their results are added to the states."""
+
+    def __call__(
+        self, hidden: Float[Array, "b l h"], *where: Any, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b l h"]:
+        """As `PostNormBlock`."""
+        hidden = hidden + self.attend(self.attention_norm(hidden), *where, rngs=rngs)
+        return hidden + self.mlp(self.mlp_norm(hidden), rngs=rngs)
 
 
 # A block's modules -> the names most families' checkpoints have for them, as `Family.weight_names`.

@@ -4,10 +4,20 @@
 `tests/models/test_torch_parity.py` test them.
 """
 
-from cases import bert, deberta_v2, distilbert, electra, roberta
-from cases import bert, distilbert, electra, modernbert, roberta
-from cases import bert, big_bird, distilbert, electra, roberta
-from cases import albert, bert, distilbert, electra, mpnet, roberta, roformer
+from cases import (
+    albert,
+    bert,
+    big_bird,
+    deberta_v2,
+    distilbert,
+    electra,
+    modernbert,
+    mpnet,
+    roberta,
+    roberta_prelayernorm,
+    roformer,
+    xlm_roberta_xl,
+)
 from cases.case import Case
 
 CASES: dict[str, Case] = {
@@ -17,10 +27,12 @@ CASES: dict[str, Case] = {
     "xlm-roberta": roberta.CASE,
     "camembert": roberta.CASE,
     "electra": electra.CASE,
+    "albert": albert.CASE,
     "deberta-v2": deberta_v2.CASE,
     "modernbert": modernbert.CASE,
-    "big_bird": big_bird.CASE,
-    "albert": albert.CASE,
     "mpnet": mpnet.CASE,
+    "roberta-prelayernorm": roberta_prelayernorm.CASE,
     "roformer": roformer.CASE,
+    "xlm-roberta-xl": xlm_roberta_xl.CASE,
+    "big_bird": big_bird.CASE,
 }
