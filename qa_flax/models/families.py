@@ -9,16 +9,19 @@ from flax import nnx
 
 from qa_flax.models import (
     albert,
+    bart,
     bert,
     big_bird,
     deberta_v2,
     distilbert,
     electra,
+    mbart,
     modernbert,
     mpnet,
     roberta,
     roberta_prelayernorm,
     roformer,
+    seq2seq,
     xlm_roberta_xl,
 )
 from qa_flax.models.layers import OTHER_TASKS, BlockConfig, ParamPath, initial_array
@@ -169,5 +172,21 @@ FAMILIES = {
         architecture="BigBirdForQuestionAnswering",
         head=big_bird.BigBirdHead,
         head_weight_names=big_bird.HEAD_WEIGHT_NAMES,
+    ),
+    "bart": Family(
+        bart.BartConfig.from_hf,
+        bart.BartEncoder,
+        seq2seq.WEIGHT_NAMES,
+        prefix="model.",
+        architecture="BartForQuestionAnswering",
+        unused_weights=seq2seq.UNUSED_WEIGHTS,
+    ),
+    "mbart": Family(
+        seq2seq.Seq2SeqConfig.from_hf,
+        mbart.MBartEncoder,
+        seq2seq.WEIGHT_NAMES,
+        prefix="model.",
+        architecture="MBartForQuestionAnswering",
+        unused_weights=seq2seq.UNUSED_WEIGHTS,
     ),
 }

@@ -184,7 +184,7 @@ def attention(
     query: Float[Array, "b q a d"],
     key: Float[Array, "b k a d"],
     value: Float[Array, "b k a d"],
-    pairs: Bool[Array, "b 1 #q k"],
+    pairs: Bool[Array, "#b 1 #q k"],
     bias: Float[Array, "#b #a q k"] | None = None,
     *,
     scale: float | None = None,
@@ -206,7 +206,7 @@ def attention(
 def attend(
     scores: Float[Array, "b a q k"],
     value: Float[Array, "b k a d"],
-    pairs: Bool[Array, "b 1 #q k"],
+    pairs: Bool[Array, "#b 1 #q k"],
     dropout_rate: float = 0.0,
     rngs: nnx.Rngs | None = None,
 ) -> Float[Array, "b q a d"]:

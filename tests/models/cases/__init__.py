@@ -6,11 +6,13 @@
 
 from cases import (
     albert,
+    bart,
     bert,
     big_bird,
     deberta_v2,
     distilbert,
     electra,
+    mbart,
     modernbert,
     mpnet,
     roberta,
@@ -35,4 +37,6 @@ CASES: dict[str, Case] = {
     "roformer": roformer.CASE,
     "xlm-roberta-xl": xlm_roberta_xl.CASE,
     "big_bird": big_bird.CASE,
+    "bart": bart.CASE,
+    "mbart": mbart.CASE,
 }

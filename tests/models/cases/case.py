@@ -26,6 +26,8 @@ class Case:
     """The id up to which token types default to 0 and after which to 1; None: all to 0."""
     packs: bool = True
     """Whether several windows can share a row."""
+    in_padding: int = 7
+    """A token that may stand in padding; the padding word where a family looks for it."""
     longest: int | None = 40
     """The longest row by its positions; None: no limit."""
     golden_attention: str = "eager"
