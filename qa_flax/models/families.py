@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from qa_flax.models import bert, distilbert, electra, roberta, roberta_prelayernorm, xlm_roberta_xl
+from qa_flax.models import (
+    bert,
+    distilbert,
+    electra,
+    longformer,
+    roberta,
+    roberta_prelayernorm,
+    xlm_roberta_xl,
+)
 from qa_flax.models.layers import OTHER_TASKS, BlockConfig, ParamPath
 from qa_flax.models.qa import HEAD_WEIGHT_NAMES, SpanHead
 
@@ -101,5 +109,13 @@ FAMILIES = {
         prefix="roberta.",
         architecture="XLMRobertaXLForQuestionAnswering",
         unused_weights=xlm_roberta_xl.UNUSED_WEIGHTS,
+    ),
+    "longformer": Family(
+        longformer.LongformerConfig.from_hf,
+        longformer.LongformerEncoder,
+        longformer.WEIGHT_NAMES,
+        prefix="longformer.",
+        architecture="LongformerForQuestionAnswering",
+        unused_weights=longformer.UNUSED_WEIGHTS,
     ),
 }

@@ -10,6 +10,7 @@ from cases import CASES
 from flax import nnx
 from loud import (
     assert_same_gradients,
+    batch_of,
     loud_batch,
     loud_config,
     loud_model,
@@ -27,10 +28,6 @@ from qa_flax.models.qa import span_losses
 GOLDEN = Path(__file__).parents[1] / "golden"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 families = pytest.mark.parametrize("family", CASES)
-
-
-def batch_of(family, length=12, rows=3):
-    return loud_batch(length, rows, types=CASES[family].types)
 
 
 def test_every_family_is_tested():
@@ -177,7 +174,7 @@ def observed(family, **changes):
     arrays = list(parameters(AutoModelForQuestionAnswering.from_config(config)).values())
     for rngs in (None, nnx.Rngs(dropout=0)):
         model = loud_model(0, family=family, **changes)
-        arrays += list(model(**loud_batch(12, types=CASES[family].types), rngs=rngs))
+        arrays += list(model(**batch_of(family), rngs=rngs))
     return [np.asarray(array) for array in arrays]
 
 

@@ -4,7 +4,15 @@
 `tests/models/test_torch_parity.py` test them.
 """
 
-from cases import bert, distilbert, electra, roberta, roberta_prelayernorm, xlm_roberta_xl
+from cases import (
+    bert,
+    distilbert,
+    electra,
+    longformer,
+    roberta,
+    roberta_prelayernorm,
+    xlm_roberta_xl,
+)
 from cases.case import Case
 
 CASES: dict[str, Case] = {
@@ -16,4 +24,5 @@ CASES: dict[str, Case] = {
     "electra": electra.CASE,
     "roberta-prelayernorm": roberta_prelayernorm.CASE,
     "xlm-roberta-xl": xlm_roberta_xl.CASE,
+    "longformer": longformer.CASE,
 }

@@ -22,6 +22,8 @@ class Case:
     """Rows to compare with PyTorch; one longer than the local window, where there is one."""
     types: int = 2
     """Token types in the rows; 0: they are not given."""
+    separators: bool = False
+    """Whether PyTorch takes only rows with three of the config's `sep_token_id`."""
     packs: bool = True
     """Whether several windows can share a row."""
     longest: int | None = 40
