@@ -15,6 +15,7 @@ from qa_flax.models import (
     deberta_v2,
     distilbert,
     electra,
+    longformer,
     mbart,
     modernbert,
     mpnet,
@@ -163,6 +164,14 @@ FAMILIES = {
         prefix="roberta.",
         architecture="XLMRobertaXLForQuestionAnswering",
         unused_weights=xlm_roberta_xl.UNUSED_WEIGHTS,
+    ),
+    "longformer": Family(
+        longformer.LongformerConfig.from_hf,
+        longformer.LongformerEncoder,
+        longformer.WEIGHT_NAMES,
+        prefix="longformer.",
+        architecture="LongformerForQuestionAnswering",
+        unused_weights=longformer.UNUSED_WEIGHTS,
     ),
     "big_bird": Family(
         big_bird.BigBirdConfig.from_hf,

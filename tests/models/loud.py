@@ -19,7 +19,9 @@ from qa_flax.models.hf import AutoModelForQuestionAnswering, torch_layout, weigh
 
 
 def loud_config(family: str = "bert", **changes) -> PreTrainedConfig:
-    return AutoConfig.for_model(family, **CASES[family].sizes | changes)
+    """Lists are given as tuples, which `loud_model` can remember."""
+    listed = {n: list(v) if isinstance(v, tuple) else v for n, v in changes.items()}
+    return AutoConfig.for_model(family, **CASES[family].sizes | listed)
 
 
 def loud_model(
@@ -45,18 +47,33 @@ def _loud_model(seed: int, dtype, family: str, changes: str) -> AutoModelForQues
     return model
 
 
-def loud_batch(length: int = 12, rows: int = 3, seed: int = 0, types: int = 2) -> dict:
-    """Rows of different lengths, padded with id 0, with token types; int64 as tokenizers give."""
+def loud_batch(
+    length: int = 12, rows: int = 3, seed: int = 0, types: int = 2, separator: int | None = None
+) -> dict:
+    """Rows of different lengths, padded with id 0, with token types; int64 as tokenizers give.
+
+    With a `separator` each row is one to three words, two separators, words, and one more.
+    """
     random = np.random.default_rng(seed)
-    lengths = np.linspace(length, 2, rows).astype(int)
+    lengths = np.linspace(length, 2 if separator is None else 6, rows).astype(int)
     mask = (np.arange(length) < lengths[:, None]).astype(np.int64)
-    batch = {
-        "input_ids": random.integers(1, 40, (rows, length)) * mask,
-        "attention_mask": mask,
-    }
+    ids = random.integers(1, 40, (rows, length)) * mask
+    if separator is not None:
+        ids[ids == separator] = 1
+        question = 1 + np.arange(rows) % 3
+        for place in (question, question + 1, lengths - 1):
+            ids[np.arange(rows), place] = separator
+    batch = {"input_ids": ids, "attention_mask": mask}
     if types:
         batch["token_type_ids"] = random.integers(0, types, (rows, length)) * mask
     return batch
+
+
+def batch_of(family: str, length: int = 12, rows: int = 3, **changes) -> dict:
+    """A `loud_batch` that `family` takes, with a config of these `changes`."""
+    case = CASES[family]
+    separator = loud_config(family, **changes).sep_token_id if case.separators else None
+    return loud_batch(length, rows, types=case.types, separator=separator)
 
 
 def relative_error(ours, theirs) -> float:

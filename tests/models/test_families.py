@@ -10,6 +10,7 @@ from cases import CASES
 from flax import nnx
 from loud import (
     assert_same_gradients,
+    batch_of,
     loud_batch,
     loud_config,
     loud_model,
@@ -32,10 +33,6 @@ families = pytest.mark.parametrize("family", CASES)
 ENCODERS = {(f.read_config, f.encoder, f.head): name for name, f in reversed(FAMILIES.items())}
 TESTED = {name: CASES[name] for name in list(ENCODERS.values())[::-1]}
 encoders = pytest.mark.parametrize("family", TESTED)
-
-
-def batch_of(family, length=12, rows=3):
-    return loud_batch(length, rows, types=CASES[family].types)
 
 
 def test_every_family_is_tested():
@@ -196,7 +193,7 @@ def observed(family, **changes):
     case, model = CASES[family], loud_model(0, family=family, **changes)
     for length in {12, max(case.lengths)}:
         for rngs in (None, nnx.Rngs(dropout=0)):
-            arrays += list(model(**loud_batch(length, types=case.types), rngs=rngs))
+            arrays += list(model(**batch_of(family, length, **changes), rngs=rngs))
     return [np.asarray(array) for array in arrays]
 
 

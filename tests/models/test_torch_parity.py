@@ -11,7 +11,7 @@ from conftest import shared_path
 from flax import nnx
 from loud import (
     assert_same_gradients,
-    loud_batch,
+    batch_of,
     loud_model,
     relative_error,
     torch_gradients,
@@ -86,14 +86,14 @@ def test_loud_weights_give_pytorch_s_logits(family, changes, tmp_path):
     ours.save_pretrained(tmp_path)
     theirs = in_torch(tmp_path)
     for length in CASES[family].lengths:
-        batch = loud_batch(length, types=CASES[family].types)
+        batch = batch_of(family, length, **changes)
         assert_same_logits(ours(**batch), theirs(**tensors(batch)), 2e-5)
 
 
 @pytest.mark.parametrize("family", CASES)
 def test_every_gradient_is_pytorch_s(family, tmp_path):
     """With positions outside the row, negative ones, and padding in the batch."""
-    model, batch = loud_model(5, family=family), loud_batch(12, 5, types=CASES[family].types)
+    model, batch = loud_model(5, family=family), batch_of(family, 12, 5)
     model.save_pretrained(tmp_path)
     theirs = in_torch(tmp_path)
     # HF divides by the rows that are inside, so all or none are: row 4 is not in this batch's loss.

@@ -24,6 +24,8 @@ class Case:
     """Token types in the rows; 0: they are not given."""
     separator: int | None = None
     """The id up to which token types default to 0 and after which to 1; None: all to 0."""
+    separators: bool = False
+    """Whether PyTorch takes only rows with three of the config's `sep_token_id`."""
     packs: bool = True
     """Whether several windows can share a row."""
     in_padding: int = 7
