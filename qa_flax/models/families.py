@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from qa_flax.models import bert, deberta_v2, distilbert, electra, roberta
+from qa_flax.models import bart, bert, deberta_v2, distilbert, electra, mbart, roberta
 from qa_flax.models.layers import OTHER_TASKS, BlockConfig, ParamPath
 from qa_flax.models.qa import HEAD_WEIGHT_NAMES, SpanHead
 
@@ -93,5 +93,21 @@ FAMILIES = {
         prefix="deberta.",
         architecture="DebertaV2ForQuestionAnswering",
         unused_weights=deberta_v2.UNUSED_WEIGHTS,
+    ),
+    "bart": Family(
+        bart.BartConfig.from_hf,
+        bart.BartModel,
+        bart.WEIGHT_NAMES,
+        prefix="model.",
+        architecture="BartForQuestionAnswering",
+        unused_weights=bart.UNUSED_WEIGHTS,
+    ),
+    "mbart": Family(
+        mbart.MBartConfig.from_hf,
+        mbart.MBartModel,
+        mbart.WEIGHT_NAMES,
+        prefix="model.",
+        architecture="MBartForQuestionAnswering",
+        unused_weights=bart.UNUSED_WEIGHTS,
     ),
 }

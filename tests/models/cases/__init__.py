@@ -4,7 +4,7 @@
 `tests/models/test_torch_parity.py` test them.
 """
 
-from cases import bert, deberta_v2, distilbert, electra, roberta
+from cases import bart, bert, deberta_v2, distilbert, electra, mbart, roberta
 from cases.case import Case
 
 CASES: dict[str, Case] = {
@@ -15,4 +15,6 @@ CASES: dict[str, Case] = {
     "camembert": roberta.CASE,
     "electra": electra.CASE,
     "deberta-v2": deberta_v2.CASE,
+    "bart": bart.CASE,
+    "mbart": mbart.CASE,
 }
