@@ -22,7 +22,6 @@ from qa_flax.models import (
     roberta,
     roberta_prelayernorm,
     roformer,
-    seq2seq,
     xlm_roberta_xl,
 )
 from qa_flax.models.layers import OTHER_TASKS, BlockConfig, ParamPath, initial_array
@@ -184,18 +183,18 @@ FAMILIES = {
     ),
     "bart": Family(
         bart.BartConfig.from_hf,
-        bart.BartEncoder,
-        seq2seq.WEIGHT_NAMES,
+        bart.BartModel,
+        bart.WEIGHT_NAMES,
         prefix="model.",
         architecture="BartForQuestionAnswering",
-        unused_weights=seq2seq.UNUSED_WEIGHTS,
+        unused_weights=bart.UNUSED_WEIGHTS,
     ),
     "mbart": Family(
-        seq2seq.Seq2SeqConfig.from_hf,
-        mbart.MBartEncoder,
-        seq2seq.WEIGHT_NAMES,
+        mbart.MBartConfig.from_hf,
+        mbart.MBartModel,
+        mbart.WEIGHT_NAMES,
         prefix="model.",
         architecture="MBartForQuestionAnswering",
-        unused_weights=seq2seq.UNUSED_WEIGHTS,
+        unused_weights=bart.UNUSED_WEIGHTS,
     ),
 }

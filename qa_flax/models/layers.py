@@ -379,7 +379,10 @@ class Embeddings(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head attention of a row's tokens to each other: `[b, l, h] -> [b, l, h]`."""
+    """Multi-head attention of a row's tokens to each other: `[b, l, h] -> [b, l, h]`.
+
+    With `source`, `[b, k, h]`, to that text's tokens.
+    """
 
     def __init__(self, config: BlockConfig, *, dtype: jnp.dtype):
         h = config.hidden_size
@@ -393,16 +396,18 @@ class SelfAttention(nnx.Module):
     def __call__(
         self,
         hidden: Float[Array, "b l h"],
-        pairs: Bool[Array, "b 1 #l l"],
-        bias: Float[Array, "#b #a l l"] | None = None,
+        pairs: Bool[Array, "b 1 #l k"],
+        bias: Float[Array, "#b #a l k"] | None = None,
+        source: Float[Array, "b k h"] | None = None,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
         """Attend where `pairs` allows, with `bias` on the scores."""
         b, l, h = hidden.shape
-        by_head = (b, l, self.heads, h // self.heads)
+        source = hidden if source is None else source
         query, key, value = (
-            project(hidden).reshape(by_head) for project in (self.query, self.key, self.value)
+            x.reshape(b, -1, self.heads, h // self.heads)
+            for x in (self.query(hidden), self.key(source), self.value(source))
         )
         mixed = attention(query, key, value, pairs, bias, dropout_rate=self.dropout_rate, rngs=rngs)
         return self.out(mixed.reshape(b, l, h))

@@ -1,30 +1,29 @@
 from cases.case import Case
 
+# mBART's are the same but for the word that its decoder reads first.
 SIZES = {
     "vocab_size": 40,
     "d_model": 16,
     "encoder_layers": 2,
-    "decoder_layers": 2,
     "encoder_attention_heads": 4,
-    "decoder_attention_heads": 2,
     "encoder_ffn_dim": 32,
-    "decoder_ffn_dim": 24,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 32,
     "max_position_embeddings": 40,
     "init_std": 0.2,
     "pad_token_id": 0,
-    "attention_dropout": 0.1,
-    "activation_dropout": 0.1,
 }
 CHANGED = {
     "vocab_size": 41,
     "d_model": 20,
     "encoder_layers": 3,
-    "decoder_layers": 1,
     "encoder_attention_heads": 2,
-    "decoder_attention_heads": 4,
     "encoder_ffn_dim": 33,
-    "decoder_ffn_dim": 33,
-    "activation_function": "relu",
+    "decoder_layers": 1,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 34,
+    "activation_function": "gelu_new",
     "dropout": 0.4,
     "attention_dropout": 0.4,
     "activation_dropout": 0.4,
@@ -33,25 +32,43 @@ CHANGED = {
     "init_std": 0.3,
     "pad_token_id": 5,
 }
+# Of generation, of other tasks, and what the model is whatever they say.
 WITHOUT_EFFECT = frozenset(
-    {"use_cache", "bos_token_id", "eos_token_id", "forced_eos_token_id", "classifier_dropout"}
+    {
+        "bos_token_id",
+        "classifier_dropout",
+        "eos_token_id",
+        "forced_eos_token_id",
+        "is_decoder",
+        "is_encoder_decoder",
+        "use_cache",
+    }
 )
 REFUSED = (
-    ({"encoder_layerdrop": 0.1}, "encoder_layerdrop=0.1 is not supported for .*; known: 0.0"),
-    ({"decoder_layerdrop": 0.1}, "decoder_layerdrop=0.1 is not supported"),
-    ({"is_encoder_decoder": False}, "is_encoder_decoder=False is not supported"),
-    ({"is_decoder": True}, "is_decoder=True is not supported"),
-    ({"tie_word_embeddings": False}, "tie_word_embeddings=False is not supported"),
-    ({"decoder_attention_heads": 3}, "d_model=16 is not a multiple of decoder_attention_heads=3"),
+    (
+        {"activation_function": "gelu_10"},
+        "activation_function='gelu_10' is not known here; known: gelu, gelu_fast, ",
+    ),
     ({"encoder_attention_heads": 3}, "d_model=16 is not a multiple of encoder_attention_heads=3"),
-    ({"activation_function": "gelu_10"}, "activation_function='gelu_10' is not known here"),
+    ({"decoder_attention_heads": 3}, "d_model=16 is not a multiple of decoder_attention_heads=3"),
+    ({"encoder_layerdrop": 0.1}, "encoder_layerdrop=0.1 is not supported for .*; known: 0.0"),
+    ({"decoder_layerdrop": 0.1}, "decoder_layerdrop=0.1 is not supported for .*; known: 0.0"),
+    ({"tie_word_embeddings": False}, "tie_word_embeddings=False is not supported for .*; known: T"),
+    ({"pad_token_id": None}, "pad_token_id=None is not supported for .*; known: any id of the"),
+)
+VARIATIONS = (
+    {"is_decoder": True, "is_encoder_decoder": False, "use_cache": False},
+    {"scale_embedding": True, "d_model": 12, "decoder_attention_heads": 3, "decoder_layers": 3},
 )
 
 CASE = Case(
     SIZES,
     CHANGED | {"decoder_start_token_id": 3},
     WITHOUT_EFFECT,
-    refused=REFUSED,
+    refused=(
+        *REFUSED,
+        ({"decoder_start_token_id": None}, "decoder_start_token_id=None is not supported for bart"),
+    ),
+    variations=VARIATIONS,
     types=0,
-    packs=False,
 )

@@ -1,4 +1,4 @@
-from cases.bart import CHANGED, REFUSED, SIZES, WITHOUT_EFFECT
+from cases.bart import CHANGED, REFUSED, SIZES, VARIATIONS, WITHOUT_EFFECT
 from cases.case import Case
 
 CASE = Case(
@@ -6,7 +6,7 @@ CASE = Case(
     CHANGED,
     WITHOUT_EFFECT | {"decoder_start_token_id"},
     refused=REFUSED,
+    variations=(*VARIATIONS, {"decoder_start_token_id": 3}),
     types=0,
-    packs=False,
-    in_padding=0,  # the decoder's first token is the last that is no padding
+    in_padding=0,  # the decoder's first word is the last that is no padding
 )
