@@ -98,22 +98,23 @@ DEFAULTS = {
 }
 
 
-def distance_rows(length: int, config: DebertaV2Config) -> np.ndarray:
+def distance_rows(length: int, limit: int, buckets: int) -> np.ndarray:
     """The row of the table of distances for each distance from `1 - length` to `length - 1`.
 
-    With buckets, far distances share a row: exact up to half the buckets, then logarithmic (He et
-    al. 2021, DeBERTa-v2). int64 `[2 * length - 1]`.
+    The table tells `limit` distances to each side apart or, with `buckets > 0`, as many buckets:
+    exact up to half of them, then logarithmic (He et al. 2021). int64 `[2 * length - 1]`.
     """
     distance = np.arange(1 - length, length)
-    if config.position_buckets > 0:
-        middle, limit = config.position_buckets // 2, config.max_relative_positions
+    span = buckets if buckets > 0 else limit
+    if buckets > 0:
+        middle = buckets // 2
         # float32, as in PyTorch: the ceiling of what should be whole depends on the rounding.
         size = np.maximum(np.abs(distance), middle).astype(np.float32)
         scale = np.log(np.float32((limit - 1) / middle))
         far = np.ceil(np.log(size / np.float32(middle)) / scale * np.float32(middle - 1)) + middle
         near = np.abs(distance) <= middle
         distance = np.where(near, distance, far * np.sign(distance)).astype(np.int64)
-    return np.clip(distance + config.span, 0, 2 * config.span - 1)
+    return np.clip(distance + span, 0, 2 * span - 1)
 
 
 def along_diagonals(scores: Float[Array, "b a l w"]) -> Float[Array, "b a l l"]:
@@ -246,7 +247,7 @@ class DebertaV2Embeddings(nnx.Module):
     ) -> Float[Array, "b l h"]:
         """Token types default to 0; `position_ids` are needed where positions have vectors."""
         summed = look_up(self.word, input_ids, self.padding)
-        if self.position is not None:
+        if self.position is not None and position_ids is not None:
             summed = summed + self.position(position_ids)
         if self.token_type is not None:
             types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
@@ -315,7 +316,8 @@ class DebertaV2Encoder(nnx.Module):
         table = self.distances.embedding[...]
         if self.distances_norm is not None:
             table = self.distances_norm(table)
-        return table[distance_rows(length, self.config)]
+        limit, buckets = self.config.max_relative_positions, self.config.position_buckets
+        return table[distance_rows(length, limit, buckets)]
 
 
 WEIGHT_NAMES = {
