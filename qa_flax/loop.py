@@ -24,7 +24,7 @@ from qa_flax.batches import HostBatch, Loader, train_batches
 from qa_flax.models.hf import AutoModelForQuestionAnswering
 from qa_flax.optim import count_batches, count_updates, make_optimizer
 from qa_flax.schedules import Schedule, make_schedule
-from qa_flax.step import TrainState, make_train_step
+from qa_flax.step import TrainState, make_train_step, weights_of
 from qa_flax.training import Training
 from qa_flax.windows import Windows
 
@@ -63,7 +63,7 @@ class Owner(Protocol):
         """Tell the callbacks."""
         ...
 
-    def use_params(self, on_cores: Any) -> None:
+    def use_weights(self, on_cores: Any) -> None:
         """Evaluate with these from now on; None: with the model's own."""
         ...
 
@@ -104,8 +104,8 @@ class TrainingLoop:
         )
         self._schedule = _schedule(args, total)
         optimizer = _optimizer(args)
-        params = nnx.split(trainer.model)[1]
-        state = TrainState(jnp.int32(0), params, optimizer.init(params))
+        params, fixed = weights_of(trainer.model)
+        state = TrainState(jnp.int32(0), params, fixed, optimizer.init(params))
         self._conditions = self._describe_conditions()
         self._epochs_ended = self._last_logged = 0
         self._had_been_stopped = False
@@ -113,7 +113,8 @@ class TrainingLoop:
         before: dict[str, Any] = {}
         if resume_from_checkpoint:
             path = checkpoints.find(resume_from_checkpoint, self._output_dir())
-            state, before = checkpoints.load_state(path, state)
+            found, before = checkpoints.load_state(path, state._replace(fixed=()))
+            state = found._replace(fixed=fixed)
             if not accept_changes:
                 checkpoints.check_same_run(before["conditions"], self._conditions)
             self._resume(path, before, total)
@@ -133,7 +134,7 @@ class TrainingLoop:
         """Train to the end; whatever happens, the model holds what was learnt."""
         started = time.time()
         try:
-            self._trainer.use_params(self._training.state.params)
+            self._trainer.use_weights(self._training.state.weights)
             self._trainer.notify("on_train_begin")
             self._trainer.control.should_training_stop |= self._had_been_stopped
             if self._args.eval_on_start and not self._is_resumed:
@@ -141,7 +142,7 @@ class TrainingLoop:
             self._run_epochs()
         finally:
             # Also after an error or Ctrl-C: what was learnt so far is the caller's.
-            self._trainer.use_params(None)
+            self._trainer.use_weights(None)
             if (learnt := self._training.params()) is not None:
                 self._trainer.model.take_over(learnt)
         return self._end(started)
@@ -171,7 +172,7 @@ class TrainingLoop:
         rate, rows = self._schedule.rate(state.global_step), int(batch.valid.sum())
         self._training.start_step(batch.arrays, rate, rows)
         trainer.notify("on_optimizer_step")
-        trainer.use_params(self._training.state.params)
+        trainer.use_weights(self._training.state.weights)
         state.global_step += 1
         state.epoch = self._epoch_now()
         self._count_tokens(batch)
@@ -318,6 +319,7 @@ class TrainingLoop:
             "windows": len(self._windows),
             "windows_digest": checkpoints.digest(self._windows),
             "model": _sizes(self._trainer.model.config),
+            "fixed_digest": checkpoints.digest_of(weights_of(self._trainer.model).fixed),
         }
 
     def _resume(self, path: Path, before: dict[str, Any], total: int) -> None:

@@ -9,8 +9,16 @@ import tiny
 from flax import nnx
 
 from qa_flax import parallel
+from qa_flax.models.layers import Fixed
 from qa_flax.models.qa import span_losses
-from qa_flax.step import CORES, TrainState, make_eval_step, make_train_step, model_inputs
+from qa_flax.step import (
+    CORES,
+    TrainState,
+    make_eval_step,
+    make_train_step,
+    model_inputs,
+    weights_of,
+)
 
 LEARNING_RATE = 1.0  # the direction is the gradient, so the parameters change by it
 
@@ -33,11 +41,15 @@ def plain_loss_and_gradient(model, batch):
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
+def first_state(model, optimizer, step=0):
+    params, fixed = weights_of(model)
+    return TrainState(np.int32(step), params, fixed, optimizer.init(params))
+
+
 def one_step(model, batch, cores, wrap, seed=0, parts=1, smoothing=0.0):
-    graphdef, params = nnx.split(model)
     optimizer = optax.identity()
-    state = TrainState(np.int32(0), params, optimizer.init(params))
-    step = make_train_step(graphdef, optimizer, smoothing)
+    step = make_train_step(nnx.graphdef(model), optimizer, smoothing)
+    state = first_state(model, optimizer)
     return wrap(step, state, over_cores(batch, cores, parts), parallel.run_key(seed))
 
 
@@ -79,6 +91,25 @@ def test_any_division_over_cores_and_parts_gives_the_plain_gradient(
     assert state.step == 1
 
 
+def test_what_is_not_trained_stays_as_it_is_and_has_no_optimizer_state(rng):
+    """Also under weight decay, which needs no gradient to shrink a tensor."""
+    model = tiny.model()
+    table = model.encoder.embeddings.position
+    trained = len(jax.tree.leaves(weights_of(model).params))
+    table.embedding = Fixed(table.embedding[...])
+    optimizer = optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(0.1))
+    before = first_state(model, optimizer)
+    assert len(jax.tree.leaves(before.params)) == trained - 1
+    assert len(jax.tree.leaves(before.opt_state)) == 2 * (trained - 1) + 1
+    batch = over_cores(tiny.random_batch(rng, 16), 8)
+    step = make_train_step(nnx.graphdef(model), optimizer)
+    after, _ = by_pmap(step, before, batch, parallel.run_key(0))
+    jax.tree.map(np.testing.assert_array_equal, after.fixed, before.fixed)
+    np.testing.assert_array_equal(*jax.tree.leaves(after.fixed), table.embedding[...])
+    for old, new in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True):
+        assert (np.asarray(old) != new).any()
+
+
 def test_the_tokens_of_invalid_rows_change_nothing(rng):
     batch = tiny.random_batch(rng, 8)
     batch["valid"] = np.arange(8) < 5
@@ -97,8 +128,8 @@ def test_padding_competes_in_training_and_not_in_evaluation(rng):
     trained, evaluated = [], []
     for b in (batch, wide):
         trained.append(float(one_step(model, b, 8, by_vmap)[1].loss))
-        graphdef, params = nnx.split(model)
-        evaluated.append(jax.jit(make_eval_step(graphdef))(params, b).losses)
+        step = make_eval_step(nnx.graphdef(model))
+        evaluated.append(jax.jit(step)(weights_of(model), b).losses)
     assert trained[1] > trained[0] + 0.1
     np.testing.assert_allclose(*evaluated, rtol=1e-5)
 
@@ -123,14 +154,12 @@ def test_dropout_differs_by_core_and_by_step_and_repeats_by_seed(rng):
     model = tiny.model(hidden_dropout_prob=0.3)
     row = tiny.random_batch(rng, 1)
     same_row_everywhere = {k: np.repeat(v, 2, axis=0) for k, v in row.items()}
-    graphdef, params = nnx.split(model)
     losses = {}
     for seed, step in [(0, 0), (0, 1), (1, 0), (0, 0)]:
         optimizer = optax.set_to_zero()
-        state = TrainState(np.int32(step), params, optimizer.init(params))
         _, measurements = by_vmap(
-            make_train_step(graphdef, optimizer),
-            state,
+            make_train_step(nnx.graphdef(model), optimizer),
+            first_state(model, optimizer, step),
             over_cores(same_row_everywhere, 2),
             parallel.run_key(seed),
         )
