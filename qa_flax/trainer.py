@@ -102,7 +102,10 @@ class Trainer:
         )
         self._device_weights: Weights | None = None  # while training: those on the cores
         self._eval_steps: dict[Reduction | None, Callable] = {}
-        self._graphdef = nnx.graphdef(self._computing_model(self.args.bf16))
+        # The newer name; transformers keeps both alike where it has both.
+        again = getattr(self.args, "activation_checkpointing", self.args.gradient_checkpointing)
+        trained = self._computing_model(self.args.bf16).with_remat(bool(again))
+        self._graphdef = nnx.graphdef(trained)
         in_bf16 = self.args.bf16 or self.args.bf16_full_eval
         self._eval_graphdef = nnx.graphdef(self._computing_model(in_bf16))
         self.notify("on_init_end")

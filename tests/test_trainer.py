@@ -28,6 +28,7 @@ from qa_flax import (
 from qa_flax.models.qa import span_losses
 from qa_flax.postprocess import postprocess_qa_predictions
 from qa_flax.spans import PADDING_LOGIT
+from qa_flax.step import weights_of
 from qa_flax.trainer import _require_model
 from qa_flax.windows import Features
 
@@ -231,6 +232,22 @@ def test_bf16_computes_in_bfloat16_and_keeps_float32_parameters(tmp_path, train_
     real = full[0] != PADDING_LOGIT
     difference = np.abs(low[0] - full[0])[real].max() / np.abs(full[0])[real].max()
     assert 1e-5 < difference < 0.05
+
+
+@pytest.mark.parametrize("rates", [{}, {"hidden_dropout_prob": 0.2}])
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated")
+def test_gradient_checkpointing_gives_the_same_updates(tmp_path, train_windows, rates):
+    trainers = []
+    for again in (False, True):
+        settings = {"max_steps": 2, "learning_rate": 1e-3, "adam_epsilon": 1e-4}
+        args = arguments(tmp_path, gradient_checkpointing=again, **settings)
+        trainer = Trainer(tiny.model(**rates), args, train_dataset=train_windows)
+        trainer.train()
+        trainers.append(trainer)
+    plain, saving = trainers
+    assert plain._graphdef != saving._graphdef
+    for one, other in zip(*(jax.tree.leaves(weights_of(t.model)) for t in trainers), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-6)
 
 
 # ---- the contract of evaluate and predict --------------------------------------------------------
