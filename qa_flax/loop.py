@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import transformers
 from flax import nnx
@@ -309,7 +310,7 @@ class TrainingLoop:
 
     def _describe_conditions(self) -> dict[str, Any]:
         """What a resumed run must share with the one that was stopped."""
-        args = self._args
+        args, model = self._args, self._trainer.model
         return {
             "seed": args.seed,
             "data_seed": args.seed if args.data_seed is None else args.data_seed,
@@ -318,8 +319,9 @@ class TrainingLoop:
             "train_sampling_strategy": args.train_sampling_strategy,
             "windows": len(self._windows),
             "windows_digest": checkpoints.digest(self._windows),
-            "model": _sizes(self._trainer.model.config),
-            "fixed_digest": checkpoints.digest_of(weights_of(self._trainer.model).fixed),
+            "model": _sizes(model.config),
+            "lora": None if model.lora is None else model.lora.to_peft(None),
+            "fixed_digest": checkpoints.digest_of(weights_of(model).fixed),
         }
 
     def _resume(self, path: Path, before: dict[str, Any], total: int) -> None:
@@ -351,8 +353,9 @@ class TrainingLoop:
         logger.info(
             "The best model is that of %s (%s).", state.best_model_checkpoint, state.best_metric
         )
-        found = AutoModelForQuestionAnswering.from_pretrained(state.best_model_checkpoint)
-        self._trainer.model.take_over(nnx.split(found)[1])
+        model, best = self._trainer.model, state.best_model_checkpoint
+        load = model.from_pretrained if model.lora is None else model.with_adapter
+        model.take_over(weights_of(load(best)).params)
 
     # ---- small things ----------------------------------------------------------------------------
 
@@ -406,6 +409,14 @@ def _optimizer(args: transformers.TrainingArguments) -> Any:
         max_grad_norm=float(args.max_grad_norm or 0),
         optim_args=args.optim_args,
     )
+
+
+def optimizer_bytes(
+    args: transformers.TrainingArguments, model: AutoModelForQuestionAnswering
+) -> int:
+    """What the optimizer's state of the trained parameters takes on each core."""
+    state = jax.eval_shape(_optimizer(args).init, weights_of(model).params)
+    return sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(state))
 
 
 def _check_rows(args: transformers.TrainingArguments, windows: int, rows: int) -> None:

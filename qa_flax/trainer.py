@@ -283,7 +283,7 @@ class Trainer:
         self.notify("on_log", logs)
 
     def save_model(self, output_dir: str | os.PathLike | None = None) -> None:
-        """Write `model.safetensors`, `config.json` and the tokenizer, for PyTorch and for here."""
+        """Write the model (or its adapters) and the tokenizer, for PyTorch and for here."""
         directory = folder_of(self.args) if output_dir is None else output_dir
         self.model.save_pretrained(directory)
         if self.processing_class is not None:

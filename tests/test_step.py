@@ -8,8 +8,9 @@ import pytest
 import tiny
 from flax import nnx
 
-from qa_flax import parallel
+from qa_flax import LoraConfig, get_peft_model, parallel
 from qa_flax.models.layers import Fixed
+from qa_flax.models.lora import LoraLinear, dense_layers
 from qa_flax.models.qa import span_losses
 from qa_flax.step import (
     CORES,
@@ -30,11 +31,11 @@ def over_cores(batch, cores, parts=1):
 
 def plain_loss_and_gradient(model, batch):
     """No cores, no validity: the mean loss of the rows that are real."""
-    graphdef, params = nnx.split(model)
+    graphdef, params, fixed = nnx.split(model, nnx.Param, ...)
     real = {k: jnp.asarray(v[batch["valid"]]) for k, v in batch.items()}
 
     def loss(params):
-        logits = nnx.merge(graphdef, params)(**model_inputs(real))
+        logits = nnx.merge(graphdef, params, fixed)(**model_inputs(real))
         labels = (real["start_positions"], real["end_positions"])
         return span_losses(logits, *labels).mean()
 
@@ -80,15 +81,34 @@ def test_any_division_over_cores_and_parts_gives_the_plain_gradient(
     batch = tiny.random_batch(rng, 16)
     batch["valid"] = np.arange(16) < valid_rows
     loss, gradient = plain_loss_and_gradient(model, batch)
-    before = nnx.split(model)[1]
     state, measurements = one_step(model, batch, cores, wrap, parts=parts)
 
     np.testing.assert_allclose(measurements.loss, loss, rtol=1e-6)
     np.testing.assert_allclose(measurements.grad_norm, optax.tree.norm(gradient), rtol=1e-5)
+    assert_stepped_by(gradient, model, state)
+    assert state.step == 1
+
+
+def assert_stepped_by(gradient, model, state):
+    before = weights_of(model).params
     scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient))
     for old, new, grad in zip(*map(jax.tree.leaves, (before, state.params, gradient)), strict=True):
         np.testing.assert_allclose(old - new, grad, rtol=0, atol=2e-6 * max(scale, 1))
-    assert state.step == 1
+
+
+@pytest.mark.parametrize(("cores", "wrap"), [(1, by_vmap), (8, by_pmap)])
+def test_adapters_take_the_plain_gradient_on_any_cores_and_nothing_else_changes(rng, cores, wrap):
+    model = get_peft_model(tiny.model(), LoraConfig(r=2, target_modules=["query", "value"]))
+    for _, layer in dense_layers(model.encoder):
+        if isinstance(layer, LoraLinear):  # with B zero A would have no gradient
+            layer.lora_b[...] = jnp.asarray(rng.normal(0, 0.3, layer.lora_b.shape), jnp.float32)
+    batch = tiny.random_batch(rng, 16)
+    _, gradient = plain_loss_and_gradient(model, batch)
+    assert len(jax.tree.leaves(gradient)) == 2 * 2 * 2 + 2
+    assert all(np.abs(g).max() > 1e-3 for g in jax.tree.leaves(gradient["encoder"]))
+    state, _ = one_step(model, batch, cores, wrap)
+    assert_stepped_by(gradient, model, state)
+    jax.tree.map(np.testing.assert_array_equal, state.fixed, weights_of(model).fixed)
 
 
 def test_what_is_not_trained_stays_as_it_is_and_has_no_optimizer_state(rng):
