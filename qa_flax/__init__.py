@@ -25,7 +25,8 @@ from transformers import EarlyStoppingCallback
 from qa_flax.examples import load_examples
 from qa_flax.features import prepare_train_features, prepare_validation_features
 from qa_flax.metrics import squad_metric
-from qa_flax.models.hf import AutoModelForQuestionAnswering
+from qa_flax.models.hf import AutoModelForQuestionAnswering, get_peft_model
+from qa_flax.models.lora import LoraConfig
 from qa_flax.postprocess import postprocess_qa_predictions
 from qa_flax.trainer import QuestionAnsweringTrainer, Trainer
 from qa_flax.training_arguments import TrainingArguments
@@ -35,9 +36,11 @@ __version__ = "0.1.0"
 __all__ = [
     "AutoModelForQuestionAnswering",
     "EarlyStoppingCallback",
+    "LoraConfig",
     "QuestionAnsweringTrainer",
     "Trainer",
     "TrainingArguments",
+    "get_peft_model",
     "load_examples",
     "postprocess_qa_predictions",
     "prepare_train_features",

@@ -41,8 +41,29 @@ class ModelArguments:
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Refused: models are this package's own."}
     )
+    lora_r: int = field(
+        default=0,
+        metadata={"help": "Train LoRA adapters of this rank and the span head; 0: everything."},
+    )
+    lora_alpha: float = field(
+        default=16.0, metadata={"help": "What adapters add is multiplied by lora_alpha / lora_r."}
+    )
+    lora_dropout: float = field(
+        default=0.0, metadata={"help": "Dropout of what goes into the adapters."}
+    )
+    lora_target_modules: str | None = field(
+        default=None,
+        metadata={
+            "help": "Layers that get adapters, by PyTorch's names with commas between: query,value "
+            "for BERT; or all-linear."
+        },
+    )
 
     def __post_init__(self):
+        if self.lora_r < 0:
+            raise ValueError(f"--lora_r is {self.lora_r}; it must not be below 0")
+        if self.lora_target_modules and not self.lora_r:
+            raise ValueError("--lora_target_modules has no effect without --lora_r")
         if self.trust_remote_code:
             raise ValueError(
                 "--trust_remote_code: models are this package's own, and no checkpoint's code is "

@@ -1,8 +1,8 @@
 """Checkpoints of a run: complete or not there, and what a run must share with the one it resumes.
 
 `checkpoint-<step>/` holds the model and tokenizer as `save_pretrained` writes them,
-`trainer_state.json` as transformers does, and two things of this package: `train_state/`, the
-step's state as Orbax arrays named by their place in it, and `run.json`.
+`trainer_state.json` as transformers does, and two things of this package: `train_state/`, what a
+step changes as Orbax arrays named by their place in the state, and `run.json`.
 """
 
 import hashlib
@@ -129,6 +129,15 @@ def digest(windows: Windows) -> str:
     for array in (windows.counts, windows.start_positions, windows.end_positions):
         hashed.update(np.ascontiguousarray(array, np.int64).tobytes())
     return hashed.hexdigest()[:16]
+
+
+def digest_of(tensors: PyTree) -> str | None:
+    """A short text that is another for other tensors; None where there are none."""
+    named = _named(tensors)
+    hashed = hashlib.sha256("\n".join(named).encode())
+    for array in named.values():
+        hashed.update(np.ascontiguousarray(array).data)
+    return hashed.hexdigest()[:16] if named else None
 
 
 def check_same_run(before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import transformers
 from flax import nnx
@@ -24,7 +25,7 @@ from qa_flax.batches import HostBatch, Loader, train_batches
 from qa_flax.models.hf import AutoModelForQuestionAnswering
 from qa_flax.optim import count_batches, count_updates, make_optimizer
 from qa_flax.schedules import Schedule, make_schedule
-from qa_flax.step import TrainState, make_train_step
+from qa_flax.step import TrainState, make_train_step, weights_of
 from qa_flax.training import Training
 from qa_flax.windows import Windows
 
@@ -63,7 +64,7 @@ class Owner(Protocol):
         """Tell the callbacks."""
         ...
 
-    def use_params(self, on_cores: Any) -> None:
+    def use_weights(self, on_cores: Any) -> None:
         """Evaluate with these from now on; None: with the model's own."""
         ...
 
@@ -104,8 +105,8 @@ class TrainingLoop:
         )
         self._schedule = _schedule(args, total)
         optimizer = _optimizer(args)
-        params = nnx.split(trainer.model)[1]
-        state = TrainState(jnp.int32(0), params, optimizer.init(params))
+        params, fixed = weights_of(trainer.model)
+        state = TrainState(jnp.int32(0), params, fixed, optimizer.init(params))
         self._conditions = self._describe_conditions()
         self._epochs_ended = self._last_logged = 0
         self._had_been_stopped = False
@@ -113,7 +114,8 @@ class TrainingLoop:
         before: dict[str, Any] = {}
         if resume_from_checkpoint:
             path = checkpoints.find(resume_from_checkpoint, self._output_dir())
-            state, before = checkpoints.load_state(path, state)
+            found, before = checkpoints.load_state(path, state._replace(fixed=()))
+            state = found._replace(fixed=fixed)
             if not accept_changes:
                 checkpoints.check_same_run(before["conditions"], self._conditions)
             self._resume(path, before, total)
@@ -133,7 +135,7 @@ class TrainingLoop:
         """Train to the end; whatever happens, the model holds what was learnt."""
         started = time.time()
         try:
-            self._trainer.use_params(self._training.state.params)
+            self._trainer.use_weights(self._training.state.weights)
             self._trainer.notify("on_train_begin")
             self._trainer.control.should_training_stop |= self._had_been_stopped
             if self._args.eval_on_start and not self._is_resumed:
@@ -141,7 +143,7 @@ class TrainingLoop:
             self._run_epochs()
         finally:
             # Also after an error or Ctrl-C: what was learnt so far is the caller's.
-            self._trainer.use_params(None)
+            self._trainer.use_weights(None)
             if (learnt := self._training.params()) is not None:
                 self._trainer.model.take_over(learnt)
         return self._end(started)
@@ -171,7 +173,7 @@ class TrainingLoop:
         rate, rows = self._schedule.rate(state.global_step), int(batch.valid.sum())
         self._training.start_step(batch.arrays, rate, rows)
         trainer.notify("on_optimizer_step")
-        trainer.use_params(self._training.state.params)
+        trainer.use_weights(self._training.state.weights)
         state.global_step += 1
         state.epoch = self._epoch_now()
         self._count_tokens(batch)
@@ -308,7 +310,7 @@ class TrainingLoop:
 
     def _describe_conditions(self) -> dict[str, Any]:
         """What a resumed run must share with the one that was stopped."""
-        args = self._args
+        args, model = self._args, self._trainer.model
         return {
             "seed": args.seed,
             "data_seed": args.seed if args.data_seed is None else args.data_seed,
@@ -317,7 +319,9 @@ class TrainingLoop:
             "train_sampling_strategy": args.train_sampling_strategy,
             "windows": len(self._windows),
             "windows_digest": checkpoints.digest(self._windows),
-            "model": _sizes(self._trainer.model.config),
+            "model": _sizes(model.config),
+            "lora": None if model.lora is None else model.lora.to_peft(None),
+            "fixed_digest": checkpoints.digest_of(weights_of(model).fixed),
         }
 
     def _resume(self, path: Path, before: dict[str, Any], total: int) -> None:
@@ -349,8 +353,9 @@ class TrainingLoop:
         logger.info(
             "The best model is that of %s (%s).", state.best_model_checkpoint, state.best_metric
         )
-        found = AutoModelForQuestionAnswering.from_pretrained(state.best_model_checkpoint)
-        self._trainer.model.take_over(nnx.split(found)[1])
+        model, best = self._trainer.model, state.best_model_checkpoint
+        load = model.from_pretrained if model.lora is None else model.with_adapter
+        model.take_over(weights_of(load(best)).params)
 
     # ---- small things ----------------------------------------------------------------------------
 
@@ -404,6 +409,14 @@ def _optimizer(args: transformers.TrainingArguments) -> Any:
         max_grad_norm=float(args.max_grad_norm or 0),
         optim_args=args.optim_args,
     )
+
+
+def optimizer_bytes(
+    args: transformers.TrainingArguments, model: AutoModelForQuestionAnswering
+) -> int:
+    """What the optimizer's state of the trained parameters takes on each core."""
+    state = jax.eval_shape(_optimizer(args).init, weights_of(model).params)
+    return sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(state))
 
 
 def _check_rows(args: transformers.TrainingArguments, windows: int, rows: int) -> None:

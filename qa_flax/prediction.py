@@ -16,7 +16,7 @@ from qa_flax import parallel
 from qa_flax.batches import HostBatch, eval_batches, scatter
 from qa_flax.examples import SHOWN
 from qa_flax.spans import PADDING_LOGIT, Candidates, Logits, Settings, TopTokens, null_positions
-from qa_flax.step import EvalOutput, Reduction
+from qa_flax.step import EvalOutput, Reduction, Weights
 from qa_flax.windows import Windows
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def reduction(settings: Settings) -> Reduction:
 
 def predict_windows(
     step: Callable[[Any, Any], EvalOutput],
-    params: Any,
+    weights: Weights,
     windows: Windows,
     per_core: int,
     settings: Settings | None,
@@ -49,7 +49,7 @@ def predict_windows(
 
     Args:
         step: `make_eval_step`, over the cores; with `reduction(settings)` if there are settings.
-        params: the model's parameters, on the cores.
+        weights: the model's, on the cores.
         windows: N windows.
         per_core: rows of a batch on each core.
         settings: None to gather all logits; otherwise the candidates that they need.
@@ -83,7 +83,7 @@ def predict_windows(
         on_batch()
 
     for batch in eval_batches(windows, parallel.core_count(), per_core, nulls):
-        output = step(params, parallel.put(batch.arrays))
+        output = step(weights, parallel.put(batch.arrays))
         parallel.start_copy(output)
         running.append((batch, output))
         if len(running) > STEPS_IN_FLIGHT:

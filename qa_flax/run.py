@@ -16,9 +16,10 @@ from qa_flax.arguments import DataArguments, ModelArguments
 from qa_flax.checkpoints import ResumeError
 from qa_flax.examples import load_examples
 from qa_flax.features import make_windows
-from qa_flax.loop import MetricError
+from qa_flax.loop import MetricError, optimizer_bytes
 from qa_flax.metrics import squad_metric
-from qa_flax.models.hf import AutoModelForQuestionAnswering
+from qa_flax.models.hf import AutoModelForQuestionAnswering, get_peft_model
+from qa_flax.models.lora import LoraConfig
 from qa_flax.postprocess import find_answers
 from qa_flax.spans import Settings
 from qa_flax.trainer import QuestionAnsweringTrainer
@@ -182,6 +183,8 @@ def _prepare(
         dtype="bfloat16" if training_args.bf16 else model_args.dtype,
         **hub,
     )
+    if model_args.lora_r:
+        model = get_peft_model(model, _lora_config(model_args), training_args.seed)
     tokenizer = AutoTokenizer.from_pretrained(model_args.tokenizer_name or source, **hub)
     all_examples = {
         stage: _load(stage, model_args, data_args)
@@ -204,6 +207,16 @@ def _prepare(
         candidates=span_settings(data_args) if data_args.gather == "topk" else None,
     )
     return trainer, stages
+
+
+def _lora_config(model_args: ModelArguments) -> LoraConfig:
+    targets = (model_args.lora_target_modules or "").replace(",", " ").split()
+    return LoraConfig(
+        r=model_args.lora_r,
+        lora_alpha=model_args.lora_alpha,
+        lora_dropout=model_args.lora_dropout,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+    )
 
 
 def _load(stage: str, model_args: ModelArguments, data_args: DataArguments) -> datasets.Dataset:
@@ -251,6 +264,11 @@ def _windows(
 
 
 def _train(trainer: QuestionAnsweringTrainer, stage: Stage, accept_changes: bool) -> dict[str, Any]:
+    trained, held = trainer.model.num_parameters(True), trainer.model.num_parameters()
+    print(
+        f"Training {trained:,} of {held:,} parameters ({trained / held:.2%}); the optimizer's "
+        f"state takes {optimizer_bytes(trainer.args, trainer.model):,} bytes on each core"
+    )
     try:
         trained = trainer.train(_checkpoint(trainer.args), accept_changes=accept_changes)
     except (ResumeError, MetricError) as error:

@@ -25,12 +25,25 @@ Batch = dict[str, Array]
 step takes several: `[a, b, ...]`."""
 
 
+class Weights(NamedTuple):
+    """What a model holds, float32: what is trained, and what is not and has no optimizer state."""
+
+    params: PyTree
+    fixed: PyTree
+
+
 class TrainState(NamedTuple):
-    """All that a step changes: the update count, the float32 parameters, the optimizer's state."""
+    """What a step works on: the update count, the weights, the state of the params' optimizer."""
 
     step: Int[Array, ""]
     params: PyTree
+    fixed: PyTree  # comes out of a step as it went in
     opt_state: PyTree
+
+    @property
+    def weights(self) -> Weights:
+        """The model's part."""
+        return Weights(self.params, self.fixed)
 
 
 class Measurements(NamedTuple):
@@ -40,6 +53,11 @@ class Measurements(NamedTuple):
     grad_norm: Float[Array, ""]
 
 
+def weights_of(model: nnx.Module) -> Weights:
+    """A model's variables: every `nnx.Param` is trained, nothing else is."""
+    return Weights(*nnx.split(model, nnx.Param, ...)[1:])
+
+
 def model_inputs(batch: Batch) -> Batch:
     """The entries of a batch that the encoder reads."""
     names = ("input_ids", "attention_mask", "token_type_ids")
@@ -47,7 +65,7 @@ def model_inputs(batch: Batch) -> Batch:
 
 
 def make_loss(graphdef: nnx.GraphDef, label_smoothing: float = 0.0) -> Callable[..., Array]:
-    """`loss(params, batch, rows, key=None)`: the sum of this core's losses over `rows`.
+    """`loss(params, fixed, batch, rows, key=None)`: the sum of this core's losses over `rows`.
 
     With `rows` the number of valid rows of all cores, the sum over the cores is the mean: 1 core
     and 8 cores, and any number of rows that only fill up have the same loss and the same gradients.
@@ -58,11 +76,11 @@ def make_loss(graphdef: nnx.GraphDef, label_smoothing: float = 0.0) -> Callable[
     """
 
     def loss(
-        params: PyTree, batch: Batch, rows: Float[Array, ""], key: Any = None
+        params: PyTree, fixed: PyTree, batch: Batch, rows: Float[Array, ""], key: Any = None
     ) -> Float[Array, ""]:
         # Made here, as NNX lets the function that is differentiated change only what is its own.
         rngs = None if key is None else nnx.Rngs(dropout=key)
-        logits = nnx.merge(graphdef, params)(**model_inputs(batch), rngs=rngs)
+        logits = nnx.merge(graphdef, params, fixed)(**model_inputs(batch), rngs=rngs)
         losses = span_losses(
             logits,
             batch["start_positions"],
@@ -95,17 +113,18 @@ def make_train_step(
     def train_step(
         state: TrainState, batch: Batch, learning_rate: Float[Array, ""], key: Any
     ) -> tuple[TrainState, Measurements]:
+        weights = state.weights
         key = jax.random.fold_in(jax.random.fold_in(key, state.step), lax.axis_index(CORES))
         rows = lax.psum(jnp.sum(batch["valid"].astype(jnp.float32)), CORES)
         count = batch["valid"].shape[0]
         if count == 1:
             only = jax.tree.map(lambda x: x[0], batch)
-            loss, grads = loss_and_gradient(state.params, only, rows, key)
+            loss, grads = loss_and_gradient(*weights, only, rows, key)
         else:
 
             def add(total: PyTree, part: tuple[Batch, Array]) -> tuple[PyTree, None]:
                 one, number = part
-                found = loss_and_gradient(state.params, one, rows, jax.random.fold_in(key, number))
+                found = loss_and_gradient(*weights, one, rows, jax.random.fold_in(key, number))
                 return jax.tree.map(jnp.add, total, found), None
 
             nothing = jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params)
@@ -114,7 +133,7 @@ def make_train_step(
         direction, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
         measurements = Measurements(loss, optax.tree.norm(grads))
-        return TrainState(state.step + 1, params, opt_state), measurements
+        return TrainState(state.step + 1, params, state.fixed, opt_state), measurements
 
     return train_step
 
@@ -148,14 +167,14 @@ class Reduction(NamedTuple):
 
 def make_eval_step(
     graphdef: nnx.GraphDef, reduction: Reduction | None = None
-) -> Callable[[PyTree, Batch], EvalOutput]:
-    """`eval_step(params, batch) -> EvalOutput`: this core's rows, float32, no dropout.
+) -> Callable[[Weights, Batch], EvalOutput]:
+    """`eval_step(weights, batch) -> EvalOutput`: this core's rows, float32, no dropout.
 
     With a `reduction` the batch holds `null_positions`, int32 `[b]`, too.
     """
 
-    def eval_step(params: PyTree, batch: Batch) -> EvalOutput:
-        logits = nnx.merge(graphdef, params)(**model_inputs(batch))
+    def eval_step(weights: Weights, batch: Batch) -> EvalOutput:
+        logits = nnx.merge(graphdef, *weights)(**model_inputs(batch))
         losses = None
         if "start_positions" in batch:
             labels = (batch["start_positions"], batch["end_positions"])

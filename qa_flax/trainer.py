@@ -32,7 +32,7 @@ from qa_flax.prediction import predict_windows, reduction
 from qa_flax.progress import progress_callback
 from qa_flax.report import watched
 from qa_flax.spans import Settings
-from qa_flax.step import Reduction, make_eval_step
+from qa_flax.step import Reduction, Weights, make_eval_step, weights_of
 from qa_flax.training_arguments import (
     TrainingArguments,
     check_training_arguments,
@@ -100,9 +100,12 @@ class Trainer:
             None,
             None,
         )
-        self._device_params: Any = None  # while training: the parameters on the cores
+        self._device_weights: Weights | None = None  # while training: those on the cores
         self._eval_steps: dict[Reduction | None, Callable] = {}
-        self._graphdef = nnx.graphdef(self._computing_model(self.args.bf16))
+        # The newer name; transformers keeps both alike where it has both.
+        again = getattr(self.args, "activation_checkpointing", self.args.gradient_checkpointing)
+        trained = self._computing_model(self.args.bf16).with_remat(bool(again))
+        self._graphdef = nnx.graphdef(trained)
         in_bf16 = self.args.bf16 or self.args.bf16_full_eval
         self._eval_graphdef = nnx.graphdef(self._computing_model(in_bf16))
         self.notify("on_init_end")
@@ -164,9 +167,9 @@ class Trainer:
             report.bytes_to_host = report.steps * loop.bytes_per_step
         return output
 
-    def use_params(self, on_cores: Any) -> None:
-        """While training: evaluate with these parameters, which are on the cores already."""
-        self._device_params = on_cores
+    def use_weights(self, on_cores: Weights | None) -> None:
+        """While training: evaluate with these weights, which are on the cores already."""
+        self._device_weights = on_cores
 
     # ---- predict ---------------------------------------------------------------------------------
 
@@ -239,13 +242,13 @@ class Trainer:
         # The progress callback only asks for the length of what is gone through.
         counted: Any = range(steps)
         self.callback_handler.eval_dataloader = counted
-        params = self._device_params
-        if params is None:
-            params = parallel.put_copies(_parameters(self.model))
+        weights = self._device_weights
+        if weights is None:
+            weights = parallel.put_copies(weights_of(self.model))
         with watched(f"{prefix} of {len(windows)} windows", self._is_watched()) as report:
             found = predict_windows(
                 self._eval_step(candidates),
-                params,
+                weights,
                 windows,
                 per_core,
                 candidates,
@@ -280,7 +283,7 @@ class Trainer:
         self.notify("on_log", logs)
 
     def save_model(self, output_dir: str | os.PathLike | None = None) -> None:
-        """Write `model.safetensors`, `config.json` and the tokenizer, for PyTorch and for here."""
+        """Write the model (or its adapters) and the tokenizer, for PyTorch and for here."""
         directory = folder_of(self.args) if output_dir is None else output_dir
         self.model.save_pretrained(directory)
         if self.processing_class is not None:
@@ -484,10 +487,6 @@ def _require_model(model: Any) -> None:
             f"model is a {type(model).__module__}.{type(model).__name__}; load it with "
             "qa_flax.AutoModelForQuestionAnswering.from_pretrained(...)"
         )
-
-
-def _parameters(model: AutoModelForQuestionAnswering) -> Any:
-    return nnx.split(model)[1]
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -71,11 +71,11 @@ class Training:
         return self._all.value(0.0)
 
     def taken(self) -> TrainState:
-        """The whole state as NumPy."""
-        return parallel.take_copy(self.state)
+        """The state as NumPy, without what no step changes."""
+        return parallel.take_copy(self.state._replace(fixed=()))
 
     def params(self) -> Any:
-        """The parameters as NumPy, or None if a failed step has taken them with it."""
+        """The trained parameters as NumPy, or None if a failed step has taken them with it."""
         if any(array.is_deleted() for array in jax.tree.leaves(self.state.params)):
             return None
         return parallel.take_copy(self.state.params)

@@ -37,6 +37,8 @@ HONOURED = [
     "gradient_accumulation_steps",
     "max_grad_norm",
     "label_smoothing_factor",
+    "activation_checkpointing",
+    "gradient_checkpointing",
     "bf16",
     "bf16_full_eval",
     "logging_strategy",
@@ -81,12 +83,13 @@ HONOURED = [
 # Given another value than transformers' default, these are warned of once, with the reason.
 _TORCH_LOADER = "batches are assembled by NumPy in the training process"
 _TORCH_DDP = "cores are driven by JAX, not by torch.distributed"
+_TORCH_REMAT = "every layer is checkpointed, in the one way that XLA has"
 _NO_HUB = "it matters with push_to_hub alone"
 WITHOUT_EFFECT = {
     "average_tokens_across_devices": "losses are always averaged over the rows of all cores",
     "tf32": "set JAX's jax_default_matmul_precision instead",
-    "activation_checkpointing_kwargs": "it matters with activation_checkpointing alone",
-    "gradient_checkpointing_kwargs": "it matters with gradient_checkpointing alone",
+    "activation_checkpointing_kwargs": _TORCH_REMAT,
+    "gradient_checkpointing_kwargs": _TORCH_REMAT,
     "torch_compile": "the steps are always compiled, by XLA",
     "torch_compile_backend": "the steps are always compiled, by XLA",
     "torch_compile_mode": "the steps are always compiled, by XLA",
@@ -124,7 +127,6 @@ WITHOUT_EFFECT = {
 
 # Name -> the values that can be had, and why no others.
 REFUSED: dict[str, tuple[tuple, str]] = {
-    "activation_checkpointing": ((None, False), "activations are kept"),
     "auto_find_batch_size": ((False,), "a batch that does not fit has to be made smaller by hand"),
     "batch_eval_metrics": ((False,), "compute_metrics gets all predictions at once"),
     "deepspeed": ((None,), "it is torch's"),
@@ -134,7 +136,6 @@ REFUSED: dict[str, tuple[tuple, str]] = {
     "fp16": ((False,), "XLA's hardware computes in bf16"),
     "fp16_full_eval": ((False,), "XLA's hardware computes in bf16"),
     "fsdp": ((None, "", []), "it is torch's"),
-    "gradient_checkpointing": ((None, False), "activations are kept"),
     "hub_always_push": ((False,), "nothing is pushed to the hub"),
     "label_names": (
         (None, ["start_positions", "end_positions"]),

@@ -13,15 +13,14 @@ from qa_flax.models.layers import SpanLogits
 from qa_flax.postprocess import find_answers
 from qa_flax.prediction import predict_windows, reduction
 from qa_flax.spans import PADDING_LOGIT, Candidates, Settings, top_tokens
-from qa_flax.step import Reduction, make_eval_step, reduce
+from qa_flax.step import Reduction, make_eval_step, reduce, weights_of
 
 
 def predict(model, features, settings, per_core=2):
-    graphdef, params = nnx.split(model)
     how = None if settings is None else reduction(settings)
-    step = parallel.over_cores(make_eval_step(graphdef, how), (0, 0), 0)
-    params = parallel.put_copies(params)
-    return predict_windows(step, params, features, per_core, settings, lambda: None)
+    step = parallel.over_cores(make_eval_step(nnx.graphdef(model), how), (0, 0), 0)
+    weights = parallel.put_copies(weights_of(model))
+    return predict_windows(step, weights, features, per_core, settings, lambda: None)
 
 
 def windows(side, stride=16):
@@ -89,7 +88,7 @@ def test_the_core_chooses_as_the_host_does(rng, finite):
 
 def test_a_tenth_of_the_bytes_crosses_to_the_host():
     """At 384 tokens and the usual 20 best."""
-    graphdef, params = nnx.split(tiny.model(max_position_embeddings=384))
+    model = tiny.model(max_position_embeddings=384)
     features = make_windows(
         [{"id": "a", "question": "Q?", "context": "One. " * 600, "answers": []}],
         tiny.tokenizer(),
@@ -99,9 +98,9 @@ def test_a_tenth_of_the_bytes_crosses_to_the_host():
     sizes = []
     for settings in (None, Settings(False, 20, 30)):
         how = None if settings is None else reduction(settings)
-        step = jax.jit(make_eval_step(graphdef, how))
+        step = jax.jit(make_eval_step(nnx.graphdef(model), how))
         batch = next(eval_batches(features, 1, 4, null_positions=0))
-        output = step(params, {k: v[0] for k, v in batch.arrays.items()})
+        output = step(weights_of(model), {k: v[0] for k, v in batch.arrays.items()})
         sizes.append(sum(array.nbytes for array in jax.tree.leaves(output)) / 4)
     assert sizes == [3073, 249]
 

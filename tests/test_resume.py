@@ -14,8 +14,10 @@ from test_trainer import arguments, compute_metrics, post_process
 from transformers import EarlyStoppingCallback
 
 from qa_flax import (
+    LoraConfig,
     QuestionAnsweringTrainer,
     checkpoints,
+    get_peft_model,
     prepare_train_features,
     prepare_validation_features,
 )
@@ -126,6 +128,39 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, examples, tok
         resumed = trainer_in(folder, examples, tokenizer, **CASES[case])
         resumed.train(resume_from_checkpoint=True)
         assert_same_run(whole, resumed)
+
+
+def with_adapters(seed=0, **changes):
+    settings = {"r": 2, "target_modules": "all-linear", "lora_dropout": 0.2} | changes
+    return get_peft_model(tiny.model(seed, hidden_dropout_prob=0.2), LoraConfig(**settings))
+
+
+def test_a_resumed_run_of_adapters_is_the_run_that_was_never_stopped(tmp_path, examples, tokenizer):
+    """With the best of them at the end; the base is of the caller, no checkpoint holds it."""
+    changes = CASES["evaluation and best model"] | {"max_steps": 3, "learning_rate": 1e-2}
+    whole = trainer_in(tmp_path / "whole", examples, tokenizer, model=with_adapters(), **changes)
+    whole.train()
+    folder = tmp_path / "stopped"
+    keep_until(tmp_path / "whole", folder, 1)
+    names = {path.name for path in (folder / "checkpoint-1").iterdir()}
+    assert names >= {"adapter_config.json", "adapter_model.safetensors", "train_state", "run.json"}
+    assert not names & {"config.json", "model.safetensors"}
+    resumed = trainer_in(folder, examples, tokenizer, model=with_adapters(), **changes)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_run(whole, resumed)
+    best = tmp_path / "whole" / f"checkpoint-{whole.state.best_global_step}"
+    found = tiny.model(hidden_dropout_prob=0.2).with_adapter(best)
+    jax.tree.map(np.testing.assert_array_equal, *(nnx.state(m) for m in (found, whole.model)))
+
+    for model, message in (
+        (with_adapters(seed=1), "fixed_digest: "),
+        (with_adapters(lora_alpha=9), "'lora_alpha': 8"),
+        (with_adapters(lora_dropout=0.3), "'lora_dropout': 0.2"),
+        (tiny.model(hidden_dropout_prob=0.2), "does not fit model and optimizer"),
+    ):
+        other = trainer_in(folder, examples, tokenizer, model=model, **changes)
+        with pytest.raises(ValueError, match=message):
+            other.train(resume_from_checkpoint=folder / "checkpoint-1")
 
 
 def test_early_stopping_counts_on(tmp_path, examples, tokenizer):

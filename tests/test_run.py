@@ -156,6 +156,41 @@ def test_pytorch_loads_what_a_run_leaves(checkpoint, data, tmp_path):
     assert transformers.AutoTokenizer.from_pretrained(tmp_path).cls_token == "[CLS]"
 
 
+def test_adapters_are_trained_written_loaded_and_gone_on_with(capfd, checkpoint, data, tmp_path):
+    files = [f"--train_file={data / 'v1.json'}", f"--validation_file={data / 'v1.json'}"]
+    arguments = [*files, "--lora_r=4", "--lora_alpha=8", "--lora_dropout=0.05", "--save_steps=30"]
+    arguments += ["--lora_target_modules=query, value,dense", "--learning_rate=2e-2"]
+    arguments += ["--num_train_epochs=30", "--disable_tqdm=True"]
+    run(checkpoint, tmp_path, *arguments, "--do_train", "--do_eval")
+    printed = capfd.readouterr().out
+    adapters = 4 * 2 * (2 * (32 + 32) + (32 + 32) + 2 * (32 + 48))
+    trained, held = adapters + 66, adapters + tiny.model().num_parameters()
+    assert (
+        f"Training {trained:,} of {held:,} parameters ({trained / held:.2%}); "
+        f"the optimizer's state takes {4 * (2 * trained + 1):,} bytes on each core\n"
+    ) in printed
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names >= {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"}
+    assert not names & {"config.json", "model.safetensors"}
+    config = read(tmp_path / "adapter_config.json")
+    assert config["base_model_name_or_path"] == str(checkpoint)
+    assert config["target_modules"] == ["query", "value", "dense"]
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (4, 8, 0.05)
+    results = read(tmp_path / "all_results.json")
+    assert results["eval_exact_match"] > 60
+    weights = (tmp_path / "adapter_model.safetensors").read_bytes()
+
+    shutil.rmtree(tmp_path / "checkpoint-60")
+    run(checkpoint, tmp_path, *arguments, "--do_train")
+    assert "Going on from" in capfd.readouterr().err
+    assert (tmp_path / "adapter_model.safetensors").read_bytes() == weights
+
+    run(tmp_path, tmp_path / "again", *files, "--do_eval", "--disable_tqdm=True")
+    for name, value in read(tmp_path / "again" / "eval_results.json").items():
+        if name in ("eval_exact_match", "eval_f1", "eval_loss"):
+            assert value == results[name], name
+
+
 def test_a_command_that_was_stopped_is_given_again(capfd, checkpoint, data, tmp_path):
     arguments = [f"--train_file={data / 'v1.json'}", "--do_train", "--max_steps=3"]
     arguments += ["--save_steps=1", "--logging_steps=1", "--learning_rate=1e-3"]
@@ -305,12 +340,27 @@ def test_checkpoints_that_cannot_be_used(capfd, checkpoint, data, tmp_path):
         assert expected in refused(capfd, broken, tmp_path, *arguments)
 
 
+def test_adapters_that_cannot_be_are_refused(capfd, checkpoint, data, tmp_path):
+    arguments = [f"--train_file={data / 'v1.json'}", "--do_train", "--lora_r=4"]
+    layers = "which are: bert.encoder.layer.*.attention.output.dense, bert.encoder.layer.*.att"
+    assert layers in refused(capfd, checkpoint, tmp_path, *arguments)
+    arguments += ["--lora_target_modules=q_lin,v_lin"]
+    message = refused(capfd, checkpoint, tmp_path, *arguments)
+    assert "target_modules=('q_lin', 'v_lin') are none of this model's dense layers" in message
+    assert layers in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (["--do_eval"], "no data"),
         (["--learning_rate=fast"], "invalid float value: 'fast'"),
         (["--validation_file=x.json"], "nothing to do"),
+        (["--train_file=x.json", "--lora_r=-1"], "--lora_r is -1; it must not be below 0"),
+        (
+            ["--train_file=x.json", "--lora_target_modules=query"],
+            "--lora_target_modules has no effect without --lora_r",
+        ),
         (["--validation_file=x.json", "--do_eval", "--n_best_size=0"], "--n_best_size is 0"),
         (["--validation_file=x.json", "--do_train"], "--do_train needs --train_file"),
         (["--train_file=x.json", "--do_train", "--fp16"], "fp16=True"),

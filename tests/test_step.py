@@ -8,9 +8,18 @@ import pytest
 import tiny
 from flax import nnx
 
-from qa_flax import parallel
+from qa_flax import LoraConfig, get_peft_model, parallel
+from qa_flax.models.layers import Fixed
+from qa_flax.models.lora import LoraLinear, dense_layers
 from qa_flax.models.qa import span_losses
-from qa_flax.step import CORES, TrainState, make_eval_step, make_train_step, model_inputs
+from qa_flax.step import (
+    CORES,
+    TrainState,
+    make_eval_step,
+    make_train_step,
+    model_inputs,
+    weights_of,
+)
 
 LEARNING_RATE = 1.0  # the direction is the gradient, so the parameters change by it
 
@@ -22,22 +31,26 @@ def over_cores(batch, cores, parts=1):
 
 def plain_loss_and_gradient(model, batch):
     """No cores, no validity: the mean loss of the rows that are real."""
-    graphdef, params = nnx.split(model)
+    graphdef, params, fixed = nnx.split(model, nnx.Param, ...)
     real = {k: jnp.asarray(v[batch["valid"]]) for k, v in batch.items()}
 
     def loss(params):
-        logits = nnx.merge(graphdef, params)(**model_inputs(real))
+        logits = nnx.merge(graphdef, params, fixed)(**model_inputs(real))
         labels = (real["start_positions"], real["end_positions"])
         return span_losses(logits, *labels).mean()
 
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
+def first_state(model, optimizer, step=0):
+    params, fixed = weights_of(model)
+    return TrainState(np.int32(step), params, fixed, optimizer.init(params))
+
+
 def one_step(model, batch, cores, wrap, seed=0, parts=1, smoothing=0.0):
-    graphdef, params = nnx.split(model)
     optimizer = optax.identity()
-    state = TrainState(np.int32(0), params, optimizer.init(params))
-    step = make_train_step(graphdef, optimizer, smoothing)
+    step = make_train_step(nnx.graphdef(model), optimizer, smoothing)
+    state = first_state(model, optimizer)
     return wrap(step, state, over_cores(batch, cores, parts), parallel.run_key(seed))
 
 
@@ -68,15 +81,53 @@ def test_any_division_over_cores_and_parts_gives_the_plain_gradient(
     batch = tiny.random_batch(rng, 16)
     batch["valid"] = np.arange(16) < valid_rows
     loss, gradient = plain_loss_and_gradient(model, batch)
-    before = nnx.split(model)[1]
     state, measurements = one_step(model, batch, cores, wrap, parts=parts)
 
     np.testing.assert_allclose(measurements.loss, loss, rtol=1e-6)
     np.testing.assert_allclose(measurements.grad_norm, optax.tree.norm(gradient), rtol=1e-5)
+    assert_stepped_by(gradient, model, state)
+    assert state.step == 1
+
+
+def assert_stepped_by(gradient, model, state):
+    before = weights_of(model).params
     scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient))
     for old, new, grad in zip(*map(jax.tree.leaves, (before, state.params, gradient)), strict=True):
         np.testing.assert_allclose(old - new, grad, rtol=0, atol=2e-6 * max(scale, 1))
-    assert state.step == 1
+
+
+@pytest.mark.parametrize(("cores", "wrap"), [(1, by_vmap), (8, by_pmap)])
+def test_adapters_take_the_plain_gradient_on_any_cores_and_nothing_else_changes(rng, cores, wrap):
+    model = get_peft_model(tiny.model(), LoraConfig(r=2, target_modules=["query", "value"]))
+    for _, layer in dense_layers(model.encoder):
+        if isinstance(layer, LoraLinear):  # with B zero A would have no gradient
+            layer.lora_b[...] = jnp.asarray(rng.normal(0, 0.3, layer.lora_b.shape), jnp.float32)
+    batch = tiny.random_batch(rng, 16)
+    _, gradient = plain_loss_and_gradient(model, batch)
+    assert len(jax.tree.leaves(gradient)) == 2 * 2 * 2 + 2
+    assert all(np.abs(g).max() > 1e-3 for g in jax.tree.leaves(gradient["encoder"]))
+    state, _ = one_step(model, batch, cores, wrap)
+    assert_stepped_by(gradient, model, state)
+    jax.tree.map(np.testing.assert_array_equal, state.fixed, weights_of(model).fixed)
+
+
+def test_what_is_not_trained_stays_as_it_is_and_has_no_optimizer_state(rng):
+    """Also under weight decay, which needs no gradient to shrink a tensor."""
+    model = tiny.model()
+    table = model.encoder.embeddings.position
+    trained = len(jax.tree.leaves(weights_of(model).params))
+    table.embedding = Fixed(table.embedding[...])
+    optimizer = optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(0.1))
+    before = first_state(model, optimizer)
+    assert len(jax.tree.leaves(before.params)) == trained - 1
+    assert len(jax.tree.leaves(before.opt_state)) == 2 * (trained - 1) + 1
+    batch = over_cores(tiny.random_batch(rng, 16), 8)
+    step = make_train_step(nnx.graphdef(model), optimizer)
+    after, _ = by_pmap(step, before, batch, parallel.run_key(0))
+    jax.tree.map(np.testing.assert_array_equal, after.fixed, before.fixed)
+    np.testing.assert_array_equal(*jax.tree.leaves(after.fixed), table.embedding[...])
+    for old, new in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True):
+        assert (np.asarray(old) != new).any()
 
 
 def test_the_tokens_of_invalid_rows_change_nothing(rng):
@@ -97,8 +148,8 @@ def test_padding_competes_in_training_and_not_in_evaluation(rng):
     trained, evaluated = [], []
     for b in (batch, wide):
         trained.append(float(one_step(model, b, 8, by_vmap)[1].loss))
-        graphdef, params = nnx.split(model)
-        evaluated.append(jax.jit(make_eval_step(graphdef))(params, b).losses)
+        step = make_eval_step(nnx.graphdef(model))
+        evaluated.append(jax.jit(step)(weights_of(model), b).losses)
     assert trained[1] > trained[0] + 0.1
     np.testing.assert_allclose(*evaluated, rtol=1e-5)
 
@@ -123,14 +174,12 @@ def test_dropout_differs_by_core_and_by_step_and_repeats_by_seed(rng):
     model = tiny.model(hidden_dropout_prob=0.3)
     row = tiny.random_batch(rng, 1)
     same_row_everywhere = {k: np.repeat(v, 2, axis=0) for k, v in row.items()}
-    graphdef, params = nnx.split(model)
     losses = {}
     for seed, step in [(0, 0), (0, 1), (1, 0), (0, 0)]:
         optimizer = optax.set_to_zero()
-        state = TrainState(np.int32(step), params, optimizer.init(params))
         _, measurements = by_vmap(
-            make_train_step(graphdef, optimizer),
-            state,
+            make_train_step(nnx.graphdef(model), optimizer),
+            first_state(model, optimizer, step),
             over_cores(same_row_everywhere, 2),
             parallel.run_key(seed),
         )

@@ -18,16 +18,20 @@ from transformers.trainer_utils import EvalPrediction, PredictionOutput, TrainOu
 from qa_flax import (
     AutoModelForQuestionAnswering,
     EarlyStoppingCallback,
+    LoraConfig,
     QuestionAnsweringTrainer,
     Trainer,
     TrainingArguments,
+    get_peft_model,
     prepare_train_features,
     prepare_validation_features,
     squad_metric,
 )
+from qa_flax.loop import optimizer_bytes
 from qa_flax.models.qa import span_losses
 from qa_flax.postprocess import postprocess_qa_predictions
 from qa_flax.spans import PADDING_LOGIT
+from qa_flax.step import weights_of
 from qa_flax.trainer import _require_model
 from qa_flax.windows import Features
 
@@ -231,6 +235,44 @@ def test_bf16_computes_in_bfloat16_and_keeps_float32_parameters(tmp_path, train_
     real = full[0] != PADDING_LOGIT
     difference = np.abs(low[0] - full[0])[real].max() / np.abs(full[0])[real].max()
     assert 1e-5 < difference < 0.05
+
+
+@pytest.mark.parametrize("rates", [{}, {"hidden_dropout_prob": 0.2}])
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated")
+def test_gradient_checkpointing_gives_the_same_updates(tmp_path, train_windows, rates):
+    trainers = []
+    for again in (False, True):
+        settings = {"max_steps": 2, "learning_rate": 1e-3, "adam_epsilon": 1e-4}
+        args = arguments(tmp_path, gradient_checkpointing=again, **settings)
+        trainer = Trainer(tiny.model(**rates), args, train_dataset=train_windows)
+        trainer.train()
+        trainers.append(trainer)
+    plain, saving = trainers
+    assert plain._graphdef != saving._graphdef
+    for one, other in zip(*(jax.tree.leaves(weights_of(t.model)) for t in trainers), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-6)
+
+
+def test_with_adapters_nothing_else_is_trained(tmp_path, train_windows):
+    base = tiny.model(initializer_range=0.05, hidden_dropout_prob=0.1)
+    config = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1)
+    model = get_peft_model(base, config)
+    before = jax.tree.map(np.asarray, weights_of(model))
+    args = arguments(tmp_path, num_train_epochs=20, learning_rate=1e-2, weight_decay=0.1)
+    trainer = Trainer(model, args, train_dataset=train_windows)
+    loss = trainer.evaluate(train_windows)["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate(train_windows)["eval_loss"] < loss / 2
+    after = weights_of(model)
+    jax.tree.map(np.testing.assert_array_equal, after.fixed, before.fixed)
+    trained = 0
+    for old, new in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True):
+        assert (old != new).any()
+        trained += old.size
+    assert trained == model.num_parameters(only_trainable=True) < model.num_parameters() / 3
+    # Adam: two moments of each, and a count.
+    assert optimizer_bytes(args, model) == 4 * (2 * trained + 1)
+    assert optimizer_bytes(args, base) == 4 * (2 * base.num_parameters() + 1)
 
 
 # ---- the contract of evaluate and predict --------------------------------------------------------

@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ def checkpoint_directory(source: str | os.PathLike[str], **hub: Any) -> Path:
             f"{source} does not exist, and it is no hub id (name or owner/name)"
         )
     files = [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, "model*.safetensors"]
+    files += [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE]
     try:
         return Path(snapshot_download(str(source), allow_patterns=files, **hub))
     except (OSError, ValueError, HfHubHTTPError) as error:
@@ -75,6 +78,16 @@ def stored_tensors(directory: Path) -> list[StoredTensor]:
             f"{listing(directory)}. {PICKLE_HELP}"
         )
     return [tensor for file in files for tensor in _tensors_of(directory / file)]
+
+
+def stored_adapter(directory: Path) -> list[StoredTensor]:
+    """What PEFT's file of adapters holds; `OSError` if it is absent or not whole."""
+    if not (directory / ADAPTER_WEIGHTS_FILE).is_file():
+        raise FileNotFoundError(
+            f"{directory} has no {ADAPTER_WEIGHTS_FILE}; it holds: {listing(directory)}. "
+            "Adapters are read from safetensors alone"
+        )
+    return _tensors_of(directory / ADAPTER_WEIGHTS_FILE)
 
 
 PICKLE_HELP = (

@@ -1,11 +1,13 @@
 """Stage 4 of 7: the model as Hugging Face users know it: config.json + safetensors in and out."""
 
 import copy
+import json
 import logging
 import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,11 @@ from jaxtyping import ArrayLike, Int
 from safetensors.numpy import save_file
 from transformers import AutoConfig, PreTrainedConfig
 
+from qa_flax.models import lora as adapters
 from qa_flax.models.families import FAMILIES, Family
 from qa_flax.models.files import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
     CONFIG_FILE,
     FLOAT_DTYPES,
     WEIGHTS_FILE,
@@ -28,9 +33,11 @@ from qa_flax.models.files import (
     listing,
     read_json,
     replacing,
+    stored_adapter,
     stored_tensors,
 )
-from qa_flax.models.layers import Fixed, ParamPath, SpanLogits, Stack
+from qa_flax.models.layers import Fixed, ParamPath, SpanLogits, Stack, lending
+from qa_flax.models.lora import LoraConfig
 
 # A parameter's place in the model and its shape -> its float32 values.
 MakeArray = Callable[[ParamPath, tuple[int, ...]], np.ndarray]
@@ -45,15 +52,21 @@ class AutoModelForQuestionAnswering(nnx.Module):
 
     Parameters are float32; `dtype` is the compute dtype. Call it with NumPy or JAX arrays `[B, L]`.
     Make one with `from_pretrained` or `from_config`; the class itself gives parameters of zeros.
+    With `lora` the encoder is frozen and has adapters: make such a one with `get_peft_model`.
     """
 
-    def __init__(self, config: PreTrainedConfig, *, dtype: Any = jnp.float32):
+    def __init__(
+        self, config: PreTrainedConfig, *, dtype: Any = jnp.float32, lora: LoraConfig | None = None
+    ):
         family = family_of(config)
         sizes = family.read_config(config.to_dict())
         self.dtype = compute_dtype(dtype)
         self.encoder: Any = family.encoder(sizes, dtype=self.dtype)
         self.head: Any = family.head(sizes, dtype=self.dtype)
         self._config = _ByIdentity(config)
+        self.lora = lora
+        if lora is not None:
+            self.encoder = adapters.add_adapters(self.encoder, lora, partial(_layer_name, family))
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -79,7 +92,8 @@ class AutoModelForQuestionAnswering(nnx.Module):
         ids = jnp.asarray(input_ids, jnp.int32)
         mask = jnp.ones_like(ids) if attention_mask is None else _int32(attention_mask)
         optional = map(_int32, (token_type_ids, position_ids, segment_ids))
-        return self.head(self.encoder(ids, mask, *optional, rngs=rngs), ids, rngs=rngs)
+        with lending(rngs):
+            return self.head(self.encoder(ids, mask, *optional, rngs=rngs), ids, rngs=rngs)
 
     @classmethod
     def from_config(
@@ -107,36 +121,50 @@ class AutoModelForQuestionAnswering(nnx.Module):
     ) -> "AutoModelForQuestionAnswering":
         """Load a directory or a hub id; a missing span head is made from `seed`, and said so.
 
+        Where there are LoRA adapters of a model instead, that model is loaded with them.
+
         `config` replaces the checkpoint's own. Raises `OSError` for files that are absent or
         unreadable, and `ValueError` with the whole difference for a checkpoint that does not fit.
         """
-        directory = checkpoint_directory(
-            pretrained_model_name_or_path,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-        )
+        hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir}
+        hub["local_files_only"] = local_files_only
+        directory = checkpoint_directory(pretrained_model_name_or_path, revision=revision, **hub)
+        if (directory / ADAPTER_CONFIG_FILE).is_file():
+            base = adapters.base_of(directory)
+            model = cls.from_pretrained(
+                base.name, config, seed, dtype, revision=base.revision, **hub
+            )
+            return model.with_adapter(directory)
         config = _own_config(load_config(directory) if config is None else config)
+        config.name_or_path = str(pretrained_model_name_or_path)
         model = cls._shapes_only(config, dtype)
         return _filled(model, _stored_arrays(model, directory, seed))
 
     @classmethod
-    def _shapes_only(cls, config: PreTrainedConfig, dtype: Any) -> "AutoModelForQuestionAnswering":
+    def _shapes_only(
+        cls, config: PreTrainedConfig, dtype: Any, lora: LoraConfig | None = None
+    ) -> "AutoModelForQuestionAnswering":
         # No arrays yet, so that nothing is made to be thrown away.
-        return nnx.eval_shape(lambda: cls(config, dtype=dtype))
+        return nnx.eval_shape(lambda: cls(config, dtype=dtype, lora=lora))
 
     def take_over(self, params: Any) -> None:
         """Put parameters (a state of the same model, NumPy or JAX arrays) in place of its own."""
         nnx.update(self, jax.tree.map(jnp.asarray, params))
 
-    def num_parameters(self) -> int:
-        """How many numbers are learnt."""
-        return sum(param.size for _, param in _parameters(self))
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """How many numbers the model holds, or how many of them training changes."""
+        kinds = nnx.Param if only_trainable else (nnx.Param, Fixed)
+        return sum(array.size for array in jax.tree.leaves(nnx.state(self, kinds)))
+
+    def print_trainable_parameters(self) -> None:
+        """Print how many parameters are trained, in PEFT's words."""
+        trained, held = self.num_parameters(only_trainable=True), self.num_parameters()
+        share = f"trainable%: {100 * trained / held:.4f}"
+        print(f"trainable params: {trained:,} || all params: {held:,} || {share}")
 
     def with_dtype(self, dtype: Any) -> "AutoModelForQuestionAnswering":
         """The same parameters, not copied, in a model made anew from `config` for `dtype`."""
-        graphdef = nnx.graphdef(self._shapes_only(self.config, dtype))
+        graphdef = nnx.graphdef(self._shapes_only(self.config, dtype, self.lora))
         return nnx.merge(graphdef, nnx.state(self))
 
     def with_remat(self, remat: bool = True) -> "AutoModelForQuestionAnswering":
@@ -147,28 +175,74 @@ class AutoModelForQuestionAnswering(nnx.Module):
                 module.remat = remat
         return model
 
+    def with_adapter(self, directory: str | os.PathLike[str]) -> "AutoModelForQuestionAnswering":
+        """A new model: this one with LoRA adapters from files, in place of any that it has.
+
+        As `PeftModel.from_pretrained(model, directory)`. Raises as `from_pretrained` does.
+        """
+        directory = checkpoint_directory(directory)
+        given = LoraConfig.from_peft(directory / ADAPTER_CONFIG_FILE)
+        model = self._shapes_only(self.config, self.dtype, _resolved(given, self))
+        named = adapters.saved(_named(model), given)
+        stored = {tensor.name: tensor for tensor in stored_adapter(directory)}
+        shapes = {name: _torch_shape(path, param.shape) for name, (path, param) in named.items()}
+        _check_fit(directory, shapes, stored, ADAPTER_CONFIG_FILE)
+        arrays = _arrays(self)
+        for name, (path, _) in named.items():
+            arrays[path] = _our_layout(path, stored[name].read())
+        return _filled(model, lambda path, _: arrays[path])
+
+    def merge_and_unload(self) -> "AutoModelForQuestionAnswering":
+        """The model without adapters that computes the same: they are added to its weights."""
+        if self.lora is None:
+            raise ValueError("the model has no adapters")
+        arrays = adapters.merged(_arrays(self), self.lora)
+        return _filled(self._shapes_only(self.config, self.dtype), lambda path, _: arrays[path])
+
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors, each whole or not at all.
 
         PyTorch transformers' `AutoModelForQuestionAnswering.from_pretrained` reads them exactly.
+        Where there are adapters, only they and the span head are written: PEFT's two files.
         """
         directory = Path(save_directory)
         directory.mkdir(parents=True, exist_ok=True)
-        family = family_of(self.config)
-        config = copy.deepcopy(self.config)
-        config.architectures = [family.architecture]
-        config.dtype = "float32"
-        tensors = {
-            weight_name(path, family, prefix=family.prefix): torch_layout(path, param[...])
-            for path, param in _parameters(self)
-        }
-        with replacing(directory / CONFIG_FILE) as temporary:
-            temporary.write_text(config.to_json_string())
-        with replacing(directory / WEIGHTS_FILE) as temporary:
+        if self.lora is None:
+            config = copy.deepcopy(self.config)
+            config.architectures = [family_of(config).architecture]
+            config.dtype = "float32"
+            files, text, named = (CONFIG_FILE, WEIGHTS_FILE), config.to_json_string(), _named(self)
+        else:
+            files = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE)
+            text = json.dumps(self.lora.to_peft(self.config.name_or_path or None), indent=2)
+            named = adapters.saved(_named(self), self.lora)
+        config_file, weights_file = (directory / name for name in files)
+        tensors = {name: torch_layout(path, param[...]) for name, (path, param) in named.items()}
+        with replacing(config_file) as temporary:
+            temporary.write_text(text)
+        with replacing(weights_file) as temporary:
             # transformers refuses a file that does not say its format.
             save_file(tensors, temporary, metadata={"format": "pt"})
             # safetensors writes for the owner's eyes alone; the user's umask decides, as elsewhere.
-            shutil.copymode(directory / CONFIG_FILE, temporary)
+            shutil.copymode(config_file, temporary)
+
+
+def get_peft_model(
+    model: AutoModelForQuestionAnswering, peft_config: LoraConfig, seed: int = 0
+) -> AutoModelForQuestionAnswering:
+    """PEFT's function: `model` frozen but for its span head and new LoRA adapters.
+
+    The model given stays as it is; the new one computes the same until it is trained. `seed` is
+    that of the adapters. Raises `ValueError` if there are adapters already, or none could be.
+    """
+    if model.lora is not None:
+        raise ValueError("the model has adapters already; merge_and_unload() gives one without")
+    config = _resolved(peft_config, model)
+    arrays, begin = _arrays(model), adapters.initial_adapters(seed)
+    return _filled(
+        model._shapes_only(model.config, model.dtype, config),
+        lambda path, shape: arrays[path] if path in arrays else begin(path, shape),
+    )
 
 
 def _int32(values: ArrayLike | None) -> jax.Array | None:
@@ -233,6 +307,8 @@ def _own_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 # A dense kernel is [in, out] here and [out, in] in PyTorch; the rest differs by name only.
 LEAF_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
+LEAF_NAMES |= {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
+TRANSPOSED = ("kernel", "lora_a", "lora_b")
 
 
 def weight_name(path: ParamPath, family: Family, prefix: str = "") -> str:
@@ -247,6 +323,24 @@ def weight_name(path: ParamPath, family: Family, prefix: str = "") -> str:
     raise KeyError(f"no checkpoint name for the module {module}: a row is missing in its table")
 
 
+def _named(model: AutoModelForQuestionAnswering) -> adapters.Named:
+    """All that a checkpoint of the model holds, by its names there."""
+    family = family_of(model.config)
+    return {weight_name(p, family, family.prefix): (p, param) for p, param in _parameters(model)}
+
+
+def _layer_name(family: Family, path: ParamPath) -> str:
+    """PyTorch's name of the encoder's dense layer at `path`."""
+    name = weight_name(("encoder", *path, "kernel"), family, family.prefix)
+    return name.removesuffix(".weight")
+
+
+def _resolved(config: LoraConfig, model: AutoModelForQuestionAnswering) -> LoraConfig:
+    name_of = partial(_layer_name, family_of(model.config))
+    layers = [name_of(path) for path, _ in adapters.dense_layers(model.encoder)]
+    return adapters.resolved(config, layers, _named(model))
+
+
 def _canonical(name: str, family: Family) -> str:
     """A checkpoint's name without the prefix and with today's LayerNorm words (was gamma, beta)."""
     name = name.removeprefix(family.prefix)
@@ -257,11 +351,11 @@ def torch_layout(path: ParamPath, value: jax.Array) -> np.ndarray:
     """The array as PyTorch lays out the parameter at `path`."""
     array = np.asarray(value)
     # safetensors writes the memory as it lies, so a transposed view must be copied.
-    return np.ascontiguousarray(array.T if path[-1] == "kernel" else array)
+    return np.ascontiguousarray(array.T if path[-1] in TRANSPOSED else array)
 
 
 def _our_layout(path: ParamPath, array: np.ndarray) -> np.ndarray:
-    return array.T if path[-1] == "kernel" else array
+    return array.T if path[-1] in TRANSPOSED else array
 
 
 # ---- fitting it to the model ---------------------------------------------------------------------
@@ -274,6 +368,10 @@ def _filled(
     # A copy: JAX must be able to give its memory away (donation), which it cannot do with NumPy's.
     new = [(path, p.replace(jnp.array(array(path, p.shape)))) for path, p in _parameters(model)]
     return nnx.merge(nnx.graphdef(model), nnx.from_flat_state(new))
+
+
+def _arrays(model: AutoModelForQuestionAnswering) -> dict[ParamPath, np.ndarray]:
+    return {path: np.asarray(param[...]) for path, param in _parameters(model)}
 
 
 def _parameters(model: AutoModelForQuestionAnswering) -> list[tuple[ParamPath, nnx.Variable]]:
@@ -344,7 +442,10 @@ def _used_tensors(
 
 
 def _check_fit(
-    directory: Path, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, StoredTensor]
+    directory: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    stored: Mapping[str, StoredTensor],
+    config_file: str = CONFIG_FILE,
 ) -> None:
     """Raise with the whole difference unless names, shapes and dtypes agree both ways."""
     problems = [f"missing: {n} {list(shapes[n])}" for n in sorted(shapes.keys() - stored.keys())]
@@ -357,7 +458,7 @@ def _check_fit(
         if tensor.shape != shapes[name]:
             problems.append(
                 f"wrong shape: {tensor.name} is {list(tensor.shape)} in the checkpoint, "
-                f"{list(shapes[name])} by {CONFIG_FILE}"
+                f"{list(shapes[name])} by {config_file}"
             )
         if tensor.dtype not in FLOAT_DTYPES:
             problems.append(
@@ -365,10 +466,10 @@ def _check_fit(
             )
     if problems:
         raise ValueError(
-            f"the weights in {directory} do not fit the model its {CONFIG_FILE} describes, "
+            f"the weights in {directory} do not fit the model its {config_file} describes, "
             f"{len(problems)} difference(s):\n  " + "\n  ".join(problems)
         )
 
 
 def _torch_shape(path: ParamPath, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[::-1] if path[-1] == "kernel" else shape
+    return shape[::-1] if path[-1] in TRANSPOSED else shape

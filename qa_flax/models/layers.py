@@ -6,7 +6,9 @@ Parameters are float32. `dtype` is the compute dtype of the matrix products; att
 LayerNorm's statistics and the span logits are float32 whatever it is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -97,6 +99,27 @@ def _mix(word: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     word = (word ^ (word >> 16)) * np.uint32(0x7FEB352D)
     word = (word ^ (word >> 15)) * np.uint32(0x846CA68B)
     return word ^ (word >> 16)
+
+
+_LENT: ContextVar[nnx.Rngs | None] = ContextVar("lent_rngs", default=None)
+
+
+@contextmanager
+def lending(rngs: nnx.Rngs | None) -> Iterator[None]:
+    """Lend `rngs` to those layers called inside that get none: `lora.LoraLinear` is one.
+
+    It takes the place of a dense layer, and is called as one.
+    """
+    token = _LENT.set(rngs)
+    try:
+        yield
+    finally:
+        _LENT.reset(token)
+
+
+def lent_rngs() -> nnx.Rngs | None:
+    """What is lent just now; None means no dropout."""
+    return _LENT.get()
 
 
 # ---- attention -----------------------------------------------------------------------------------
@@ -522,7 +545,9 @@ class Stack(nnx.List):
         key = None if rngs is None else rngs.dropout()
 
         def call(layer: Any, key: Any, *inputs: Any) -> Any:
-            return layer(*inputs, rngs=None if key is None else nnx.Rngs(dropout=key))
+            rngs = None if key is None else nnx.Rngs(dropout=key)
+            with lending(rngs):
+                return layer(*inputs, rngs=rngs)
 
         if not self.remat:
             return call(layer, key, *inputs)

@@ -1,0 +1,351 @@
+"""Adapters beside frozen layers: what is trained, what it computes, which files it leaves."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from loud import loud_batch, loud_model, relative_error
+from safetensors.numpy import load_file, save_file
+from test_families import batch_of, encoders
+
+from qa_flax import AutoModelForQuestionAnswering, LoraConfig, get_peft_model
+from qa_flax.models.layers import Fixed, lending, linear
+from qa_flax.models.lora import LoraLinear, dense_layers
+from qa_flax.models.qa import span_losses
+
+FILES = {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def adapted(family="bert", base=None, seed=0, **settings):
+    """Adapters and head all random, as if they had been trained."""
+    config = LoraConfig(**({"r": 3, "lora_alpha": 5, "target_modules": "all-linear"} | settings))
+    model = get_peft_model(loud_model(3, family=family) if base is None else base, config)
+    random = np.random.default_rng(seed)
+    trained = nnx.state(model, nnx.Param)
+    model.take_over(jax.tree.map(lambda p: random.normal(0, 0.3, p.shape).astype("f4"), trained))
+    return model
+
+
+def variables(model, kind):
+    return {path: v[...] for path, v in nnx.to_flat_state(nnx.state(model, kind))}
+
+
+def assert_equal(one, other, kind=nnx.Variable):
+    one, other = variables(one, kind), variables(other, kind)
+    assert one.keys() == other.keys()
+    for path, array in one.items():
+        np.testing.assert_array_equal(array, other[path], err_msg=str(path))
+
+
+def assert_logits(model, expected, batch, tolerance):
+    for ours, theirs in zip(model(**batch), expected, strict=True):
+        assert relative_error(ours, theirs) < tolerance
+
+
+# ---- the model -----------------------------------------------------------------------------------
+
+
+@encoders
+def test_adapters_train_beside_a_frozen_encoder_merge_and_come_back_from_files(family, tmp_path):
+    base, batch = loud_model(3, family=family), batch_of(family)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))
+    frozen = variables(base, nnx.Variable)
+    trained = variables(model, nnx.Param)
+    layers = {("encoder", *path) for path, _ in dense_layers(base.encoder)}
+    assert {p[:-1] for p in trained if p[0] == "encoder"} == layers
+    assert {p[-1] for p in trained if p[0] == "encoder"} == {"lora_a", "lora_b"}
+    assert {p for p in trained if p[0] == "head"} == {p for p in frozen if p[0] == "head"}
+    for path, array in variables(model, Fixed).items():
+        np.testing.assert_array_equal(array, frozen.pop(path))
+    assert {path[0] for path in frozen} == {"head"}
+    assert_logits(model, base(**batch), batch, 1e-6)
+
+    model = adapted(family)
+    logits = model(**batch)
+    assert relative_error(logits.start, base(**batch).start) > 0.1
+    merged = model.merge_and_unload()
+    assert_logits(merged, logits, batch, 1e-5)
+    assert jax.tree.structure(nnx.state(merged)) == jax.tree.structure(nnx.state(base))
+    assert merged.num_parameters(only_trainable=True) == base.num_parameters(only_trainable=True)
+
+    model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+    assert_equal(base.with_adapter(tmp_path), model)
+
+
+def test_what_training_changes_is_counted(capsys):
+    base = loud_model(3)
+    model = get_peft_model(base, LoraConfig(r=3, target_modules=["query", "value"]))
+    adapters, head = 2 * 2 * (16 * 3 + 3 * 16), 16 * 2 + 2
+    assert model.num_parameters(only_trainable=True) == adapters + head
+    assert model.num_parameters() == base.num_parameters() + adapters
+    model.print_trainable_parameters()
+    held = base.num_parameters() + adapters
+    share = f"{100 * (adapters + head) / held:.4f}"
+    wanted = f"trainable params: {adapters + head} || all params: {held:,} || trainable%: {share}\n"
+    assert capsys.readouterr().out == wanted
+
+
+def test_a_is_as_peft_makes_it_and_b_is_zero():
+    def begin(seed):
+        config = LoraConfig(r=64, target_modules=["output.dense"])
+        found = variables(get_peft_model(loud_model(3), config, seed), nnx.Param)
+        return {path: np.asarray(v) for path, v in found.items() if path[0] == "encoder"}
+
+    one, again, other = begin(0), begin(0), begin(1)
+    for path, array in one.items():
+        np.testing.assert_array_equal(array, again[path])
+        if path[-1] == "lora_b":
+            assert not array.any()
+        else:
+            bound = array.shape[0] ** -0.5  # uniform: the variance is a third of the bound's square
+            assert 0.9 * bound < np.abs(array).max() <= bound
+            assert abs(array.std() / bound * 3**0.5 - 1) < 0.05
+            assert (array != other[path]).any()
+
+
+@pytest.mark.parametrize(
+    ("targets", "layers"),
+    [
+        (["query", "value"], {"attention.query", "attention.value"}),
+        (("attention.output.dense",), {"attention.out"}),
+        (["dense"], {"attention.out", "up", "down"}),
+        (["bert.encoder.layer.1.intermediate.dense"], {"up"}),
+        (r".*\.1\..*(key|query)", {"attention.key", "attention.query"}),
+        (
+            "all-linear",
+            {*(f"attention.{n}" for n in ("query", "key", "value", "out")), "up", "down"},
+        ),
+    ],
+)
+def test_targets_are_matched_as_peft_does(targets, layers):
+    model = get_peft_model(loud_model(3), LoraConfig(target_modules=targets))
+    found = {path for path, layer in dense_layers(model.encoder) if isinstance(layer, LoraLinear)}
+    numbers = {1} if ".1." in str(targets) or r"\.1\." in targets else {0, 1}
+    assert {(path[1], ".".join(path[2:])) for path in found} == {
+        (number, name) for number in numbers for name in layers
+    }
+
+
+LAYERS = ", ".join(
+    f"bert.encoder.layer.*.{name}"
+    for name in (
+        *("attention.output.dense", "attention.self.key", "attention.self.query"),
+        *("attention.self.value", "intermediate.dense", "output.dense"),
+    )
+)
+
+
+def test_targets_that_are_not_there_are_named_with_those_that_are(caplog):
+    for targets in (
+        ["qurey"],
+        ["uery"],
+        r".*\.qurey",
+        [],
+        None,
+        ["word_embeddings"],
+        ["qa_outputs"],
+    ):
+        with pytest.raises(ValueError, match=r"are none of this model's dense layers") as refused:
+            get_peft_model(loud_model(3), LoraConfig(target_modules=targets))
+        assert f"which are: {LAYERS}" in str(refused.value)
+    assert not caplog.records
+    model = get_peft_model(loud_model(3), LoraConfig(target_modules=["query", "valeu"]))
+    assert f"target_modules: valeu is none of the layers {LAYERS}" in caplog.text
+    assert model.num_parameters(only_trainable=True) == 2 * 2 * 16 * 8 + 34
+    model.with_dtype("bfloat16")
+    assert len(caplog.records) == 1
+
+
+def test_the_scale_is_alpha_by_r_or_by_its_root():
+    for settings, scale in (({}, 5 / 4), ({"use_rslora": True}, 5 / 2)):
+        assert LoraConfig(r=4, lora_alpha=5, **settings).scaling == scale
+        layer = LoraLinear(
+            linear(1, 1, jnp.dtype("float32")), LoraConfig(r=4, lora_alpha=5, **settings)
+        )
+        layer.lora_a[...], layer.lora_b[...] = jnp.ones((1, 4)), jnp.ones((4, 1))
+        np.testing.assert_allclose(layer(jnp.ones((1, 1))), [[4 * scale]])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"r": 0}, "r=0"),
+        ({"lora_dropout": 1.0}, "lora_dropout=1.0"),
+        ({"bias": "all"}, "bias='all' is not supported"),
+        ({"task_type": "SEQ_CLS"}, "task_type='SEQ_CLS' is not supported"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        LoraConfig(**settings)
+
+
+def test_only_the_head_is_trained_whole():
+    config = LoraConfig(target_modules=["query"], modules_to_save=["qa_outputs", "embeddings"])
+    with pytest.raises(ValueError, match=r"modules_to_save='embeddings': .* \(qa_outputs\)"):
+        get_peft_model(loud_model(3), config)
+    given = LoraConfig(target_modules=["query"], modules_to_save=["qa_outputs"])
+    assert get_peft_model(loud_model(3), given).lora == given
+    with pytest.raises(ValueError, match="adapters already"):
+        get_peft_model(adapted(), given)
+    with pytest.raises(ValueError, match="no adapters"):
+        loud_model(3).merge_and_unload()
+
+
+# ---- compute dtype, dropout, gradient checkpointing ----------------------------------------------
+
+
+def test_bfloat16_compute_is_close_and_keeps_float32_parameters():
+    model = adapted()
+    rough = model.with_dtype("bfloat16")
+    assert_equal(rough, model)
+    assert {str(v.dtype) for v in variables(rough, nnx.Variable).values()} == {"float32"}
+    error = relative_error(rough(**loud_batch()).start, model(**loud_batch()).start)
+    assert 1e-4 < error < 0.1
+
+
+def test_dropout_falls_on_the_adapters_input_alone():
+    layer = LoraLinear(linear(1, 1, jnp.dtype("float32")), LoraConfig(r=1, lora_dropout=0.25))
+    layer.kernel[...], layer.lora_a[...], layer.lora_b[...] = jnp.full((3, 1, 1), 1.0)
+    inputs = jnp.ones((10_000, 1))
+    np.testing.assert_array_equal(layer(inputs), 9.0)
+    with lending(nnx.Rngs(dropout=0)):
+        found = np.asarray(layer(inputs))
+        assert (found != np.asarray(layer(inputs))).any()  # another call, another mask
+    np.testing.assert_array_equal(layer(inputs), 9.0)
+    kept = found != 1.0
+    np.testing.assert_allclose(found[kept], 1 + 8 / 0.75, rtol=1e-6)
+    assert abs(kept.mean() - 0.75) < 0.02
+
+
+def no_other_dropout(**changes):
+    return loud_model(3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **changes)
+
+
+def test_dropout_is_a_function_of_the_key():
+    run = nnx.jit(lambda model, key: model(**loud_batch(), rngs=nnx.Rngs(dropout=key)).start)
+    model = adapted(base=no_other_dropout(), lora_dropout=0.3)
+    plain = model(**loud_batch()).start
+    keys = [jax.random.key(n, impl="rbg") for n in (0, 0, 1)]
+    first, again, other = (np.asarray(run(model, key)) for key in keys)
+    np.testing.assert_array_equal(first, again)
+    assert relative_error(other, first) > 0.01
+    assert relative_error(first, plain) > 0.01
+    without = adapted(base=no_other_dropout())
+    assert relative_error(run(without, keys[0]), plain) < 1e-6
+
+
+def test_masks_are_drawn_again_in_the_backward_pass():
+    batch, positions = loud_batch(), (jnp.array([3, 0, 1]), jnp.array([5, 1, 1]))
+
+    def gradient(remat):
+        model = adapted(lora_dropout=0.3).with_remat(remat)
+        graph, params, fixed = nnx.split(model, nnx.Param, ...)
+
+        def loss(params):
+            logits = nnx.merge(graph, params, fixed)(**batch, rngs=nnx.Rngs(dropout=0))
+            return span_losses(logits, *positions).mean()
+
+        return jax.jit(jax.grad(loss))(params)
+
+    for again, kept in zip(*map(jax.tree.leaves, (gradient(True), gradient(False))), strict=True):
+        assert np.abs(kept).max() > 0
+        assert relative_error(again, kept) < 1e-4
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A base model and its adapters, each in a folder, and the model of both."""
+    loud_model(3).save_pretrained(tmp_path / "base")
+    base = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "base")
+    model = adapted(base=base, lora_dropout=0.1)
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "base", tmp_path / "adapter", model
+
+
+def change(directory, **settings):
+    path = directory / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+def test_a_folder_of_adapters_is_loaded_with_its_base(files):
+    base, adapter, model = files
+    found = AutoModelForQuestionAnswering.from_pretrained(adapter)
+    assert found.lora == model.lora
+    assert found.config.name_or_path == str(base)
+    assert_equal(found, model)
+    found.save_pretrained(adapter.with_name("again"))
+    for name in FILES:
+        again = adapter.with_name("again") / name
+        assert again.read_bytes() == (adapter / name).read_bytes()
+    # In place of other adapters, and of a head that is not in the file.
+    assert_equal(adapted(base=loud_model(3), r=7).with_adapter(adapter), model)
+    stored = load_file(adapter / "adapter_model.safetensors")
+    kept = {n: a for n, a in stored.items() if "qa_outputs" not in n}
+    save_file(kept, adapter / "adapter_model.safetensors", {"format": "pt"})
+    change(adapter, modules_to_save=None)
+    found = AutoModelForQuestionAnswering.from_pretrained(adapter)
+    expected = variables(loud_model(3), nnx.Param)
+    for path, array in variables(found, nnx.Param).items():
+        if path[0] == "head":
+            np.testing.assert_array_equal(array, expected[path])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_dora": True},
+        {"init_lora_weights": "pissa"},
+        {"layers_to_transform": [1]},
+        {"rank_pattern": {"query": 4}},
+        {"alpha_pattern": {"query": 4}},
+        {"exclude_modules": ["key"]},
+        {"fan_in_fan_out": True},
+        {"lora_bias": True},
+        {"peft_type": "IA3"},
+        {"task_type": "SEQ_CLS"},
+        {"bias": "lora_only"},
+        {"unheard_of": 3},
+        {"use_dora": True, "layer_replication": [[0, 1]]},
+    ],
+    ids=lambda settings: "-".join(settings),
+)
+def test_what_is_not_supported_is_refused_by_name_and_value(files, settings):
+    change(files[1], **settings)
+    with pytest.raises(ValueError, match=r"adapter_config\.json: ") as refused:
+        AutoModelForQuestionAnswering.from_pretrained(files[1])
+    for name, value in settings.items():
+        assert f"{name}={value!r}" in str(refused.value)
+
+
+def test_adapters_that_do_not_fit_are_refused_with_the_difference(files):
+    _, adapter, _ = files
+    change(adapter, r=2, target_modules=["query", "output.dense"])
+    with pytest.raises(ValueError, match=r"its adapter_config\.json describes") as refused:
+        AutoModelForQuestionAnswering.from_pretrained(adapter)
+    name = "base_model.model.bert.encoder.layer.0.attention.self"
+    assert f"{name}.query.lora_A.weight is [3, 16] in the checkpoint, [2, 16] by" in str(
+        refused.value
+    )
+    assert f"unexpected: {name}.key.lora_A.weight [3, 16]" in str(refused.value)
+
+
+def test_folders_that_say_too_little_or_too_much_are_refused(files):
+    base, adapter, _ = files
+    change(adapter, base_model_name_or_path=None)
+    with pytest.raises(ValueError, match=r"no base_model_name_or_path; .*with_adapter\('"):
+        AutoModelForQuestionAnswering.from_pretrained(adapter)
+    AutoModelForQuestionAnswering.from_pretrained(base).with_adapter(adapter)
+    loud_model(3).save_pretrained(adapter)
+    with pytest.raises(ValueError, match=r"holds a whole model .* and the adapters of one"):
+        AutoModelForQuestionAnswering.from_pretrained(adapter)
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(FileNotFoundError, match=r"has no adapter_model\.safetensors; it holds: "):
+        loud_model(3).with_adapter(adapter)

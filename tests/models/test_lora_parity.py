@@ -1,0 +1,177 @@
+"""PEFT's adapters and ours are the same: matched, begun, computed, trained, written, read."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from loud import assert_same_gradients, loud_batch, loud_model, relative_error
+from test_families import batch_of, encoders
+from test_lora import adapted
+
+from qa_flax import AutoModelForQuestionAnswering, LoraConfig, get_peft_model
+from qa_flax.models.families import FAMILIES
+from qa_flax.models.hf import torch_layout, weight_name
+from qa_flax.models.lora import LoraLinear, dense_layers
+from qa_flax.models.qa import span_losses
+
+torch = pytest.importorskip("torch", reason="needs the parity extra")
+peft = pytest.importorskip("peft", reason="needs the parity extra")
+import transformers  # noqa: E402
+
+# PEFT asks transformers by a name that it has replaced.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+
+def torch_base(directory):
+    return transformers.AutoModelForQuestionAnswering.from_pretrained(directory)
+
+
+def in_peft(base, adapter):
+    return peft.PeftModel.from_pretrained(torch_base(base), adapter, is_trainable=True).eval()
+
+
+def run(theirs, batch, **labels):
+    """PEFT 0.21's model for question answering forgets token types; the one inside does not."""
+    inputs = {name: torch.tensor(values) for name, values in (batch | labels).items()}
+    return (theirs.base_model if isinstance(theirs, peft.PeftModel) else theirs)(**inputs)
+
+
+def assert_same_logits(ours, theirs):
+    for name in ("start_logits", "end_logits"):
+        wanted = getattr(theirs, name).detach().numpy()
+        assert relative_error(getattr(ours, name), wanted) < 1e-5
+
+
+@encoders
+def test_our_adapters_have_peft_s_logits_and_gradients(family, tmp_path):
+    loud_model(3, family=family).save_pretrained(tmp_path / "base")
+    base = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "base")
+    model, batch = adapted(family, base), batch_of(family)
+    model.save_pretrained(tmp_path / "adapter")
+    theirs = in_peft(tmp_path / "base", tmp_path / "adapter")
+    start, end = np.array([3, 0, 1]), np.array([5, 1, 1])
+    output = run(theirs, batch, start_positions=start, end_positions=end)
+    output.loss.backward()
+    graph, params, fixed = nnx.split(model, nnx.Param, ...)
+
+    @jax.jit
+    def loss(params):
+        logits = nnx.merge(graph, params, fixed)(**batch)
+        return span_losses(logits, jnp.array(start), jnp.array(end)).mean(), logits
+
+    gradients, logits = jax.grad(loss, has_aux=True)(params)
+    assert_same_logits(logits, output)
+    ours = {
+        weight_name(path, FAMILIES[family], FAMILIES[family].prefix): torch_layout(path, g[...])
+        for path, g in nnx.to_flat_state(gradients)
+    }
+    expected = {
+        name.removeprefix("base_model.model.")
+        .replace("modules_to_save.", "")
+        .replace("default.", ""): p.grad.numpy()
+        for name, p in theirs.named_parameters()
+        if p.requires_grad
+    }
+    assert_same_gradients(ours, expected)
+    # transformers itself finds the base by the adapters' folder.
+    auto = torch_base(tmp_path / "adapter").eval()
+    assert_same_logits(logits, run(auto, batch))
+
+
+# PEFT adds the head to what is trained after it has put adapters on every layer, the head's too.
+ALL_LINEAR = {
+    "target_modules": "all-linear",
+    "modules_to_save": ["qa_outputs"],
+    "lora_dropout": 0.3,
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("bert", {"target_modules": ["query", "value"]}),
+        ("distilbert", {"target_modules": ["q_lin", "v_lin"], "modules_to_save": ["qa_outputs"]}),
+        ("roberta", {"target_modules": r".*\.1\..*(key|query)", "use_rslora": True}),
+        ("electra", ALL_LINEAR),
+    ],
+)
+def test_peft_s_adapters_have_our_logits_and_go_back(family, settings, tmp_path):
+    loud_model(3, family=family).save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(task_type="QUESTION_ANS", r=3, lora_alpha=5, **settings)
+    theirs = peft.get_peft_model(torch_base(tmp_path / "base"), config).eval()
+    random = np.random.default_rng(0)
+    for parameter in theirs.parameters():
+        if parameter.requires_grad:
+            parameter.data = torch.tensor(random.normal(0, 0.3, parameter.shape)).float()
+    theirs.save_pretrained(tmp_path / "theirs")
+    batch = batch_of(family)
+    output = run(theirs, batch)
+    ours = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "theirs")
+    assert_same_logits(ours(**batch), output)
+    moved = relative_error(ours(**batch).start, loud_model(3, family=family)(**batch).start)
+    assert moved > 0.1
+    ours.save_pretrained(tmp_path / "ours")
+    assert_same_logits(ours(**batch), run(in_peft(tmp_path / "base", tmp_path / "ours"), batch))
+    before, after = (
+        json.loads((tmp_path / name / "adapter_config.json").read_text())
+        for name in ("theirs", "ours")
+    )
+    for name in (
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "use_rslora",
+        "base_model_name_or_path",
+        "bias",
+    ):
+        assert after[name] == before[name], name
+    ours.merge_and_unload().save_pretrained(tmp_path / "merged")
+    whole = torch_base(tmp_path / "merged").eval()
+    assert_same_logits(ours.merge_and_unload()(**batch), run(whole, batch))
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ["query"],
+        ["dense"],
+        ["attention.output.dense", "key"],
+        ["self.value", "bert.encoder.layer.1.output.dense"],
+        r".*layer\.1\..*dense",
+    ],
+    ids=str,
+)
+def test_targets_are_peft_s(targets, tmp_path):
+    base = loud_model(3)
+    base.save_pretrained(tmp_path)
+    config = peft.LoraConfig(task_type="QUESTION_ANS", target_modules=targets)
+    theirs = peft.get_peft_model(torch_base(tmp_path), config)
+    ours = get_peft_model(base, LoraConfig(target_modules=targets))
+    found = {
+        weight_name(("encoder", *path, "kernel"), FAMILIES["bert"], "bert.").removesuffix(".weight")
+        for path, layer in dense_layers(ours.encoder)
+        if isinstance(layer, LoraLinear)
+    }
+    assert found == set(theirs.targeted_module_names) != set()
+    trained = sum(p.numel() for p in theirs.parameters() if p.requires_grad)
+    assert ours.num_parameters(only_trainable=True) == trained
+
+
+def test_adapters_begin_as_peft_s(tmp_path):
+    base = loud_model(3)
+    base.save_pretrained(tmp_path)
+    targets = ["output.dense"]
+    config = peft.LoraConfig(task_type="QUESTION_ANS", target_modules=targets, r=256)
+    theirs = peft.get_peft_model(torch_base(tmp_path), config)
+    ours = get_peft_model(base, LoraConfig(target_modules=targets, r=256))
+    state = peft.get_peft_model_state_dict(theirs)
+    for path, p in nnx.to_flat_state(nnx.state(ours.encoder, nnx.Param)):
+        name = "base_model.model." + weight_name(("encoder", *path), FAMILIES["bert"], "bert.")
+        one, other = torch_layout(path, p[...]), state[name].numpy()
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one.std(), other.std(), rtol=0.05)
+        np.testing.assert_allclose(np.abs(one).max(), np.abs(other).max(), rtol=0.01)
+    assert_same_logits(ours(**loud_batch()), run(theirs.eval(), loud_batch()))
