@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import transformers
+from transformers.trainer_utils import SchedulerType
 from transformers.training_args import trainer_log_levels
 
 from qa_flax.optim import OPTIMIZERS
@@ -165,6 +166,16 @@ CHOICES = {
     "train_sampling_strategy": ("random", "sequential", "group_by_length"),
 }
 
+# What transformers' own checks see of arguments for which they would ask torch or accelerate, or
+# which have no name there. "greedy" is checked like the plateau's schedule, but for torch.
+STAND_INS = {
+    "optim": "adamw_torch",
+    "lr_scheduler_type": "greedy",
+    "bf16": False,
+    "bf16_full_eval": False,
+    "fsdp": None,
+}
+
 
 def _log_to(directory: str) -> dict[str, Any]:
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", directory)  # read by transformers' callback
@@ -210,12 +221,20 @@ class TrainingArguments(transformers.TrainingArguments):
 
     def __post_init__(self):
         self._take_older_names()
-        lamb = self.optim == "lamb"  # has no name in transformers
-        if lamb:
-            self.optim = "adamw_torch"
+        given = {name: getattr(self, name) for name in STAND_INS}
+        hidden = {name: value for name, value in given.items() if self._is_hidden(name, value)}
+        for name in hidden:
+            setattr(self, name, STAND_INS[name])
         super().__post_init__()
-        if lamb:
-            self.optim = "lamb"
+        for name, value in hidden.items():
+            setattr(self, name, value)
+        self.lr_scheduler_type = SchedulerType(self.lr_scheduler_type)
+
+    def _is_hidden(self, name: str, value: Any) -> bool:
+        if name == "lr_scheduler_type":
+            # Without evaluations transformers refuses it, and shall, by its own name.
+            return value == "reduce_lr_on_plateau" and self.eval_strategy != "no"
+        return value == "lamb" if name == "optim" else bool(value)
 
     def _take_older_names(self) -> None:
         if self.warmup_ratio is not None and not 0.0 <= self.warmup_ratio < 1.0:

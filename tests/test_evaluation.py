@@ -133,7 +133,7 @@ def test_functions_that_raise_leave_the_trainer_as_it_was(tmp_path, windows):
 
 def test_bf16_full_eval_evaluates_in_bfloat16_alone(tmp_path, windows):
     logits = {}
-    for name, settings in {"f32": {}, "bf16": {"bf16_full_eval": True, "use_cpu": True}}.items():
+    for name, settings in {"f32": {}, "bf16": {"bf16_full_eval": True}}.items():
         trainer = Trainer(tiny.model(), arguments(tmp_path, **settings))
         logits[name] = trainer.predict(windows.select(range(8))).predictions[0]
         assert logits[name].dtype == np.float32

@@ -224,7 +224,7 @@ def test_dropout_set_in_the_models_config_is_used(tmp_path, train_windows):
 
 
 def test_bf16_computes_in_bfloat16_and_keeps_float32_parameters(tmp_path, train_windows):
-    args = arguments(tmp_path, bf16=True, use_cpu=True, max_steps=2)
+    args = arguments(tmp_path, bf16=True, max_steps=2)
     trainer = Trainer(tiny.model(), args, train_dataset=train_windows)
     trainer.train()
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.split(trainer.model)[1])} == {
@@ -431,6 +431,7 @@ def test_arguments_that_cannot_be_honoured_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="cannot be honoured") as refused:
         Trainer(tiny.model(), args)
     assert "auto_find_batch_size=True" in str(refused.value)
+    assert "fsdp='full_shard'" in str(refused.value)
     with pytest.raises(ValueError, match=r"optim='adamw_bnb_8bit' \(allowed: adamw_torch"):
         qa_trainer(
             tmp_path, None, None, None, None, args=arguments(tmp_path, optim="adamw_bnb_8bit")

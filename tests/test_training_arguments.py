@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import transformers
+from transformers.trainer_utils import SchedulerType
 
 from qa_flax import TrainingArguments
 from qa_flax.training_arguments import (
@@ -62,6 +63,24 @@ def test_older_names_are_taken_with_one_warning(monkeypatch, older, now):
     plain = TrainingArguments(output_dir="out", **now)
     for one in now:
         assert getattr(args, one) == getattr(plain, one)
+
+
+def test_what_torch_or_accelerate_would_be_asked_for_is_taken_without_them():
+    given = {
+        "lr_scheduler_type": "reduce_lr_on_plateau",
+        "bf16": True,
+        "fsdp": "full_shard",
+        "optim": "lamb",
+    }
+    args = TrainingArguments(output_dir="out", eval_strategy="epoch", **given)
+    assert {name: getattr(args, name) for name in given} == given
+    assert args.lr_scheduler_type is SchedulerType.REDUCE_ON_PLATEAU
+    assert (args.metric_for_best_model, args.greater_is_better) == ("loss", False)
+
+
+def test_a_plateau_needs_evaluations():
+    with pytest.raises(ValueError, match="reduce_lr_on_plateau requires an eval strategy"):
+        TrainingArguments(output_dir="out", lr_scheduler_type="reduce_lr_on_plateau")
 
 
 def test_a_share_of_warm_up_that_is_none_is_refused():
