@@ -1,5 +1,6 @@
 """Stage 4 of 7: BART (Lewis et al. 2019): a row encoded, then decoded from itself moved by one."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -262,10 +263,14 @@ WEIGHT_NAMES = {
     r"(..coder)\.layers\.(\d+)\.down": r"\1.layers.\2.fc2",
     r"(..coder)\.layers\.(\d+)\.mlp_norm": r"\1.layers.\2.final_layer_norm",
 }
+# The one table of words; a file that holds shared tensors once may hold it by any of its names.
+OTHER_NAMES = dict.fromkeys(
+    ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
+    "shared.weight",
+)
 UNUSED_WEIGHTS = (
     *OTHER_TASKS,
-    # Other names of the one table of words.
-    r"(..coder\.embed_tokens|lm_head)\.weight",
+    *map(re.escape, OTHER_NAMES),
     r"..coder\.version",
     r"final_logits_bias",
     r"classification_heads?\..*",

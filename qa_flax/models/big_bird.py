@@ -29,7 +29,7 @@ from qa_flax.models.layers import (
     look_up,
     positions_from_0,
 )
-from qa_flax.models.qa import SpanHead
+from qa_flax.models.qa import BANNED, SpanHead
 
 
 @dataclass(frozen=True)
@@ -339,7 +339,7 @@ class BigBirdHead(SpanHead):
         inner = ACTIVATIONS[self.activation](self.up(dropout(hidden, rate, rngs)))
         hidden = self.norm(hidden + dropout(self.down(inner), rate, rngs))
         start, end = super().__call__(hidden, input_ids, rngs=rngs)
-        banned = in_question(input_ids, self.separator).at[:, 0].set(False) * 1e6
+        banned = in_question(input_ids, self.separator).at[:, 0].set(False) * BANNED
         return SpanLogits(start - banned, end - banned)
 
 

@@ -48,6 +48,8 @@ class Family:
     """As `weight_names`; never prefixed. Its `outputs` is the layer that makes the span logits."""
     unused_weights: tuple[str, ...] = OTHER_TASKS
     """Regular expressions of tensors a checkpoint may have and question answering does not use."""
+    other_names: Mapping[str, str] = field(default_factory=dict)
+    """Another name of a tensor -> its own, which a checkpoint without that is read by."""
     fixed_arrays: Callable[[Any], Mapping[ParamPath, np.ndarray]] = lambda config: {}
     """config -> how tensors that are never trained (`layers.Fixed`) begin, by path."""
     initial_array: Callable[..., np.ndarray] = initial_array
@@ -188,6 +190,7 @@ FAMILIES = {
         prefix="model.",
         architecture="BartForQuestionAnswering",
         unused_weights=bart.UNUSED_WEIGHTS,
+        other_names=bart.OTHER_NAMES,
     ),
     "mbart": Family(
         mbart.MBartConfig.from_hf,
@@ -196,5 +199,6 @@ FAMILIES = {
         prefix="model.",
         architecture="MBartForQuestionAnswering",
         unused_weights=bart.UNUSED_WEIGHTS,
+        other_names=bart.OTHER_NAMES,
     ),
 }

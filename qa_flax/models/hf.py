@@ -427,10 +427,13 @@ def _used_tensors(
 ) -> dict[str, StoredTensor]:
     """The checkpoint's tensors by canonical name, without those not wanted of other tasks."""
     used: dict[str, StoredTensor] = {}
+    others: dict[str, StoredTensor] = {}
     for tensor in stored_tensors(directory):
         name = _canonical(tensor.name, family)
         unused = any(re.fullmatch(pattern, name) for pattern in family.unused_weights)
         if unused and name not in wanted:
+            if name in family.other_names:
+                others[family.other_names[name]] = tensor
             continue
         if name in used:
             raise ValueError(
@@ -438,7 +441,7 @@ def _used_tensors(
                 "remove one of them"
             )
         used[name] = tensor
-    return used
+    return others | used
 
 
 def _check_fit(

@@ -74,6 +74,11 @@ class ModernBertConfig:
             flat[f"rope_parameters.{kind}.rope_type"] = rope["rope_type"]
             required[f"rope_parameters.{kind}.rope_type"] = "default"
         config = read_config(cls, flat, names=NAMES, required=required)
+        if config.initializer_cutoff_factor <= 0:
+            raise ValueError(
+                f"initializer_cutoff_factor={config.initializer_cutoff_factor}: new weights lie "
+                "within that many deviations, so it must be above 0"
+            )
         if config.hidden_size // config.num_attention_heads % 2:
             raise ValueError(
                 f"hidden_size={config.hidden_size} in num_attention_heads="

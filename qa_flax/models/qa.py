@@ -7,6 +7,9 @@ from jaxtyping import Array, Float, Int
 
 from qa_flax.models.layers import BlockConfig, SpanLogits, dropout, linear
 
+# What a head takes off the logits of tokens that cannot be answers, where its family has such.
+BANNED = 1e6
+
 
 class SpanHead(nnx.Module):
     """Dropout, then one dense layer with two outputs, start and end: `[b, l, h] -> SpanLogits`."""
@@ -51,7 +54,7 @@ def span_losses(
     the same when none is beyond its row.
 
     Label smoothing (Szegedy et al. 2016): the true token has the weight `1 - smoothing`, the rest
-    is shared by all tokens of the row that `smoothed_over` marks.
+    is shared by all tokens of the row that `smoothed_over` marks and that the head did not ban.
     """
     start, end = logits
     if attention_mask is not None:
@@ -78,8 +81,9 @@ def _cross_entropy(
     chosen = index == jnp.maximum(positions, 0)[:, None]
     aim = jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
     if smoothing and smoothed_over is not None:
-        inside = smoothed_over > 0
-        mean = jnp.sum(jnp.where(inside, logits, 0.0), axis=-1) / jnp.sum(inside, axis=-1)
+        inside = (smoothed_over > 0) & (logits > -BANNED / 2)
+        count = jnp.maximum(jnp.sum(inside, axis=-1), 1)
+        mean = jnp.sum(jnp.where(inside, logits, 0.0), axis=-1) / count
         aim = (1.0 - smoothing) * aim + smoothing * mean
     loss = jax.nn.logsumexp(logits, axis=-1) - aim
     return jnp.where(positions < logits.shape[1], loss, 0.0)

@@ -37,7 +37,7 @@ def make(family: str) -> None:
     model.save_pretrained(HERE / family)
 
     length = max(case.lengths)
-    lengths = torch.linspace(length, 6 if case.separators else 2, 4).long()[:, None]
+    lengths = torch.linspace(length, 6 if case.needs_separators else 2, 4).long()[:, None]
     mask = (torch.arange(length) < lengths).long()
     inputs = {
         "input_ids": torch.randint(1, 40, (4, length)) * mask,
@@ -45,7 +45,7 @@ def make(family: str) -> None:
         "start_positions": torch.tensor([3, 0, 4, 1]),
         "end_positions": torch.tensor([5, 9, 4, 0]),
     }
-    if case.separators:
+    if case.needs_separators:
         ids, question = inputs["input_ids"], torch.tensor([[2], [1], [3], [2]])
         ids[ids == model.config.sep_token_id] = 1
         for place in (question, question + 1, lengths - 1):

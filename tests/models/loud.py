@@ -72,7 +72,7 @@ def loud_batch(
 def batch_of(family: str, length: int = 12, rows: int = 3, **changes) -> dict:
     """A `loud_batch` that `family` takes, with a config of these `changes`."""
     case = CASES[family]
-    separator = loud_config(family, **changes).sep_token_id if case.separators else None
+    separator = loud_config(family, **changes).sep_token_id if case.needs_separators else None
     return loud_batch(length, rows, types=case.types, separator=separator)
 
 

@@ -97,7 +97,7 @@ def test_padding_and_other_rows_do_not_change_a_row(family):
 @encoders
 def test_defaults_are_all_real_tokens_of_type_0(family):
     model, ids = loud_model(0, family=family), batch_of(family, 6, 1)["input_ids"]
-    types, separator = ids * 0, CASES[family].separator
+    types, separator = ids * 0, CASES[family].types_change_after
     if separator is not None:
         ids[0, 2] = separator
         types[0, 3:] = 1

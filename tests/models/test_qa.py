@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qa_flax.models.layers import SpanLogits
-from qa_flax.models.qa import span_losses
+from qa_flax.models.qa import BANNED, span_losses
 
 RANDOM = np.random.default_rng(0)
 LOGITS = SpanLogits(*(jnp.asarray(RANDOM.normal(0, 5, (6, 9)), jnp.float32) for _ in range(2)))
@@ -36,6 +36,16 @@ def test_a_position_beyond_the_row_has_no_gradient():
     gradient = jax.grad(lambda logits: span_losses(logits, outside, outside).sum())(LOGITS)
     assert not np.asarray(gradient.start).any()
     assert not np.asarray(gradient.end).any()
+
+
+def test_smoothing_leaves_out_what_the_head_banned():
+    real = jnp.ones(LOGITS.start.shape, jnp.int32)
+    label = jnp.full((6,), 8)
+    banned = SpanLogits(*(x.at[:, 1:4].add(-BANNED) for x in LOGITS))
+    left = SpanLogits(*(jnp.delete(x, jnp.arange(1, 4), axis=1) for x in LOGITS))
+    ours = span_losses(banned, label, label, smoothing=0.2, smoothed_over=real)
+    expected = span_losses(left, label - 3, label - 3, smoothing=0.2, smoothed_over=real[:, 3:])
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
 def test_huge_logits_stay_finite():

@@ -28,6 +28,6 @@ CASE = Case(
     variations=({"block_size": 1}, {"block_size": 2, "num_random_blocks": 2}),
     # The long ones first: a short row turns PyTorch's model to full attention for good.
     lengths=(30, 25, 12),
-    separator=SEPARATOR,
+    types_change_after=SEPARATOR,
     packs=False,
 )

@@ -22,9 +22,9 @@ class Case:
     """Rows to compare with PyTorch; one longer than the local window, where there is one."""
     types: int = 2
     """Token types in the rows; 0: they are not given."""
-    separator: int | None = None
+    types_change_after: int | None = None
     """The id up to which token types default to 0 and after which to 1; None: all to 0."""
-    separators: bool = False
+    needs_separators: bool = False
     """Whether PyTorch takes only rows with three of the config's `sep_token_id`."""
     packs: bool = True
     """Whether several windows can share a row."""

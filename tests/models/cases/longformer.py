@@ -20,7 +20,7 @@ CASE = Case(
         {"attention_window": 32},  # no row is longer
     ),
     lengths=(12, 7, 30),
-    separators=True,
+    needs_separators=True,
     packs=False,
     longest=39,
 )

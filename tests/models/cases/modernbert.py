@@ -64,6 +64,7 @@ CASE = Case(
             {"layer_types": ["full_attention", "chunked_attention", "sliding_attention"]},
             r"layer_types\[1\]='chunked_attention' is not supported for modernbert; known: 'full_",
         ),
+        ({"initializer_cutoff_factor": 0.0}, "initializer_cutoff_factor=0.0: .* above 0"),
         ({"hidden_activation": "gelu_10"}, "hidden_activation='gelu_10' is not known here"),
         ({"classifier_activation": "gelu_10"}, "classifier_activation='gelu_10' is not known here"),
         ({"num_attention_heads": 3}, "hidden_size=16 is not a multiple of num_attention_heads=3"),
