@@ -325,8 +325,8 @@ def test_checkpoints_that_cannot_be_used(capfd, checkpoint, data, tmp_path):
     for name, change, expected in [
         (
             "type",
-            {"model_type": "longformer"},
-            "model_type='longformer' is not supported; supported",
+            {"model_type": "llama"},
+            "model_type='llama' is not supported; supported",
         ),
         ("shape", {"intermediate_size": 40}, "wrong shape"),
         ("layers", {"num_hidden_layers": 3}, "missing: encoder.layer.2"),

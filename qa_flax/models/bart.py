@@ -264,7 +264,7 @@ WEIGHT_NAMES = {
     r"(..coder)\.layers\.(\d+)\.mlp_norm": r"\1.layers.\2.final_layer_norm",
 }
 # The one table of words; a file that holds shared tensors once may hold it by any of its names.
-OTHER_NAMES = dict.fromkeys(
+OTHER_NAMES: dict[str, str] = dict.fromkeys(
     ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
     "shared.weight",
 )

@@ -216,9 +216,13 @@ def attention(
 ) -> Float[Array, "b q a d"]:
     """Scaled dot-product attention, float32 softmax; dropout falls on the probabilities, as in HF.
 
+    Without dropout it is JAX's own, which has none to offer.
+
     `bias`, float32, is added to the scaled scores; `scale` is `d ** -0.5` unless given. A token
     that may look at nothing (padding between segments) gets a plain mean, never NaN.
     """
+    if rngs is None or dropout_rate == 0.0:
+        return jax.nn.dot_product_attention(query, key, value, bias, pairs, scale=scale)
     scores = jnp.einsum("bqad,bkad->baqk", query, key, preferred_element_type=jnp.float32)
     scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
     if bias is not None:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES
+from cases.case import SIZES
 from conftest import shared_path
 from flax import nnx
 from loud import (
@@ -69,7 +70,12 @@ def test_real_weights_give_pytorch_s_logits(mini_lm, length):
 
 
 VARIATIONS = [
-    pytest.param(family, changes, id=f"{family}-{'-'.join(f'{k}={v}' for k, v in changes.items())}")
+    pytest.param(
+        family,
+        changes,
+        id=f"{family}-{'-'.join(f'{k}={v}' for k, v in changes.items())}",
+        marks=[pytest.mark.slow] if changes and changes.keys() <= SIZES else [],
+    )
     for family, case in CASES.items()
     for changes in (
         {},

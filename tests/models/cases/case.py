@@ -36,6 +36,15 @@ class Case:
     """PyTorch's implementation in the golden files; its default, "sdpa", where the two differ."""
 
 
+# Fields that change how wide, high or long the model is and not how it computes: everything is
+# compiled anew for each, so these are compared with PyTorch by `pytest -m slow`.
+SIZES = {
+    *("vocab_size", "hidden_size", "dim", "d_model", "embedding_size", "max_position_embeddings"),
+    *("intermediate_size", "hidden_dim", "encoder_ffn_dim", "decoder_ffn_dim", "type_vocab_size"),
+    *("num_hidden_layers", "n_layers", "encoder_layers", "decoder_layers"),
+}
+
+
 # Those most families share.
 BLOCK = {
     "vocab_size": 40,
