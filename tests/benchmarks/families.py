@@ -1,6 +1,7 @@
 """Every family beside PyTorch: the largest errors, and the windows a second. Needs `parity`.
 
     python tests/benchmarks/families.py [FAMILY ...] [--length 384] [--batch 4] [--repeats 5]
+        [--speed_only]
 
 Errors: loud random weights, over every setting of the family's test case: logits by their scale,
 gradients by each parameter's largest value. Speed: 4 layers of 256, 4 heads, the family's own
@@ -27,7 +28,7 @@ import torch
 import transformers
 from cases import CASES
 from flax import nnx
-from loud import gradient_error, loud_batch, loud_model, relative_error, torch_gradients
+from loud import batch_of, gradient_error, loud_model, relative_error, torch_gradients
 from transformers import AutoConfig
 
 from qa_flax.models.hf import AutoModelForQuestionAnswering
@@ -63,16 +64,19 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=384)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--speed_only", action="store_true")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     print("| family | logits' error | gradients' error | windows/s | PyTorch's | ratio |")
     print("|---|---|---|---|---|---|")
     for family in arguments.families:
-        logits, gradients = logits_error(family), gradients_error(family)
+        errors = ["", ""]
+        if not arguments.speed_only:
+            errors = [f"{error:.1e}" for error in (logits_error(family), gradients_error(family))]
         ours, theirs = speeds(family, arguments)
         print(
-            f"| {family} | {logits:.1e} | {gradients:.1e} | {ours:.1f} | {theirs:.1f} "
+            f"| {family} | {errors[0]} | {errors[1]} | {ours:.1f} | {theirs:.1f} "
             f"| {ours / theirs:.2f}x |",
             flush=True,
         )
@@ -97,7 +101,7 @@ def logits_error(family: str) -> float:
         model = loud_model(4, family=family, **changes)
         theirs = in_torch(model)
         for length in case.lengths:
-            batch = loud_batch(length, types=case.types)
+            batch = batch_of(family, length, **changes)
             with torch.no_grad():
                 expected = theirs(**tensors(batch))
             ours = model(**batch)
@@ -108,7 +112,7 @@ def logits_error(family: str) -> float:
 
 def gradients_error(family: str) -> float:
     """The largest over all parameters but those that are zero but for rounding."""
-    model, batch = loud_model(5, family=family), loud_batch(12, 4, types=CASES[family].types)
+    model, batch = loud_model(5, family=family), batch_of(family, 12, 4)
     start, end = np.array([3, 0, 2, 1]), np.array([5, 9, 4, 0])
     theirs = in_torch(model)
     labels = {"start_positions": torch.tensor(start), "end_positions": torch.tensor(end)}
@@ -132,6 +136,8 @@ def speeds(family: str, arguments: argparse.Namespace) -> tuple[float, float]:
     model = AutoModelForQuestionAnswering.from_config(config)
     theirs, run = in_torch(model), nnx.jit(model)
     ids = np.random.default_rng(0).integers(5, 30000, (arguments.batch, arguments.length))
+    if CASES[family].needs_separators:
+        ids[:, [12, 13, -1]] = config.sep_token_id
     batch = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     given = tensors(batch)
 

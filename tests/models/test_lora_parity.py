@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from loud import assert_same_gradients, loud_batch, loud_model, relative_error
-from test_families import batch_of, encoders
+from test_families import TESTED, batch_of
 from test_lora import adapted
 
 from qa_flax import AutoModelForQuestionAnswering, LoraConfig, get_peft_model
@@ -45,7 +45,12 @@ def assert_same_logits(ours, theirs):
         assert relative_error(getattr(ours, name), wanted) < 1e-5
 
 
-@encoders
+# One of each kind of encoder; the others by `pytest -m slow`.
+KINDS = ("bert", "albert", "deberta-v2", "modernbert", "longformer", "bart")
+FAMILY = [pytest.param(name, marks=[] if name in KINDS else [pytest.mark.slow]) for name in TESTED]
+
+
+@pytest.mark.parametrize("family", FAMILY)
 def test_our_adapters_have_peft_s_logits_and_gradients(family, tmp_path):
     loud_model(3, family=family).save_pretrained(tmp_path / "base")
     base = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "base")

@@ -90,8 +90,10 @@ VARIATIONS = [
 def test_loud_weights_give_pytorch_s_logits(family, changes, tmp_path):
     ours = loud_model(4, family=family, **changes)
     ours.save_pretrained(tmp_path)
-    theirs = in_torch(tmp_path)
-    for length in CASES[family].lengths:
+    theirs, case = in_torch(tmp_path), CASES[family]
+    # Every length is compiled anew.
+    several = not changes or changes in case.variations
+    for length in case.lengths if several else [max(case.lengths)]:
         batch = batch_of(family, length, **changes)
         assert_same_logits(ours(**batch), theirs(**tensors(batch)), 2e-5)
 
