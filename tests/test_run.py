@@ -330,7 +330,7 @@ def test_checkpoints_that_cannot_be_used(capfd, checkpoint, data, tmp_path):
         ),
         ("shape", {"intermediate_size": 40}, "wrong shape"),
         ("layers", {"num_hidden_layers": 3}, "missing: encoder.layer.2"),
-        ("act", {"hidden_act": "mish"}, "hidden_act='mish' is not known here; known: gelu"),
+        ("act", {"hidden_act": "snake"}, "hidden_act='snake' is not known here; known: gelu"),
     ]:
         broken = tmp_path / name
         broken.mkdir()
