@@ -15,7 +15,8 @@ from qa_flax.features import make_windows
 from qa_flax.windows import Features
 
 KINDS = {"word_piece": word_piece, "byte_level": byte_level, "metaspace": metaspace}
-LENGTHS = [(384, 128), (128, 64), (64, 16)]
+# Of 384 tokens most contexts are one window: those by `pytest -m slow`.
+LENGTHS = [pytest.param(384, 128, marks=pytest.mark.slow), (128, 64), (64, 16)]
 LARGER_THAN_THE_ROW = 400
 # All of these in every language, with every kind of tokenizer and every length; the rest is drawn.
 SETTINGS = list(itertools.product([1, 5, 20, LARGER_THAN_THE_ROW], [1, 8, 30], [False, True]))

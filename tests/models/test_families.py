@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES
+from cases.case import SIZES
 from flax import nnx
 from loud import (
     assert_same_gradients,
@@ -209,8 +210,11 @@ def differ(some, others):
     )
 
 
+# What a size changes is a shape: those by `pytest -m slow`.
 CHANGED = [
-    pytest.param(family, field, id=f"{family}-{field}")
+    pytest.param(
+        family, field, id=f"{family}-{field}", marks=[pytest.mark.slow] if field in SIZES else []
+    )
     for family, case in TESTED.items()
     for field in case.changed
 ]
