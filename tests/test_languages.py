@@ -15,8 +15,12 @@ from qa_flax.features import make_windows
 from qa_flax.windows import Features
 
 KINDS = {"word_piece": word_piece, "byte_level": byte_level, "metaspace": metaspace}
-# Of 384 tokens most contexts are one window: those by `pytest -m slow`.
-LENGTHS = [pytest.param(384, 128, marks=pytest.mark.slow), (128, 64), (64, 16)]
+# The usual length, where most contexts are one window, and the shortest by `pytest -m slow`.
+LENGTHS = [
+    pytest.param(384, 128, marks=pytest.mark.slow),
+    (128, 64),
+    pytest.param(64, 16, marks=pytest.mark.slow),
+]
 LARGER_THAN_THE_ROW = 400
 # All of these in every language, with every kind of tokenizer and every length; the rest is drawn.
 SETTINGS = list(itertools.product([1, 5, 20, LARGER_THAN_THE_ROW], [1, 8, 30], [False, True]))

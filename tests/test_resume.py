@@ -116,7 +116,12 @@ def without_times(trainer):
     ]
 
 
-@pytest.mark.parametrize("case", CASES)
+# The slow ones take no path that the others do not.
+SLOW = ("plain", "lion")
+STOPPED = [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CASES]
+
+
+@pytest.mark.parametrize("case", STOPPED)
 def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, examples, tokenizer, case):
     whole = trainer_in(tmp_path / "whole", examples, tokenizer, **CASES[case])
     whole.train()

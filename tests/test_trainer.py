@@ -162,7 +162,7 @@ def test_it_learns_a_handful_of_questions_by_heart(
     assert after["eval_f1"] == 100
 
 
-@pytest.mark.parametrize("cores", [1, 2])
+@pytest.mark.parametrize("cores", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_fewer_cores_train_and_predict_the_same(tmp_path, train_windows, cores):
     """The same global batch of 8 on 1, 2 and (here) 8 cores, each in a process of its own."""
     few = tmp_path / "few.npz"

@@ -17,6 +17,10 @@ from transformers import AutoConfig, PreTrainedConfig
 from qa_flax.models.families import FAMILIES
 from qa_flax.models.hf import AutoModelForQuestionAnswering, torch_layout, weight_name
 
+# Some are one encoder under several names, which need testing once.
+ENCODERS = {(f.read_config, f.encoder, f.head): name for name, f in reversed(FAMILIES.items())}
+TESTED = {name: CASES[name] for name in list(ENCODERS.values())[::-1]}
+
 
 def loud_config(family: str = "bert", **changes) -> PreTrainedConfig:
     """Lists are given as tuples, which `loud_model` can remember."""

@@ -11,6 +11,7 @@ from cases import CASES
 from cases.case import SIZES
 from flax import nnx
 from loud import (
+    TESTED,
     assert_same_gradients,
     batch_of,
     loud_batch,
@@ -31,9 +32,6 @@ from qa_flax.models.qa import span_losses
 GOLDEN = Path(__file__).parents[1] / "golden"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 families = pytest.mark.parametrize("family", CASES)
-# Some are one encoder under several names, which need testing once.
-ENCODERS = {(f.read_config, f.encoder, f.head): name for name, f in reversed(FAMILIES.items())}
-TESTED = {name: CASES[name] for name in list(ENCODERS.values())[::-1]}
 encoders = pytest.mark.parametrize("family", TESTED)
 
 

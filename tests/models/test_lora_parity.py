@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from loud import assert_same_gradients, loud_batch, loud_model, relative_error
-from test_families import TESTED, batch_of
+from loud import TESTED, assert_same_gradients, batch_of, loud_batch, loud_model, relative_error
 from test_lora import adapted
 
 from qa_flax import AutoModelForQuestionAnswering, LoraConfig, get_peft_model
