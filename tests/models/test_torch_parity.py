@@ -70,13 +70,15 @@ def test_real_weights_give_pytorch_s_logits(mini_lm, length):
     assert_same_logits(ours(**batch), theirs(**tensors(batch)), 2e-5)
 
 
-# Families that share an encoder share its settings: those of one are varied.
+# What only changes shapes, and the further names of an encoder, by `pytest -m slow`.
 VARIATIONS = [
     pytest.param(
         family,
         changes,
         id=f"{family}-{'-'.join(f'{k}={v}' for k, v in changes.items())}",
-        marks=[pytest.mark.slow] if changes and changes.keys() <= SIZES else [],
+        marks=[pytest.mark.slow]
+        if changes and (changes.keys() <= SIZES or family not in TESTED)
+        else [],
     )
     for family, case in CASES.items()
     for changes in (
@@ -85,7 +87,6 @@ VARIATIONS = [
         *({n: v} for n, v in case.changed.items() if "dropout" not in n and "init" not in n),
         *case.variations,
     )
-    if not changes or family in TESTED
 ]
 
 
