@@ -168,3 +168,48 @@ class DataArguments:
         for name in ("n_best_size", "max_answer_length"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"--{name} is {value}; it must be at least 1")
+
+
+@dataclass
+class HostArguments:
+    """The processes of a run, one on each host, and what they must run on."""
+
+    distributed: bool = field(
+        default=False,
+        metadata={
+            "help": "Join the processes that the same command has started on the other hosts; JAX "
+            "finds them on TPU VMs, GKE, Slurm and MPI."
+        },
+    )
+    coordinator: str | None = field(
+        default=None, metadata={"help": "HOST:PORT of process 0, where JAX does not find it."}
+    )
+    num_processes: int | None = field(
+        default=None, metadata={"help": "How many processes take part, where JAX cannot tell."}
+    )
+    process_id: int | None = field(
+        default=None, metadata={"help": "Which one this is, from 0, where JAX cannot tell."}
+    )
+    initialization_timeout: float = field(
+        default=300.0, metadata={"help": "Seconds to wait for the other processes."}
+    )
+    require_backend: str | None = field(
+        default=None,
+        metadata={
+            "help": "Refuse to run on anything else: without it JAX falls back to the CPU.",
+            "choices": ["cpu", "gpu", "tpu"],
+        },
+    )
+
+    def __post_init__(self):
+        given = [
+            f"--{name}"
+            for name in ("coordinator", "num_processes", "process_id")
+            if getattr(self, name) is not None
+        ]
+        if given and not self.distributed:
+            raise ValueError(f"{', '.join(given)} has no effect without --distributed")
+        if self.initialization_timeout <= 0:
+            raise ValueError(
+                f"--initialization_timeout is {self.initialization_timeout}; it must be above 0"
+            )

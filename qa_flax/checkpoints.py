@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from transformers.trainer_utils import get_last_checkpoint, sort_checkpoints
 
+from qa_flax import hosts
 from qa_flax.windows import Windows
 
 
@@ -83,7 +84,7 @@ def delete_others(output_dir: Path, kept: Path) -> None:
 
 def save_state(directory: Path, state: PyTree, run: dict[str, Any]) -> None:
     """Write the step's state (NumPy) and what describes the run."""
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         checkpointer.save((directory / _TRAIN_STATE).absolute(), _named(state))
     (directory / _RUN).write_text(json.dumps(run, indent=2) + "\n")
 
@@ -94,7 +95,7 @@ def load_state(directory: Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
     Raises:
         ResumeError: the arrays are not those of `like`.
     """
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         found = checkpointer.restore((directory / _TRAIN_STATE).absolute())
     wanted = _named(like)
     differences = [f"{name} is missing" for name in wanted.keys() - found.keys()]
@@ -113,6 +114,15 @@ def load_state(directory: Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
     leaves = [np.asarray(found[name]) for name in wanted]
     run = json.loads((directory / _RUN).read_text())
     return jax.tree.unflatten(jax.tree.structure(like), leaves), run
+
+
+def _checkpointer() -> ocp.StandardCheckpointer:
+    """Orbax's, of this process alone: the main host writes, and each reads for itself."""
+    me = hosts.index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
 def _named(tree: PyTree) -> dict[str, np.ndarray]:

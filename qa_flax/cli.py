@@ -18,6 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0] == "run":
         _run(arguments[1:])
+    elif arguments and arguments[0] == "env":
+        _env(arguments[1:])
     else:
         _others(arguments)
 
@@ -31,6 +33,7 @@ def _others(arguments: list[str]) -> None:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("run", help="fine-tune, evaluate, predict (qa-flax run --help)")
+    commands.add_parser("env", help="versions, devices, processes, and what is wrong with them")
     demo = commands.add_parser("demo", help="fine-tune a tiny BERT on generated questions")
     demo.add_argument("--seed", type=int, default=0, help="of the data and the training (0)")
     demo.add_argument(
@@ -100,37 +103,69 @@ def _convert(directory: Path) -> None:
 
 def _run(arguments: list[str]) -> None:
     _start_logging()
+    from qa_flax.hosts import HostError, end_all
+    from qa_flax.preemption import Preempted
     from qa_flax.run import UsageError, run
 
     try:
         run(*parse_run_arguments(arguments))
+        return
+    except Preempted:
+        print("qa-flax: stopped by SIGTERM; repeat the command to go on", file=sys.stderr)
+        raise
     except UsageError as error:
+        status, said = 2, f"error: {error}"
+    except (FloatingPointError, HostError) as error:
+        status, said = 1, str(error)
+    except KeyboardInterrupt:
+        status, said = 130, "interrupted"
+    print(f"qa-flax: {said}", file=sys.stderr)
+    end_all(status, said)
+    sys.exit(status)
+
+
+def _env(arguments: list[str]) -> None:
+    _start_logging()
+    from transformers import HfArgumentParser
+
+    from qa_flax import hosts
+    from qa_flax.arguments import HostArguments
+    from qa_flax.environment import report
+
+    parser = HfArgumentParser(
+        HostArguments,  # pyright: ignore[reportArgumentType]
+        prog="qa-flax env",
+        description="Versions, devices, processes, memory, cache, and what is wrong with them; "
+        "exits with 1 if anything is.",
+    )
+    try:
+        (host_args,) = parser.parse_args_into_dataclasses(arguments)
+    except ValueError as error:
         print(f"qa-flax: error: {error}", file=sys.stderr)
         sys.exit(2)
-    except FloatingPointError as error:
-        print(f"qa-flax: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("qa-flax: interrupted", file=sys.stderr)
-        sys.exit(130)
+    lines, problems = report(host_args)
+    if hosts.is_main() or problems:
+        print("\n".join(lines))
+        print("\n".join(f"problem: {problem}" for problem in problems) or "no problem found")
+    sys.exit(1 if problems else 0)
 
 
 def parse_run_arguments(arguments: list[str]) -> tuple[Any, ...]:
-    """`ModelArguments, DataArguments, TrainingArguments` of a command line or of one file.
+    """`ModelArguments, DataArguments, TrainingArguments, HostArguments`, from a line or a file.
 
     Raises:
         UsageError: they cannot be read.
     """
     from transformers import HfArgumentParser
 
-    from qa_flax.arguments import DataArguments, ModelArguments
+    from qa_flax.arguments import DataArguments, HostArguments, ModelArguments
     from qa_flax.run import UsageError
     from qa_flax.training_arguments import TrainingArguments
 
     def refuse(message: str):  # argparse would print the usage of all arguments, 170 of them
         raise UsageError(f"{message} (qa-flax run --help lists the arguments)")
 
-    kinds: Any = (ModelArguments, DataArguments, TrainingArguments)
+    kinds: Any = (ModelArguments, DataArguments, TrainingArguments, HostArguments)
     parser = HfArgumentParser(kinds, prog="qa-flax run")
     parser.error = refuse
     if not arguments:

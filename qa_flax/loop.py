@@ -20,7 +20,7 @@ from transformers.trainer_callback import (
 )
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints, speed_metrics
 
-from qa_flax import checkpoints, parallel
+from qa_flax import checkpoints, hosts, parallel, preemption
 from qa_flax.batches import HostBatch, Loader, train_batches
 from qa_flax.models.hf import AutoModelForQuestionAnswering
 from qa_flax.optim import count_batches, count_updates, make_optimizer
@@ -112,6 +112,8 @@ class TrainingLoop:
         self._had_been_stopped = False
         trainer.state, trainer.control = new_state(), TrainerControl()
         before: dict[str, Any] = {}
+        if resume_from_checkpoint or args.save_strategy != "no":
+            hosts.require_shared(self._output_dir())
         if resume_from_checkpoint:
             path = checkpoints.find(resume_from_checkpoint, self._output_dir())
             found, before = checkpoints.load_state(path, state._replace(fixed=()))
@@ -128,6 +130,9 @@ class TrainingLoop:
         if before:
             self._training.resume(before["counters"])
         self._is_resumed = bool(before)
+        self._pending: dict[str, bool] = before.get("pending", {})
+        self._saved = (trainer.state.global_step, self._pending)
+        self._before_evaluation: tuple[int, dict[str, bool], Any] | None = None
         self._first_step = trainer.state.global_step
         self._set_state(total, optimizer)
 
@@ -141,6 +146,9 @@ class TrainingLoop:
             if self._args.eval_on_start and not self._is_resumed:
                 self._evaluate()
             self._run_epochs()
+        except preemption.Preempted:
+            self._save_preempted()
+            raise
         finally:
             # Also after an error or Ctrl-C: what was learnt so far is the caller's.
             self._trainer.use_weights(None)
@@ -153,13 +161,16 @@ class TrainingLoop:
     def _run_epochs(self) -> None:
         trainer, state, args = self._trainer, self._trainer.state, self._args
         epochs = state.num_train_epochs
+        if state.global_step == self._epochs_ended * self._per_epoch:
+            self._follow_pending()  # of the end of an epoch
         while self._epochs_ended < epochs and not trainer.control.should_training_stop:
             done = state.global_step - self._epochs_ended * self._per_epoch
             trainer.notify("on_epoch_begin")
+            self._follow_pending()
             for batch in self._batches(self._epochs_ended, 0 if args.ignore_data_skip else done):
-                self._step(batch)
                 if trainer.control.should_epoch_stop or trainer.control.should_training_stop:
                     break
+                self._step(batch)
             self._epochs_ended += 1
             trainer.notify("on_epoch_end")
             self._follow_control()
@@ -170,8 +181,8 @@ class TrainingLoop:
         for _ in range(self._batches_of_next_update() - 1):
             trainer.notify("on_substep_end")
         trainer.notify("on_pre_optimizer_step")
-        rate, rows = self._schedule.rate(state.global_step), int(batch.valid.sum())
-        self._training.start_step(batch.arrays, rate, rows)
+        rate = self._schedule.rate(state.global_step)
+        self._training.start_step(batch.arrays, rate, batch.windows)
         trainer.notify("on_optimizer_step")
         trainer.use_weights(self._training.state.weights)
         state.global_step += 1
@@ -179,6 +190,7 @@ class TrainingLoop:
         self._count_tokens(batch)
         trainer.notify("on_step_end", progress=self._training.progress())
         self._follow_control()
+        preemption.check()
 
     def _batches(self, epoch: int, skip: int) -> Iterator[HostBatch]:
         args = self._args
@@ -192,6 +204,7 @@ class TrainingLoop:
             accumulation=args.gradient_accumulation_steps,
             drop_last=args.dataloader_drop_last,
             skip=skip,
+            mine=parallel.host_cores(),
         )
 
     def _batches_of_next_update(self) -> int:
@@ -209,11 +222,10 @@ class TrainingLoop:
     def _count_tokens(self, batch: HostBatch) -> None:
         counted = getattr(self._args, "include_num_input_tokens_seen", "no")
         if counted == "non_padding":
-            real = batch.arrays["attention_mask"][batch.valid]
-            self._trainer.state.num_input_tokens_seen += int(real.sum())
+            self._trainer.state.num_input_tokens_seen += batch.tokens
         elif counted != "no":
             width = batch.arrays["input_ids"].shape[-1]
-            self._trainer.state.num_input_tokens_seen += int(batch.valid.sum()) * width
+            self._trainer.state.num_input_tokens_seen += batch.windows * width
 
     def _follow_control(self) -> None:
         """Log, evaluate and save where a callback asked for it, in transformers' order."""
@@ -222,14 +234,35 @@ class TrainingLoop:
             self._last_logged = trainer.state.global_step
             trainer.log(self._training.logs())
         if trainer.control.should_evaluate:
+            flags = {"should_evaluate": True, "should_save": trainer.control.should_save}
+            history = len(trainer.state.log_history)
+            self._before_evaluation = history, flags, self._callback_states()
             with self._training.paused():
                 is_best = self._note_best(self._evaluate())
+            self._before_evaluation = None
             if self._args.save_strategy == "best":
                 trainer.control.should_save = is_best
         if trainer.control.should_save:
             with self._training.paused():
                 self._save_checkpoint()
             trainer.notify("on_save")
+
+    def _follow_pending(self) -> None:
+        """Evaluate and save where the run that was stopped had not come to the end of it."""
+        pending, self._pending = self._pending, {}
+        for name, value in pending.items():
+            setattr(self._trainer.control, name, value)
+        self._follow_control()
+
+    def _save_preempted(self) -> None:
+        """Save, as a run that goes on from here would have it: without the evaluation under way."""
+        state, pending, callbacks = self._trainer.state, {}, None
+        if self._before_evaluation is not None:
+            history, pending, callbacks = self._before_evaluation
+            del state.log_history[history:]
+        # At step 0 there is nothing to keep, and a checkpoint may just have been saved.
+        if state.global_step and (state.global_step, pending) != self._saved:
+            self._save_checkpoint(pending, callbacks)
 
     def _evaluate(self) -> dict[str, Any]:
         metrics = self._trainer.evaluate()
@@ -250,11 +283,12 @@ class TrainingLoop:
         )
         metrics["total_flos"] = state.total_flos
         metrics["train_loss"] = self._training.mean_loss()
+        metrics = hosts.of_main("training metrics", metrics)
         if args.load_best_model_at_end:
             self._load_best_model()
         self._trainer.log(metrics)
         best = state.best_model_checkpoint
-        if args.save_total_limit == 1 and best is not None and parallel.is_main_host():
+        if args.save_total_limit == 1 and best is not None and hosts.is_main():
             # The last one was kept beside the best, to resume from.
             checkpoints.delete_others(self._output_dir(), Path(best))
         self._trainer.notify("on_train_end")
@@ -276,20 +310,37 @@ class TrainingLoop:
             state.best_global_step = state.global_step
         return True
 
-    def _save_checkpoint(self) -> None:
+    def _save_checkpoint(
+        self, pending: dict[str, bool] | None = None, callbacks: Any = None
+    ) -> None:
+        """Save what a run needs to go on from here; `pending` is what it is to do first.
+
+        `callbacks`: their states, if not as they are. The main host writes, the others wait.
+        """
         trainer, state, output = self._trainer, self._trainer.state, self._output_dir()
         directory = output / f"checkpoint-{state.global_step}"
         trainer.model.take_over(self._training.params())
         self._find_best(state, directory)
+        state.stateful_callbacks = self._callback_states() if callbacks is None else callbacks
+        description = self._description() | {"pending": pending or {}}
+        taken = None if self._args.save_only_model else self._training.taken()
+        if hosts.is_main():
+            with checkpoints.new_folder(directory) as folder:
+                trainer.save_model(folder)
+                if taken is not None:
+                    checkpoints.save_state(folder, taken, description)
+                state.save_to_json(str(folder / checkpoints.TRAINER_STATE))
+            best = state.best_model_checkpoint
+            rotate_checkpoints(str(output), self._args.save_total_limit, best)
+        hosts.wait_for_all(directory.name)
+        self._saved = state.global_step, pending or {}
+
+    def _callback_states(self) -> Any:
+        """What the callbacks and the control have to remember, as transformers writes it."""
+        trainer = self._trainer
         exported = [*trainer.callback_handler.callbacks, trainer.control]
         stateful: Any = [one for one in exported if isinstance(one, ExportableState)]
-        state.stateful_callbacks = TrainerState(stateful_callbacks=stateful).stateful_callbacks
-        with checkpoints.new_folder(directory) as folder:
-            trainer.save_model(folder)
-            if not self._args.save_only_model:
-                checkpoints.save_state(folder, self._training.taken(), self._description())
-            state.save_to_json(str(folder / checkpoints.TRAINER_STATE))
-        rotate_checkpoints(str(output), self._args.save_total_limit, state.best_model_checkpoint)
+        return TrainerState(stateful_callbacks=stateful).stateful_callbacks
 
     def _find_best(self, state: TrainerState, coming: Path | None = None) -> None:
         """Note where the best model's checkpoint is, if there is one (or soon will be)."""
@@ -361,7 +412,7 @@ class TrainingLoop:
 
     def _set_state(self, total: int, optimizer: Any) -> None:
         state, handler = self._trainer.state, self._trainer.callback_handler
-        state.is_local_process_zero = state.is_world_process_zero = parallel.is_main_host()
+        state.is_local_process_zero = state.is_world_process_zero = hosts.is_main()
         state.max_steps, state.num_train_epochs = total, math.ceil(total / self._per_epoch)
         state.train_batch_size = self._args.per_device_train_batch_size
         state.compute_steps(self._args, total)
@@ -375,7 +426,7 @@ class TrainingLoop:
 
 def new_state() -> TrainerState:
     """A trainer's state before it has done anything."""
-    is_main = parallel.is_main_host()
+    is_main = hosts.is_main()
     return TrainerState(is_local_process_zero=is_main, is_world_process_zero=is_main)
 
 

@@ -1,8 +1,8 @@
-"""Stage 5 of 7: all that is said of devices, cores and processes (device, JAX).
+"""Stage 5 of 7: all that is said of devices and cores (device, JAX).
 
-The step is written for one core. Here it is wrapped by `jax.pmap`, arrays get their leading core
-axis `[D, ...]`, and results come back to the host as NumPy. Nothing else in the package names a
-device.
+The step is written for one core. Here it is wrapped by `jax.pmap` over the cores of all hosts,
+arrays get the leading axis `[D, ...]` of this host's cores, and results come back to the host as
+NumPy. Nothing else in the package names a device; `hosts.py` knows of the other processes.
 """
 
 import os
@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from qa_flax import hosts
 from qa_flax.step import CORES
 
 
@@ -34,36 +35,48 @@ def core_count() -> int:
 
 def describe_cores() -> str:
     """The cores in words, as `8 x cpu`."""
-    return f"{core_count()} x {jax.devices()[0].device_kind.lower()}"
+    on_hosts = f", {hosts.count()} hosts" if hosts.count() > 1 else ""
+    return f"{core_count()} x {jax.devices()[0].device_kind.lower()}{on_hosts}"
 
 
-def is_main_host() -> bool:
-    """Whether this process is the one that writes files and shows progress."""
-    return jax.process_index() == 0
+def host_core_count() -> int:
+    """How many of the cores are this host's."""
+    return jax.local_device_count()
 
 
-def require_platform(platform: str | None) -> None:
-    """Refuse another platform than the one named, as `cpu`; None: any will do."""
-    if platform is not None and jax.default_backend() != platform:
+def host_cores() -> slice:
+    """Which of the D cores are this host's: those of one host follow one another."""
+    first = [device.process_index for device in _cores()].index(hosts.index())
+    return slice(first, first + host_core_count())
+
+
+def require_backend(name: str | None, argument: str) -> None:
+    """Refuse another backend than `cpu`, `gpu` or `tpu`, whichever is named; None: any will do.
+
+    Raises:
+        ValueError: JAX runs, or can only run, on another; `argument` asked for this one.
+    """
+    if name is None:
+        return
+    if name == "tpu" and not jax.config.jax_platforms:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_platforms", "tpu,cpu")  # JAX then says why it has none
+    try:
+        found, why = jax.default_backend(), ""
+    except RuntimeError as error:
+        found, why = "none", f" ({error})"
+    if found != name:
         raise ValueError(
-            f"use_cpu: JAX runs on {jax.default_backend()}; set JAX_PLATFORMS={platform}, which it "
-            "reads before it starts"
-        )
-
-
-def require_one_host() -> None:
-    """Refuse several processes: batches are not divided over hosts yet."""
-    if jax.process_count() > 1:
-        raise ValueError(
-            f"{jax.process_count()} JAX processes take part, but this version trains and evaluates "
-            "with the cores of one host; start a single process"
+            f"{argument}: {name} is asked for, and JAX runs on {found}{why}; set "
+            f"JAX_PLATFORMS={name}, which it reads before it starts"
         )
 
 
 def over_cores(
     step: Callable[..., Any], in_axes: tuple, out_axes: Any, donate: bool = False
 ) -> Callable[..., Any]:
-    """`step` on every core at once. Axis 0 is the core axis; None is one value for all.
+    """`step` on every core of every host. Axis 0 is the core axis; None is one value for all.
+
+    All hosts call it equally often, with arrays of the same shapes, each with its own cores'.
 
     `donate` lets the first argument's memory be reused for the result; the argument is gone
     afterwards.
@@ -71,6 +84,7 @@ def over_cores(
     return jax.pmap(
         step,
         axis_name=CORES,
+        devices=_cores(),
         in_axes=in_axes,
         out_axes=out_axes,
         donate_argnums=(0,) if donate else (),
@@ -83,11 +97,11 @@ def put(batch: PyTree) -> PyTree:
 
 
 def put_copies(tree: PyTree) -> PyTree:
-    """`tree` onto every core: each array `[...]` becomes `[D, ...]`."""
+    """`tree` onto every core of this host: each array `[...]` becomes `[D, ...]`."""
 
     def copies(array: Any) -> np.ndarray:
         array = np.asarray(array)
-        return np.broadcast_to(array, (core_count(), *array.shape))
+        return np.broadcast_to(array, (host_core_count(), *array.shape))
 
     return jax.device_put(jax.tree.map(copies, tree), _one_slice_a_core())
 
@@ -113,5 +127,11 @@ def run_key(seed: int) -> Any:
     return jax.random.key(seed, impl="rbg")
 
 
+def _cores() -> list[Any]:
+    """All D, those of one host next to each other, in the order of the processes."""
+    return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+
+
 def _one_slice_a_core() -> NamedSharding:
-    return NamedSharding(Mesh(np.array(jax.devices()), (CORES,)), PartitionSpec(CORES))
+    mine = np.array(_cores()[host_cores()])
+    return NamedSharding(Mesh(mine, (CORES,)), PartitionSpec(CORES))

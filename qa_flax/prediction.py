@@ -3,17 +3,18 @@
 A batch's results are copied to the host while the next one is computed.
 """
 
+import itertools
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
-from qa_flax import parallel
-from qa_flax.batches import HostBatch, eval_batches, scatter
+from qa_flax import hosts, parallel, preemption
+from qa_flax.batches import HostBatch, eval_batches, eval_widths, scatter
 from qa_flax.examples import SHOWN
 from qa_flax.spans import PADDING_LOGIT, Candidates, Logits, Settings, TopTokens, null_positions
 from qa_flax.step import EvalOutput, Reduction, Weights
@@ -44,6 +45,7 @@ def predict_windows(
     per_core: int,
     settings: Settings | None,
     on_batch: Callable[[], None],
+    widths: Sequence[int] | None = None,
 ) -> Predicted:
     """Run every window through `step` (over the cores), `per_core` rows a core at a time.
 
@@ -54,14 +56,16 @@ def predict_windows(
         per_core: rows of a batch on each core.
         settings: None to gather all logits; otherwise the candidates that they need.
         on_batch: called when a batch has come back.
+        widths: of the batches, where several hosts have `agreed_widths`; each has its own windows.
+
+    Raises:
+        Preempted: SIGTERM has come; looked for before each batch.
 
     A window whose logits are not all finite is warned of, with its example's id.
 
     Padding tokens get `PADDING_LOGIT`, so the result depends neither on batch size nor on padding
     nor on cores.
     """
-    if not len(windows):
-        raise ValueError("there are no windows to predict")
     result = _AllLogits(windows) if settings is None else _BestLogits(windows, settings)
     nulls = None if settings is None else null_positions(windows, settings.hf_compatible)
     has_labels = windows.start_positions is not None and windows.end_positions is not None
@@ -82,7 +86,8 @@ def predict_windows(
             losses[batch.rows[batch.valid]] = output.losses[batch.valid]
         on_batch()
 
-    for batch in eval_batches(windows, parallel.core_count(), per_core, nulls):
+    for batch in eval_batches(windows, parallel.host_core_count(), per_core, nulls, widths):
+        preemption.check()
         output = step(weights, parallel.put(batch.arrays))
         parallel.start_copy(output)
         running.append((batch, output))
@@ -92,6 +97,28 @@ def predict_windows(
         collect()
     _warn_of_bad_logits(windows, np.flatnonzero(~are_finite))
     return Predicted(result.finished(), losses, bytes_to_host)
+
+
+def agreed_widths(windows: Windows, per_core: int) -> list[int]:
+    """The widths of the batches that every host makes of its own windows: the widest of each.
+
+    Raises:
+        ValueError: no host has any windows.
+    """
+    own = eval_widths(windows, parallel.host_core_count(), per_core)
+    given, labelled = zip(
+        *hosts.exchange_json("batch widths", (own, windows.start_positions is not None)),
+        strict=True,
+    )
+    if len(set(labelled)) > 1:
+        raise ValueError(
+            "the windows have labels on some hosts and none on others: prepare them with "
+            "labels=True or labels=False on all"
+        )
+    agreed = [max(widths) for widths in itertools.zip_longest(*given, fillvalue=0)]
+    if not agreed:
+        raise ValueError("there are no windows to predict")
+    return agreed
 
 
 def _warn_of_bad_logits(windows: Windows, bad: np.ndarray) -> None:

@@ -1,26 +1,29 @@
 """`run_qa.py`'s job: files in, fine-tune, evaluate, predict, files out."""
 
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
-from qa_flax import parallel
-from qa_flax.arguments import DataArguments, ModelArguments
+from qa_flax import hosts, preemption
+from qa_flax.arguments import DataArguments, HostArguments, ModelArguments
 from qa_flax.checkpoints import ResumeError
+from qa_flax.environment import start
 from qa_flax.examples import load_examples
 from qa_flax.features import make_windows
 from qa_flax.loop import MetricError, optimizer_bytes
 from qa_flax.metrics import squad_metric
 from qa_flax.models.hf import AutoModelForQuestionAnswering, get_peft_model
 from qa_flax.models.lora import LoraConfig
-from qa_flax.postprocess import find_answers
+from qa_flax.postprocess import find_answers, spliced
 from qa_flax.spans import Settings
 from qa_flax.trainer import QuestionAnsweringTrainer
 from qa_flax.training_arguments import TrainingArguments, check_training_arguments
@@ -42,25 +45,42 @@ def _data_names(data_args: DataArguments) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Stage:
-    """One of train, eval, predict: its examples and its windows."""
+    """One of train, eval, predict: this host's examples and windows; to train, all windows."""
 
     examples: datasets.Dataset
     windows: Windows
+    count: int  # windows on all hosts
 
 
 def run(
-    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    host_args: HostArguments | None = None,
 ) -> dict[str, Any]:
     """Do what `--do_train`, `--do_eval` and `--do_predict` ask for; return all metrics.
 
     Raises:
         UsageError: a file, an argument, the data or the model cannot be used.
+        HostError: the processes of several hosts do not come together.
+        Preempted: SIGTERM has come; the same command goes on from what was saved.
     """
+    with _as_usage_error():
+        start(HostArguments() if host_args is None else host_args)
+    hosts.end_together()
+    with preemption.heeded():
+        return _run(model_args, data_args, training_args)
+
+
+def _run(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> dict[str, Any]:
     with _as_usage_error():
         check_training_arguments(training_args)
         _check_work(data_args, training_args)
         trainer, stages = _prepare(model_args, data_args, training_args)
-        Path(training_args.output_dir or "trainer_output").mkdir(parents=True, exist_ok=True)
+        if hosts.is_main():
+            Path(training_args.output_dir or "trainer_output").mkdir(parents=True, exist_ok=True)
     metrics: dict[str, Any] = {}
     if training_args.do_train:
         metrics |= _train(trainer, stages["train"], data_args.accept_changes)
@@ -72,7 +92,7 @@ def run(
     trainer.create_model_card(
         finetuned_from=model_args.model_name_or_path, **_data_names(data_args)
     )
-    print(f"Everything is in {training_args.output_dir}")
+    _say(f"Everything is in {training_args.output_dir}")
     return metrics
 
 
@@ -88,15 +108,16 @@ def make_post_processing(
     compatible = settings.hf_compatible
 
     def post_process(examples, features, predictions, stage="eval") -> EvalPrediction:
-        found = find_answers(
-            examples,
-            features,
-            predictions,
-            settings,
-            data_args.null_score_diff_threshold,
-            output_dir=output_dir,
-            prefix=stage,
-        )
+        with _files_of_all(output_dir) as folder:
+            found = find_answers(
+                examples,
+                features,
+                predictions,
+                settings,
+                data_args.null_score_diff_threshold,
+                output_dir=folder,
+                prefix=stage,
+            )
         # transformers' annotations know of arrays only; its QA scripts put lists here, too.
         formatted: Any
         if not settings.version_2_with_negative:
@@ -112,6 +133,20 @@ def make_post_processing(
         return EvalPrediction(predictions=formatted, label_ids=references)
 
     return post_process
+
+
+@contextmanager
+def _files_of_all(output_dir: str | None) -> Iterator[str | None]:
+    """A folder for the files of this host's answers; those of all hosts end up in `output_dir`."""
+    if output_dir is None or hosts.count() == 1:
+        yield output_dir
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield folder
+        for path in sorted(Path(folder).iterdir()):
+            parts = hosts.exchange(path.name, path.read_bytes())
+            if hosts.is_main():
+                (Path(output_dir) / path.name).write_bytes(spliced(parts))
 
 
 def span_settings(data_args: DataArguments) -> Settings:
@@ -191,10 +226,10 @@ def _prepare(
         for stage in _STAGES
         if getattr(training_args, f"do_{stage}")
     }
-    stages = {
-        stage: Stage(examples, _windows(stage, examples, tokenizer, data_args, training_args))
-        for stage, examples in all_examples.items()
-    }
+    stages = {}
+    for stage, examples in all_examples.items():
+        stages[stage] = _stage(stage, examples, tokenizer, data_args, training_args)
+        preemption.check()
     trainer = QuestionAnsweringTrainer(
         model=model,
         args=training_args,
@@ -205,6 +240,7 @@ def _prepare(
         post_process_function=make_post_processing(data_args, training_args.output_dir),
         compute_metrics=make_compute_metrics(data_args),
         candidates=span_settings(data_args) if data_args.gather == "topk" else None,
+        split_by_node=True,
     )
     return trainer, stages
 
@@ -240,24 +276,37 @@ def _load(stage: str, model_args: ModelArguments, data_args: DataArguments) -> d
     return examples if most is None else examples.select(range(min(most, len(examples))))
 
 
-def _windows(
+def _stage(
     stage: str,
     examples: datasets.Dataset,
     tokenizer: PreTrainedTokenizerBase,
     data_args: DataArguments,
     training_args: TrainingArguments,
-) -> Windows:
-    """Windows with labels wherever the data has answers, so that evaluation has a loss, too."""
-    return make_windows(
-        examples,
+) -> Stage:
+    """This host's part of the examples, and its windows.
+
+    With labels wherever the data has answers, so that evaluation has a loss, too. An example's
+    windows are all on one host. To train, every host gets the windows of all: which of them make a
+    batch is then the same on any number of hosts.
+    """
+    labels = stage == "train" or any(answers["text"] for answers in examples["answers"])
+    part = examples.select(np.arange(len(examples))[hosts.part_of(len(examples))])
+    windows = make_windows(
+        part,
         tokenizer,
         max_seq_length=data_args.max_seq_length,
         doc_stride=data_args.doc_stride,
-        labels=True if stage == "train" else None,
+        labels=labels,
         pad_to_max_length=data_args.pad_to_max_length,
         long_questions=data_args.long_questions,
-        disable_tqdm=bool(training_args.disable_tqdm),
+        disable_tqdm=bool(training_args.disable_tqdm) or not hosts.is_main(),
     )
+    found = hosts.exchange_json(f"windows to {stage}", [windows.length, len(windows)])
+    lengths, counts = zip(*found, strict=True)
+    windows = windows.padded_to(max(lengths))
+    if stage == "train" and hosts.count() > 1:
+        windows = windows.joined(hosts.exchange_arrays("training windows", windows.to_arrays()))
+    return Stage(part, windows, sum(counts))
 
 
 # ---- the work ------------------------------------------------------------------------------------
@@ -265,7 +314,7 @@ def _windows(
 
 def _train(trainer: QuestionAnsweringTrainer, stage: Stage, accept_changes: bool) -> dict[str, Any]:
     trained, held = trainer.model.num_parameters(True), trainer.model.num_parameters()
-    print(
+    _say(
         f"Training {trained:,} of {held:,} parameters ({trained / held:.2%}); the optimizer's "
         f"state takes {optimizer_bytes(trainer.args, trainer.model):,} bytes on each core"
     )
@@ -273,7 +322,7 @@ def _train(trainer: QuestionAnsweringTrainer, stage: Stage, accept_changes: bool
         trained = trainer.train(_checkpoint(trainer.args), accept_changes=accept_changes)
     except (ResumeError, MetricError) as error:
         raise UsageError(str(error)) from error
-    metrics = dict(trained.metrics, train_samples=len(stage.windows))
+    metrics = dict(trained.metrics, train_samples=stage.count)
     trainer.save_model()
     return _finish(trainer, "train", metrics)
 
@@ -284,28 +333,33 @@ def _checkpoint(args: Any) -> str | bool | None:
         given = args.resume_from_checkpoint
         return {"true": True, "false": None}.get(str(given).lower(), given)
     folder = args.output_dir or "trainer_output"
-    if getattr(args, "overwrite_output_dir", False) or not Path(folder).is_dir():
+    if getattr(args, "overwrite_output_dir", False):
         return None
-    last = get_last_checkpoint(folder)
+    last = get_last_checkpoint(folder) if hosts.is_main() and Path(folder).is_dir() else None
+    last = hosts.of_main("last checkpoint", last)
     if last is not None:
-        print(f"Going on from {last}; --overwrite_output_dir starts anew", file=sys.stderr)
+        _say(f"Going on from {last}; --overwrite_output_dir starts anew", sys.stderr)
     return last
 
 
 def _evaluate(trainer: QuestionAnsweringTrainer, stage: Stage) -> dict[str, Any]:
-    return _finish(trainer, "eval", dict(trainer.evaluate(), eval_samples=len(stage.windows)))
+    return _finish(trainer, "eval", dict(trainer.evaluate(), eval_samples=stage.count))
 
 
 def _predict(trainer: QuestionAnsweringTrainer, stage: Stage) -> dict[str, Any]:
     output = trainer.predict(stage.windows, stage.examples, metric_key_prefix="predict")
-    metrics = dict(output.metrics or {}, predict_samples=len(stage.windows))
+    metrics = dict(output.metrics or {}, predict_samples=stage.count)
     return _finish(trainer, "predict", metrics)
 
 
 def _finish(
     trainer: QuestionAnsweringTrainer, split: str, metrics: dict[str, Any]
 ) -> dict[str, Any]:
-    if parallel.is_main_host():
-        trainer.log_metrics(split, metrics)
-        trainer.save_metrics(split, metrics)
+    trainer.log_metrics(split, metrics)
+    trainer.save_metrics(split, metrics)
     return metrics
+
+
+def _say(line: str, file: Any = None) -> None:
+    if hosts.is_main():
+        print(line, file=file, flush=True)

@@ -22,16 +22,15 @@ from transformers.trainer_callback import (
 )
 from transformers.trainer_utils import EvalPrediction, PredictionOutput, TrainOutput, speed_metrics
 
-from qa_flax import checkpoints, parallel
-from qa_flax.batches import batch_count
+from qa_flax import checkpoints, hosts, parallel, preemption
 from qa_flax.loop import TrainingLoop, new_state
 from qa_flax.loop import output_dir as folder_of
 from qa_flax.model_card import model_card
 from qa_flax.models.hf import AutoModelForQuestionAnswering
-from qa_flax.prediction import predict_windows, reduction
+from qa_flax.prediction import agreed_widths, predict_windows, reduction
 from qa_flax.progress import progress_callback
 from qa_flax.report import watched
-from qa_flax.spans import Settings
+from qa_flax.spans import Candidates, Settings
 from qa_flax.step import Reduction, Weights, make_eval_step, weights_of
 from qa_flax.training_arguments import (
     TrainingArguments,
@@ -59,6 +58,11 @@ class Trainer:
         processing_class: the tokenizer, saved beside the model. `tokenizer` is its older name.
         compute_metrics: called with an `EvalPrediction`, returns a dict.
         callbacks: `TrainerCallback` objects or classes.
+        split_by_node: with several hosts, whether the data sets to evaluate on (and their examples)
+            are this host's part of the whole, as `datasets.distributed.split_dataset_by_node` gives
+            it. Otherwise they are the whole, of which each host computes a part. The training set
+            is the whole in any case. All hosts get the same metrics and predictions, in the order
+            of the whole.
 
     Raises:
         ValueError: an argument is missing or not supported.
@@ -76,19 +80,21 @@ class Trainer:
         tokenizer: PreTrainedTokenizerBase | None = None,
         compute_metrics: Callable[[Any], dict[str, Any]] | None = None,
         callbacks: Sequence[TrainerCallback | type[TrainerCallback]] | None = None,
+        split_by_node: bool = False,
     ):
-        parallel.require_one_host()
+        hosts.end_together()
         _require_model(model)
         self.args = TrainingArguments(output_dir="trainer_output") if args is None else args
         check_training_arguments(self.args)
-        set_log_level(self.args, parallel.is_main_host())
-        parallel.require_platform("cpu" if self.args.use_cpu else None)
+        set_log_level(self.args, hosts.is_main())
+        parallel.require_backend("cpu" if self.args.use_cpu else None, "use_cpu")
         self.model = model
         self.data_collator = data_collator
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset
         self.processing_class = processing_class if processing_class is not None else tokenizer
         self.compute_metrics = compute_metrics
+        self.split_by_node = split_by_node
         self.state = new_state()
         self.control = TrainerControl()
         bar = PrinterCallback if self.args.disable_tqdm else progress_callback()
@@ -148,6 +154,7 @@ class Trainer:
             ValueError: there is no training set, its windows have no labels,
                 `metric_for_best_model` cannot be had, or the checkpoint is not of this run.
             FloatingPointError: the loss is not finite; the message names the step.
+            Preempted: SIGTERM has come (`SystemExit` with status 143); a checkpoint was saved.
         """
         if self.train_dataset is None or not len(self.train_dataset):
             raise ValueError("train() needs a train_dataset with at least one window")
@@ -157,7 +164,7 @@ class Trainer:
                 "the train_dataset has no start_positions and end_positions; make it with "
                 "prepare_train_features(examples, tokenizer)"
             )
-        with watched("training", self._is_watched()) as report:
+        with preemption.heeded(), watched("training", self._is_watched()) as report:
             loop = TrainingLoop(
                 self, windows, self._graphdef, resume_from_checkpoint, accept_changes
             )
@@ -215,16 +222,17 @@ class Trainer:
         self, output: PredictionOutput, dataset: Dataset, prefix: str
     ) -> PredictionOutput:
         if self.compute_metrics is None or self.args.prediction_loss_only:
-            return output
+            return _agreed(output)
         more: dict[str, Any] = {}
         if "inputs" in self.args.include_for_metrics:
-            more["inputs"] = _as_windows(dataset).features().input_ids
+            inputs = _as_windows(dataset).features().input_ids
+            more["inputs"] = hosts.concatenated("inputs", inputs) if self.split_by_node else inputs
         if "loss" in self.args.include_for_metrics:
             more["losses"] = self._last_losses
         labels: Any = output.label_ids  # transformers' annotation forgets that there may be none
         raw = EvalPrediction(predictions=output.predictions, label_ids=labels, **more)
         computed = _with_prefix(self.compute_metrics(raw), prefix)
-        return output._replace(metrics=computed | (output.metrics or {}))
+        return _agreed(output._replace(metrics=computed | (output.metrics or {})))
 
     def _report(self, metrics: dict[str, Any]) -> dict[str, Any]:
         self.log(metrics)
@@ -232,20 +240,31 @@ class Trainer:
         return metrics
 
     def _loop(
-        self, dataset: Dataset, prefix: str, candidates: Settings | None = None
+        self,
+        dataset: Dataset,
+        prefix: str,
+        candidates: Settings | None = None,
+        *,
+        gather: bool = True,
     ) -> PredictionOutput:
-        """The one loop of evaluation and prediction: logits or candidates, labels, loss, speed."""
+        """The one loop of evaluation and prediction: logits or candidates, labels, loss, speed.
+
+        Of all hosts' windows, in their order; logits and labels of this host's where not `gather`.
+        """
         started = time.time()
         windows = _as_windows(dataset)
-        cores, per_core = parallel.core_count(), self.args.per_device_eval_batch_size
-        steps = batch_count(len(windows), cores, per_core)
+        if not self.split_by_node:
+            windows = windows.select(hosts.part_of(len(windows)))
+        per_core = self.args.per_device_eval_batch_size
+        widths = agreed_widths(windows, per_core)
         # The progress callback only asks for the length of what is gone through.
-        counted: Any = range(steps)
+        counted: Any = widths
         self.callback_handler.eval_dataloader = counted
         weights = self._device_weights
         if weights is None:
             weights = parallel.put_copies(weights_of(self.model))
-        with watched(f"{prefix} of {len(windows)} windows", self._is_watched()) as report:
+        watching = watched(f"{prefix} of {len(windows)} windows", self._is_watched())
+        with preemption.heeded(), watching as report:
             found = predict_windows(
                 self._eval_step(candidates),
                 weights,
@@ -253,15 +272,25 @@ class Trainer:
                 per_core,
                 candidates,
                 lambda: self.notify("on_prediction_step"),
+                widths,
             )
-            report.steps, report.bytes_to_host = steps, found.bytes_to_host
-        labels, metrics = None, {}
-        self._last_losses = found.losses
+            report.steps, report.bytes_to_host = len(widths), found.bytes_to_host
+        labels, metrics, logits = None, {}, found.logits
+        count = sum(hosts.exchange_json("windows", len(windows)))
+        self._last_losses = None
         if found.losses is not None:
             labels = (windows.start_positions, windows.end_positions)
-            metrics[f"{prefix}_loss"] = float(np.mean(found.losses, dtype=np.float64))
-        metrics |= speed_metrics(prefix, started, num_samples=len(windows), num_steps=steps)
-        return _output(found.logits, labels, metrics)
+            self._last_losses = hosts.concatenated("losses", found.losses)
+            metrics[f"{prefix}_loss"] = float(np.mean(self._last_losses, dtype=np.float64))
+        if gather:
+            labels = hosts.concatenated("labels", labels)
+            if isinstance(logits, Candidates):
+                *arrays, length = logits
+                logits = Candidates(*hosts.concatenated("candidates", arrays), length=length)
+            else:
+                logits = hosts.concatenated("logits", logits)
+        metrics |= speed_metrics(prefix, started, num_samples=count, num_steps=len(widths))
+        return _output(logits, labels, metrics)
 
     def _eval_step(self, candidates: Settings | None) -> Callable:
         """The evaluation step over the cores, made once for each way to gather."""
@@ -283,7 +312,12 @@ class Trainer:
         self.notify("on_log", logs)
 
     def save_model(self, output_dir: str | os.PathLike | None = None) -> None:
-        """Write the model (or its adapters) and the tokenizer, for PyTorch and for here."""
+        """Write the model (or its adapters) and the tokenizer, for PyTorch and for here.
+
+        As everything that writes: of several hosts the main one does, and the others return.
+        """
+        if not hosts.is_main():
+            return
         directory = folder_of(self.args) if output_dir is None else output_dir
         self.model.save_pretrained(directory)
         if self.processing_class is not None:
@@ -291,11 +325,15 @@ class Trainer:
 
     def save_state(self) -> None:
         """Write `trainer_state.json`."""
+        if not hosts.is_main():
+            return
         folder_of(self.args).mkdir(parents=True, exist_ok=True)
         self.state.save_to_json(str(folder_of(self.args) / checkpoints.TRAINER_STATE))
 
     def save_metrics(self, split: str, metrics: dict[str, Any], combined: bool = True) -> None:
         """Write `<split>_results.json`, and merge the metrics into `all_results.json`."""
+        if not hosts.is_main():
+            return
         directory = folder_of(self.args)
         directory.mkdir(parents=True, exist_ok=True)
         _write_json(directory / f"{split}_results.json", metrics)
@@ -306,11 +344,19 @@ class Trainer:
 
     def create_model_card(self, **kwargs: Any) -> None:
         """Write `README.md`: the model's card, by transformers' template and argument names."""
+        if not hosts.is_main():
+            return
         folder_of(self.args).mkdir(parents=True, exist_ok=True)
         (folder_of(self.args) / "README.md").write_text(model_card(self, **kwargs))
 
+    def is_world_process_zero(self) -> bool:
+        """Whether this host is the one that writes."""
+        return hosts.is_main()
+
     def log_metrics(self, split: str, metrics: dict[str, Any]) -> None:
         """Print the metrics, one a line, in order of their names."""
+        if not hosts.is_main():
+            return
         width = max(map(len, metrics), default=0)
         print(f"***** {split} metrics *****")
         for name, value in sorted(metrics.items()):
@@ -383,8 +429,7 @@ class QuestionAnsweringTrainer(Trainer):
         examples = self.eval_examples if eval_examples is None else eval_examples
         if isinstance(given, Mapping):
             return self._evaluate_each(given, examples, metric_key_prefix)
-        output = self._loop(given, metric_key_prefix, self._gathered())
-        scored = self._score(examples, given, output, metric_key_prefix)
+        scored = self._scored(examples, given, metric_key_prefix)
         return self._report(scored.metrics or {})
 
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -405,8 +450,7 @@ class QuestionAnsweringTrainer(Trainer):
         examples = test_examples if predict_examples is None else predict_examples
         if dataset is None:
             raise ValueError("predict() needs a predict_dataset (or test_dataset) of windows")
-        output = self._loop(dataset, metric_key_prefix, self._gathered())
-        scored = self._score(examples, dataset, output, metric_key_prefix, "predict")
+        scored = self._scored(examples, dataset, metric_key_prefix, "predict")
         self.notify("on_predict", scored.metrics)
         return scored
 
@@ -425,37 +469,36 @@ class QuestionAnsweringTrainer(Trainer):
             metrics |= self.evaluate(dataset, of_set, metric_key_prefix=f"{prefix}_{name}")
         return metrics
 
-    def _gathered(self) -> Settings | None:
-        """What to gather: without post-processing the caller gets the logits, so all of them."""
-        is_raw = self.post_process_function is None or self.compute_metrics is None
-        return None if is_raw else self.candidates
-
-    def _score(
-        self,
-        examples: Any,
-        dataset: Dataset,
-        output: PredictionOutput,
-        prefix: str,
-        *stage: str,
+    def _scored(
+        self, examples: Any, dataset: Dataset, prefix: str, *stage: str
     ) -> PredictionOutput:
-        """Logits -> answers -> metrics, beside those the loop measured."""
+        """Windows -> logits -> answers -> metrics, beside those the loop measured."""
         post_process, compute = self.post_process_function, self.compute_metrics
         if post_process is None or compute is None or self.args.prediction_loss_only:
-            return output
+            # Without post-processing the caller gets the logits, so all of them.
+            is_raw = post_process is None or compute is None
+            return _agreed(self._loop(dataset, prefix, None if is_raw else self.candidates))
         if examples is None:
             raise ValueError(
                 "post_process_function needs the examples that the windows were cut from; give "
                 "eval_examples (or predict_examples)"
             )
+        output = self._loop(dataset, prefix, self.candidates, gather=not self.split_by_node)
         stage = stage if _accepts(post_process, 3 + len(stage)) else ()
         started = time.time()
         scored = post_process(examples, dataset, output.predictions, *stage)
+        count = len(examples)
+        if self.split_by_node:
+            count = sum(hosts.exchange_json("examples", count))
+            both: Any = (scored.predictions, scored.label_ids)
+            answers, references = (_joined(part) for part in zip(*_exchanged(both), strict=True))
+            scored = EvalPrediction(predictions=answers, label_ids=references)
         metrics = _with_prefix(compute(scored), prefix) | (output.metrics or {})
         seconds = time.time() - started
         whole = seconds + metrics[f"{prefix}_runtime"]
         metrics[f"{prefix}_post_processing_time"] = round(seconds, 4)
-        metrics[f"{prefix}_examples_per_second"] = round(len(examples) / max(whole, 1e-9), 3)
-        return _output(scored.predictions, scored.label_ids, metrics)
+        metrics[f"{prefix}_examples_per_second"] = round(count / max(whole, 1e-9), 3)
+        return _agreed(_output(scored.predictions, scored.label_ids, metrics))
 
 
 def _output(predictions: Any, label_ids: Any, metrics: dict[str, Any]) -> PredictionOutput:
@@ -465,6 +508,29 @@ def _output(predictions: Any, label_ids: Any, metrics: dict[str, Any]) -> Predic
 
 def _as_windows(given: Dataset) -> Windows:
     return given if isinstance(given, Windows) else Features.from_dataset(given)
+
+
+def _agreed(output: PredictionOutput) -> PredictionOutput:
+    """The same times and speeds on all hosts: the main one's."""
+    return output._replace(metrics=hosts.of_main("metrics", output.metrics))
+
+
+def _exchanged(answers: tuple[Any, Any]) -> list[tuple[Any, Any]]:
+    """What post-processing gave on each host: answers and references."""
+    if all(isinstance(part, (list, dict)) for part in answers):
+        return hosts.exchange_json("answers", answers)
+    kinds = ", ".join(type(part).__name__ for part in answers)
+    raise ValueError(
+        f"split_by_node: post_process_function gave {kinds}; what several hosts give is put "
+        "together from lists or dicts of what JSON can say"
+    )
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Lists one after the other, or dicts as one."""
+    if isinstance(parts[0], dict):
+        return {key: value for part in parts for key, value in part.items()}
+    return [value for part in parts for value in part]
 
 
 def _accepts(function: Callable, positional: int) -> bool:

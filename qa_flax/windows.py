@@ -6,8 +6,10 @@ fewer bytes, and rows are put together when a batch asks for them.
 """
 
 import dataclasses
+import json
 import uuid
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -76,6 +78,10 @@ class Windows(ABC):
     def features(self) -> "Features":
         """The same windows as rows of arrays."""
 
+    @abstractmethod
+    def select(self, rows: slice) -> "Windows":
+        """Some of the windows."""
+
     def columns(self, width: int) -> slice:
         """Which of the L columns `inputs` gives."""
         return slice(self.length - width, self.length) if self.is_left_padded else slice(0, width)
@@ -133,6 +139,11 @@ class Features(Windows):
 
     def features(self) -> "Features":
         return self
+
+    def select(self, rows: slice) -> "Features":
+        given = {name: getattr(self, name) for name in _COLUMNS}
+        some = {name: value[rows] for name, value in given.items() if value is not None}
+        return Features(**some)
 
     def to_dataset(self) -> datasets.Dataset:
         """The same windows as a data set with Hugging Face's column names, without a copy."""
@@ -201,6 +212,9 @@ def _check_shapes(found: dict[str, np.ndarray]) -> None:
 
 
 # --- Cuts of the texts' tokens -------------------------------------------------------------------
+
+
+_POSITIONS = ("start_positions", "end_positions", "cls_index")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,8 +306,60 @@ class CutWindows(Windows):
             arrays["offsets"][rows] = self.offsets(rows)
             for name, values in self.inputs(rows, self.length).items():
                 arrays.setdefault(name, np.empty(shape, np.int32))[rows] = values
-        labels = {n: getattr(self, n) for n in ("start_positions", "end_positions", "cls_index")}
-        return Features(self.example_ids, **arrays, **labels)
+        return Features(self.example_ids, **arrays, **self._positions())
+
+    def select(self, rows: slice) -> "CutWindows":
+        some = {name: array[rows] for name, array in self._positions().items()}
+        return dataclasses.replace(
+            self, example_ids=self.example_ids[rows], cut=self.cut[rows], **some
+        )
+
+    def padded_to(self, length: int) -> "CutWindows":
+        """The same windows with more padding, where others are longer."""
+        layout = dataclasses.replace(self.layout, length=length)
+        shift = np.int32(length - self.length if self.is_left_padded else 0)
+        moved = {name: array + shift for name, array in self._positions().items()}
+        return dataclasses.replace(self, layout=layout, **moved)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """What another host needs to train on these windows, if it knows their layout (`joined`).
+
+        Offsets, which say where in its text a token is, stay here.
+        """
+        cut = self.cut
+        return {
+            "example_ids": np.frombuffer(json.dumps(self.example_ids).encode(), np.uint8),
+            "question_ids": self.questions.ids,
+            "questions": np.stack([self.questions.first, self.questions.count]),
+            "context_ids": self.contexts.ids,
+            "contexts": np.stack([self.contexts.first, self.contexts.count]),
+            "cut": np.stack([cut.example, cut.start, cut.count]),
+        } | self._positions()
+
+    def joined(self, parts: Sequence[Mapping[str, np.ndarray]]) -> "CutWindows":
+        """The windows of several hosts, all of this layout, as one: from their `to_arrays`."""
+        examples = np.cumsum([0] + [part["questions"].shape[1] for part in parts[:-1]])
+        cuts = [
+            part["cut"] + np.array([[e], [0], [0]]) for part, e in zip(parts, examples, strict=True)
+        ]
+        positions = {
+            name: np.concatenate([part[name] for part in parts])
+            for name in _POSITIONS
+            if all(name in part for part in parts)
+        }
+        return CutWindows(
+            [id_ for part in parts for id_ in json.loads(part["example_ids"].tobytes())],
+            _joined_tokens([(part["question_ids"], part["questions"]) for part in parts]),
+            _joined_tokens([(part["context_ids"], part["contexts"]) for part in parts]),
+            Cut(*np.concatenate(cuts, axis=1)),
+            self.layout,
+            **positions,
+        )
+
+    def _positions(self) -> dict[str, Any]:
+        """Labels and the CLS token's positions, where there are some."""
+        found = {name: getattr(self, name) for name in _POSITIONS}
+        return {name: array for name, array in found.items() if array is not None}
 
     def offsets(self, rows: Some) -> Int32[np.ndarray, "n l 2"]:
         """Offsets of some windows' tokens, (-1, -1) outside the context."""
@@ -344,3 +410,12 @@ class CutWindows(Windows):
                 to = ranges(cell, count)
                 input_ids[to], token_type_ids[to] = tokens.ids[ranges(first, count)], type_
                 cell = cell + count
+
+
+def _joined_tokens(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Tokens:
+    """Tokens of several hosts' texts, each given as ids [t] and (first, count) [2, e]."""
+    before = np.cumsum([0] + [len(ids) for ids, _ in parts[:-1]])
+    texts = [of + np.array([[b], [0]]) for (_, of), b in zip(parts, before, strict=True)]
+    first, count = np.concatenate(texts, axis=1)
+    ids = np.concatenate([ids for ids, _ in parts])
+    return Tokens(ids, np.zeros((0, 2), np.int32), first, count)

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from qa_flax import parallel
+from qa_flax import hosts, parallel
 from qa_flax.step import CORES
 
 
 def test_eight_cores_take_part():
     assert parallel.core_count() == 8
     assert parallel.describe_cores() == "8 x cpu"
-    assert parallel.is_main_host()
+    assert hosts.is_main()
 
 
 def test_results_come_back_in_the_order_of_the_cores():
