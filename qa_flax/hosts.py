@@ -6,6 +6,8 @@ key-value store of the service that every JAX process is connected to, so it nee
 every wait has an end.
 """
 
+import atexit
+import contextlib
 import json
 import logging
 import os
@@ -32,6 +34,7 @@ SECONDS_TO_WAIT = 900.0
 """How long one host waits for another: tokenising, saving and uploading take minutes."""
 
 _PIECE = 1 << 20  # bytes of one value in the store; a message of the service holds 4 MiB
+_SECONDS_BETWEEN_LOOKS = 0.5
 _LAST_WORDS = 10.0  # seconds that a failing host waits until the others have heard of it
 _FAILURE, _HEARD = "qa_flax/failure", "qa_flax/heard"
 
@@ -116,6 +119,7 @@ def _call_the_roll(port: int, of: int, timeout: float) -> None:
     """
     until = time.monotonic() + timeout
     there: dict[int, socket.socket] = {}
+    heard: list[socket.socket] = []
     problem = ""
     with ExitStack() as stack:
         server = stack.enter_context(_listening(port))
@@ -124,6 +128,7 @@ def _call_the_roll(port: int, of: int, timeout: float) -> None:
             try:
                 connection = stack.enter_context(server.accept()[0])
                 number, given = _read_answer(connection)
+                heard.append(connection)
             except TimeoutError:
                 missing = sorted(set(range(1, of)) - there.keys())
                 problem = (
@@ -131,14 +136,15 @@ def _call_the_roll(port: int, of: int, timeout: float) -> None:
                     f"process {', '.join(map(str, missing))}): start the command on every worker"
                 )
             else:
-                if given != of:
+                if number >= 0 and given != of:
                     problem = f"process {number} was told of {given} processes, process 0 of {of}"
                 elif number in there and _is_open(there[number]):
                     problem = f"two processes were given --process_id {number}"
                 elif number > 0:
                     there[number] = connection
-        for connection in there.values():
-            connection.sendall(f"{problem}\n".encode())
+        for connection in heard:
+            with contextlib.suppress(OSError):  # it has gone since, as one may before JAX's joining
+                connection.sendall(f"{problem}\n".encode())
     if problem:
         raise HostError(problem)
 
@@ -339,7 +345,11 @@ def end_together() -> None:
     if count() == 1 or _is_watching:
         return
     _is_watching = True
-    threading.Thread(target=_end_with_others, daemon=True).start()
+    is_over = threading.Event()
+    watching = threading.Thread(target=_end_with_others, args=(is_over,), daemon=True)
+    watching.start()
+    # A thread that is in JAX's service when Python ends would crash it.
+    atexit.register(lambda: (is_over.set(), watching.join()))
     show = sys.excepthook
 
     def show_and_end(kind: type, error: BaseException, trace: TracebackType | None) -> None:
@@ -364,18 +374,19 @@ def end_all(status: int, why: str) -> None:
     _end(status)
 
 
-def _end_with_others() -> None:
-    while True:
+def _end_with_others(is_over: threading.Event) -> None:
+    while not is_over.wait(_SECONDS_BETWEEN_LOOKS):
         try:
-            number, status, why = json.loads(_client().blocking_key_value_get(_FAILURE, 60_000))
-            break
+            number, status, why = json.loads(_client().key_value_try_get(_FAILURE))
         except jax.errors.JaxRuntimeError as error:
-            if "DEADLINE_EXCEEDED" not in str(error):
-                return  # the service has been shut down: the run is over
-    if number != index():
-        said = f"qa-flax: process {index()} ends because process {number} failed: {why}"
-        print(said, file=sys.stderr)
-        _end(status)
+            if "NOT_FOUND" in str(error):
+                continue
+            return  # the service has been shut down: the run is over
+        if number != index():
+            said = f"qa-flax: process {index()} ends because process {number} failed: {why}"
+            print(said, file=sys.stderr)
+            _end(status)
+        return
 
 
 def _end(status: int) -> None:

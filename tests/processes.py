@@ -1,0 +1,104 @@
+"""Real processes of one run on this machine, each with its own simulated cores."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Ended(NamedTuple):
+    """How a process ended: its exit status, and all that it wrote."""
+
+    status: int
+    text: str
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def joining(count: int, port: int) -> list[list[str]]:
+    """The arguments by which each of `count` processes finds the others."""
+    if count == 1:
+        return [[]]
+    return [
+        [
+            "--distributed",
+            f"--coordinator=127.0.0.1:{port}",
+            f"--num_processes={count}",
+            f"--process_id={index}",
+            "--initialization_timeout=120",
+        ]
+        for index in range(count)
+    ]
+
+
+def environment(cores: int) -> dict[str, str]:
+    """That of the tests, but for the number of cores; what is compiled is kept for all."""
+    flags = f"--xla_force_host_platform_device_count={cores} --xla_backend_optimization_level=0"
+    return os.environ | {
+        "XLA_FLAGS": flags,
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        "PYTHONUNBUFFERED": "1",
+        "JAX_COMPILATION_CACHE_DIR": os.environ["QA_FLAX_TEST_COMPILED"],
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+def run_processes(
+    commands: Sequence[Sequence[str]],
+    cores: int,
+    folder: Path,
+    *,
+    timeout: float = 240.0,
+    meanwhile: Callable[[list[subprocess.Popen], list[Path]], None] | None = None,
+) -> list[Ended]:
+    """Run `python *command` for each command at once, until all have ended.
+
+    `meanwhile` gets the processes and the files that they write to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    logs = [folder / f"{index}.log" for index in range(len(commands))]
+    started = []
+    try:
+        for command, log in zip(commands, logs, strict=True):
+            with log.open("wb") as file:
+                started.append(
+                    subprocess.Popen(
+                        [sys.executable, *map(str, command)],
+                        env=environment(cores),
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+        if meanwhile is not None:
+            meanwhile(started, logs)
+        until = time.monotonic() + timeout
+        for process in started:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.1, until - time.monotonic()))
+    finally:
+        for process in started:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    texts = [log.read_text(errors="replace") for log in logs]
+    return [Ended(p.returncode, text) for p, text in zip(started, texts, strict=True)]
+
+
+def wait_for(log: Path, text: str, process: subprocess.Popen, timeout: float = 120.0) -> None:
+    """Until the process has written `text`."""
+    until = time.monotonic() + timeout
+    while text not in log.read_text(errors="replace"):
+        assert process.poll() is None, log.read_text(errors="replace")[-4000:]
+        assert time.monotonic() < until, f"no {text!r} in {log.read_text(errors='replace')[-4000:]}"
+        time.sleep(0.02)
