@@ -1,14 +1,18 @@
 """Checkpoints of a run: complete or not there, and what a run must share with the one it resumes.
 
 `checkpoint-<step>/` holds the model and tokenizer as `save_pretrained` writes them,
-`trainer_state.json` as transformers does, and two things of this package: `train_state/`, what a
-step changes as Orbax arrays named by their place in the state, and `run.json`.
+`trainer_state.json` as transformers does, and three things of this package: `train_state/`, what a
+step changes as Orbax arrays named by their place in the state; `run.json`; and `manifest.json`, the
+size and SHA-256 of every other file. The manifest is written last: a folder that has none, or
+another content than it says, is no checkpoint.
 """
 
 import hashlib
 import json
+import logging
 import os
-import shutil
+import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +22,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
-from transformers.trainer_utils import get_last_checkpoint, sort_checkpoints
 
-from qa_flax import hosts
+from qa_flax import hosts, storage
+from qa_flax.storage import AnyPath
 from qa_flax.windows import Windows
+
+logger = logging.getLogger(__name__)
 
 
 class ResumeError(ValueError):
@@ -29,54 +35,209 @@ class ResumeError(ValueError):
 
 
 TRAINER_STATE = "trainer_state.json"
-_TRAIN_STATE, _RUN = "train_state", "run.json"
+_TRAIN_STATE, _RUN, _MANIFEST = "train_state", "run.json", "manifest.json"
+
+# Beside `checkpoint-5`: while it is filled, while another takes its place, while it is deleted.
+_TEMPORARY = re.compile(r"\.(checkpoint-\d+)\.(new|old|deleted)")
+
+
+# ---- complete or not there -----------------------------------------------------------------------
 
 
 @contextmanager
-def new_folder(directory: Path) -> Iterator[Path]:
-    """A folder to fill, which gets its name when it is complete; after an error none is left."""
-    temporary = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+def new_folder(directory: AnyPath) -> Iterator[Path]:
+    """A folder of this machine to fill, which becomes `directory` when it is complete.
+
+    After an error, or a kill at any moment, there is what was there before. On this machine the
+    folder gets its name in one step, after all of it is on the disk; in a bucket, which has no such
+    step, the manifest is uploaded last.
+    """
+    if storage.is_remote(directory):
+        with tempfile.TemporaryDirectory(prefix="qa_flax-") as folder:
+            yield Path(folder)
+            _write_manifest(Path(folder))
+            _publish(Path(folder), directory)
+        return
+    new, old = (directory.with_name(f".{directory.name}.{kind}") for kind in ("new", "old"))
+    if new.exists():
+        storage.delete(new)
+    new.mkdir(parents=True)
     try:
-        yield temporary
+        yield new
+        _write_manifest(new)
+        _onto_disk(new)
     except BaseException:
-        shutil.rmtree(temporary)
+        storage.delete(new)
         raise
     if directory.exists():  # a resumed run comes by the same step again
-        shutil.rmtree(directory)
-    temporary.rename(directory)
+        directory.rename(old)
+    new.rename(directory)
+    _onto_disk(directory.parent, alone=True)
+    if old.exists():
+        storage.delete(old)
 
 
-def find(given: str | os.PathLike | bool, output_dir: Path) -> Path:
+def recover(output_dir: AnyPath) -> None:
+    """Put right what a process left that was killed while it saved or deleted; the main host's."""
+    if storage.is_remote(output_dir) or not output_dir.is_dir():
+        return
+    for path in output_dir.iterdir():
+        if (match := _TEMPORARY.fullmatch(path.name)) is None:
+            continue
+        directory = path.with_name(match[1])
+        if match[2] == "old" and not directory.exists():
+            path.rename(directory)
+        else:
+            storage.delete(path)
+
+
+def all_of(output_dir: AnyPath) -> list[AnyPath]:
+    """The folders that are named as checkpoints are, by their steps."""
+    if not output_dir.is_dir():
+        return []
+    named = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output_dir.iterdir()]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in named if match)]
+
+
+def last(output_dir: AnyPath) -> AnyPath | None:
+    """The newest checkpoint that can be resumed from; those that are passed over are warned of."""
+    for path in reversed(all_of(output_dir)):
+        if (problem := _problem(path)) is None:
+            return path
+        logger.warning("%s is passed over: %s.", path, problem)
+    return None
+
+
+def find(given: str | os.PathLike | bool, output_dir: AnyPath) -> Path:
     """The checkpoint to resume from: the path given, or with True the last one in `output_dir`.
 
+    A folder of this machine: a copy, if the checkpoint is in a bucket.
+
     Raises:
-        ResumeError: there is none, or it has no state to resume from.
+        ResumeError: there is none, or it is not whole, or it has no state to resume from.
     """
     if given is True:
-        last = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
-        if last is None:
+        found = last(output_dir)
+        if found is None:
             raise ResumeError(
-                f"resume_from_checkpoint: there is no checkpoint-<step> in {output_dir}; give its "
-                "path, or start without it"
+                f"resume_from_checkpoint: there is no checkpoint-<step> in {output_dir} that could "
+                "be resumed from; give its path, or start without it"
             )
-        given = last
-    path = Path(str(given))
-    missing = [n for n in (TRAINER_STATE, _TRAIN_STATE, _RUN) if not (path / n).exists()]
-    if missing:
-        raise ResumeError(
-            f"resume_from_checkpoint: {path} has no {', '.join(missing)}: it is no checkpoint of "
-            "this trainer, or was saved with save_only_model"
-        )
-    return path
+    else:
+        found = storage.path(str(given))
+        if (problem := _problem(found)) is not None:
+            raise ResumeError(
+                f"resume_from_checkpoint: {found} cannot be resumed from: {problem}. Give another, "
+                "or True (on the command line: nothing) for the last one that can"
+            )
+    copy = storage.fetched(found)
+    # What a bucket has is looked at when it is here.
+    if copy != found and (problem := _problem(copy)) is not None:
+        raise ResumeError(f"resume_from_checkpoint: {found}, as fetched: {problem}")
+    return copy
 
 
-def delete_others(output_dir: Path, kept: Path) -> None:
+def rotate(output_dir: AnyPath, limit: int | None, best: str | None) -> None:
+    """Delete the oldest checkpoints beyond `limit`, but never the last and never the best.
+
+    As transformers' `rotate_checkpoints`, in buckets, too.
+    """
+    found = all_of(output_dir)
+    if limit is None or limit <= 0 or len(found) <= limit:
+        return
+    kept = {str(found[-1])} | ({str(storage.path(best))} if best is not None else set())
+    more = len(found) - max(limit, len(kept))
+    for path in [path for path in found if str(path) not in kept][:more]:
+        _delete(path)
+
+
+def delete_others(output_dir: AnyPath, kept: AnyPath) -> None:
     """Delete every checkpoint in `output_dir` but one."""
-    for path in sort_checkpoints(str(output_dir)):
-        if Path(path) != kept:
-            shutil.rmtree(path)
+    for path in all_of(output_dir):
+        if path != kept:
+            _delete(path)
+
+
+def _delete(directory: AnyPath) -> None:
+    """So that no moment shows half a checkpoint under its name."""
+    if storage.is_remote(directory):
+        (directory / _MANIFEST).unlink(missing_ok=True)
+    else:
+        directory = directory.rename(directory.with_name(f".{directory.name}.deleted"))
+    storage.delete(directory)
+
+
+def _problem(path: AnyPath) -> str | None:
+    """Why a folder is no checkpoint to resume from; None if it is one.
+
+    Of a bucket only names and sizes are looked at.
+    """
+    if not path.is_dir():
+        return "there is no such folder"
+    names = (TRAINER_STATE, _TRAIN_STATE, _RUN)
+    if missing := [name for name in names if not (path / name).exists()]:
+        return (
+            f"it has no {', '.join(missing)}: it is no checkpoint of this trainer, was saved with "
+            "save_only_model, or its saving was cut off"
+        )
+    try:
+        files: dict[str, dict[str, Any]] = json.loads((path / _MANIFEST).read_text())["files"]
+    except FileNotFoundError:
+        return f"it has no {_MANIFEST}: its saving was cut off"
+    except (ValueError, KeyError, TypeError) as error:
+        return f"its {_MANIFEST} cannot be read ({error})"
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if (size := file.stat().st_size if not storage.is_remote(path) else _size(file)) != (
+            expected["size"]
+        ):
+            return f"{name} has {size} bytes, of {expected['size']}"
+        if not storage.is_remote(path) and _sha256(file) != expected["sha256"]:
+            return f"{name} has another content than was saved (SHA-256)"
+    return None
+
+
+def _size(file: AnyPath) -> int:
+    return int(file.stat().length)  # pyright: ignore[reportAttributeAccessIssue]  # etils' name
+
+
+def _write_manifest(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = {
+        path.relative_to(folder).as_posix(): {
+            "size": path.stat().st_size,
+            "sha256": _sha256(path),
+        }
+        for path in files
+    }
+    (folder / _MANIFEST).write_text(json.dumps({"files": found}, indent=2) + "\n")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _onto_disk(folder: Path, alone: bool = False) -> None:
+    """Have the disk hold a folder (alone, or with all in it) before anything else is done."""
+    for path in [folder] if alone else [*folder.rglob("*"), folder]:
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def _publish(folder: Path, directory: AnyPath) -> None:
+    """Upload, the manifest last; what was there before is no checkpoint from the first file on."""
+    if directory.exists():
+        _delete(directory)
+    manifest = (folder / _MANIFEST).read_text()
+    (folder / _MANIFEST).unlink()
+    storage.copy(folder, directory)
+    storage.write_text(directory / _MANIFEST, manifest)
 
 
 # ---- the state on the cores ----------------------------------------------------------------------
@@ -104,6 +265,11 @@ def load_state(directory: Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
         f"{name} has the shape {found[name].shape}, here {np.shape(wanted[name])}"
         for name in wanted.keys() & found.keys()
         if found[name].shape != np.shape(wanted[name])
+    ]
+    differences += [
+        f"{name} is {found[name].dtype}, here {wanted[name].dtype}"
+        for name in wanted.keys() & found.keys()
+        if found[name].dtype != wanted[name].dtype
     ]
     if differences:
         shown = "\n  ".join(sorted(differences)[:10])

@@ -36,9 +36,7 @@ def _others(arguments: list[str]) -> None:
     commands.add_parser("env", help="versions, devices, processes, and what is wrong with them")
     demo = commands.add_parser("demo", help="fine-tune a tiny BERT on generated questions")
     demo.add_argument("--seed", type=int, default=0, help="of the data and the training (0)")
-    demo.add_argument(
-        "--output_dir", type=Path, default=Path("qa_flax_demo"), help="for the model and the files"
-    )
+    demo.add_argument("--output_dir", default="qa_flax_demo", help="for the model and the files")
     scorer = commands.add_parser(
         "score",
         help="EM and F1 of a file of answers, as the official SQuAD scorers print them",
@@ -50,7 +48,7 @@ def _others(arguments: list[str]) -> None:
     scorer.add_argument(
         "--na-prob-thresh", "-t", type=float, default=1.0, help='a greater number counts as "" (1)'
     )
-    scorer.add_argument("--out-file", "-o", type=Path, help="write there instead of printing")
+    scorer.add_argument("--out-file", "-o", help="write there instead of printing")
     scorer.add_argument(
         "--version_2_with_negative",
         action="store_true",
@@ -69,7 +67,7 @@ def _others(arguments: list[str]) -> None:
     {"demo": _demo, "score": _score, "convert": _convert}[parsed.pop("command")](**parsed)
 
 
-def _demo(seed: int, output_dir: Path) -> None:
+def _demo(seed: int, output_dir: str) -> None:
     from qa_flax.demo import run_demo
     from qa_flax.parallel import use_host_cores
 
@@ -77,7 +75,8 @@ def _demo(seed: int, output_dir: Path) -> None:
     run_demo(seed=seed, output_dir=output_dir)
 
 
-def _score(out_file: Path | None, **arguments: Any) -> None:
+def _score(out_file: str | None, **arguments: Any) -> None:
+    from qa_flax import storage
     from qa_flax.score import as_printed, score
 
     try:
@@ -85,7 +84,7 @@ def _score(out_file: Path | None, **arguments: Any) -> None:
         if out_file is None:
             print(text)
         else:
-            out_file.write_text(text + "\n")
+            storage.write_text(storage.path(out_file), text + "\n")
     except (ValueError, OSError) as error:
         print(f"qa-flax: error: {error}", file=sys.stderr)
         sys.exit(2)

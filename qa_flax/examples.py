@@ -14,6 +14,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from qa_flax import storage
+
 logger = logging.getLogger(__name__)
 
 FEATURES = datasets.Features(
@@ -334,6 +336,8 @@ def _read(
 ) -> tuple[str, list[Row]]:
     """The source's name for messages, and its rows as dicts."""
     if isinstance(source, str | os.PathLike):
+        if storage.is_remote(source):
+            return str(source), _read_file(storage.fetched(source))
         path = Path(source).expanduser()
         if path.is_file():
             return str(source), _read_file(path)

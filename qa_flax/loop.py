@@ -18,14 +18,15 @@ from transformers.trainer_callback import (
     TrainerControl,
     TrainerState,
 )
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints, speed_metrics
+from transformers.trainer_utils import TrainOutput, speed_metrics
 
-from qa_flax import checkpoints, hosts, parallel, preemption
+from qa_flax import checkpoints, hosts, parallel, preemption, storage
 from qa_flax.batches import HostBatch, Loader, train_batches
 from qa_flax.models.hf import AutoModelForQuestionAnswering
 from qa_flax.optim import count_batches, count_updates, make_optimizer
 from qa_flax.schedules import Schedule, make_schedule
 from qa_flax.step import TrainState, make_train_step, weights_of
+from qa_flax.storage import AnyPath
 from qa_flax.training import Training
 from qa_flax.windows import Windows
 
@@ -113,6 +114,8 @@ class TrainingLoop:
         trainer.state, trainer.control = new_state(), TrainerControl()
         before: dict[str, Any] = {}
         if resume_from_checkpoint or args.save_strategy != "no":
+            if hosts.is_main():
+                checkpoints.recover(self._output_dir())
             hosts.require_shared(self._output_dir())
         if resume_from_checkpoint:
             path = checkpoints.find(resume_from_checkpoint, self._output_dir())
@@ -290,7 +293,7 @@ class TrainingLoop:
         best = state.best_model_checkpoint
         if args.save_total_limit == 1 and best is not None and hosts.is_main():
             # The last one was kept beside the best, to resume from.
-            checkpoints.delete_others(self._output_dir(), Path(best))
+            checkpoints.delete_others(self._output_dir(), storage.path(best))
         self._trainer.notify("on_train_end")
         return TrainOutput(state.global_step, metrics["train_loss"], metrics)
 
@@ -331,7 +334,7 @@ class TrainingLoop:
                     checkpoints.save_state(folder, taken, description)
                 state.save_to_json(str(folder / checkpoints.TRAINER_STATE))
             best = state.best_model_checkpoint
-            rotate_checkpoints(str(output), self._args.save_total_limit, best)
+            checkpoints.rotate(output, self._args.save_total_limit, best)
         hosts.wait_for_all(directory.name)
         self._saved = state.global_step, pending or {}
 
@@ -342,7 +345,7 @@ class TrainingLoop:
         stateful: Any = [one for one in exported if isinstance(one, ExportableState)]
         return TrainerState(stateful_callbacks=stateful).stateful_callbacks
 
-    def _find_best(self, state: TrainerState, coming: Path | None = None) -> None:
+    def _find_best(self, state: TrainerState, coming: AnyPath | None = None) -> None:
         """Note where the best model's checkpoint is, if there is one (or soon will be)."""
         if state.best_global_step is not None:
             best = self._output_dir() / f"checkpoint-{state.best_global_step}"
@@ -420,7 +423,7 @@ class TrainingLoop:
         handler.optimizer, handler.train_dataloader = optimizer, loader
         handler.lr_scheduler = self._schedule  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _output_dir(self) -> Path:
+    def _output_dir(self) -> AnyPath:
         return output_dir(self._args)
 
 
@@ -430,9 +433,9 @@ def new_state() -> TrainerState:
     return TrainerState(is_local_process_zero=is_main, is_world_process_zero=is_main)
 
 
-def output_dir(args: transformers.TrainingArguments) -> Path:
+def output_dir(args: transformers.TrainingArguments) -> AnyPath:
     """Where the files of a run go."""
-    return Path(args.output_dir or "trainer_output")
+    return storage.path(args.output_dir or "trainer_output")
 
 
 # ---- what the arguments ask for ------------------------------------------------------------------

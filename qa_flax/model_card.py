@@ -1,6 +1,5 @@
 """The README.md of a trained model, by transformers' template (host)."""
 
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -8,7 +7,7 @@ import transformers
 from transformers.modelcard import TrainingSummary, parse_log_history
 from transformers.trainer_callback import TrainerState
 
-from qa_flax import parallel
+from qa_flax import parallel, storage
 
 
 @runtime_checkable
@@ -31,11 +30,11 @@ def model_card(
 
     A folder is no name that others could load a model by, so the card does not name it.
     """
-    is_folder = finetuned_from is not None and Path(finetuned_from).exists()
+    is_folder = finetuned_from is not None and storage.path(finetuned_from).exists()
     given = [tags] if isinstance(tags, str) else list(tags or ())
     _, eval_lines, eval_results = parse_log_history(trainer.state.log_history or [{}])
     summary = TrainingSummary(
-        model_name=model_name or Path(trainer.args.output_dir or "trainer_output").resolve().name,
+        model_name=model_name or _name(trainer.args.output_dir or "trainer_output"),
         finetuned_from=None if is_folder else finetuned_from,
         tags=list(dict.fromkeys([*given, "generated_from_trainer", "jax"])),
         tasks=tasks,
@@ -51,6 +50,11 @@ def model_card(
             "was trained from scratch on", "was fine-tuned from a local checkpoint on"
         )
     return card
+
+
+def _name(folder: str) -> str:
+    found = storage.path(folder)
+    return found.name if storage.is_remote(folder) else found.resolve().name
 
 
 def _hyperparameters(args: transformers.TrainingArguments) -> dict[str, Any]:

@@ -41,6 +41,7 @@ import datasets
 import numpy as np
 from jaxtyping import Bool
 
+from qa_flax import storage
 from qa_flax.spans import Candidates, Chunk, Logits, Settings, column, searches
 from qa_flax.windows import Windows
 
@@ -137,6 +138,8 @@ def find_answers(
     )
     found = Answers(OrderedDict(), {}, {})
     with ExitStack() as stack:
+        if output_dir is not None:
+            output_dir = stack.enter_context(storage.written(output_dir))
         stack.enter_context(np.errstate(invalid="ignore", over="ignore"))
         names = ["predictions", "nbest_predictions"]
         names += ["null_odds"] * settings.version_2_with_negative
@@ -399,7 +402,9 @@ def _check_arguments(settings: Settings, output_dir: str | os.PathLike | None) -
         value = getattr(settings, name)
         if value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1: give a positive number")
-    if output_dir is not None and not Path(output_dir).is_dir():
+    if output_dir is None or storage.is_remote(output_dir):
+        return  # a bucket's folders are there when a file is
+    if not Path(output_dir).is_dir():
         raise OSError(f"output_dir {str(output_dir)!r} is not a folder: create it first")
 
 

@@ -11,15 +11,15 @@ from typing import Any
 import datasets
 import numpy as np
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
+from transformers.trainer_utils import EvalPrediction
 
-from qa_flax import hosts, preemption
+from qa_flax import checkpoints, hosts, preemption, storage
 from qa_flax.arguments import DataArguments, HostArguments, ModelArguments
 from qa_flax.checkpoints import ResumeError
 from qa_flax.environment import start
 from qa_flax.examples import load_examples
 from qa_flax.features import make_windows
-from qa_flax.loop import MetricError, optimizer_bytes
+from qa_flax.loop import MetricError, optimizer_bytes, output_dir
 from qa_flax.metrics import squad_metric
 from qa_flax.models.hf import AutoModelForQuestionAnswering, get_peft_model
 from qa_flax.models.lora import LoraConfig
@@ -80,7 +80,7 @@ def _run(
         _check_work(data_args, training_args)
         trainer, stages = _prepare(model_args, data_args, training_args)
         if hosts.is_main():
-            Path(training_args.output_dir or "trainer_output").mkdir(parents=True, exist_ok=True)
+            output_dir(training_args).mkdir(parents=True, exist_ok=True)
     metrics: dict[str, Any] = {}
     if training_args.do_train:
         metrics |= _train(trainer, stages["train"], data_args.accept_changes)
@@ -144,9 +144,9 @@ def _files_of_all(output_dir: str | None) -> Iterator[str | None]:
     with tempfile.TemporaryDirectory() as folder:
         yield folder
         for path in sorted(Path(folder).iterdir()):
-            parts = hosts.exchange(path.name, path.read_bytes())
+            whole = spliced(hosts.exchange(path.name, path.read_bytes()))
             if hosts.is_main():
-                (Path(output_dir) / path.name).write_bytes(spliced(parts))
+                storage.write_text(storage.path(output_dir) / path.name, whole.decode())
 
 
 def span_settings(data_args: DataArguments) -> Settings:
@@ -209,7 +209,7 @@ def _prepare(
     source = model_args.model_name_or_path
     config = None
     if model_args.config_name is not None:
-        config = AutoConfig.from_pretrained(model_args.config_name, **hub)
+        config = AutoConfig.from_pretrained(_here(model_args.config_name), **hub)
     # The model first: a checkpoint that does not fit should not wait for the tokenising.
     model = AutoModelForQuestionAnswering.from_pretrained(
         source,
@@ -220,7 +220,7 @@ def _prepare(
     )
     if model_args.lora_r:
         model = get_peft_model(model, _lora_config(model_args), training_args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(model_args.tokenizer_name or source, **hub)
+    tokenizer = AutoTokenizer.from_pretrained(_here(model_args.tokenizer_name or source), **hub)
     all_examples = {
         stage: _load(stage, model_args, data_args)
         for stage in _STAGES
@@ -243,6 +243,11 @@ def _prepare(
         split_by_node=True,
     )
     return trainer, stages
+
+
+def _here(source: str) -> str:
+    """A hub id or folder as it is, what is in a bucket as a copy on this machine."""
+    return str(storage.fetched(source)) if storage.is_remote(source) else source
 
 
 def _lora_config(model_args: ModelArguments) -> LoraConfig:
@@ -332,11 +337,13 @@ def _checkpoint(args: Any) -> str | bool | None:
     if args.resume_from_checkpoint is not None:
         given = args.resume_from_checkpoint
         return {"true": True, "false": None}.get(str(given).lower(), given)
-    folder = args.output_dir or "trainer_output"
     if getattr(args, "overwrite_output_dir", False):
         return None
-    last = get_last_checkpoint(folder) if hosts.is_main() and Path(folder).is_dir() else None
-    last = hosts.of_main("last checkpoint", last)
+    last = None
+    if hosts.is_main():
+        checkpoints.recover(output_dir(args))
+        last = checkpoints.last(output_dir(args))
+    last = hosts.of_main("last checkpoint", None if last is None else str(last))
     if last is not None:
         _say(f"Going on from {last}; --overwrite_output_dir starts anew", sys.stderr)
     return last

@@ -2,9 +2,9 @@
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
+from qa_flax import storage
 from qa_flax.examples import load_examples
 from qa_flax.metrics import squad_metric
 
@@ -76,7 +76,7 @@ def _rows(examples: Any) -> list[dict[str, Any]]:
 
 def _read(path: str | os.PathLike, kind: type | tuple[type, ...], what: str) -> dict[str, Any]:
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(storage.path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):

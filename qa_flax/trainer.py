@@ -5,7 +5,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -22,7 +21,7 @@ from transformers.trainer_callback import (
 )
 from transformers.trainer_utils import EvalPrediction, PredictionOutput, TrainOutput, speed_metrics
 
-from qa_flax import checkpoints, hosts, parallel, preemption
+from qa_flax import checkpoints, hosts, parallel, preemption, storage
 from qa_flax.loop import TrainingLoop, new_state
 from qa_flax.loop import output_dir as folder_of
 from qa_flax.model_card import model_card
@@ -32,6 +31,7 @@ from qa_flax.progress import progress_callback
 from qa_flax.report import watched
 from qa_flax.spans import Candidates, Settings
 from qa_flax.step import Reduction, Weights, make_eval_step, weights_of
+from qa_flax.storage import AnyPath
 from qa_flax.training_arguments import (
     TrainingArguments,
     check_training_arguments,
@@ -319,23 +319,23 @@ class Trainer:
         if not hosts.is_main():
             return
         directory = folder_of(self.args) if output_dir is None else output_dir
-        self.model.save_pretrained(directory)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(directory)
+        with storage.written(directory) as folder:
+            self.model.save_pretrained(folder)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
 
     def save_state(self) -> None:
         """Write `trainer_state.json`."""
         if not hosts.is_main():
             return
-        folder_of(self.args).mkdir(parents=True, exist_ok=True)
-        self.state.save_to_json(str(folder_of(self.args) / checkpoints.TRAINER_STATE))
+        with storage.written(folder_of(self.args)) as folder:
+            self.state.save_to_json(str(folder / checkpoints.TRAINER_STATE))
 
     def save_metrics(self, split: str, metrics: dict[str, Any], combined: bool = True) -> None:
         """Write `<split>_results.json`, and merge the metrics into `all_results.json`."""
         if not hosts.is_main():
             return
         directory = folder_of(self.args)
-        directory.mkdir(parents=True, exist_ok=True)
         _write_json(directory / f"{split}_results.json", metrics)
         if combined:
             path = directory / "all_results.json"
@@ -346,8 +346,7 @@ class Trainer:
         """Write `README.md`: the model's card, by transformers' template and argument names."""
         if not hosts.is_main():
             return
-        folder_of(self.args).mkdir(parents=True, exist_ok=True)
-        (folder_of(self.args) / "README.md").write_text(model_card(self, **kwargs))
+        storage.write_text(folder_of(self.args) / "README.md", model_card(self, **kwargs))
 
     def is_world_process_zero(self) -> bool:
         """Whether this host is the one that writes."""
@@ -555,7 +554,5 @@ def _require_model(model: Any) -> None:
         )
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(values, indent=4, sort_keys=True))
-    os.replace(temporary, path)
+def _write_json(path: AnyPath, values: dict[str, Any]) -> None:
+    storage.write_text(path, json.dumps(values, indent=4, sort_keys=True))

@@ -13,7 +13,7 @@ import datasets
 from transformers import AutoTokenizer
 from transformers.trainer_utils import EvalPrediction
 
-from qa_flax import parallel
+from qa_flax import parallel, storage
 from qa_flax.demo.data import Story, make_stories, squad_json
 from qa_flax.examples import load_examples
 from qa_flax.features import prepare_train_features, prepare_validation_features
@@ -66,7 +66,7 @@ def run_demo(seed: int = 0, output_dir: str | Path = "qa_flax_demo") -> dict[str
     Leaves the data, the answers and the model with its tokenizer in `output_dir`. Returns
     `exact_before`, `f1_before`, `exact_after`, `f1_after` (percent) and `seconds`.
     """
-    started, output = time.perf_counter(), Path(output_dir)
+    started, output = time.perf_counter(), storage.path(output_dir)
     print(f"qa-flax demo: reading comprehension of harbour stories, seed {seed}\n")
     train, heldout = _examples(seed, output)
     trainer = _trainer(seed, output, train, heldout)

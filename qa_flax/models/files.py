@@ -14,6 +14,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 
+from qa_flax import storage
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -41,8 +43,11 @@ FLOAT_DTYPES = ("F16", "BF16", "F32", "F64")
 
 
 def checkpoint_directory(source: str | os.PathLike[str], **hub: Any) -> Path:
-    """`source` if it is a directory, else the local copy of that hub id; `OSError` if neither."""
-    path = Path(source)
+    """`source` if it is a directory, else the local copy of that bucket's folder or hub id.
+
+    `OSError` if it is none of these.
+    """
+    path = storage.fetched(source) if storage.is_remote(source) else Path(source)
     if path.is_dir():
         return path
     if path.exists():

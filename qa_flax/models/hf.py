@@ -20,6 +20,7 @@ from jaxtyping import ArrayLike, Int
 from safetensors.numpy import save_file
 from transformers import AutoConfig, PreTrainedConfig
 
+from qa_flax import storage
 from qa_flax.models import lora as adapters
 from qa_flax.models.families import FAMILIES, Family
 from qa_flax.models.files import (
@@ -205,8 +206,10 @@ class AutoModelForQuestionAnswering(nnx.Module):
         PyTorch transformers' `AutoModelForQuestionAnswering.from_pretrained` reads them exactly.
         Where there are adapters, only they and the span head are written: PEFT's two files.
         """
-        directory = Path(save_directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        with storage.written(save_directory) as directory:
+            self._write(directory)
+
+    def _write(self, directory: Path) -> None:
         if self.lora is None:
             config = copy.deepcopy(self.config)
             config.architectures = [family_of(config).architecture]
