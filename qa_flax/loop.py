@@ -2,13 +2,17 @@
 
 import logging
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import transformers
 from flax import nnx
 from transformers import PreTrainedConfig
@@ -22,9 +26,11 @@ from transformers.trainer_utils import TrainOutput, speed_metrics
 
 from qa_flax import checkpoints, hosts, parallel, preemption, storage
 from qa_flax.batches import HostBatch, Loader, train_batches
+from qa_flax.memory import HELP, memory_plan
 from qa_flax.models.hf import AutoModelForQuestionAnswering
 from qa_flax.optim import count_batches, count_updates, make_optimizer
 from qa_flax.schedules import Schedule, make_schedule
+from qa_flax.sharding import bytes_of, pattern
 from qa_flax.step import TrainState, make_train_step, weights_of
 from qa_flax.storage import AnyPath
 from qa_flax.training import Training
@@ -106,8 +112,11 @@ class TrainingLoop:
         )
         self._schedule = _schedule(args, total)
         optimizer = _optimizer(args)
-        params, fixed = weights_of(trainer.model)
-        state = TrainState(jnp.int32(0), params, fixed, optimizer.init(params))
+        self._is_sharded = bool(getattr(args, "shard_params", False))
+        with parallel.on_host():
+            params, fixed = weights_of(trainer.model)
+            state = TrainState(jnp.int32(0), params, fixed, optimizer.init(params))
+        pattern = state_pattern(trainer.model, optimizer, self._is_sharded)
         self._conditions = self._describe_conditions()
         self._epochs_ended = self._last_logged = 0
         self._had_been_stopped = False
@@ -126,10 +135,12 @@ class TrainingLoop:
             self._resume(path, before, total)
         step = make_train_step(graphdef, optimizer, float(args.label_smoothing_factor))
         self._training = Training(
-            parallel.put_copies(state),
+            parallel.put_parts(state, pattern),
             parallel.over_cores(step, (0, 0, None, None), (0, None), donate=True),
             parallel.run_key(args.seed),
+            partial(self._tell_memory, pattern),
         )
+        self._memory_told = 0
         if before:
             self._training.resume(before["counters"])
         self._is_resumed = bool(before)
@@ -152,12 +163,37 @@ class TrainingLoop:
         except preemption.Preempted:
             self._save_preempted()
             raise
-        finally:
+        except BaseException:
             # Also after an error or Ctrl-C: what was learnt so far is the caller's.
             self._trainer.use_weights(None)
-            if (learnt := self._training.params()) is not None:
-                self._trainer.model.take_over(learnt)
+            if not (self._is_sharded and hosts.count() > 1):  # the others may not come
+                self._keep_learnt()
+            raise
+        self._trainer.use_weights(None)
+        self._keep_learnt()
         return self._end(started)
+
+    def _keep_learnt(self) -> None:
+        """The model gets what it is now on the cores, unless a failed step has taken that along."""
+        if (learnt := self._training.params()) is not None:
+            self._take_over(learnt)
+
+    def _take_over(self, params: Any) -> None:
+        with parallel.on_host() if self._is_sharded else nullcontext():
+            self._trainer.model.take_over(params)
+
+    def _tell_memory(self, pattern: TrainState, compiled: Any, arrays: Any) -> None:
+        """Say what the step takes, once, and again where a batch of another shape takes more."""
+        plan, limit = memory_plan(pattern, compiled), parallel.memory_limit()
+        is_first, is_too_much = not self._memory_told, limit is not None and plan.total > limit
+        if is_first or (is_too_much and plan.total > self._memory_told):
+            rows, tokens = arrays["input_ids"].shape[-2:]
+            if hosts.is_main():
+                said = plan.text(limit, f"{rows} x {tokens} tokens")
+                print(said, file=sys.stderr, flush=True)
+            if is_too_much:
+                logger.warning("The step does not fit into a core's memory. %s.", HELP)
+        self._memory_told = max(self._memory_told, plan.total)
 
     # ---- epochs ----------------------------------------------------------------------------------
 
@@ -322,7 +358,7 @@ class TrainingLoop:
         """
         trainer, state, output = self._trainer, self._trainer.state, self._output_dir()
         directory = output / f"checkpoint-{state.global_step}"
-        trainer.model.take_over(self._training.params())
+        self._keep_learnt()
         self._find_best(state, directory)
         state.stateful_callbacks = self._callback_states() if callbacks is None else callbacks
         description = self._description() | {"pending": pending or {}}
@@ -409,7 +445,8 @@ class TrainingLoop:
         )
         model, best = self._trainer.model, state.best_model_checkpoint
         load = model.from_pretrained if model.lora is None else model.with_adapter
-        model.take_over(weights_of(load(best)).params)
+        with parallel.on_host() if self._is_sharded else nullcontext():
+            self._take_over(weights_of(load(best)).params)
 
     # ---- small things ----------------------------------------------------------------------------
 
@@ -469,8 +506,21 @@ def optimizer_bytes(
     args: transformers.TrainingArguments, model: AutoModelForQuestionAnswering
 ) -> int:
     """What the optimizer's state of the trained parameters takes on each core."""
-    state = jax.eval_shape(_optimizer(args).init, weights_of(model).params)
-    return sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(state))
+    is_sharded = bool(getattr(args, "shard_params", False))
+    return bytes_of(state_pattern(model, _optimizer(args), is_sharded).opt_state)
+
+
+def state_pattern(model: Any, optimizer: Any, is_sharded: bool, cores: int = 0) -> TrainState:
+    """What a core holds while the model is trained: shapes and dtypes, `Shard`s if it is divided.
+
+    `cores`: how many there are, by default those of all hosts.
+    """
+    params, fixed = jax.eval_shape(lambda: weights_of(model))
+    if is_sharded:
+        count = cores or parallel.core_count()
+        params, fixed = pattern(params, count), pattern(fixed, count)
+    step: Any = jax.ShapeDtypeStruct((), np.int32)
+    return TrainState(step, params, fixed, jax.eval_shape(optimizer.init, params))
 
 
 def _check_rows(args: transformers.TrainingArguments, windows: int, rows: int) -> None:

@@ -9,8 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
+
+from qa_flax.sharding import global_norm
 
 
 def count_updates(
@@ -84,8 +87,19 @@ def make_optimizer(
     adam = {"b1": adam_beta1, "b2": adam_beta2, "eps": adam_epsilon}
     decay = optax.add_decayed_weights(weight_decay, decay_mask)
     settings = {key: read(given[key]) for key, read in allowed.items() if key in given}
-    clip = [optax.clip_by_global_norm(max_grad_norm)] if max_grad_norm > 0 else []
+    clip = [_clip(max_grad_norm)] if max_grad_norm > 0 else []
     return optax.chain(*clip, *make(decay, adam, **settings))
+
+
+def _clip(max_norm: float) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm`, whose norm is that of all cores' shards."""
+
+    def clip(updates: PyTree, params: PyTree | None) -> PyTree:
+        norm = global_norm(updates)
+        shrink = lambda g: jnp.where(norm < max_norm, g, (g / norm.astype(g.dtype)) * max_norm)  # noqa: E731
+        return jax.tree.map(shrink, updates)
+
+    return optax.stateless(clip)
 
 
 Parts = list[optax.GradientTransformation]
@@ -158,6 +172,9 @@ def _flag(text: str) -> bool:
 
 _ADEMAMIX: dict[str, Callable] = dict.fromkeys(("beta1", "beta2", "beta3", "alpha", "eps"), float)
 _RMSPROP: dict[str, Callable] = {"momentum": float, "alpha": float, "eps": float, "centered": _flag}
+
+# Of these a step depends on more of a parameter than its own element: on rows, columns or norms.
+NEED_WHOLE_PARAMETERS = ("adafactor", "lamb")
 
 OPTIMIZERS: dict[str, tuple[Callable[..., Parts], dict[str, Callable]]] = {
     "adamw_torch": (_adamw, {}),

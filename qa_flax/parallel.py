@@ -5,17 +5,20 @@ arrays get the leading axis `[D, ...]` of this host's cores, and results come ba
 NumPy. Nothing else in the package names a device; `hosts.py` knows of the other processes.
 """
 
+import contextlib
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from qa_flax import hosts
-from qa_flax.step import CORES
+from qa_flax import hosts, sharding
+from qa_flax.sharding import CORES, Shard, is_shard
 
 
 def use_host_cores(cores: int | None = None) -> None:
@@ -111,6 +114,46 @@ def take_copy(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda array: np.asarray(array.addressable_data(0))[0], tree)
 
 
+def put_parts(tree: PyTree, pattern: PyTree) -> PyTree:
+    """`tree` onto the cores, divided where `pattern` has a `Shard`, and elsewhere as copies."""
+    nodes, structure = jax.tree.flatten(pattern, is_leaf=is_shard)
+    arrays = jax.tree.leaves(tree)
+
+    def put_one(array: Any, node: Any) -> Any:
+        if not is_shard(node):
+            return put_copies(array)
+        pieces = sharding.divided(np.asarray(array), core_count())
+        return Shard(put(pieces[host_cores()]), node.shape)
+
+    return structure.unflatten([put_one(*both) for both in zip(arrays, nodes, strict=True)])
+
+
+def take_whole(tree: PyTree) -> PyTree:
+    """What `put_parts` put there, as NumPy; all hosts call it. One array at a time is gathered."""
+
+    def take(node: Any) -> Any:
+        if not is_shard(node):
+            return take_copy(node)
+        pieces = gather(node.part) if hosts.count() == 1 else np.asarray(_all_pieces()(node.part))
+        return sharding.joined(pieces, node.shape)
+
+    return jax.tree.map(take, tree, is_leaf=is_shard)
+
+
+def on_host() -> Any:
+    """Inside, new arrays are in the host's memory: what is divided does not fit on one core."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS names one backend, and not this
+        return contextlib.nullcontext()
+
+
+def memory_limit() -> int | None:
+    """A core's memory in bytes, where it is known."""
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def gather(tree: PyTree) -> PyTree:
     """Sharded arrays `[D, ...]` to the host as NumPy, in the order of the cores; waits for them."""
     return jax.tree.map(np.asarray, tree)
@@ -125,6 +168,12 @@ def start_copy(tree: PyTree) -> None:
 def run_key(seed: int) -> Any:
     """The key of a run's dropout masks. `rbg` keys cost a TPU or a CPU far less than threefry's."""
     return jax.random.key(seed, impl="rbg")
+
+
+@functools.cache
+def _all_pieces() -> Callable[..., Any]:
+    """`[D, k]` -> the same on every core, so that a host sees those of the others."""
+    return over_cores(lambda part: lax.all_gather(part, CORES), (0,), None)
 
 
 def _cores() -> list[Any]:

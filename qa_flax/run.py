@@ -3,7 +3,7 @@
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalPrediction
 
-from qa_flax import checkpoints, hosts, preemption, storage
+from qa_flax import checkpoints, hosts, parallel, preemption, storage
 from qa_flax.arguments import DataArguments, HostArguments, ModelArguments
 from qa_flax.checkpoints import ResumeError
 from qa_flax.environment import start
@@ -211,13 +211,14 @@ def _prepare(
     if model_args.config_name is not None:
         config = AutoConfig.from_pretrained(_here(model_args.config_name), **hub)
     # The model first: a checkpoint that does not fit should not wait for the tokenising.
-    model = AutoModelForQuestionAnswering.from_pretrained(
-        source,
-        config=config,
-        seed=training_args.seed,
-        dtype="bfloat16" if training_args.bf16 else model_args.dtype,
-        **hub,
-    )
+    with parallel.on_host() if training_args.shard_params else nullcontext():
+        model = AutoModelForQuestionAnswering.from_pretrained(
+            source,
+            config=config,
+            seed=training_args.seed,
+            dtype="bfloat16" if training_args.bf16 else model_args.dtype,
+            **hub,
+        )
     if model_args.lora_r:
         model = get_peft_model(model, _lora_config(model_args), training_args.seed)
     tokenizer = AutoTokenizer.from_pretrained(_here(model_args.tokenizer_name or source), **hub)

@@ -14,10 +14,9 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from qa_flax.models.layers import SpanLogits
+from qa_flax.models.layers import SpanLogits, Stack
 from qa_flax.models.qa import span_losses
-
-CORES = "cores"
+from qa_flax.sharding import CORES, added_up, global_norm, has_shards, is_shard, whole
 
 Batch = dict[str, Array]
 """int32 `[b, l]`: `input_ids`, `attention_mask`, perhaps `token_type_ids`; int32 `[b]`, to train:
@@ -64,6 +63,25 @@ def model_inputs(batch: Batch) -> Batch:
     return {name: batch[name] for name in names if name in batch}
 
 
+def _model(graphdef: nnx.GraphDef, weights: Weights) -> Any:
+    """The model. Of shards all is put together but the layers of stacks, which do it when they run.
+
+    Made inside a function that is differentiated, as NNX lets that change only what is its own.
+    """
+    model = nnx.merge(graphdef, *weights)
+    if not has_shards(weights):
+        return model
+    stacks = [path for path, module in nnx.iter_modules(model) if isinstance(module, Stack)]
+
+    def together(path: tuple[Any, ...], node: Any) -> Any:
+        names = tuple(part.key for part in path if isinstance(part, jax.tree_util.DictKey))
+        is_in_stack = any(names[: len(stack)] == stack for stack in stacks)
+        return node if is_in_stack else whole(node)
+
+    parts = (jax.tree_util.tree_map_with_path(together, w, is_leaf=is_shard) for w in weights)
+    return nnx.merge(graphdef, *parts)
+
+
 def make_loss(graphdef: nnx.GraphDef, label_smoothing: float = 0.0) -> Callable[..., Array]:
     """`loss(params, fixed, batch, rows, key=None)`: the sum of this core's losses over `rows`.
 
@@ -78,9 +96,8 @@ def make_loss(graphdef: nnx.GraphDef, label_smoothing: float = 0.0) -> Callable[
     def loss(
         params: PyTree, fixed: PyTree, batch: Batch, rows: Float[Array, ""], key: Any = None
     ) -> Float[Array, ""]:
-        # Made here, as NNX lets the function that is differentiated change only what is its own.
         rngs = None if key is None else nnx.Rngs(dropout=key)
-        logits = nnx.merge(graphdef, params, fixed)(**model_inputs(batch), rngs=rngs)
+        logits = _model(graphdef, Weights(params, fixed))(**model_inputs(batch), rngs=rngs)
         losses = span_losses(
             logits,
             batch["start_positions"],
@@ -129,10 +146,10 @@ def make_train_step(
 
             nothing = jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params)
             (loss, grads), _ = lax.scan(add, nothing, (batch, jnp.arange(count)))
-        loss, grads = lax.psum((loss, grads), CORES)
+        loss, grads = lax.psum(loss, CORES), added_up(grads)
         direction, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
-        measurements = Measurements(loss, optax.tree.norm(grads))
+        measurements = Measurements(loss, global_norm(grads))
         return TrainState(state.step + 1, params, state.fixed, opt_state), measurements
 
     return train_step
@@ -174,7 +191,7 @@ def make_eval_step(
     """
 
     def eval_step(weights: Weights, batch: Batch) -> EvalOutput:
-        logits = nnx.merge(graphdef, *weights)(**model_inputs(batch))
+        logits = _model(graphdef, weights)(**model_inputs(batch))
         losses = None
         if "start_positions" in batch:
             labels = (batch["start_positions"], batch["end_positions"])

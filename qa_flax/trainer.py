@@ -29,6 +29,7 @@ from qa_flax.models.hf import AutoModelForQuestionAnswering
 from qa_flax.prediction import agreed_widths, predict_windows, reduction
 from qa_flax.progress import progress_callback
 from qa_flax.report import watched
+from qa_flax.sharding import pattern as shard_pattern
 from qa_flax.spans import Candidates, Settings
 from qa_flax.step import Reduction, Weights, make_eval_step, weights_of
 from qa_flax.storage import AnyPath
@@ -107,6 +108,10 @@ class Trainer:
             None,
         )
         self._device_weights: Weights | None = None  # while training: those on the cores
+        self._is_sharded = bool(getattr(self.args, "shard_params", False))
+        if self._is_sharded:  # on one core there may be no room for all of it
+            with parallel.on_host():
+                self.model.take_over(weights_of(self.model).params)
         self._eval_steps: dict[Reduction | None, Callable] = {}
         # The newer name; transformers keeps both alike where it has both.
         again = getattr(self.args, "activation_checkpointing", self.args.gradient_checkpointing)
@@ -262,7 +267,9 @@ class Trainer:
         self.callback_handler.eval_dataloader = counted
         weights = self._device_weights
         if weights is None:
-            weights = parallel.put_copies(weights_of(self.model))
+            weights = weights_of(self.model)
+            pattern = shard_pattern(weights, parallel.core_count()) if self._is_sharded else weights
+            weights = parallel.put_parts(weights, pattern)
         watching = watched(f"{prefix} of {len(windows)} windows", self._is_watched())
         with preemption.heeded(), watching as report:
             found = predict_windows(

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from qa_flax import parallel
+from qa_flax import hosts, parallel
 from qa_flax.step import Measurements, TrainState
 
 # Steps started before the oldest one's loss is waited for: enough to keep the cores busy, few
@@ -21,10 +21,18 @@ STEPS_IN_FLIGHT = 1
 class Training:
     """A training under way: the state on the cores, and the steps whose loss is still awaited."""
 
-    def __init__(self, state: TrainState, step: Callable, key: Any):
+    def __init__(
+        self,
+        state: TrainState,
+        step: Any,
+        key: Any,
+        on_compiled: Callable[[Any, dict[str, np.ndarray]], None] | None = None,
+    ):
         self.state = state
         self._step = step
         self._key = key
+        self._on_compiled = on_compiled  # with each compiled step, before it runs, and its batch
+        self._steps: dict[Any, Callable] = {}  # by the shapes of a batch
         self._in_flight: deque[tuple[float, int, Measurements]] = deque()
         self._clock = _Clock()
         self._finished = int(np.asarray(state.step).flat[0])
@@ -33,10 +41,25 @@ class Training:
 
     def start_step(self, arrays: dict[str, np.ndarray], learning_rate: float, rows: int) -> None:
         """Start the step of a batch with so many valid rows; returns before it is done."""
-        rate = np.float32(learning_rate)
-        self.state, measurements = self._step(self.state, parallel.put(arrays), rate, self._key)
+        inputs = self.state, parallel.put(arrays), np.float32(learning_rate), self._key
+        shapes = tuple((name, array.shape) for name, array in arrays.items())
+        if shapes not in self._steps:
+            self._steps[shapes] = self._step_for(inputs, arrays)
+        self.state, measurements = self._steps[shapes](*inputs)
         parallel.start_copy(measurements)
         self._in_flight.append((learning_rate, rows, measurements))
+
+    def _step_for(self, inputs: tuple[Any, ...], arrays: dict[str, np.ndarray]) -> Callable:
+        """The step, compiled; what it takes is known before it runs."""
+        several = hosts.count() > 1
+        if several and self._steps:
+            return self._step
+        compiled = self._step.lower(*inputs).compile()
+        if self._on_compiled is not None:
+            self._on_compiled(compiled, arrays)
+        # Of several processes a compiled step would want arrays of all cores; compiled once more,
+        # it comes from JAX's cache, if there is one.
+        return self._step if several else compiled
 
     def finished(self) -> dict[str, float]:
         """The numbers of the last step that is known to be done; {} before the first."""
@@ -71,14 +94,14 @@ class Training:
         return self._all.value(0.0)
 
     def taken(self) -> TrainState:
-        """The state as NumPy, without what no step changes."""
-        return parallel.take_copy(self.state._replace(fixed=()))
+        """The whole state as NumPy, without what no step changes; all hosts call it."""
+        return parallel.take_whole(self.state._replace(fixed=()))
 
     def params(self) -> Any:
         """The trained parameters as NumPy, or None if a failed step has taken them with it."""
         if any(array.is_deleted() for array in jax.tree.leaves(self.state.params)):
             return None
-        return parallel.take_copy(self.state.params)
+        return parallel.take_whole(self.state.params)
 
     def counters(self) -> dict[str, Any]:
         """Wait for all steps; what `resume` needs beside the state on the cores."""

@@ -15,7 +15,7 @@ import transformers
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import trainer_log_levels
 
-from qa_flax.optim import OPTIMIZERS
+from qa_flax.optim import NEED_WHOLE_PARAMETERS, OPTIMIZERS
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ REFUSED: dict[str, tuple[tuple, str]] = {
     "eval_use_gather_object": ((False,), "predictions are arrays"),
     "fp16": ((False,), "XLA's hardware computes in bf16"),
     "fp16_full_eval": ((False,), "XLA's hardware computes in bf16"),
-    "fsdp": ((None, "", []), "it is torch's"),
+    "fsdp": ((None, "", []), "it is torch's; --shard_params divides what the cores hold"),
     "hub_always_push": ((False,), "nothing is pushed to the hub"),
     "label_names": (
         (None, ["start_positions", "end_positions"]),
@@ -207,6 +207,13 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Start anew though output_dir holds checkpoints."}
+    )
+    shard_params: bool = field(
+        default=False,
+        metadata={
+            "help": "Divide parameters, gradients and optimizer state over the cores, for models "
+            "that do not fit on one; layers are computed again in the backward pass."
+        },
     )
     adafactor: bool = field(default=False, metadata={"help": "Now optim=adafactor."})
     include_inputs_for_metrics: bool = field(
@@ -303,6 +310,13 @@ def check_training_arguments(args: transformers.TrainingArguments) -> None:
         values = [getattr(v, "value", v) for v in (value if isinstance(value, list) else [value])]
         if unknown := [v for v in values if v not in allowed]:
             refused.append(f"{name}={unknown[0]!r} (allowed: {', '.join(allowed)})")
+    optim = getattr(args.optim, "value", args.optim)
+    if getattr(args, "shard_params", False) and optim in NEED_WHOLE_PARAMETERS:
+        others = ", ".join(name for name in OPTIMIZERS if name not in NEED_WHOLE_PARAMETERS)
+        refused.append(
+            f"shard_params=True: optim={optim!r} needs whole parameters, and no core has them "
+            f"(allowed: {others})"
+        )
     if refused:
         raise ValueError(
             "these training arguments cannot be honoured by qa_flax:\n  "

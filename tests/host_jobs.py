@@ -198,6 +198,18 @@ def preempted(folder: Path, output: Path) -> dict:
     return {"history": trainer.state.log_history}
 
 
+def divided(folder: Path, output: Path) -> dict:
+    """With the parameters divided over the cores of all hosts; saved, and gone on with."""
+    library_trainer(output, shard_params=True, save_steps=2, max_steps=2).train()
+    trainer = library_trainer(output, shard_params=True)
+    trainer.train(resume_from_checkpoint=True)
+    metrics = trainer.evaluate()
+    if hosts.is_main():
+        leaves = jax.tree.leaves(weights_of(trainer.model).params)
+        np.savez(output / "params.npz", *map(np.asarray, leaves))
+    return metrics
+
+
 def failing(folder: Path, output: Path) -> dict:
     library_trainer(output, callbacks=[Fail]).train()
     return {}
@@ -217,6 +229,7 @@ def late(folder: Path, output: Path) -> dict:
 JOBS = {
     "all": [train_evaluate_predict, one_question, in_a_script, late],
     "preempted": [preempted],
+    "divided": [divided],
     "failing": [failing],
 }
 

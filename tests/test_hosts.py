@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 from datasets.distributed import split_dataset_by_node
-from host_jobs import in_a_script, one_question, train_evaluate_predict
+from host_jobs import divided, in_a_script, one_question, train_evaluate_predict
 from processes import free_port, joining, run_processes
 from safetensors.numpy import load_file
 
@@ -104,6 +104,20 @@ def test_a_process_that_fails_ends_all_with_the_cause_in_every_log(folder, tmp_p
     assert "process 0 ends because process 1 failed: RuntimeError: the disk" in ended[0].text
     assert "Traceback" in ended[1].text
     assert time.monotonic() - began < 60
+
+
+@pytest.mark.slow
+def test_parameters_are_divided_over_the_cores_of_all_hosts(tmp_path):
+    """Two processes of two cores against this one's eight, which hold other pieces."""
+    (tmp_path / "here").mkdir()
+    alone = divided(tmp_path, tmp_path / "here")
+    ended = launch("divided", 2, 2, tmp_path)
+    assert [e.status for e in ended] == [0, 0], "\n".join(e.text[-3000:] for e in ended)
+    found = [json.loads((tmp_path / f"divided-{i}.json").read_text())["divided"] for i in (0, 1)]
+    assert found[0] == found[1]
+    assert found[0]["eval_samples_per_second"] > 0
+    assert found[0].keys() == alone.keys()
+    assert "Memory on each core, 2 x 64 tokens: parameters" in ended[0].text
 
 
 @pytest.mark.parametrize("total", [0, 1, 3, 8, 11])

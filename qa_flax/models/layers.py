@@ -18,6 +18,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from qa_flax.sharding import has_shards, whole
+
 # Where a parameter is in a model: attribute names and, in a list, indexes.
 ParamPath = tuple[Any, ...]
 
@@ -527,7 +529,8 @@ class Stack(nnx.List):
     """Layers that run one after the other.
 
     With `remat` a layer's inside is not kept for the backward pass but computed again in it
-    (gradient checkpointing): less memory for about a third more time.
+    (gradient checkpointing): less memory for about a third more time. So it is in any case where
+    the parameters are shards (`sharding.py`), which are put together for one layer at a time.
     """
 
     remat: bool = False
@@ -553,8 +556,15 @@ class Stack(nnx.List):
             with lending(rngs):
                 return layer(*inputs, rngs=rngs)
 
-        if not self.remat:
-            return call(layer, key, *inputs)
         graphdef, state = nnx.split(layer)
-        again = jax.checkpoint(lambda state, *rest: call(nnx.merge(graphdef, state), *rest))
-        return again(state, key, *inputs)
+        # A layer put together from shards would be kept for the backward pass, all layers at once.
+        if not (self.remat or has_shards(state)):
+            return call(layer, key, *inputs)
+
+        def again(state: Any, key: Any, hidden: Array, *rest: Any) -> Any:
+            if has_shards(state):
+                # Not before it is this layer's turn, or all layers are there at once.
+                state, hidden = jax.lax.optimization_barrier((state, hidden))
+            return call(nnx.merge(graphdef, whole(state)), key, hidden, *rest)
+
+        return jax.checkpoint(again)(state, key, *inputs)

@@ -1,0 +1,50 @@
+"""Every encoder's gradient with its parameters divided over the cores is the replicated one."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from loud import TESTED, loud_model
+from test_families import batch_of
+
+from qa_flax import parallel
+from qa_flax.loop import state_pattern
+from qa_flax.step import TrainState, make_train_step, weights_of
+
+# A stack, layers shared by several turns, parts beside the stack, layers that differ.
+DEFAULT = ("albert", "deberta-v2", "modernbert")
+FAMILIES = [
+    family if family in DEFAULT else pytest.param(family, marks=pytest.mark.slow)
+    for family in TESTED
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_the_replicated_ones(family):
+    model = loud_model(family=family)
+    rows = {
+        name: np.int32(values)[np.arange(8) % len(values)]
+        for name, values in batch_of(family).items()
+    }
+    batch = {name: values.reshape(8, 1, 1, -1) for name, values in rows.items()}
+    labels = np.arange(8, dtype=np.int32).reshape(8, 1, 1) % 5
+    batch |= {"start_positions": labels, "end_positions": labels + 1}
+    batch["valid"] = np.ones((8, 1, 1), bool)
+    optimizer = optax.identity()
+    state = TrainState(jnp.int32(0), *weights_of(model), optimizer.init(weights_of(model).params))
+    found = []
+    for is_sharded in (False, True):
+        step = make_train_step(nnx.graphdef(model), optimizer)
+        step = parallel.over_cores(step, (0, 0, None, None), (0, None))
+        on_cores = parallel.put_parts(state, state_pattern(model, optimizer, is_sharded))
+        after, measured = step(on_cores, parallel.put(batch), np.float32(1.0), parallel.run_key(0))
+        found.append((parallel.take_whole(after.params), float(measured.grad_norm)))
+    (one, norm), (other, other_norm) = found
+    assert other_norm == pytest.approx(norm, rel=1e-5)
+    assert norm > 0.1
+    close = partial(np.testing.assert_allclose, rtol=0, atol=1e-6 * max(1.0, norm))
+    jax.tree.map(close, other, one)

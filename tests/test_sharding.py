@@ -1,0 +1,204 @@
+"""Parameters divided over the cores: the updates of the replicated step, and a piece on each."""
+
+import json
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import nnx
+from test_batches import features
+from test_resume import assert_same_run, trainer_in
+
+from qa_flax import LoraConfig, get_peft_model, parallel
+from qa_flax.batches import train_batches
+from qa_flax.loop import state_pattern
+from qa_flax.memory import MemoryPlan, memory_plan
+from qa_flax.optim import NEED_WHOLE_PARAMETERS, OPTIMIZERS, make_optimizer
+from qa_flax.sharding import bytes_of, divided, joined
+from qa_flax.step import TrainState, make_eval_step, make_train_step, weights_of
+from qa_flax.training_arguments import TrainingArguments, check_training_arguments
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 64, 1001])
+@pytest.mark.parametrize("cores", [1, 2, 8])
+def test_pieces_are_the_array(rng, size, cores):
+    array = rng.normal(size=size).astype(np.float32)
+    pieces = divided(array, cores)
+    assert pieces.shape == (cores, math.ceil(size / cores))
+    np.testing.assert_array_equal(joined(pieces, (size,)), array)
+
+
+def updated(model, optimizer, is_sharded, batches, cores=8):
+    """State and measurements after an update for each batch, by `pmap` over some cores."""
+    state = TrainState(jnp.int32(0), *weights_of(model), optimizer.init(weights_of(model).params))
+    pattern = state_pattern(model, optimizer, is_sharded)
+    on_cores = parallel.put_parts(state, pattern)
+    step = make_train_step(nnx.graphdef(model), optimizer)
+    step = parallel.over_cores(step, (0, 0, None, None), (0, None), donate=True)
+    said = []
+    for batch in batches:
+        on_cores, measured = step(
+            on_cores, parallel.put(batch.arrays), np.float32(0.01), parallel.run_key(3)
+        )
+        said.append([float(value) for value in measured])
+    return on_cores, said
+
+
+MODELS = {
+    "bert": lambda: tiny.model(hidden_dropout_prob=0.1),
+    "lora": lambda: get_peft_model(
+        tiny.model(hidden_dropout_prob=0.1), LoraConfig(r=2, target_modules="all-linear")
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("optim", ["adamw_torch", pytest.param("sgd", marks=pytest.mark.slow)])
+def test_updates_are_those_of_the_replicated_step(rng, kind, optim):
+    """With dropout, accumulation, a short batch, decay, and a norm that is clipped."""
+    model = MODELS[kind]()
+    windows = features(rng, 40, tokens=64)
+    batches = list(train_batches(windows, 8, 1, seed=1, epoch=0, accumulation=2))
+    assert not batches[-1].valid.all()
+    # AdamW divides by the root of a mean of squares: where a gradient is nothing but rounding (the
+    # keys' bias), so is its step. The epsilon keeps that below the tolerance.
+    optimizer = make_optimizer(
+        optim, weight_decay=0.1, max_grad_norm=0.05, adam_epsilon=1e-3 if "adam" in optim else 1e-8
+    )
+    replicated, expected = updated(model, optimizer, False, batches)
+    sharded, found = updated(model, optimizer, True, batches)
+    assert min(norm for _, norm in expected) > 0.05, "clipped"
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    one, other = parallel.take_whole(replicated), parallel.take_whole(sharded)
+    close = partial(np.testing.assert_allclose, rtol=0, atol=1e-6)
+    jax.tree.map(close, other, one)
+    first = weights_of(model).params
+    moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), one.params, first)
+    assert max(jax.tree.leaves(moved)) > 1e-4
+
+
+def test_each_core_holds_its_piece_and_no_more(rng):
+    """Bytes as computed: a size that 8 does not divide is rounded up."""
+    model, optimizer = tiny.model(), make_optimizer()
+    batches = list(train_batches(features(rng, 8, tokens=64), 8, 1, seed=1, epoch=0))
+    state, _ = updated(model, optimizer, True, batches)
+    sizes = [array.size for array in jax.tree.leaves(weights_of(model).params)]
+    assert any(size % 8 for size in sizes)
+    pieces = sum(4 * math.ceil(size / 8) for size in sizes)
+
+    def on_each_core(tree):
+        found = [[s.data.nbytes for s in a.addressable_shards] for a in jax.tree.leaves(tree)]
+        return {sum(one) for one in zip(*found, strict=True)}
+
+    assert on_each_core(state.params) == {pieces}
+    counts = 4 * sum(array.ndim == 1 for array in jax.tree.leaves(state.opt_state))
+    assert on_each_core(state.opt_state) == {2 * pieces + counts}
+    pattern = state_pattern(model, optimizer, True)
+    assert bytes_of(pattern.params) == pieces
+    assert bytes_of(pattern.opt_state) == 2 * pieces + counts
+    assert pieces < 1.01 * bytes_of(weights_of(model).params) / 8 + 4 * len(sizes)
+
+
+def test_the_plan_is_of_the_compiled_step(rng):
+    model = tiny.model(num_hidden_layers=4, hidden_size=64, intermediate_size=256)
+    optimizer = make_optimizer()
+    (batch,) = train_batches(features(rng, 8, tokens=64), 8, 1, seed=1, epoch=0)
+    plans = []
+    for is_sharded in (False, True):
+        pattern = state_pattern(model, optimizer, is_sharded)
+        step = make_train_step(nnx.graphdef(model), optimizer)
+        step = parallel.over_cores(step, (0, 0, None, None), (0, None), donate=True)
+        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct((8, *a.shape), a.dtype), pattern)
+        inputs = abstract, batch.arrays, np.float32(0), parallel.run_key(0)
+        plans.append(memory_plan(pattern, step.lower(*inputs).compile()))
+    # What XLA needs beside is as its CPU compiler has it, which makes a reduce-scatter of an
+    # all-reduce and a slice: whole gradients. No TPU was at hand to see what its compiler reserves.
+    whole = bytes_of(weights_of(model).params)
+    assert plans[0].parameters == plans[0].gradients == whole
+    assert plans[0].optimizer == 2 * whole + 4
+    pieces = plans[1].parameters
+    assert whole / 8 <= pieces < whole / 7
+    assert plans[1][:3] == (pieces, 2 * pieces + 4, pieces)
+    assert plans[1].total < plans[0].total - whole
+
+
+def trainer(folder, is_sharded, **changes):
+    tokenizer, examples = tiny.tokenizer(), tiny.examples(answerable=True)
+    found = trainer_in(
+        folder,
+        examples,
+        tokenizer,
+        max_steps=4,
+        shard_params=is_sharded,
+        eval_strategy="no",
+        **changes,
+    )
+    return found
+
+
+def test_a_run_goes_on_divided_or_not(tmp_path, capfd):
+    """Checkpoints hold the whole state: resumed as it was, bit for bit; the other way, alike."""
+    runs = {
+        is_sharded: trainer(tmp_path / f"{is_sharded}", is_sharded) for is_sharded in (False, True)
+    }
+    for one in runs.values():
+        one.train()
+    assert capfd.readouterr().err.count("Memory on each core, 1 x 64 tokens: parameters") == 2
+    logits = [one.predict(one.eval_dataset, tiny.examples(True)) for one in runs.values()]
+    assert logits[0].metrics["test_loss"] == pytest.approx(logits[1].metrics["test_loss"], rel=1e-4)
+    assert logits[0].predictions == logits[1].predictions
+    for before in runs:
+        for after in runs:
+            folder = tmp_path / f"{before}-{after}"
+            found = trainer(folder, after)
+            found.train(resume_from_checkpoint=tmp_path / f"{before}" / "checkpoint-2")
+            if before == after:
+                assert_same_run(runs[before], found)
+            else:
+                for h, o in zip(
+                    found.state.log_history, runs[before].state.log_history, strict=True
+                ):
+                    assert h.get("loss", 0) == pytest.approx(o.get("loss", 0), rel=1e-4)
+    state = json.loads((tmp_path / "True" / "checkpoint-4" / "run.json").read_text())
+    assert (
+        state["conditions"]
+        == json.loads((tmp_path / "False" / "checkpoint-4" / "run.json").read_text())["conditions"]
+    )
+
+
+def test_divided_weights_give_the_same_logits(rng):
+    model = tiny.model()
+    batch = next(iter(train_batches(features(rng, 8, tokens=64), 8, 1, seed=1, epoch=0)))
+    arrays = {name: array[:, 0] for name, array in batch.arrays.items()}
+    step = parallel.over_cores(make_eval_step(nnx.graphdef(model)), (0, 0), 0)
+    weights = weights_of(model)
+    pattern = state_pattern(model, make_optimizer(), True)
+    pieces = parallel.put_parts(weights, type(weights)(pattern.params, pattern.fixed))
+    one = parallel.gather(step(parallel.put_copies(weights), parallel.put(arrays)))
+    other = parallel.gather(step(pieces, parallel.put(arrays)))
+    np.testing.assert_allclose(other.logits.start, one.logits.start, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(other.losses, one.losses, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_what_needs_whole_parameters_is_refused_by_name(tmp_path, optim):
+    args = TrainingArguments(output_dir=str(tmp_path), optim=optim, shard_params=True)
+    if optim in NEED_WHOLE_PARAMETERS:
+        with pytest.raises(ValueError, match=f"optim='{optim}' needs whole parameters.*allowed"):
+            check_training_arguments(args)
+    else:
+        check_training_arguments(args)
+
+
+def test_the_plan_is_one_line_that_says_whether_it_fits():
+    plan = MemoryPlan(parameters=1 << 30, optimizer=1 << 31, gradients=1 << 30, activations=5 << 20)
+    assert plan.text(16 << 30, "8 x 384 tokens") == (
+        "Memory on each core, 8 x 384 tokens: parameters 1.00 GiB, optimizer 2.00 GiB, "
+        "gradients 1.00 GiB, activations 5.00 MiB; 4.00 GiB in all; fits in 16.00 GiB: yes"
+    )
+    assert plan.text(4 << 30, "x").endswith("fits in 4.00 GiB: NO")
+    assert plan.text(None, "x").endswith("a core's memory is not known here")
