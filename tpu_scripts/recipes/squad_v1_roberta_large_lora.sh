@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# SQuAD v1.1, RoBERTa large, LoRA adapters of rank 8. Flags are those of babysit.sh; WITH=run.sh runs it on a TPU that is there.
+#
+# Command: tpu_scripts/recipes/squad_v1_roberta_large_lora.sh --project P --zone Z --bucket gs://B
+# Hardware: v5litepod-8 (TPU v5e, 8 cores, 1 worker)
+# Global batch: 32 = 4 per core x 8 cores x 1 accumulated
+# Reference: none that we have verified
+# Ours: not measured
+set -euo pipefail
+export ACCELERATOR_TYPE=v5litepod-8 RUNTIME_VERSION=v2-alpha-tpuv5-lite RUN_ID=${RUN_ID:-squad_v1_roberta_large_lora}
+exec "$(dirname -- "${BASH_SOURCE[0]}")/../${WITH:-babysit.sh}" "$@" -- \
+  --model_name_or_path FacebookAI/roberta-large \
+  --dataset_name rajpurkar/squad --do_train --do_eval \
+  --lora_r 8 --lora_alpha 16 --lora_target_modules query,value \
+  --per_device_train_batch_size 4 --gradient_accumulation_steps 1 --per_device_eval_batch_size 16 \
+  --learning_rate 3e-4 --num_train_epochs 3 --warmup_steps 0.1 --weight_decay 0.01 \
+  --max_seq_length 384 --doc_stride 128 --bf16 --save_steps 200 --save_total_limit 2
