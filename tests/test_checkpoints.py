@@ -170,7 +170,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
     assert checkpoints.find(True, tmp_path).name == "checkpoint-1"
 
 
-KILLS = [3, pytest.param(20, marks=pytest.mark.slow)]
+KILLS = [2, pytest.param(20, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("kills", KILLS)

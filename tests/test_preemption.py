@@ -77,7 +77,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+# The slow ones take no path that the others do not.
+SLOW = ("training", "evaluating")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CASES]
+)
 def test_the_run_goes_on_as_if_never_stopped(tmp_path, examples, tokenizer, whole, case):
     callback, step, pending = CASES[case]
     before = signal.getsignal(signal.SIGTERM)

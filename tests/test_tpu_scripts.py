@@ -208,6 +208,7 @@ def test_a_run_is_preempted_and_goes_on(tmp_path, checkout, run_arguments, worke
     assert cloud.calls("secrets versions access", "--secret=hub-token")
 
 
+@pytest.mark.slow
 def test_a_run_outlives_its_connection_and_saves_when_stopped(tmp_path, checkout, run_arguments):
     cloud = Cloud(tmp_path, checkout, qa_flax=CHECKED_ONCE)
     (cloud.folder / "checked").touch()
