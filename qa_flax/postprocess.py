@@ -80,7 +80,8 @@ def postprocess_qa_predictions(
             `null_odds.json`; None writes nothing. Each appears whole or not at all.
         prefix: puts `{prefix}_` before the file names.
         log_level: level set on this module's logger, as Hugging Face does.
-        is_world_process_zero: False raises the log level to WARNING (the older keyword).
+        is_world_process_zero: False raises the log level to WARNING (the older keyword), and
+            writes nothing, where Hugging Face has every process write the same files.
         hf_compatible: keep Hugging Face's result where it is defective; the module's table tells.
 
     Returns:
@@ -96,7 +97,7 @@ def postprocess_qa_predictions(
         predictions,
         Settings(version_2_with_negative, n_best_size, max_answer_length, hf_compatible),
         null_score_diff_threshold,
-        output_dir=output_dir,
+        output_dir=output_dir if is_world_process_zero else None,
         prefix=prefix,
         log_level=log_level if is_world_process_zero else max(log_level, logging.WARNING),
     ).texts
