@@ -10,9 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import transformers
 from flax import nnx
 from transformers import PreTrainedConfig
@@ -26,11 +24,11 @@ from transformers.trainer_utils import TrainOutput, speed_metrics
 
 from qa_flax import checkpoints, hosts, parallel, preemption, storage
 from qa_flax.batches import HostBatch, Loader, train_batches
-from qa_flax.memory import HELP, memory_plan
+from qa_flax.memory import HELP, memory_plan, state_pattern
 from qa_flax.models.hf import AutoModelForQuestionAnswering
 from qa_flax.optim import count_batches, count_updates, make_optimizer
 from qa_flax.schedules import Schedule, make_schedule
-from qa_flax.sharding import bytes_of, pattern
+from qa_flax.sharding import bytes_of
 from qa_flax.step import TrainState, make_train_step, weights_of
 from qa_flax.storage import AnyPath
 from qa_flax.training import Training
@@ -161,6 +159,7 @@ class TrainingLoop:
                 self._evaluate()
             self._run_epochs()
         except preemption.Preempted:
+            self._trainer.use_weights(None)
             self._save_preempted()
             raise
         except BaseException:
@@ -508,19 +507,6 @@ def optimizer_bytes(
     """What the optimizer's state of the trained parameters takes on each core."""
     is_sharded = bool(getattr(args, "shard_params", False))
     return bytes_of(state_pattern(model, _optimizer(args), is_sharded).opt_state)
-
-
-def state_pattern(model: Any, optimizer: Any, is_sharded: bool, cores: int = 0) -> TrainState:
-    """What a core holds while the model is trained: shapes and dtypes, `Shard`s if it is divided.
-
-    `cores`: how many there are, by default those of all hosts.
-    """
-    params, fixed = jax.eval_shape(lambda: weights_of(model))
-    if is_sharded:
-        count = cores or parallel.core_count()
-        params, fixed = pattern(params, count), pattern(fixed, count)
-    step: Any = jax.ShapeDtypeStruct((), np.int32)
-    return TrainState(step, params, fixed, jax.eval_shape(optimizer.init, params))
 
 
 def _check_rows(args: transformers.TrainingArguments, windows: int, rows: int) -> None:

@@ -2,8 +2,12 @@
 
 from typing import Any, NamedTuple
 
-from qa_flax.sharding import bytes_of
-from qa_flax.step import TrainState
+import jax
+import jax.numpy as jnp
+
+from qa_flax import parallel
+from qa_flax.sharding import bytes_of, pattern
+from qa_flax.step import TrainState, weights_of
 
 GIB = 1 << 30
 
@@ -36,6 +40,19 @@ HELP = (
     "Lower per_device_train_batch_size (and raise gradient_accumulation_steps), or give "
     "--gradient_checkpointing, --shard_params, --bf16 or --lora_r"
 )
+
+
+def state_pattern(model: Any, optimizer: Any, is_sharded: bool, cores: int = 0) -> TrainState:
+    """What a core holds while the model is trained: shapes and dtypes, `Shard`s if it is divided.
+
+    `cores`: how many there are, by default those of all hosts.
+    """
+    params, fixed = jax.eval_shape(lambda: weights_of(model))
+    if is_sharded:
+        count = cores or parallel.core_count()
+        params, fixed = pattern(params, count), pattern(fixed, count)
+    step: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    return TrainState(step, params, fixed, jax.eval_shape(optimizer.init, params))
 
 
 def memory_plan(state: TrainState, compiled: Any) -> MemoryPlan:

@@ -94,10 +94,10 @@ def one_question(folder: Path, output: Path) -> dict:
 
 
 class Kill(TrainerCallback):
-    """Send this process SIGTERM at an event, once."""
+    """Send this process SIGTERM at an event, the first time or a later one at that step."""
 
-    def __init__(self, event: str, step: int):
-        self._event, self._step = event, step
+    def __init__(self, event: str, step: int, times: int = 1):
+        self._event, self._step, self._left = event, step, times
 
     def on_step_begin(self, args, state, control, **kwargs):
         self._happens("on_step_begin", state)
@@ -111,12 +111,11 @@ class Kill(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         self._happens("on_save", state)
 
-    def on_predict(self, args, state, control, *rest, **kwargs):
-        self._happens("on_predict", state)
-
     def _happens(self, event, state):
         if event == self._event and state.global_step == self._step:
-            self._event = ""
+            self._left -= 1
+            if self._left:
+                return
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.5)  # JAX's service passes it on in the background
 
@@ -155,9 +154,9 @@ def library_trainer(output: Path, **changes) -> QuestionAnsweringTrainer:
         "report_to": "none",
         "dataloader_drop_last": True,
     }
-    callbacks = changes.pop("callbacks", None)
+    callbacks, dropout = changes.pop("callbacks", None), changes.pop("dropout", 0.2)
     return QuestionAnsweringTrainer(
-        model=tiny.model(hidden_dropout_prob=0.2),
+        model=tiny.model(hidden_dropout_prob=dropout),
         args=TrainingArguments(**(settings | changes)),
         train_dataset=prepare_train_features(examples, tokenizer, disable_tqdm=True, **LENGTHS),
         eval_dataset=prepare_validation_features(examples, tokenizer, disable_tqdm=True, **LENGTHS),
@@ -187,8 +186,9 @@ def preempted(folder: Path, output: Path) -> dict:
     """Train, or go on; where `kill.json` says, the last process gets SIGTERM."""
     callbacks = []
     if hosts.index() == hosts.count() - 1 and (folder / "kill.json").exists():
-        callbacks = [Kill(**json.loads((folder / "kill.json").read_text()))]
-    trainer = library_trainer(output, callbacks=callbacks)
+        callbacks = [Kill(*json.loads((folder / "kill.json").read_text()))]
+    dropout = 0.0 if (folder / "no_dropout").exists() else 0.2
+    trainer = library_trainer(output, callbacks=callbacks, dropout=dropout)
     found = any(output.glob("checkpoint-*"))
     trainer.train(resume_from_checkpoint=found or None)
     trainer.predict(trainer.eval_dataset, trainer.eval_examples)

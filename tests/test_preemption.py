@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import tiny
-from host_jobs import Kill
+from host_jobs import Kill, preempted
 from processes import environment
 from test_hosts import launch
 from test_resume import assert_same_run, trainer_in
@@ -58,22 +58,13 @@ def whole(tmp_path_factory, examples, tokenizer):
     return found
 
 
-class Second(Kill):
-    """At the second time the event happens at the step."""
-
-    def _happens(self, event, state):
-        if event == self._event and state.global_step == self._step:
-            self._times = getattr(self, "_times", 0) + 1
-            if self._times == 4:  # of the second set
-                super()._happens(event, state)
-
-
+# The event, the step whose checkpoint there is then, and what is still to be done.
 CASES = {
-    "compiling": (Kill("on_step_begin", 0), 1, {}),
-    "training": (Kill("on_step_end", 1), 1, {}),
-    "evaluating": (Kill("on_prediction_step", 2), 2, {"should_evaluate": True}),
-    "evaluating the second set": (Second("on_prediction_step", 2), 2, {"should_evaluate": True}),
-    "saved just now": (Kill("on_save", 2), 2, {}),
+    "compiling": (("on_step_begin", 0), 1, {}),
+    "training": (("on_step_end", 1), 1, {}),
+    "evaluating": (("on_prediction_step", 2), 2, {"should_evaluate": True}),
+    "evaluating the second set": (("on_prediction_step", 2, 4), 2, {"should_evaluate": True}),
+    "saved just now": (("on_save", 2), 2, {}),
 }
 
 
@@ -85,9 +76,9 @@ SLOW = ("training", "evaluating")
     "case", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CASES]
 )
 def test_the_run_goes_on_as_if_never_stopped(tmp_path, examples, tokenizer, whole, case):
-    callback, step, pending = CASES[case]
+    event, step, pending = CASES[case]
     before = signal.getsignal(signal.SIGTERM)
-    stopped = trainer(tmp_path, examples, tokenizer, [callback])
+    stopped = trainer(tmp_path, examples, tokenizer, [Kill(*event)])
     with pytest.raises(SystemExit) as exit:
         stopped.train()
     assert exit.value.code == 143
@@ -180,6 +171,7 @@ MOMENTS = {
     "compiling": ("on_step_begin", 0),
     "training": ("on_step_end", 3),
     "saved just now": ("on_save", 4),
+    "predicting": ("on_prediction_step", 4, 6),  # after the five batches of an evaluation
 }
 
 
@@ -190,9 +182,9 @@ MOMENTS = {
     + [pytest.param(4, 2, "training", marks=pytest.mark.slow)],
 )
 def test_processes_stop_together_and_go_on(tmp_path, count, cores, moment):
-    event, step = MOMENTS[moment]
+    step = MOMENTS[moment][1]
     (tmp_path / "stopped").mkdir()
-    (tmp_path / "stopped" / "kill.json").write_text(json.dumps({"event": event, "step": step}))
+    (tmp_path / "stopped" / "kill.json").write_text(json.dumps(MOMENTS[moment]))
     ended = launch("preempted", count, cores, tmp_path / "stopped")
     assert [e.status for e in ended] == [143] * count, "\n".join(e.text[-3000:] for e in ended)
     saved = [path.name for path in (tmp_path / "stopped" / "preempted").glob("checkpoint-*")]
@@ -215,6 +207,24 @@ def test_processes_stop_together_and_go_on(tmp_path, count, cores, moment):
     assert found["stopped"][0] == found["whole"][0]
     for name, array in found["whole"][1].items():
         np.testing.assert_array_equal(found["stopped"][1][name], array, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_hosts_goes_on_with_one(tmp_path):
+    """The same rows in the same order: without dropout, whose masks are the cores', the same."""
+    for name in ("stopped", "whole"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "no_dropout").touch()
+    (tmp_path / "stopped" / "kill.json").write_text(json.dumps(MOMENTS["training"]))
+    ended = launch("preempted", 2, 2, tmp_path / "stopped")
+    assert [e.status for e in ended] == [143] * 2, ended[0].text[-3000:]
+    (tmp_path / "stopped" / "kill.json").unlink()
+    found = []
+    for name in ("stopped", "whole"):
+        history = preempted(tmp_path / name, tmp_path / name / "preempted")["history"]
+        found.append([logs["loss"] for logs in history if "loss" in logs])
+    assert len(found[0]) == 4
+    np.testing.assert_allclose(*found, rtol=1e-4)
 
 
 def _without_times(history):

@@ -15,8 +15,7 @@ from test_resume import assert_same_run, trainer_in
 
 from qa_flax import LoraConfig, get_peft_model, parallel
 from qa_flax.batches import train_batches
-from qa_flax.loop import state_pattern
-from qa_flax.memory import MemoryPlan, memory_plan
+from qa_flax.memory import MemoryPlan, memory_plan, state_pattern
 from qa_flax.optim import NEED_WHOLE_PARAMETERS, OPTIMIZERS, make_optimizer
 from qa_flax.sharding import bytes_of, divided, joined
 from qa_flax.step import TrainState, make_eval_step, make_train_step, weights_of

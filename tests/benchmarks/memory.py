@@ -2,9 +2,9 @@
 
     python tests/benchmarks/memory.py [--cores 8] [--rows 2] [--tokens 384]
 
-Parameters, gradients and AdamW's state are those of `loop.state_pattern`, to the byte. Beside them
-a core holds what `--shard_params` puts together: all that is beside the layers, with its gradient,
-and one layer at a time; and the activations that `--bf16` and checkpointing leave: each layer's
+Parameters, gradients and AdamW's state are those of `memory.state_pattern`, to the byte. Beside
+them a core holds what `--shard_params` puts together: all that is beside the layers, with its
+gradient, and one layer at a time; and the activations that `--bf16` and checkpointing leave: each layer's
 input, and one layer's inside, as XLA compiles it for a CPU in float32, which is more than a TPU
 needs in bfloat16. What a TPU's own compiler reserves is not in it.
 """
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from transformers import DebertaV2Config, PreTrainedConfig, XLMRobertaXLConfig
 
-from qa_flax.loop import state_pattern
+from qa_flax.memory import state_pattern
 from qa_flax.models.hf import AutoModelForQuestionAnswering
 from qa_flax.models.layers import Stack
 from qa_flax.optim import make_optimizer

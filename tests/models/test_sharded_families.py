@@ -12,7 +12,7 @@ from loud import TESTED, loud_model
 from test_families import batch_of
 
 from qa_flax import parallel
-from qa_flax.loop import state_pattern
+from qa_flax.memory import state_pattern
 from qa_flax.step import TrainState, make_train_step, weights_of
 
 # With parts beside its stack that every layer uses; `test_sharding.py` has BERT.
