@@ -54,7 +54,7 @@ def test_arguments_without_distributed_are_refused(capsys):
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert "--coordinator, --num_processes has no effect without --distributed" in said
-    with pytest.raises(ValueError, match="--initialization_timeout is 0.0; it must be above 0"):
+    with pytest.raises(ValueError, match=r"initialization_timeout is .* must be above 0"):
         HostArguments(initialization_timeout=0.0)
 
 

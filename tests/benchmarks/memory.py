@@ -4,9 +4,9 @@
 
 Parameters, gradients and AdamW's state are those of `memory.state_pattern`, to the byte. Beside
 them a core holds what `--shard_params` puts together: all that is beside the layers, with its
-gradient, and one layer at a time; and the activations that `--bf16` and checkpointing leave: each layer's
-input, and one layer's inside, as XLA compiles it for a CPU in float32, which is more than a TPU
-needs in bfloat16. What a TPU's own compiler reserves is not in it.
+gradient, and one layer at a time; and the activations that `--bf16` and checkpointing leave: each
+layer's input, and one layer's inside, as XLA compiles it for a CPU in float32, which is more than a
+TPU needs in bfloat16. What a TPU's own compiler reserves is not in it.
 """
 
 import argparse
