@@ -137,15 +137,16 @@ def find(given: str | os.PathLike | bool, output_dir: AnyPath) -> Path:
     return copy
 
 
-def rotate(output_dir: AnyPath, limit: int | None, best: str | None) -> None:
-    """Delete the oldest checkpoints beyond `limit`, but never the last and never the best.
+def rotate(output_dir: AnyPath, limit: int | None, saved: AnyPath, best: str | None) -> None:
+    """Delete the oldest checkpoints beyond `limit`, but never the one just saved, nor the best.
 
-    As transformers' `rotate_checkpoints`, in buckets, too.
+    As transformers' `rotate_checkpoints`, in buckets, too; but that keeps the one of the most
+    steps, which may be one that could not be resumed from.
     """
     found = all_of(output_dir)
     if limit is None or limit <= 0 or len(found) <= limit:
         return
-    kept = {str(found[-1])} | ({str(storage.path(best))} if best is not None else set())
+    kept = {str(saved)} | ({str(storage.path(best))} if best is not None else set())
     more = len(found) - max(limit, len(kept))
     for path in [path for path in found if str(path) not in kept][:more]:
         _delete(path)

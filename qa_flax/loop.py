@@ -369,7 +369,7 @@ class TrainingLoop:
                     checkpoints.save_state(folder, taken, description)
                 state.save_to_json(str(folder / checkpoints.TRAINER_STATE))
             best = state.best_model_checkpoint
-            checkpoints.rotate(output, self._args.save_total_limit, best)
+            checkpoints.rotate(output, self._args.save_total_limit, directory, best)
         hosts.wait_for_all(directory.name)
         self._saved = state.global_step, pending or {}
 

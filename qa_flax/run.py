@@ -92,6 +92,8 @@ def _run(
     trainer.create_model_card(
         finetuned_from=model_args.model_name_or_path, **_data_names(data_args)
     )
+    # Before JAX's service ends, for which the others would wait less long.
+    hosts.wait_for_all("the end of the run")
     _say(f"Everything is in {training_args.output_dir}")
     return metrics
 

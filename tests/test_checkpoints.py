@@ -138,10 +138,18 @@ def test_rotation_is_that_of_transformers(saved, tmp_path_factory, limit, best, 
     def name(root):
         return None if best is None else str(root / f"checkpoint-{best}")
 
-    checkpoints.rotate(saved, limit, name(saved))
+    checkpoints.rotate(saved, limit, saved / "checkpoint-12", name(saved))
     rotate_checkpoints(str(theirs), limit, name(theirs))
     assert [int(p.name.partition("-")[2]) for p in checkpoints.all_of(saved)] == left
     assert {p.name for p in saved.iterdir()} == {p.name for p in theirs.iterdir()}
+
+
+def test_rotation_keeps_what_was_saved_last_and_not_one_that_is_damaged(saved):
+    """Gone on from step 2, as the checkpoint of step 10 is damaged, and saved at step 3."""
+    truncate(saved / "checkpoint-10")
+    save(saved / "checkpoint-3")
+    checkpoints.rotate(saved, 1, saved / "checkpoint-3", None)
+    assert [path.name for path in saved.iterdir()] == ["checkpoint-3"]
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
@@ -184,7 +192,7 @@ def test_kill_9_while_saving_loses_at_most_the_one_being_saved(tmp_path, kills):
         "for step in itertools.count(first):\n"
         "    save(root / f'checkpoint-{step}')\n"
         "    print(step, flush=True)\n"
-        "    checkpoints.rotate(root, 2, None)\n"
+        "    checkpoints.rotate(root, 2, root / f'checkpoint-{step}', None)\n"
     )
     rng, step = random.Random(kills), 1
     for _ in range(kills):
