@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax.numpy as jnp
 import transformers
 from flax import nnx
+from tqdm import tqdm
 from transformers import PreTrainedConfig
 from transformers.trainer_callback import (
     CallbackHandler,
@@ -187,11 +188,11 @@ class TrainingLoop:
         is_first, is_too_much = not self._memory_told, limit is not None and plan.total > limit
         if is_first or (is_too_much and plan.total > self._memory_told):
             rows, tokens = arrays["input_ids"].shape[-2:]
-            if hosts.is_main():
-                said = plan.text(limit, f"{rows} x {tokens} tokens")
-                print(said, file=sys.stderr, flush=True)
+            said = plan.text(limit, f"{rows} x {tokens} tokens")
             if is_too_much:
-                logger.warning("The step does not fit into a core's memory. %s.", HELP)
+                logger.warning("%s. %s.", said, HELP)
+            elif hosts.is_main() and not self._args.disable_tqdm:
+                tqdm.write(said, file=sys.stderr)  # above the bar, where there is one
         self._memory_told = max(self._memory_told, plan.total)
 
     # ---- epochs ----------------------------------------------------------------------------------

@@ -4,6 +4,9 @@ As in ZeRO, stage 3 (Rajbhandari et al. 2020), and fully sharded data parallelis
 a piece of each parameter, of its gradient and of its optimizer's state. An array is put together by
 an all-gather, whose transpose is a reduce-scatter: a gradient comes back as the pieces of the sum
 over all cores.
+
+Pieces are whole rows where that wastes next to nothing: a TPU lays out matrices in tiles, so that
+one put together from flat pieces is there twice while it is laid out anew, and its gradient, too.
 """
 
 import dataclasses
@@ -12,10 +15,11 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 CORES = "cores"
 """The axis of the cores."""
@@ -24,10 +28,13 @@ CORES = "cores"
 @partial(jax.tree_util.register_dataclass, data_fields=["part"], meta_fields=["shape"])
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A core's piece of an array: the array in one row, zeros behind it, cut into D pieces."""
+    """A core's piece of an array: its rows, zeros behind them, cut into D pieces."""
 
     part: Any
-    """`[k]`, with k the array's size / D, rounded up; on the host and around the step `[D, k]`."""
+    """`[k, ...]`: k is the array's rows / D, rounded up; `[k]`, of single numbers, if rows are few.
+
+    `piece_shape` says which. On the host and around the step: `[D, k, ...]`.
+    """
     shape: tuple[int, ...]
     """The whole array's."""
 
@@ -51,10 +58,25 @@ def whole(tree: PyTree) -> PyTree:
     def gathered(node: Any) -> Any:
         if not is_shard(node):
             return node
-        row = lax.all_gather(node.part, CORES, tiled=True)
-        return row[: math.prod(node.shape)].reshape(node.shape)
+        return _without_padding(lax.all_gather(node.part, CORES, tiled=True), node.shape)
 
     return jax.tree.map(gathered, tree, is_leaf=is_shard)
+
+
+def rows_of(table: Shard, ids: Int[Array, "*rows"]) -> Float[Array, "*rows size"]:
+    """The rows `ids` of a table `[n, size]`; NaN where there is no such row, as `nnx.Embed` has it.
+
+    Where the cores ask for fewer rows than the table has, it is not put together: every core looks
+    for all cores' ids among its own rows, and what was found is sent to those that asked.
+    """
+    cores, here = lax.axis_size(CORES), table.part.shape[0]
+    if table.part.ndim != len(table.shape) or cores * ids.size >= table.shape[0]:
+        return jnp.take(whole(table), ids, axis=0)
+    at = lax.all_gather(ids, CORES) - lax.axis_index(CORES) * here
+    is_here = ((at >= 0) & (at < here))[..., None]
+    found = jnp.where(is_here, table.part[jnp.clip(at, 0, here - 1)], 0.0)
+    exists = ((ids >= 0) & (ids < table.shape[0]))[..., None]
+    return jnp.where(exists, lax.psum_scatter(found, CORES), jnp.nan)
 
 
 def added_up(grads: PyTree) -> PyTree:
@@ -76,26 +98,40 @@ def global_norm(tree: PyTree) -> Float[Array, ""]:
 # ---- on the host ---------------------------------------------------------------------------------
 
 
+def piece_shape(shape: tuple[int, ...], cores: int) -> tuple[int, ...]:
+    """A piece's shape: whole rows if that wastes less than a hundredth, else single numbers."""
+    rows = shape[0] if shape else 0
+    if 100 * (-rows % cores) < rows:
+        return (-(-rows // cores), *shape[1:])
+    return (-(-math.prod(shape) // cores),)
+
+
 def pattern(tree: PyTree, cores: int) -> PyTree:
     """What one of `cores` holds of a tree of arrays, all divided: shapes and dtypes alone."""
 
     def piece(array: Any) -> Shard:
-        row = (-(-math.prod(array.shape) // cores),)
-        return Shard(jax.ShapeDtypeStruct(row, array.dtype), tuple(array.shape))
+        found = piece_shape(tuple(array.shape), cores)
+        return Shard(jax.ShapeDtypeStruct(found, array.dtype), tuple(array.shape))
 
     return jax.tree.map(piece, tree)
 
 
 def divided(array: np.ndarray, cores: int) -> np.ndarray:
-    """The pieces of an array, `[D, k]`."""
-    row = np.zeros(cores * -(-array.size // cores), array.dtype)
-    row[: array.size] = array.reshape(-1)
-    return row.reshape(cores, -1)
+    """The pieces of an array, `[D, *piece_shape]`."""
+    each, *rest = piece_shape(array.shape, cores)
+    rows = array.reshape(-1, *rest)
+    padded = np.zeros((cores * each, *rest), array.dtype)
+    padded[: len(rows)] = rows
+    return padded.reshape(cores, each, *rest)
 
 
 def joined(pieces: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The array of some pieces `[D, k]`."""
-    return pieces.reshape(-1)[: math.prod(shape)].reshape(shape)
+    """The array of some pieces, `[D, *piece_shape]`."""
+    return _without_padding(pieces.reshape(-1, *pieces.shape[2:]), shape)
+
+
+def _without_padding(rows: Any, shape: tuple[int, ...]) -> Any:
+    return rows[: shape[0] if rows.ndim == len(shape) else math.prod(shape)].reshape(shape)
 
 
 def bytes_of(tree: PyTree) -> int:

@@ -7,7 +7,7 @@ import pytest
 import tiny
 from test_trainer import arguments
 
-from qa_flax import Trainer, prepare_train_features, progress
+from qa_flax import Trainer, parallel, prepare_train_features, progress
 
 NUMBERS = r"loss{0}\d\.\d{{3}}, lr{0}\d\.\d\de-\d\d, grad_norm{0}\d+\.\d\d, examples/s{0}\d+\.\d"
 
@@ -35,6 +35,7 @@ def test_a_terminal_shows_bars(tmp_path, windows, capsys, monkeypatch):
     shown = capsys.readouterr().err
     assert re.search(r"Training:  83%.*\| 5/6 .*" + NUMBERS.format("="), shown)
     assert "| 6/6 " in shown
+    assert re.search(r"[\r\n]Memory on each core, 1 x 24 tokens: parameters [^\r\n]*\n", shown)
     assert re.search(r"Evaluating: .*\| 3/3 ", shown)
 
 
@@ -46,6 +47,7 @@ def test_a_log_has_lines_each_said_once(tmp_path, windows, capsys, monkeypatch):
     assert "\r" not in printed.err
     lines = printed.err.splitlines()
     assert lines[0] == "Training: 6 steps"
+    assert lines[1].startswith("Memory on each core, 1 x 24 tokens: parameters ")
     steps = [line for line in lines if re.match(r"step \d/6, \d+ s left, ", line)]
     assert [line[5] for line in steps] == ["2", "3", "4", "5", "6"]  # the first is under way
     assert all(re.search(NUMBERS.format(" ") + "$", line) for line in steps[1:])
@@ -60,7 +62,7 @@ def test_a_log_has_lines_each_said_once(tmp_path, windows, capsys, monkeypatch):
     ]
     assert all(map(str.startswith, logged, beginnings))
     assert len(logged) == len(beginnings)
-    assert len(lines) == 1 + len(steps) + len(logged)
+    assert len(lines) == 2 + len(steps) + len(logged)
 
 
 def test_nothing_is_shown_where_nothing_is_wanted(tmp_path, windows, capsys):
@@ -69,3 +71,10 @@ def test_nothing_is_shown_where_nothing_is_wanted(tmp_path, windows, capsys):
     assert printed.err == ""
     assert printed.out.count("\n") == 1  # transformers' PrinterCallback: the end of the training
     assert "train_loss" in printed.out
+
+
+def test_what_does_not_fit_is_warned_of(tmp_path, windows, caplog, monkeypatch):
+    monkeypatch.setattr(parallel, "memory_limit", lambda: 1 << 10)
+    train(tmp_path, windows, disable_tqdm=True, max_steps=1, eval_strategy="no")
+    (said,) = (record.getMessage() for record in caplog.records if "Memory" in record.getMessage())
+    assert re.search(r"1 x 24 tokens: .* fits in 0.00 MiB: NO. Lower per_device_train_batch", said)

@@ -25,10 +25,10 @@ def test_every_argument_of_transformers_is_in_one_list():
     assert sorted(set(names) - set(listed)) == []
 
 
-def test_own_fields_are_the_older_names():
+def test_own_fields_are_the_older_names_and_the_division():
     inherited = {f.name for f in dataclasses.fields(transformers.TrainingArguments)}
     own = {f.name for f in dataclasses.fields(TrainingArguments)} - inherited
-    assert own == OLDER.keys() | GONE.keys() | {"overwrite_output_dir"}
+    assert own == OLDER.keys() | GONE.keys() | {"overwrite_output_dir", "shard_params"}
 
 
 def test_the_defaults_are_those_of_transformers_and_honoured(caplog):

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from qa_flax.sharding import has_shards, whole
+from qa_flax.sharding import has_shards, is_shard, rows_of, whole
 
 # Where a parameter is in a model: attribute names and, in a list, indexes.
 ParamPath = tuple[Any, ...]
@@ -302,11 +302,16 @@ def embedding(n: int, size: int) -> nnx.Embed:
     return nnx.Embed(n, size, embedding_init=nnx.initializers.zeros, rngs=nnx.Rngs(0))
 
 
+# How the paths of tables of words end. Only `look_up` reads them, and it needs but their rows.
+WORD_TABLE = ("word", "embedding")
+
+
 def look_up(
-    table: Callable[..., Array], ids: Int[Array, "*rows"], untrained: int | None = None
+    table: Any, ids: Int[Array, "*rows"], untrained: int | None = None
 ) -> Float[Array, "*rows size"]:
     """The vectors of `ids`; that of `untrained` gets no gradient (PyTorch's `padding_idx`)."""
-    found = table(ids)
+    (array,) = jax.tree.leaves(nnx.state(table), is_leaf=is_shard)
+    found = rows_of(array, ids) if is_shard(array) else table(ids)
     if untrained is None:
         return found
     return jnp.where((ids == untrained)[..., None], jax.lax.stop_gradient(found), found)
@@ -332,7 +337,7 @@ def initial_array(
     while (beyond := np.abs(array) > cutoff).any():
         array[beyond] = random.standard_normal(np.count_nonzero(beyond), np.float32)
     array *= np.float32(config.initializer_range if deviation is None else deviation)
-    if path[-2:] == ("word", "embedding") and config.pad_token_id is not None:
+    if path[-2:] == WORD_TABLE and config.pad_token_id is not None:
         array[config.pad_token_id] = 0.0
     return array
 
