@@ -2,7 +2,7 @@
 
 import json
 import math
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", ["bert", pytest.param("lora", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("optim", ["adamw_torch", pytest.param("sgd", marks=pytest.mark.slow)])
 def test_updates_are_those_of_the_replicated_step(rng, kind, optim):
     """With dropout, accumulation, a short batch, decay, and a norm that is clipped."""
@@ -146,7 +146,7 @@ def test_the_plan_is_of_the_compiled_step(rng):
         inputs = abstract, batch.arrays, np.float32(0), parallel.run_key(0)
         plans.append(memory_plan(pattern, step.lower(*inputs).compile()))
     # What XLA needs beside is as its CPU compiler has it, which makes a reduce-scatter of an
-    # all-reduce and a slice: whole gradients. No TPU was at hand to see what its compiler reserves.
+    # all-reduce and a slice: whole gradients. `benchmarks/memory.py --tpu` asks a TPU's compiler.
     whole = bytes_of(weights_of(model).params)
     assert plans[0].parameters == plans[0].gradients == whole
     assert plans[0].optimizer == 2 * whole + 4
@@ -156,47 +156,57 @@ def test_the_plan_is_of_the_compiled_step(rng):
     assert plans[1].total < plans[0].total - whole
 
 
-def trainer(folder, is_sharded, **changes):
+def trainer(folder, is_sharded):
     tokenizer, examples = tiny.tokenizer(), tiny.examples(answerable=True)
-    found = trainer_in(
-        folder,
-        examples,
-        tokenizer,
-        max_steps=4,
-        shard_params=is_sharded,
-        eval_strategy="no",
-        **changes,
-    )
-    return found
+    settings = {"max_steps": 4, "shard_params": is_sharded, "eval_strategy": "no"}
+    return trainer_in(folder, examples, tokenizer, **settings)
 
 
-def test_a_run_goes_on_divided_or_not(tmp_path):
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """`run(is_sharded)`: the folder and the trainer of a run that came to its end."""
+
+    @cache
+    def folder_and_trainer(is_sharded):
+        folder = tmp_path_factory.mktemp("run")
+        found = trainer(folder, is_sharded)
+        found.train()
+        return folder, found
+
+    return folder_and_trainer
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (True, True),
+        (True, False),
+        pytest.param(False, True, marks=pytest.mark.slow),
+        pytest.param(False, False, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_goes_on_divided_or_not(tmp_path, run, before, after):
     """Checkpoints hold the whole state: resumed as it was, bit for bit; the other way, alike."""
-    runs = {
-        is_sharded: trainer(tmp_path / f"{is_sharded}", is_sharded) for is_sharded in (False, True)
-    }
-    for one in runs.values():
-        one.train()
-    logits = [one.predict(one.eval_dataset, tiny.examples(True)) for one in runs.values()]
-    assert logits[0].metrics["test_loss"] == pytest.approx(logits[1].metrics["test_loss"], rel=1e-4)
-    assert logits[0].predictions == logits[1].predictions
-    for before in runs:
-        for after in runs:
-            folder = tmp_path / f"{before}-{after}"
-            found = trainer(folder, after)
-            found.train(resume_from_checkpoint=tmp_path / f"{before}" / "checkpoint-2")
-            if before == after:
-                assert_same_run(runs[before], found)
-            else:
-                for h, o in zip(
-                    found.state.log_history, runs[before].state.log_history, strict=True
-                ):
-                    assert h.get("loss", 0) == pytest.approx(o.get("loss", 0), rel=1e-4)
-    state = json.loads((tmp_path / "True" / "checkpoint-4" / "run.json").read_text())
-    assert (
-        state["conditions"]
-        == json.loads((tmp_path / "False" / "checkpoint-4" / "run.json").read_text())["conditions"]
-    )
+    folder, whole = run(before)
+    found = trainer(tmp_path, after)
+    found.train(resume_from_checkpoint=folder / "checkpoint-2")
+    if before == after:
+        assert_same_run(whole, found)
+    for one, other in zip(found.state.log_history, whole.state.log_history, strict=True):
+        assert one.get("loss", 0) == pytest.approx(other.get("loss", 0), rel=1e-4)
+
+
+def test_a_divided_run_has_the_answers_and_the_conditions_of_one_that_is_not(run):
+    outputs, conditions = [], []
+    for is_sharded in (False, True):
+        folder, found = run(is_sharded)
+        outputs.append(found.predict(found.eval_dataset, tiny.examples(True)))
+        text = (folder / "checkpoint-4" / "run.json").read_text()
+        conditions.append(json.loads(text)["conditions"])
+    one, other = outputs
+    assert one.metrics["test_loss"] == pytest.approx(other.metrics["test_loss"], rel=1e-4)
+    assert one.predictions == other.predictions
+    assert conditions[0] == conditions[1]
 
 
 def test_divided_weights_give_the_same_logits(rng):
