@@ -55,8 +55,12 @@ def both(tmp_path, train, evaluated=None, callbacks=(None, None), **settings):
     [
         (14, {}),  # every second batch is short
         (16, {"gradient_accumulation_steps": 2, "lr_scheduler_type": "cosine"}),
-        (14, {"optim": "sgd", "optim_args": "momentum=0.9", "learning_rate": 1e-2}),
-        (14, {"optim": "adafactor", "max_grad_norm": 0.1}),
+        pytest.param(
+            14,
+            {"optim": "sgd", "optim_args": "momentum=0.9", "learning_rate": 1e-2},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(14, {"optim": "adafactor", "max_grad_norm": 0.1}, marks=pytest.mark.slow),
         (14, {"dataloader_drop_last": True, "max_grad_norm": 0.0}),
     ],
     ids=["adamw", "accumulation", "sgd", "adafactor", "drop_last"],

@@ -117,7 +117,7 @@ def without_times(trainer):
 
 
 # The slow ones take no path that the others do not.
-SLOW = ("plain", "lion")
+SLOW = ("plain", "lion", "by epoch", "drop_last, by length")
 STOPPED = [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CASES]
 
 
@@ -140,6 +140,7 @@ def with_adapters(seed=0, **changes):
     return get_peft_model(tiny.model(seed, hidden_dropout_prob=0.2), LoraConfig(**settings))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_of_adapters_is_the_run_that_was_never_stopped(tmp_path, examples, tokenizer):
     """With the best of them at the end; the base is of the caller, no checkpoint holds it."""
     changes = CASES["evaluation and best model"] | {"max_steps": 3, "learning_rate": 1e-2}

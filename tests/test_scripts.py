@@ -98,7 +98,13 @@ def test_the_trainer_of_the_question_answering_examples(tmp_path, checkpoint):
 
 
 @pytest.mark.filterwarnings("ignore:.*is the older name of:FutureWarning")
-@pytest.mark.parametrize("with_types", [True, False], ids=["token types", "no token types"])
+@pytest.mark.parametrize(
+    "with_types",
+    [
+        pytest.param(True, id="token types"),
+        pytest.param(False, id="no token types", marks=pytest.mark.slow),
+    ],
+)
 def test_a_custom_fine_tuning_script(tmp_path, checkpoint, with_types):
     """A preprocessing function of the user's own, dropout, early stopping, the best model."""
     rows = list(tiny.examples(answerable=True))

@@ -1,7 +1,6 @@
 """The Trainer contract on eight cores: train, evaluate, predict, files, callbacks."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import processes
 import pytest
 import tiny
 from flax import nnx
@@ -166,13 +166,8 @@ def test_it_learns_a_handful_of_questions_by_heart(
 def test_fewer_cores_train_and_predict_the_same(tmp_path, train_windows, cores):
     """The same global batch of 8 on 1, 2 and (here) 8 cores, each in a process of its own."""
     few = tmp_path / "few.npz"
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={cores}",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    subprocess.run(
-        [sys.executable, __file__, str(few), str(8 // cores)], env=environment, check=True
-    )
+    command = [sys.executable, __file__, str(few), str(8 // cores)]
+    subprocess.run(command, env=processes.environment(cores), check=True)
     many = tmp_path / "many.npz"
     train_and_predict(many, per_core=1)
     few, many = np.load(few), np.load(many)
@@ -237,7 +232,9 @@ def test_bf16_computes_in_bfloat16_and_keeps_float32_parameters(tmp_path, train_
     assert 1e-5 < difference < 0.05
 
 
-@pytest.mark.parametrize("rates", [{}, {"hidden_dropout_prob": 0.2}])
+@pytest.mark.parametrize(
+    "rates", [pytest.param({}, marks=pytest.mark.slow), {"hidden_dropout_prob": 0.2}]
+)
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated")
 def test_gradient_checkpointing_gives_the_same_updates(tmp_path, train_windows, rates):
     trainers = []

@@ -33,10 +33,11 @@ def both(batch, directory, train=False, **changes):
         (25, 40, 3, 1),
         (60, 64, 4, 3),
         # The lengths whose plans are the paper's, each with another of its cases.
-        (1024, 4096, 64, 3),
         (1020, 1024, 8, 2),
-        (3072, 3072, 128, 3),
-        (4096, 4096, 512, 1),
+        *(
+            pytest.param(*sizes, marks=pytest.mark.slow)
+            for sizes in ((1024, 4096, 64, 3), (3072, 3072, 128, 3), (4096, 4096, 512, 1))
+        ),
     ],
 )
 def test_training_draws_pytorch_s_random_blocks(length, longest, size, r, tmp_path):

@@ -102,6 +102,7 @@ def named(path):
     return weight_name(path, FAMILY, prefix=FAMILY.prefix)
 
 
+@pytest.mark.slow
 def test_rows_beyond_the_real_window_give_pytorch_s_logits(tmp_path):
     torch = pytest.importorskip("torch", reason="needs the parity extra")
     from transformers import AutoModelForQuestionAnswering as InTorch

@@ -56,7 +56,9 @@ def mini_lm(tmp_path_factory):
     return nnx.jit(ours), in_torch(directory)
 
 
-@pytest.mark.parametrize("length", [5, 64, 384])
+@pytest.mark.parametrize(
+    "length", [*(pytest.param(n, marks=pytest.mark.slow) for n in (5, 64)), 384]
+)
 def test_real_weights_give_pytorch_s_logits(mini_lm, length):
     random = np.random.default_rng(length)
     mask = np.ones((2, length), np.int64)
@@ -70,14 +72,16 @@ def test_real_weights_give_pytorch_s_logits(mini_lm, length):
     assert_same_logits(ours(**batch), theirs(**tensors(batch)), 2e-5)
 
 
-# What only changes shapes, and the further names of an encoder, by `pytest -m slow`.
+# What only changes shapes, the further names of an encoder, and what takes the longest, by
+# `pytest -m slow`.
+LONG = ("longformer", "big_bird")
 VARIATIONS = [
     pytest.param(
         family,
         changes,
         id=f"{family}-{'-'.join(f'{k}={v}' for k, v in changes.items())}",
         marks=[pytest.mark.slow]
-        if changes and (changes.keys() <= SIZES or family not in TESTED)
+        if changes and (changes.keys() <= SIZES or family not in TESTED or family in LONG)
         else [],
     )
     for family, case in CASES.items()
@@ -102,7 +106,11 @@ def test_loud_weights_give_pytorch_s_logits(family, changes, tmp_path):
         assert_same_logits(ours(**batch), theirs(**tensors(batch)), 2e-5)
 
 
-@pytest.mark.parametrize("family", CASES)
+# `test_families.py` has those of all encoders, as PyTorch gave them when its files were made.
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=[] if name == "bert" else [pytest.mark.slow]) for name in CASES],
+)
 def test_every_gradient_is_pytorch_s(family, tmp_path):
     """With positions outside the row, negative ones, and padding in the batch."""
     model, batch = loud_model(5, family=family), batch_of(family, 12, 5)

@@ -42,6 +42,7 @@ SIZES = {
     *("vocab_size", "hidden_size", "dim", "d_model", "embedding_size", "max_position_embeddings"),
     *("intermediate_size", "hidden_dim", "encoder_ffn_dim", "decoder_ffn_dim", "type_vocab_size"),
     *("num_hidden_layers", "n_layers", "encoder_layers", "decoder_layers"),
+    *("num_attention_heads", "n_heads", "encoder_attention_heads", "decoder_attention_heads"),
 }
 
 
