@@ -28,18 +28,32 @@ THRESHOLDS = [0.0, 2.5, -2.5]
 FORMS = ["rows", "data set", "features", "cuts"]
 
 
-@pytest.fixture(scope="module", params=["en", "de", "es", "zh", "ar"])
-def questions(request):
+# The rest of the pairs by `pytest -m slow`.
+DEFAULT = {("en", kind) for kind in KINDS} | {("zh", "metaspace"), ("ar", "byte_level")}
+DEFAULT |= {("de", "word_piece"), ("es", "byte_level")}
+PAIRS = [
+    pytest.param(pair, id="-".join(pair), marks=[] if pair in DEFAULT else [pytest.mark.slow])
+    for pair in itertools.product(["en", "de", "es", "zh", "ar"], KINDS)
+]
+
+
+@pytest.fixture(scope="module", params=PAIRS)
+def language_and_kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def questions(language_and_kind):
     """One question of each of 40 contexts."""
-    path = shared_path("data", "xquad", f"xquad.{request.param}.json")
+    path = shared_path("data", "xquad", f"xquad.{language_and_kind[0]}.json")
     return list({row["context"]: row for row in oracle.nested_to_rows(path)}.values())[:40]
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def tokenizer(request, questions):
+@pytest.fixture(scope="module")
+def tokenizer(language_and_kind, questions):
     texts = [row[name] for row in questions for name in ("context", "question")]
     # A Unigram vocabulary must hold every character: over a thousand in Chinese.
-    return KINDS[request.param](texts=texts, vocab_size=800 + len(set("".join(texts))))
+    return KINDS[language_and_kind[1]](texts=texts, vocab_size=800 + len(set("".join(texts))))
 
 
 @pytest.mark.parametrize(("length", "stride"), LENGTHS)

@@ -6,6 +6,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax import lax
 
 from qa_flax import hosts, parallel
@@ -51,18 +52,26 @@ def test_a_donated_state_is_reused_and_never_resharded():
     np.testing.assert_array_equal(parallel.take_copy(state), np.full((4, 4), 49.0))
 
 
-def test_the_host_shows_its_processors_as_cores_unless_told_otherwise():
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        pytest.param("", "3", id="by its argument"),
+        pytest.param(
+            "--xla_force_host_platform_device_count=5", "5", id="told", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_the_host_shows_its_processors_as_cores_unless_told_otherwise(flags, expected):
     program = (
         "from qa_flax.parallel import use_host_cores, core_count\n"
         "use_host_cores(3); print(core_count())"
     )
-    for flags, expected in [("", "3"), ("--xla_force_host_platform_device_count=5", "5")]:
-        environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": ":".join(sys.path)}
-        found = subprocess.run(
-            [sys.executable, "-c", program],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert found.stdout.strip() == expected
+    environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": ":".join(sys.path)}
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == expected

@@ -1,6 +1,6 @@
-"""What fine-tuning a large encoder takes of each core: no array of its size is made.
+"""What fine-tuning an encoder takes of each core: no array of its size is made.
 
-    python tests/benchmarks/memory.py [--cores 8] [--rows 2] [--tokens 384]
+    python tests/benchmarks/memory.py                  # --shard_params, on paper
     python tests/benchmarks/memory.py --tpu v5e:2x4    # needs `pip install libtpu`, but no TPU
 
 On paper: parameters, gradients and AdamW's state are those of `memory.state_pattern`, to the byte.
@@ -9,13 +9,15 @@ table of words, with its gradient, and one layer at a time; and the activations 
 checkpointing leave: each layer's input, and one layer's inside, as XLA compiles it for a CPU in
 float32, which is more than a TPU needs in bfloat16.
 
-With --tpu the whole step is compiled by the TPU's own compiler, which tells what it reserves. That
-takes minutes to an hour; --layers makes the encoder smaller.
+With --tpu the whole step is compiled by the TPU's own compiler, which tells what it reserves; also
+those of the models of `tpu_scripts/recipes`, as they are run: on every core whole, without
+checkpointing. That takes minutes each; --layers makes the encoders smaller.
 """
 
 import argparse
 import os
 import time
+from typing import NamedTuple
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu: this machine is no TPU VM
@@ -24,10 +26,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.experimental import topologies
-from transformers import DebertaV2Config, PreTrainedConfig, XLMRobertaXLConfig
+from transformers import (
+    BertConfig,
+    DebertaV2Config,
+    ModernBertConfig,
+    PreTrainedConfig,
+    RobertaConfig,
+    XLMRobertaConfig,
+    XLMRobertaXLConfig,
+)
 
 from qa_flax import parallel
-from qa_flax.memory import memory_plan, state_pattern
+from qa_flax.memory import MemoryPlan, memory_plan, state_pattern
 from qa_flax.models.hf import AutoModelForQuestionAnswering
 from qa_flax.models.layers import Stack
 from qa_flax.optim import make_optimizer
@@ -35,25 +45,55 @@ from qa_flax.sharding import CORES, bytes_of
 from qa_flax.step import make_loss, make_train_step, weights_of
 
 GIB = 1 << 30
-MODELS = {
-    "facebook/xlm-roberta-xl": XLMRobertaXLConfig(),
-    "microsoft/deberta-v2-xxlarge": DebertaV2Config(
-        vocab_size=128100,
-        hidden_size=1536,
-        num_hidden_layers=48,
-        num_attention_heads=24,
-        intermediate_size=6144,
-        type_vocab_size=0,
-        relative_attention=True,
-        max_relative_positions=-1,
-        position_buckets=256,
-        norm_rel_ebd="layer_norm",
-        share_att_key=True,
-        pos_att_type=["p2c", "c2p"],
-        position_biased_input=False,
-        conv_kernel_size=3,
-        conv_act="gelu",
+
+
+class Case(NamedTuple):
+    """An encoder, and how it is trained."""
+
+    config: PreTrainedConfig
+    rows: int = 2
+    """Of a core's batch."""
+    is_divided: bool = True
+
+
+DEBERTA = {
+    "relative_attention": True,
+    "max_relative_positions": -1,
+    "position_buckets": 256,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
+LARGE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
+ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
+XLM_R = ROBERTA | {"vocab_size": 250002}
+CASES = {
+    "facebook/xlm-roberta-xl": Case(XLMRobertaXLConfig()),
+    "microsoft/deberta-v2-xxlarge": Case(
+        DebertaV2Config(
+            vocab_size=128100,
+            hidden_size=1536,
+            num_hidden_layers=48,
+            num_attention_heads=24,
+            intermediate_size=6144,
+            conv_kernel_size=3,
+            conv_act="gelu",
+            **DEBERTA,
+        )
     ),
+    "google-bert/bert-base-uncased": Case(BertConfig(), 6, False),
+    "google-bert/bert-large-uncased": Case(BertConfig(**LARGE), 4, False),
+    "FacebookAI/roberta-base": Case(RobertaConfig(**ROBERTA), 6, False),
+    "microsoft/deberta-v3-base": Case(DebertaV2Config(vocab_size=128100, **DEBERTA), 4, False),
+    "answerdotai/ModernBERT-base": Case(ModernBertConfig(), 6, False),
+    "FacebookAI/xlm-roberta-large": Case(XLMRobertaConfig(**XLM_R | LARGE), 2, False),
 }
 
 
@@ -99,11 +139,12 @@ def on_paper(config: PreTrainedConfig, cores: int, rows: int, tokens: int) -> di
     }
 
 
-def compiled_for(topology: str, config: PreTrainedConfig, rows: int, tokens: int) -> dict[str, int]:
+def compiled_for(topology: str, case: Case, tokens: int) -> MemoryPlan:
     """The same, as the compiler of a TPU of this topology has it."""
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-    model, optimizer = shapes_of(config, "bfloat16").with_remat(), make_optimizer()
-    pattern = state_pattern(model, optimizer, True, len(devices))
+    model, optimizer = shapes_of(case.config, "bfloat16"), make_optimizer()
+    model = model.with_remat() if case.is_divided else model
+    pattern = state_pattern(model, optimizer, case.is_divided, len(devices))
     step = make_train_step(nnx.graphdef(model), optimizer)
     step = jax.pmap(
         step,
@@ -113,7 +154,7 @@ def compiled_for(topology: str, config: PreTrainedConfig, rows: int, tokens: int
         donate_argnums=0,
         devices=devices,
     )
-    each = len(devices), 1, rows
+    each = len(devices), 1, case.rows
     ids = jax.ShapeDtypeStruct((*each, tokens), jnp.int32)
     one = jax.ShapeDtypeStruct(each, jnp.int32)
     batch = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), ids)
@@ -122,37 +163,40 @@ def compiled_for(topology: str, config: PreTrainedConfig, rows: int, tokens: int
     state = jax.tree.map(lambda a: jax.ShapeDtypeStruct((len(devices), *a.shape), a.dtype), pattern)
     key = jax.eval_shape(lambda: parallel.run_key(0))
     lowered = step.lower(state, batch, jax.ShapeDtypeStruct((), jnp.float32), key)
-    return memory_plan(pattern, lowered.compile())._asdict()
+    return memory_plan(pattern, lowered.compile())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cores", type=int, default=8)
-    parser.add_argument("--rows", type=int, default=2, help="of a core's batch")
+    parser.add_argument("--rows", type=int, help="of a core's batch, if not each model's own")
     parser.add_argument("--tokens", type=int, default=384)
     parser.add_argument("--limit", type=float, default=16.0, help="GiB of a core")
     parser.add_argument("--tpu", help="the topology to compile for, such as v5e:2x4")
-    parser.add_argument("--layers", type=int, help="of a smaller encoder")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--layers", type=int, help="of smaller encoders")
+    parser.add_argument("--models", nargs="+", choices=CASES, help="by default all")
     given = parser.parse_args()
-    place = given.tpu or f"{given.cores} cores"
-    print(f"{place}, {given.limit:g} GiB a core, {given.rows} x {given.tokens} tokens on each")
-    for name in given.models:
-        config = MODELS[name]
-        config = with_layers(config, given.layers or config.num_hidden_layers)
-        whole = bytes_of(weights_of(shapes_of(config)).params)
-        print(f"\n{name}: {whole // 4:,} parameters, {4 * whole / GIB:.1f} GiB replicated")
-        began = time.monotonic()
+    print(f"{given.tpu or f'{given.cores} cores'}, {given.limit:g} GiB a core")
+    for name in given.models or [n for n in CASES if given.tpu or CASES[n].is_divided]:
+        case, began = CASES[name], time.monotonic()
+        case = case._replace(
+            config=with_layers(case.config, given.layers or case.config.num_hidden_layers),
+            rows=given.rows or case.rows,
+        )
+        whole = bytes_of(weights_of(shapes_of(case.config)).params)
+        kind = "divided, checkpointed" if case.is_divided else "whole"
+        print(f"\n{name}: {whole // 4:,} parameters, {kind}, {case.rows} x {given.tokens} tokens")
         if given.tpu:
-            parts = compiled_for(given.tpu, config, given.rows, given.tokens)
+            parts = compiled_for(given.tpu, case, given.tokens)._asdict()
         else:
-            parts = on_paper(config, given.cores, given.rows, given.tokens)
+            parts = on_paper(case.config, given.cores, case.rows, given.tokens)
         for part, size in parts.items():
             print(f"  {part:40}{size / GIB:8.2f} GiB")
         total = sum(parts.values())
         print(f"  {'in all':40}{total / GIB:8.2f} GiB, fits: {total <= given.limit * GIB}")
-        if given.tpu:
-            print(f"  compiled in {time.monotonic() - began:.0f} s", flush=True)
+        if case.is_divided:
+            print(f"  {'each core holding all, no activations':40}{4 * whole / GIB:8.2f} GiB")
+        print(f"  in {time.monotonic() - began:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -198,8 +198,17 @@ def observed(family, **changes):
 
 
 @cache
+def _unchanged(family):
+    return observed(family), []
+
+
 def unchanged(family):
-    return tuple(observed(family))
+    """`observed`, each once: most changes show in the first of them."""
+    coming, there = _unchanged(family)
+    yield from there
+    for one in coming:
+        there.append(one)
+        yield one
 
 
 def differ(some, others):

@@ -1,0 +1,65 @@
+"""Every encoder's steps, compiled by a TPU's own compiler, which needs no TPU."""
+
+import os
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax.experimental import topologies
+from loud import TESTED, loud_model
+from test_families import batch_of
+
+from qa_flax import parallel
+from qa_flax.memory import state_pattern
+from qa_flax.optim import make_optimizer
+from qa_flax.sharding import CORES
+from qa_flax.step import Weights, make_eval_step, make_train_step, model_inputs
+
+pytest.importorskip("libtpu", reason="needs the compiler: pip install libtpu")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def cores():
+    """Eight of TPU v5e."""
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # this machine is no TPU VM
+    return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
+
+
+def compiled(cores, step, in_axes, out_axes, *inputs):
+    """The program, as text."""
+    step = jax.pmap(step, axis_name=CORES, in_axes=in_axes, out_axes=out_axes, devices=cores)
+    return step.lower(*inputs).compile().as_text()
+
+
+def on(cores, tree, *more):
+    put = lambda a: jax.ShapeDtypeStruct((len(cores), *more, *a.shape), a.dtype)  # noqa: E731
+    return jax.tree.map(put, tree)
+
+
+@pytest.mark.parametrize("family", TESTED)
+def test_a_tpu_can_run_it(cores, family):
+    model = loud_model(family=family)
+    graphdef = nnx.graphdef(model)
+    batch = {name: jnp.asarray(ids, jnp.int32) for name, ids in batch_of(family).items()}
+    labels = jnp.zeros(len(batch["input_ids"]), jnp.int32)
+    batch |= {"start_positions": labels, "end_positions": labels, "valid": labels > -1}
+    key = jax.eval_shape(partial(parallel.run_key, 0))
+    rate = jax.ShapeDtypeStruct((), jnp.float32)
+    texts = []
+    for is_sharded in (False, True):
+        state = on(cores, state_pattern(model, make_optimizer(), is_sharded, len(cores)))
+        step = make_train_step(graphdef, make_optimizer())
+        inputs = state, on(cores, batch, 1), rate, key
+        texts.append(compiled(cores, step, (0, 0, None, None), (0, None), *inputs))
+        weights = Weights(state.params, state.fixed)
+        inputs = weights, on(cores, model_inputs(batch))
+        compiled(cores, make_eval_step(graphdef), (0, 0), 0, *inputs)
+    whole, divided = texts
+    assert "all-reduce" in whole
+    assert "all-gather" not in whole
+    # The gradient comes back as pieces of the sum: it is nowhere whole.
+    assert "all-gather" in divided
+    assert "reduce-scatter" in divided
