@@ -35,7 +35,8 @@ class _Notice:
 def heeded() -> Iterator[None]:
     """Inside, SIGTERM ends nothing by itself: `check` raises `Preempted` where it is called next.
 
-    Contexts may be nested. A signal that no `check` has seen raises at the end of the outermost.
+    Contexts may be nested. A signal that no `check` has seen raises at the end of the outermost; of
+    several processes one that has come between two of them, at the beginning of the next.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python lets nobody but the main thread listen to signals
@@ -44,12 +45,12 @@ def heeded() -> Iterator[None]:
     is_outermost = _Notice.heeded == 1
     several = hosts.count() > 1
     before = None
-    if is_outermost and several:
-        _poll()  # a signal before the first poll would never be heard of
-    elif is_outermost:
+    if is_outermost and not several:
         _Notice.came = False
         before = signal.signal(signal.SIGTERM, _note)
     try:
+        if is_outermost:
+            check()  # several processes: a signal before the first poll would never be heard of
         yield
         if is_outermost:
             check()

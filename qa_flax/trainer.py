@@ -271,31 +271,28 @@ class Trainer:
             pattern = shard_pattern(weights, parallel.core_count()) if self._is_sharded else weights
             weights = parallel.put_parts(weights, pattern)
         watching = watched(f"{prefix} of {len(windows)} windows", self._is_watched())
-        with preemption.heeded(), watching as report:
-            found = predict_windows(
-                self._eval_step(candidates),
-                weights,
-                windows,
-                per_core,
-                candidates,
-                lambda: self.notify("on_prediction_step"),
-                widths,
-            )
-            report.steps, report.bytes_to_host = len(widths), found.bytes_to_host
-        labels, metrics, logits = None, {}, found.logits
-        count = sum(hosts.exchange_json("windows", len(windows)))
-        self._last_losses = None
-        if found.losses is not None:
-            labels = (windows.start_positions, windows.end_positions)
-            self._last_losses = hosts.concatenated("losses", found.losses)
-            metrics[f"{prefix}_loss"] = float(np.mean(self._last_losses, dtype=np.float64))
-        if gather:
-            labels = hosts.concatenated("labels", labels)
-            if isinstance(logits, Candidates):
-                *arrays, length = logits
-                logits = Candidates(*hosts.concatenated("candidates", arrays), length=length)
-            else:
-                logits = hosts.concatenated("logits", logits)
+        # Hosts compute their windows each at its own pace: all are at one place after the exchange.
+        with preemption.heeded():
+            with watching as report:
+                found = predict_windows(
+                    self._eval_step(candidates),
+                    weights,
+                    windows,
+                    per_core,
+                    candidates,
+                    lambda: self.notify("on_prediction_step"),
+                    widths,
+                )
+                report.steps, report.bytes_to_host = len(widths), found.bytes_to_host
+            count = sum(hosts.exchange_json("windows", len(windows)))
+            labels, metrics, logits = None, {}, found.logits
+            self._last_losses = None
+            if found.losses is not None:
+                labels = (windows.start_positions, windows.end_positions)
+                self._last_losses = hosts.concatenated("losses", found.losses)
+                metrics[f"{prefix}_loss"] = float(np.mean(self._last_losses, dtype=np.float64))
+            if gather:
+                labels, logits = hosts.concatenated("labels", labels), _of_all(logits)
         metrics |= speed_metrics(prefix, started, num_samples=count, num_steps=len(widths))
         return _output(logits, labels, metrics)
 
@@ -514,6 +511,14 @@ def _output(predictions: Any, label_ids: Any, metrics: dict[str, Any]) -> Predic
 
 def _as_windows(given: Dataset) -> Windows:
     return given if isinstance(given, Windows) else Features.from_dataset(given)
+
+
+def _of_all(logits: Any) -> Any:
+    """The logits, or candidates, of all hosts' windows."""
+    if isinstance(logits, Candidates):
+        *arrays, length = logits
+        return Candidates(*hosts.concatenated("candidates", arrays), length=length)
+    return hosts.concatenated("logits", logits)
 
 
 def _agreed(output: PredictionOutput) -> PredictionOutput:

@@ -117,7 +117,7 @@ class Kill(TrainerCallback):
             if self._left:
                 return
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.5)  # JAX's service passes it on in the background
+            time.sleep(3.0)  # JAX's service looks every second, and passes it on in the background
 
 
 class Fail(TrainerCallback):
