@@ -200,7 +200,8 @@ def preempted(folder: Path, output: Path) -> dict:
 
 def divided(folder: Path, output: Path) -> dict:
     """With the parameters divided over the cores of all hosts; saved, and gone on with."""
-    library_trainer(output, shard_params=True, save_steps=2, max_steps=2).train()
+    halfway = {"save_steps": 2, "max_steps": 2, "disable_tqdm": False}
+    library_trainer(output, shard_params=True, **halfway).train()
     trainer = library_trainer(output, shard_params=True)
     trainer.train(resume_from_checkpoint=True)
     metrics = trainer.evaluate()
