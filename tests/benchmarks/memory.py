@@ -91,7 +91,18 @@ CASES = {
     "google-bert/bert-base-uncased": Case(BertConfig(), 6, False),
     "google-bert/bert-large-uncased": Case(BertConfig(**LARGE), 4, False),
     "FacebookAI/roberta-base": Case(RobertaConfig(**ROBERTA), 6, False),
-    "microsoft/deberta-v3-base": Case(DebertaV2Config(vocab_size=128100, **DEBERTA), 4, False),
+    "microsoft/deberta-v3-base": Case(
+        DebertaV2Config(
+            vocab_size=128100,
+            hidden_size=768,
+            num_attention_heads=12,
+            intermediate_size=3072,
+            num_hidden_layers=12,
+            **DEBERTA,
+        ),
+        4,
+        False,
+    ),
     "answerdotai/ModernBERT-base": Case(ModernBertConfig(), 6, False),
     "FacebookAI/xlm-roberta-large": Case(XLMRobertaConfig(**XLM_R | LARGE), 2, False),
 }
