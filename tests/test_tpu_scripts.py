@@ -443,6 +443,51 @@ def test_every_script_explains_itself_and_can_be_tried_without_cost(tmp_path, ch
     assert cloud.calls() == []
 
 
+@pytest.mark.slow
+def test_gcloud_itself_takes_every_command_as_far_as_to_ask_who_we_are(tmp_path, checkout):
+    """An unknown word, a choice that is none: those it refuses before, with 2."""
+    gcloud = shutil.which("gcloud")
+    if gcloud is None:
+        pytest.skip("needs the Google Cloud CLI, but no account")
+    cloud = Cloud(tmp_path, checkout)
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "CLOUDSDK_CONFIG": str(tmp_path / "no_account"),
+        "CLOUDSDK_CORE_CHECK_GCE_METADATA": "false",
+        "CLOUDSDK_CORE_DISABLE_PROMPTS": "1",
+    }
+    worker = "secrets versions access latest --secret=s --project=p", "storage cp a gs://b/c"
+    commands = {f"gcloud {command}" for command in worker}
+    slice_of_two = ["--topology=2x2x2", "--workers=2"]
+    for name in COMMANDS:
+        given = ["--", "--do_train"] if name in ("run.sh", "babysit.sh") else []
+        given = ["--spot", "--service-account=a@b", *given] if name == "create.sh" else given
+        shaped = slice_of_two if name in ("create.sh", "babysit.sh") else []
+        for api in (["tpu"], ["mig"], ["mig", *shaped]):
+            out, _ = cloud.run(name, "--dry-run", "--api", *api, *given, BUCKET="gs://b/q")
+            commands |= {line for line in out.splitlines() if line.startswith("gcloud")}
+    shutil.copy(ROOT / "pyproject.toml", tmp_path / "qa_flax.tar.gz")
+    assert len(commands) > 30
+    for command in [*sorted(commands), "gcloud compute ssh x --no-such"]:
+        words = re.sub(r"/\S+/qa_flax.tar.gz ", f"{tmp_path}/qa_flax.tar.gz ", command)
+        found = subprocess.run(
+            [gcloud, *shlex.split(words)[1:]],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        if command.endswith("--no-such"):
+            assert found.returncode == 2
+            assert "unrecognized arguments" in found.stderr
+        else:
+            assert found.returncode == 1, f"{command}\n{found.stderr}"
+            assert "do not currently have an active account" in found.stderr, found.stderr
+
+
 @pytest.mark.parametrize(
     ("changes", "arguments", "expected"),
     [
