@@ -8,7 +8,7 @@ NumPy. Nothing else in the package names a device; `hosts.py` knows of the other
 import contextlib
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -75,19 +75,23 @@ def require_backend(name: str | None, argument: str) -> None:
 
 
 def over_cores(
-    step: Callable[..., Any], in_axes: tuple, out_axes: Any, donate: bool = False
+    step: Callable[..., Any],
+    in_axes: tuple,
+    out_axes: Any,
+    donate: bool = False,
+    devices: Sequence[Any] | None = None,
 ) -> Callable[..., Any]:
     """`step` on every core of every host. Axis 0 is the core axis; None is one value for all.
 
     All hosts call it equally often, with arrays of the same shapes, each with its own cores'.
 
     `donate` lets the first argument's memory be reused for the result; the argument is gone
-    afterwards.
+    afterwards. `devices` are others than those that are here, to compile for.
     """
     return jax.pmap(
         step,
         axis_name=CORES,
-        devices=_cores(),
+        devices=_cores() if devices is None else devices,
         in_axes=in_axes,
         out_axes=out_axes,
         donate_argnums=(0,) if donate else (),

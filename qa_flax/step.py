@@ -14,7 +14,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from qa_flax.models.layers import WORD_TABLE, SpanLogits, Stack
+from qa_flax.models.layers import SpanLogits, Stack, Table
 from qa_flax.models.qa import span_losses
 from qa_flax.sharding import CORES, added_up, global_norm, has_shards, is_shard, whole
 
@@ -64,7 +64,7 @@ def model_inputs(batch: Batch) -> Batch:
 
 
 def _model(graphdef: nnx.GraphDef, weights: Weights) -> Any:
-    """The model. Shards are put together but for tables of words and the layers of stacks.
+    """The model. Of shards all is put together but tables and the layers of stacks.
 
     Those see to it themselves, when they are read or run.
 
@@ -73,12 +73,12 @@ def _model(graphdef: nnx.GraphDef, weights: Weights) -> Any:
     model = nnx.merge(graphdef, *weights)
     if not has_shards(weights):
         return model
-    stacks = [path for path, module in nnx.iter_modules(model) if isinstance(module, Stack)]
+    modules = nnx.iter_modules(model)
+    later = [path for path, module in modules if isinstance(module, (Stack, Table))]
 
     def together(path: tuple[Any, ...], node: Any) -> Any:
         names = tuple(part.key for part in path if isinstance(part, jax.tree_util.DictKey))
-        is_in_stack = any(names[: len(stack)] == stack for stack in stacks)
-        return node if is_in_stack or names[-2:] == WORD_TABLE else whole(node)
+        return node if any(names[: len(module)] == module for module in later) else whole(node)
 
     parts = (jax.tree_util.tree_map_with_path(together, w, is_leaf=is_shard) for w in weights)
     return nnx.merge(graphdef, *parts)

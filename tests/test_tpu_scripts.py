@@ -1,5 +1,6 @@
 """The scripts for TPUs as a person runs them, on a cloud that is this machine (`fake_cloud/`)."""
 
+import itertools
 import json
 import os
 import re
@@ -459,14 +460,12 @@ def test_gcloud_itself_takes_every_command_as_far_as_to_ask_who_we_are(tmp_path,
     }
     worker = "secrets versions access latest --secret=s --project=p", "storage cp a gs://b/c"
     commands = {f"gcloud {command}" for command in worker}
-    slice_of_two = ["--topology=2x2x2", "--workers=2"]
-    for name in COMMANDS:
-        given = ["--", "--do_train"] if name in ("run.sh", "babysit.sh") else []
-        given = ["--spot", "--service-account=a@b", *given] if name == "create.sh" else given
-        shaped = slice_of_two if name in ("create.sh", "babysit.sh") else []
-        for api in (["tpu"], ["mig"], ["mig", *shaped]):
-            out, _ = cloud.run(name, "--dry-run", "--api", *api, *given, BUCKET="gs://b/q")
-            commands |= {line for line in out.splitlines() if line.startswith("gcloud")}
+    given = dict.fromkeys(("run.sh", "babysit.sh"), ["--", "--do_train"])
+    given["create.sh"] = ["--spot", "--service-account=a@b"]
+    for name, api, topology in itertools.product(COMMANDS, ["tpu", "mig"], ["", "2x2x2"]):
+        settings = {"API": api, "TOPOLOGY": topology, "WORKERS": "2"}
+        out, _ = cloud.run(name, "--dry-run", *given.get(name, []), **settings)
+        commands |= {line for line in out.splitlines() if line.startswith("gcloud")}
     shutil.copy(ROOT / "pyproject.toml", tmp_path / "qa_flax.tar.gz")
     assert len(commands) > 30
     for command in [*sorted(commands), "gcloud compute ssh x --no-such"]:

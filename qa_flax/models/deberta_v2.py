@@ -313,11 +313,9 @@ class DebertaV2Encoder(nnx.Module):
         """The vectors of the distances `1 - length .. length - 1`."""
         if self.distances is None:
             return None
-        table = self.distances.embedding[...]
-        if self.distances_norm is not None:
-            table = self.distances_norm(table)
         limit, buckets = self.config.max_relative_positions, self.config.position_buckets
-        return table[distance_rows(length, limit, buckets)]
+        found = self.distances(jnp.asarray(distance_rows(length, limit, buckets)))
+        return found if self.distances_norm is None else self.distances_norm(found)
 
 
 WEIGHT_NAMES = {

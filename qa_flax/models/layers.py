@@ -297,21 +297,24 @@ def layer_norm(size: int, epsilon: float, dtype: jnp.dtype, *, bias: bool = True
     )
 
 
-def embedding(n: int, size: int) -> nnx.Embed:
+class Table(nnx.Embed):
+    """`nnx.Embed`, the rows of which are looked up on the cores that have them, if it is divided."""
+
+    def __call__(self, inputs: Int[Array, "*rows"]) -> Float[Array, "*rows size"]:
+        (array,) = jax.tree.leaves(nnx.state(self), is_leaf=is_shard)
+        return rows_of(array, inputs) if is_shard(array) else super().__call__(inputs)
+
+
+def embedding(n: int, size: int) -> Table:
     """`n` vectors of `size`, looked up in float32."""
-    return nnx.Embed(n, size, embedding_init=nnx.initializers.zeros, rngs=nnx.Rngs(0))
-
-
-# How the paths of tables of words end. Only `look_up` reads them, and it needs but their rows.
-WORD_TABLE = ("word", "embedding")
+    return Table(n, size, embedding_init=nnx.initializers.zeros, rngs=nnx.Rngs(0))
 
 
 def look_up(
-    table: Any, ids: Int[Array, "*rows"], untrained: int | None = None
+    table: Callable[..., Array], ids: Int[Array, "*rows"], untrained: int | None = None
 ) -> Float[Array, "*rows size"]:
     """The vectors of `ids`; that of `untrained` gets no gradient (PyTorch's `padding_idx`)."""
-    (array,) = jax.tree.leaves(nnx.state(table), is_leaf=is_shard)
-    found = rows_of(array, ids) if is_shard(array) else table(ids)
+    found = table(ids)
     if untrained is None:
         return found
     return jnp.where((ids == untrained)[..., None], jax.lax.stop_gradient(found), found)
@@ -337,7 +340,7 @@ def initial_array(
     while (beyond := np.abs(array) > cutoff).any():
         array[beyond] = random.standard_normal(np.count_nonzero(beyond), np.float32)
     array *= np.float32(config.initializer_range if deviation is None else deviation)
-    if path[-2:] == WORD_TABLE and config.pad_token_id is not None:
+    if path[-2:] == ("word", "embedding") and config.pad_token_id is not None:
         array[config.pad_token_id] = 0.0
     return array
 

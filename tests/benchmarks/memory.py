@@ -41,7 +41,7 @@ from qa_flax.memory import MemoryPlan, memory_plan, state_pattern
 from qa_flax.models.hf import AutoModelForQuestionAnswering
 from qa_flax.models.layers import Stack
 from qa_flax.optim import make_optimizer
-from qa_flax.sharding import CORES, bytes_of
+from qa_flax.sharding import bytes_of
 from qa_flax.step import make_loss, make_train_step, weights_of
 
 GIB = 1 << 30
@@ -157,14 +157,7 @@ def compiled_for(topology: str, case: Case, tokens: int) -> MemoryPlan:
     model = model.with_remat() if case.is_divided else model
     pattern = state_pattern(model, optimizer, case.is_divided, len(devices))
     step = make_train_step(nnx.graphdef(model), optimizer)
-    step = jax.pmap(
-        step,
-        axis_name=CORES,
-        in_axes=(0, 0, None, None),
-        out_axes=(0, None),
-        donate_argnums=0,
-        devices=devices,
-    )
+    step = parallel.over_cores(step, (0, 0, None, None), (0, None), donate=True, devices=devices)
     each = len(devices), 1, case.rows
     ids = jax.ShapeDtypeStruct((*each, tokens), jnp.int32)
     one = jax.ShapeDtypeStruct(each, jnp.int32)

@@ -14,7 +14,6 @@ from test_families import batch_of
 from qa_flax import parallel
 from qa_flax.memory import state_pattern
 from qa_flax.optim import make_optimizer
-from qa_flax.sharding import CORES
 from qa_flax.step import Weights, make_eval_step, make_train_step, model_inputs
 
 pytest.importorskip("libtpu", reason="needs the compiler: pip install libtpu")
@@ -30,13 +29,14 @@ def cores():
 
 def compiled(cores, step, in_axes, out_axes, *inputs):
     """The program, as text."""
-    step = jax.pmap(step, axis_name=CORES, in_axes=in_axes, out_axes=out_axes, devices=cores)
+    step = parallel.over_cores(step, in_axes, out_axes, devices=cores)
     return step.lower(*inputs).compile().as_text()
 
 
 def on(cores, tree, *more):
-    put = lambda a: jax.ShapeDtypeStruct((len(cores), *more, *a.shape), a.dtype)  # noqa: E731
-    return jax.tree.map(put, tree)
+    """Shapes and dtypes of what each core has one of, with `more` axes behind that of the cores."""
+    axes = len(cores), *more
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((*axes, *a.shape), a.dtype), tree)
 
 
 @pytest.mark.parametrize("family", TESTED)
