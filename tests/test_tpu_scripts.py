@@ -19,6 +19,7 @@ from qa_flax.cli import parse_run_arguments
 
 ROOT = Path(__file__).parents[1]
 FAKE = Path(__file__).parent / "fake_cloud"
+QA_FLAX = FAKE / "program.py"
 FOLDER = ROOT / "tpu_scripts"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.sh") if os.access(path, os.X_OK))
 COMMANDS = [name for name in SCRIPTS if name != "worker.sh"]
@@ -36,10 +37,10 @@ class Cloud:
     """A folder that is a project: what exists in it, what has been called, what shall fail."""
 
     def __init__(self, folder: Path, checkout: Path, workers: int = 1, qa_flax: str | None = None):
-        self.folder, self.bucket = folder / "cloud", folder / "bucket"
+        self.folder, self.bucket = folder / "cloud", folder / "buckets" / "my-bucket" / "qa"
         (self.folder / "secrets").mkdir(parents=True)
         (self.folder / "secrets" / "hub-token").write_text(SECRET)
-        self.bucket.mkdir()
+        self.bucket.mkdir(parents=True)
         os.symlink(os.environ["QA_FLAX_TEST_COMPILED"], self.bucket / "compilation_cache")
         self.scripts = checkout / "tpu_scripts"
         self.path = f"{FAKE}:{os.environ['PATH']}"
@@ -51,10 +52,12 @@ class Cloud:
             "--xla_backend_optimization_level=0",
             "JAX_PLATFORMS": "cpu",
             "HF_HUB_OFFLINE": "1",
+            "QA_FLAX_FAKE_GS": str(folder / "buckets"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
-        found = {"env": worker, "workers": workers, "port": os.getpid(), "python": sys.executable}
+        found = {"env": worker, "workers": workers, "port": os.getpid()}
+        found |= {"interpreter": sys.executable, "python": sys.executable, "qa-flax": str(QA_FLAX)}
         if qa_flax is not None:
             stand_in = folder / "qa_flax.sh"
             stand_in.write_text(qa_flax)
@@ -67,7 +70,7 @@ class Cloud:
             **PROGRAM,
             "PROJECT": "my-project",
             "ZONE": "us-west4-a",
-            "BUCKET": str(self.bucket),
+            "BUCKET": "gs://my-bucket/qa",
             "RUN_ID": "first",
             "BACKEND": "cpu",
             "RETRY_SECONDS": "0",
@@ -108,7 +111,9 @@ class Cloud:
     def exists(self) -> list[str]:
         path = self.folder / "state.json"
         found = json.loads(path.read_text()) if path.exists() else {}
-        return [name for name in found if name.startswith(("node/", "instance", "resource"))]
+        return [
+            name for name in found if name.startswith(("node/", "instance", "resource", "jobset/"))
+        ]
 
     def homes(self) -> list[Path]:
         return sorted((self.folder / "homes").iterdir())
@@ -157,8 +162,12 @@ CHECKED_ONCE = f"""
 checked=$HOME/../../checked
 [[ $1 != env || ! -e $checked ]] || exit 0
 [[ $1 != env ]] || touch "$checked"
-exec {shlex.quote(sys.executable)} -m qa_flax "$@"
+exec {shlex.quote(sys.executable)} {shlex.quote(str(QA_FLAX))} "$@"
 """
+
+
+OURS = ["--distributed", "--require_backend", "cpu"]
+OURS += ["--output_dir", "gs://my-bucket/qa/runs/first"]
 
 
 def state_of(bucket: Path) -> dict:
@@ -171,6 +180,8 @@ def state_of(bucket: Path) -> dict:
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_is_preempted_and_goes_on(tmp_path, checkout, run_arguments, workers):
     cloud = Cloud(tmp_path, checkout, workers, CHECKED_ONCE if workers == 1 else None)
+    if workers == 2:
+        cloud.environment["BUCKET"] = str(cloud.bucket)  # a folder that all workers share
     arguments = ["--", *run_arguments, "--max_steps=20", "--learning_rate=1e-3"]
     cloud.run("create.sh", "--spot")
     assert "no problem found" in cloud.run("setup.sh")[0]
@@ -198,6 +209,7 @@ def test_a_run_is_preempted_and_goes_on(tmp_path, checkout, run_arguments, worke
     )
     assert (cloud.bucket / "runs" / "first" / "model.safetensors").exists()
     assert len(list(cloud.bucket.glob("runs/first/logs/*.log"))) == workers
+    assert {path.name for path in cloud.bucket.iterdir()} == {"compilation_cache", "runs"}
     out, _ = cloud.run("logs.sh")
     assert f"Training: 20 steps from step {first}" in out
     assert cloud.run("status.sh")[0].count("exit status 0") == workers
@@ -306,9 +318,7 @@ def test_arguments_reach_the_run_as_they_are_and_the_tpu_goes(tmp_path, checkout
     cloud.run("run.sh", "--keep", "--secrets=HF_TOKEN=hub-token", "--", *nasty, API=api)
     (home,) = cloud.homes()
     given = (home / "arguments").read_text().split("\0")[:-1]
-    output = str(cloud.bucket / "runs" / "first")
-    ours = ["--distributed", "--require_backend", "cpu", "--output_dir", output]
-    assert given == ["run", *nasty, *ours]
+    assert given == ["run", *nasty, *OURS]
     assert (home / "token").read_text() == SECRET + "\n"
     assert not cloud.calls(SECRET)
     assert cloud.exists()
@@ -364,9 +374,12 @@ def test_waiting_for_a_run_that_does_not_stop_has_an_end(tmp_path, checkout):
     cloud.run("delete.sh")
 
 
-def test_a_job_set_is_started_and_deleted(tmp_path, checkout):
+# ---- on a cluster --------------------------------------------------------------------------------
+
+
+def test_a_job_set_is_what_was_asked_for(tmp_path, checkout):
     nasty = ["--a=b c", "it's", '"\\', "$HOME", "@NAME@", "é*"]
-    cloud = Cloud(tmp_path, checkout)
+    cloud = ending(tmp_path, checkout, *[0] * 4)
     options = ["--image=r.example/qa@sha256:12", "--workers=4", "--topology=2x2x4"]
     cloud.run("gke/launch.sh", *options, "--", *nasty)
     job = yaml.safe_load((cloud.folder / "applied.yaml").read_text())
@@ -375,15 +388,42 @@ def test_a_job_set_is_started_and_deleted(tmp_path, checkout):
     assert template["parallelism"] == template["completions"] == 4
     container = template["template"]["spec"]["containers"][0]
     assert container["image"] == "r.example/qa@sha256:12"
-    output = str(cloud.bucket / "runs" / "first")
-    ours = ["--distributed", "--require_backend", "cpu", "--output_dir", output]
-    assert container["args"] == ["run", *nasty, *ours]
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
-    assert cloud.calls("kubectl delete jobset qa-flax")
-    cloud.faults("job failed")
-    _, said = cloud.run("gke/launch.sh", *options, "--keep", "--", "--do_train", status=1)
-    assert "the run first failed" in said
-    assert len(cloud.calls("kubectl delete")) == 1
+    for home in cloud.homes():
+        given = (home / "arguments").read_text().split("\0")[:-1]
+        assert given == container["args"] == ["run", *nasty, *OURS]
+    assert len(cloud.homes()) == 4
+    assert cloud.exists() == []
+
+
+@pytest.mark.parametrize(
+    ("statuses", "tries", "ended", "started"),
+    [((143, 1, 0), 9, 0, 3), ((2, 0), 9, 1, 1), ((1, 137, 0), 1, 1, 2)],
+)
+def test_a_job_set_ends(tmp_path, checkout, statuses, tries, ended, started):
+    cloud = ending(tmp_path, checkout, *statuses)
+    options = ["--image=i", f"--tries={tries}", "--keep"]
+    _, said = cloud.run("gke/launch.sh", *options, "--", "--do_train", status=ended)
+    assert starts(cloud) == started
+    assert ("the run first failed; its log is above" in said) == bool(ended)
+    assert cloud.exists() == ["jobset/qa-flax"]
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_job_set_is_preempted_and_goes_on(tmp_path, checkout, run_arguments, workers):
+    cloud = Cloud(tmp_path, checkout)
+    folder = cloud.bucket / "runs" / "first"
+    cloud.faults({"fault": "preempted", "when": str(folder / "checkpoint-4*")})
+    options = ["--image=i", f"--workers={workers}", "--tries=2"]
+    arguments = ["--", *run_arguments, "--max_steps=12"]
+    out, _ = cloud.run("gke/launch.sh", *options, *arguments, RETRY_SECONDS="1")
+    assert "Going on from gs://my-bucket/qa/runs/first/checkpoint-" in out
+    losses = [h["step"] for h in state_of(cloud.bucket)["log_history"] if "loss" in h]
+    assert losses == list(range(1, 13))
+    assert (folder / "model.safetensors").exists()
+    assert {path.name for path in cloud.bucket.iterdir()} == {"compilation_cache", "runs"}
+    assert len(cloud.homes()) == 2 * workers
+    assert cloud.exists() == []
 
 
 def test_the_file_for_skypilot_can_be_read():
@@ -460,8 +500,8 @@ def test_gcloud_itself_takes_every_command_as_far_as_to_ask_who_we_are(tmp_path,
     }
     worker = "secrets versions access latest --secret=s --project=p", "storage cp a gs://b/c"
     commands = {f"gcloud {command}" for command in worker}
-    given = dict.fromkeys(("run.sh", "babysit.sh"), ["--", "--do_train"])
-    given["create.sh"] = ["--spot", "--service-account=a@b"]
+    run = ["--", "--do_train"]
+    given = {"run.sh": run, "babysit.sh": run, "create.sh": ["--spot", "--service-account=a@b"]}
     for name, api, topology in itertools.product(COMMANDS, ["tpu", "mig"], ["", "2x2x2"]):
         settings = {"API": api, "TOPOLOGY": topology, "WORKERS": "2"}
         out, _ = cloud.run(name, "--dry-run", *given.get(name, []), **settings)

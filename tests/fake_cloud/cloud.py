@@ -2,8 +2,9 @@
 
 FAKE_CLOUD is a folder: `calls.jsonl` gets every command, `state.json` holds what exists,
 `faults.json` says what goes wrong. A worker is a folder that its commands have as HOME; they are
-really run, with nothing of the caller's environment but what `worker_env.json` holds. A flag that
-no script needs is refused.
+really run, with nothing of the caller's environment but what `worker_env.json` holds. What runs on
+the cluster is `cluster.py`'s. A bucket is a folder, as in `fake_gs.py`. A flag that no script needs
+is refused.
 """
 
 import fcntl
@@ -45,6 +46,7 @@ ALLOWED = {
     "compute ssh": PLACE | {"--command"},
     "compute scp": PLACE,
     "secrets versions access": {"--secret", "--project"},
+    "storage cp": set(),
 }
 
 
@@ -111,6 +113,11 @@ def gcloud(arguments: list[str]) -> int:
     if verb == "secrets versions access":
         print((CLOUD / "secrets" / flags["--secret"]).read_text(), end="")
         return 0
+    if verb == "storage cp":
+        target = Path(ENVIRONMENT["env"]["QA_FLAX_FAKE_GS"], names[1].removeprefix("gs://"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(names[0], target)
+        return 0
     if action == "create" or "workload-policy" in verb:
         return create(verb, names[0], flags)
     if action == "delete":
@@ -136,7 +143,7 @@ def create(verb: str, name: str, flags: dict[str, str]) -> int:
             homes = [CLOUD / "homes" / f"{name}-{found['made']}-{n}" for n in range(count)]
             for home in homes:
                 home.mkdir(parents=True)
-            found[key] |= {"homes": list(map(str, homes)), "port": ENVIRONMENT["port"]}
+            found[key] |= {"homes": list(map(str, homes))}
     return 0
 
 
@@ -200,17 +207,11 @@ def ssh(name: str, node: dict, workers, command: str) -> int:
 
     started = []
     for n in workers:
-        home = node["homes"][n]
-        environment = ENVIRONMENT["env"] | {"HOME": home, "FAKE_CLOUD": str(CLOUD)}
-        # So JAX finds the processes by itself, as it does on a TPU.
-        environment |= {"SLURM_JOB_ID": str(node["port"]), "SLURM_STEP_NODELIST": "localhost"}
-        environment |= {"SLURM_NTASKS": str(len(node["homes"])), "SLURM_PROCID": str(n)}
-        environment |= {"SLURM_LOCALID": "0"}
         started.append(
             subprocess.Popen(
                 ["bash", "-c", command],
-                cwd=home,
-                env=environment,
+                cwd=node["homes"][n],
+                env=environment_of(node["homes"], n),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
@@ -230,6 +231,13 @@ def ssh(name: str, node: dict, workers, command: str) -> int:
     return max(process.returncode for process in started)
 
 
+def environment_of(homes: list[str], n: int) -> dict[str, str]:
+    """A worker's; JAX finds the processes by it, as it does on a TPU by other means."""
+    job = {"SLURM_JOB_ID": str(ENVIRONMENT["port"]), "SLURM_STEP_NODELIST": "localhost"}
+    job |= {"SLURM_NTASKS": str(len(homes)), "SLURM_PROCID": str(n), "SLURM_LOCALID": "0"}
+    return ENVIRONMENT["env"] | {"HOME": homes[n], "FAKE_CLOUD": str(CLOUD)} | job
+
+
 def kill_all(home: str) -> None:
     """SIGKILL to whatever runs on a worker, which its HOME tells."""
     mark = f"\0HOME={home}\0".encode()
@@ -245,14 +253,45 @@ def kill_all(home: str) -> None:
 
 
 def kubectl(arguments: list[str]) -> int:
-    if arguments[0] == "apply":
+    verb, *rest = arguments
+    flags = dict(r.partition("=")[::2] for r in rest if r.startswith("--"))
+    names = [r for r in rest if not r.startswith("--")]
+    if verb == "apply":
         (CLOUD / "applied.yaml").write_text(sys.stdin.read())
-    if arguments[0] == "get":
+        return in_background([ENVIRONMENT["interpreter"], str(HERE / "cluster.py")])
+    if verb == "get":
         with state() as found:
-            looks = found["looks"] = found.get("looks", 0) + 1
-        ended = "Failed" if fault("job failed") else "Completed"
-        print("." if looks == 1 else f"{ended}.", end="")
+            ended = found.get("/".join(names), {}).get("ended", "")
+        assert flags["--output"] == "jsonpath={.status.terminalState}."
+        print(f"{ended}.", end="")
+    elif verb == "logs":
+        chosen = dict(pair.split("=") for pair in flags["--selector"].split(","))
+        name = chosen["jobset.sigs.k8s.io/jobset-name"]
+        number = int(chosen["batch.kubernetes.io/job-completion-index"])
+        with state() as found:
+            home = found[f"jobset/{name}"]["homes"][number]
+        print((Path(home) / "log").read_text(), end="")
+    else:
+        assert verb == "delete", arguments
+        with state() as found:
+            gone = found.pop("/".join(names), None)
+        if gone is None:
+            return 0 if "--ignore-not-found" in flags else refuse("NotFound")
+        if "ended" not in gone:
+            os.kill(gone["controller"], signal.SIGKILL)
+        for home in gone["homes"]:
+            kill_all(home)
     return 0
+
+
+def in_background(command: list[str]) -> int:
+    """Start it; 0 once it says, by the first line it prints, that it is on its way."""
+    import subprocess
+
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
+    )
+    return 0 if process.stdout and process.stdout.readline() else 1
 
 
 def curl(arguments: list[str]) -> int:
@@ -276,10 +315,7 @@ def uv(arguments: list[str]) -> int:
     assert (source / "pyproject.toml").exists()
     if fault("install"):
         return 2
-    if stand_in := ENVIRONMENT.get("qa-flax"):
-        script(python.with_name("qa-flax"), stand_in)
-    else:
-        script(python.with_name("qa-flax"), "-m qa_flax")
+    script(python.with_name("qa-flax"), ENVIRONMENT["qa-flax"])
     return 0
 
 

@@ -4,7 +4,7 @@
 # Command: LANGUAGE=es tpu_scripts/recipes/xquad_xlm_roberta_large.sh --project P --zone Z --bucket gs://B
 # Hardware: v5litepod-16 (TPU v5e, 16 cores, 2 workers)
 # Global batch: 32 = 2 per core x 16 cores x 1 accumulated
-# Reference: EM 60.8, F1 76.6, mean of 11 languages (Hu et al. 2020, XTREME, arXiv 2003.11080); not verified
+# Reference: EM 60.8, F1 76.6, mean of 11 languages (Hu et al. 2020, XTREME, arXiv 2003.11080)
 # Ours: not measured
 #
 # BUCKET/data holds xquad.LANGUAGE.json of https://github.com/google-deepmind/xquad. Another LANGUAGE, given
