@@ -22,7 +22,9 @@ from qa_flax.step import TrainState, make_eval_step, make_train_step, weights_of
 from qa_flax.training_arguments import TrainingArguments, check_training_arguments
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (9,), (1001,), (7, 3), (64, 5), (1001, 2, 3)])
+@pytest.mark.parametrize(
+    "shape", [(), (1,), (9,), (1001,), (7, 3), (64, 5), (401, 2), (1001, 2, 3)]
+)
 @pytest.mark.parametrize("cores", [1, 2, 8])
 def test_pieces_are_the_array(rng, shape, cores):
     array = rng.normal(size=shape).astype(np.float32)
@@ -107,6 +109,21 @@ def test_updates_are_those_of_the_replicated_step(rng, kind, optim):
     first = weights_of(model).params
     moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), one.params, first)
     assert max(jax.tree.leaves(moved)) > 1e-4
+
+
+def test_the_table_of_words_is_never_put_together(rng):
+    """Nor is its gradient: no array of its size is in the program of a core."""
+    model, optimizer = model_of_many_words(), make_optimizer()
+    (batch,) = train_batches(features(rng, 8, tokens=64), 8, 1, seed=1, epoch=0)
+    arrays = jax.tree.map(lambda a: a[0], batch.arrays)
+    programs = []
+    for is_sharded in (False, True):
+        pattern = state_pattern(model, optimizer, is_sharded, 8)
+        step = make_train_step(nnx.graphdef(model), optimizer)
+        inputs = pattern, arrays, np.float32(0), parallel.run_key(0)
+        programs.append(str(jax.make_jaxpr(step, axis_env=[(CORES, 8)])(*inputs)))
+    assert ["f32[1021,32]" in program for program in programs] == [True, False]
+    assert "f32[1024,32]" not in programs[1]
 
 
 def test_each_core_holds_its_piece_and_no_more(rng):

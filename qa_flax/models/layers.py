@@ -298,11 +298,14 @@ def layer_norm(size: int, epsilon: float, dtype: jnp.dtype, *, bias: bool = True
 
 
 class Table(nnx.Embed):
-    """`nnx.Embed`, the rows of which are looked up on the cores that have them, if it is divided."""
+    """`nnx.Embed`, that looks up rows on the cores that have them where it is divided."""
 
-    def __call__(self, inputs: Int[Array, "*rows"]) -> Float[Array, "*rows size"]:
+    def __call__(
+        self, inputs: Int[Array, "*rows"], out_sharding: Any = None
+    ) -> Float[Array, "*rows size"]:
+        """The rows `inputs`, each from 0 to n - 1; NaN for others. `out_sharding` is NNX's."""
         (array,) = jax.tree.leaves(nnx.state(self), is_leaf=is_shard)
-        return rows_of(array, inputs) if is_shard(array) else super().__call__(inputs)
+        return rows_of(array, inputs) if is_shard(array) else super().__call__(inputs, out_sharding)
 
 
 def embedding(n: int, size: int) -> Table:
