@@ -70,6 +70,8 @@ trap 'exit 143' TERM
 
 [[ ! $DRY_RUN ]] || echo "$manifest"
 cluster apply --filename=- <<<"$manifest"
+pods="jobset.sigs.k8s.io/jobset-name=$NAME,batch.kubernetes.io/job-completion-index=0"
+say "waiting for the run $RUN_ID; kubectl logs --follow --selector=$pods shows it"
 until=$((SECONDS + WAIT_SECONDS)) state=''
 until [[ $state == Completed || $state == Failed ]]; do
   ((SECONDS < until)) || fail "the run did not end within $WAIT_SECONDS s; --keep leaves it" 1
@@ -79,5 +81,5 @@ until [[ $state == Completed || $state == Failed ]]; do
   [[ ! $DRY_RUN ]] || { echo "$state" && state=Completed; }
   state=${state:-running}
 done
-cluster logs "--selector=jobset.sigs.k8s.io/jobset-name=$NAME,batch.kubernetes.io/job-completion-index=0" --tail=-1
+cluster logs "--selector=$pods" --tail=-1
 [[ $state == Completed ]] || fail "the run $RUN_ID failed; its log is above" 1
