@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -241,16 +242,19 @@ def test_an_exercise_marks_its_answer_inside_its_sentence():
 def test_the_demo_learns(seed, tmp_path):
     """As a user runs it: the command, in its own process, on this machine's cores."""
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    command = [sys.executable, "-m", "qa_flax", "demo", "--seed", str(seed)]
-    done = subprocess.run(
-        [*command, "--output_dir", str(tmp_path / "demo")],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
+
+    def qa_flax(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "qa_flax", *arguments],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+
+    done = qa_flax("demo", "--seed", str(seed), "--output_dir", str(tmp_path / "demo"))
     assert done.returncode == 0, done.stderr
     before, after = re.findall(r"(?:before|after) fine-tuning +([\d.]+) +([\d.]+)", done.stdout)
     assert float(before[0]) < 20, done.stdout
@@ -268,3 +272,12 @@ def test_the_demo_learns(seed, tmp_path):
         "tokenizer.json",
     ):
         assert (tmp_path / "demo" / name).exists()
+
+    # The command it ends with finds the same answers.
+    again = re.search(r"To evaluate it again:\n +qa-flax ((?:.*\\\n)*.*)\n", done.stdout)
+    assert again, done.stdout
+    done = qa_flax(*shlex.split(again[1].replace("\\\n", " ")))
+    assert done.returncode == 0, done.stderr
+    files = "demo/heldout_predictions.json", "demo/again/eval_predictions.json"
+    one, other = (json.loads((tmp_path / name).read_text()) for name in files)
+    assert one == other

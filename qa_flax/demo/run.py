@@ -30,6 +30,7 @@ ENCODER = Path(__file__).parents[1] / "demo_encoder"
 # A question and its story have about 90 tokens; the longest are cut into two windows.
 WINDOWS: dict[str, Any] = {"max_seq_length": 112, "doc_stride": 32, "disable_tqdm": True}
 GLOBAL_BATCH = 32
+MAX_ANSWER_LENGTH = 16  # tokens
 SHOWN = 5
 
 
@@ -166,7 +167,7 @@ def _post_process(output: Path, examples, windows, logits) -> EvalPrediction:
         logits,
         version_2_with_negative=True,
         output_dir=output,
-        max_answer_length=16,
+        max_answer_length=MAX_ANSWER_LENGTH,
         prefix="heldout",
         hf_compatible=False,
     )
@@ -247,6 +248,6 @@ def _print_files(output: Path, seconds: float) -> None:
         f"\nTo evaluate it again:\n  qa-flax run --model_name_or_path {output} --do_eval "
         f"--version_2_with_negative \\\n    --validation_file {output}/heldout.json "
         f"--max_seq_length {WINDOWS['max_seq_length']} --doc_stride {WINDOWS['doc_stride']} \\\n"
-        f"    --output_dir {output}/again"
+        f"    --max_answer_length {MAX_ANSWER_LENGTH} --output_dir {output}/again"
     )
     print(f"\nDone in {seconds:.0f} s.")
