@@ -22,14 +22,14 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 from transformers import EarlyStoppingCallback
 
-from qa_flax.examples import load_examples
-from qa_flax.features import prepare_train_features, prepare_validation_features
-from qa_flax.metrics import squad_metric
-from qa_flax.models.hf import AutoModelForQuestionAnswering, get_peft_model
+from qa_flax.answers.metrics import squad_metric
+from qa_flax.answers.postprocess import postprocess_qa_predictions
+from qa_flax.data.examples import load_examples
+from qa_flax.data.features import prepare_train_features, prepare_validation_features
 from qa_flax.models.lora import LoraConfig
-from qa_flax.postprocess import postprocess_qa_predictions
-from qa_flax.trainer import QuestionAnsweringTrainer, Trainer
-from qa_flax.training_arguments import TrainingArguments
+from qa_flax.models.model import AutoModelForQuestionAnswering, get_peft_model
+from qa_flax.train.trainer import QuestionAnsweringTrainer, Trainer
+from qa_flax.train.training_arguments import TrainingArguments
 
 __version__ = "0.1.0"
 

@@ -68,8 +68,8 @@ def _others(arguments: list[str]) -> None:
 
 
 def _demo(seed: int, output_dir: str) -> None:
-    from qa_flax.demo import run_demo
-    from qa_flax.parallel import use_host_cores
+    from qa_flax.commands.demo import run_demo
+    from qa_flax.device.parallel import use_host_cores
 
     use_host_cores()
     run_demo(seed=seed, output_dir=output_dir)
@@ -77,7 +77,7 @@ def _demo(seed: int, output_dir: str) -> None:
 
 def _score(out_file: str | None, **arguments: Any) -> None:
     from qa_flax import storage
-    from qa_flax.score import as_printed, score
+    from qa_flax.commands.score import as_printed, score
 
     try:
         text = as_printed(score(**arguments))
@@ -91,7 +91,7 @@ def _score(out_file: str | None, **arguments: Any) -> None:
 
 
 def _convert(directory: Path) -> None:
-    from qa_flax.convert import convert
+    from qa_flax.commands.convert import convert
 
     try:
         print(f"{convert(directory)} written")
@@ -102,9 +102,10 @@ def _convert(directory: Path) -> None:
 
 def _run(arguments: list[str]) -> None:
     _start_logging()
-    from qa_flax.hosts import HostError, end_all
-    from qa_flax.preemption import Preempted
-    from qa_flax.run import UsageError, run
+    from qa_flax.commands.run_job import UsageError, run
+    from qa_flax.distributed.failure import end_all
+    from qa_flax.distributed.preemption import Preempted
+    from qa_flax.distributed.processes import HostError
 
     try:
         run(*parse_run_arguments(arguments))
@@ -127,9 +128,9 @@ def _env(arguments: list[str]) -> None:
     _start_logging()
     from transformers import HfArgumentParser
 
-    from qa_flax import hosts
-    from qa_flax.arguments import HostArguments
-    from qa_flax.environment import report
+    from qa_flax.commands.arguments import HostArguments
+    from qa_flax.commands.environment import report
+    from qa_flax.distributed import processes
 
     parser = HfArgumentParser(
         HostArguments,  # pyright: ignore[reportArgumentType]
@@ -143,7 +144,7 @@ def _env(arguments: list[str]) -> None:
         print(f"qa-flax: error: {error}", file=sys.stderr)
         sys.exit(2)
     lines, problems = report(host_args)
-    if hosts.is_main() or problems:
+    if processes.is_main() or problems:
         print("\n".join(lines))
         print("\n".join(f"problem: {problem}" for problem in problems) or "no problem found")
     sys.exit(1 if problems else 0)
@@ -157,9 +158,9 @@ def parse_run_arguments(arguments: list[str]) -> tuple[Any, ...]:
     """
     from transformers import HfArgumentParser
 
-    from qa_flax.arguments import DataArguments, HostArguments, ModelArguments
-    from qa_flax.run import UsageError
-    from qa_flax.training_arguments import TrainingArguments
+    from qa_flax.commands.arguments import DataArguments, HostArguments, ModelArguments
+    from qa_flax.commands.run_job import UsageError
+    from qa_flax.train.training_arguments import TrainingArguments
 
     def refuse(message: str):  # argparse would print the usage of all arguments, 170 of them
         raise UsageError(f"{message} (qa-flax run --help lists the arguments)")

@@ -82,7 +82,7 @@ def test_nothing_imports_torch_and_the_host_stages_do_not_import_jax():
     program = (
         "import sys, importlib\n"
         "sys.modules['torch'] = None\n"
-        "import qa_flax, qa_flax.run, qa_flax.cli\n"
+        "import qa_flax, qa_flax.commands.run_job, qa_flax.cli\n"
         "assert sys.modules['torch'] is None\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, env=environment())

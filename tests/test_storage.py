@@ -10,8 +10,9 @@ import tiny
 from processes import environment
 from test_run import run
 
-from qa_flax import AutoModelForQuestionAnswering, checkpoints, load_examples, storage
+from qa_flax import AutoModelForQuestionAnswering, load_examples, storage
 from qa_flax.cli import main
+from qa_flax.train import checkpoints
 
 TIMES = ("runtime", "per_second", "_time")
 

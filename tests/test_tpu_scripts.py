@@ -18,7 +18,7 @@ import yaml
 from qa_flax.cli import parse_run_arguments
 
 ROOT = Path(__file__).parents[1]
-FAKE = Path(__file__).parent / "fake_cloud"
+FAKE = Path(__file__).parent / "support" / "fake_cloud"
 QA_FLAX = FAKE / "program.py"
 FOLDER = ROOT / "tpu_scripts"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("*.sh") if os.access(path, os.X_OK))

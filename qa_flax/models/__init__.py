@@ -1,1 +1,1 @@
-"""Stage 4 of 7: window tokens -> span logits; `hf` loads and saves the models of `families`."""
+"""Stage 4 of 7: windows -> span logits (device, JAX); a model from a checkpoint and back."""

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from qa_flax.sharding import has_shards, is_shard, rows_of, whole
+from qa_flax.models.sharding import has_shards, is_shard, rows_of, whole
 
 # Where a parameter is in a model: attribute names and, in a list, indexes.
 ParamPath = tuple[Any, ...]

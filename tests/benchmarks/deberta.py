@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qa_flax.models.deberta_v2 import along_diagonals, distance_rows
+from qa_flax.models.families.deberta_v2 import along_diagonals, distance_rows
 
 HEADS, SIZE, SPAN, POSITIONS = 12, 64, 256, 512
 

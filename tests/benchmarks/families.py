@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-sys.path.append(str(Path(__file__).parents[1] / "models"))
+sys.path.append(str(Path(__file__).parents[1] / "support"))
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ from flax import nnx
 from loud import batch_of, gradient_error, loud_model, relative_error, torch_gradients
 from transformers import AutoConfig
 
-from qa_flax.models.hf import AutoModelForQuestionAnswering
+from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.models.qa import span_losses
 
 SIZES = {

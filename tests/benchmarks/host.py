@@ -19,18 +19,18 @@ import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import datasets
 import numpy as np
 import oracle
 from transformers import AutoTokenizer
 
-from qa_flax.examples import load_examples
-from qa_flax.features import make_windows
-from qa_flax.metrics import squad_metric
-from qa_flax.postprocess import postprocess_qa_predictions
-from qa_flax.windows import Features
+from qa_flax.answers.metrics import squad_metric
+from qa_flax.answers.postprocess import postprocess_qa_predictions
+from qa_flax.data.examples import load_examples
+from qa_flax.data.features import make_windows
+from qa_flax.data.windows import Features
 
 LENGTHS = {"max_seq_length": 384, "doc_stride": 128}
 

@@ -17,8 +17,8 @@ import numpy as np
 from transformers import AutoConfig
 
 from qa_flax.models import local_attention
-from qa_flax.models.hf import AutoModelForQuestionAnswering
-from qa_flax.models.modernbert import rotation
+from qa_flax.models.families.modernbert import rotation
+from qa_flax.models.model import AutoModelForQuestionAnswering
 
 WINDOW, HEAD_SIZE = 64, 64
 

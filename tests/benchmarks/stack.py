@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from transformers import BertConfig
 
-from qa_flax.models.hf import AutoModelForQuestionAnswering
+from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.models.qa import span_losses
 
 

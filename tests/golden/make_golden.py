@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForQuestionAnswering
 
-sys.path.append(str(Path(__file__).parents[1] / "models"))
+sys.path.append(str(Path(__file__).parents[1] / "support"))
 from cases import CASES
 
 HERE = Path(__file__).parent

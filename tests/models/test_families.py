@@ -25,8 +25,8 @@ from safetensors.numpy import load_file
 from transformers import PreTrainedConfig
 
 from qa_flax.models.families import FAMILIES
-from qa_flax.models.hf import AutoModelForQuestionAnswering
 from qa_flax.models.layers import Fixed, Stack
+from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.models.qa import span_losses
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from loud import batch_of, loud_model, relative_error
 
-from qa_flax.models.longformer import windowed_attention
+from qa_flax.models.families.longformer import windowed_attention
 
 QUESTIONS = [
     # Separators in rows of 30, tokens of the question; the window is 4.

@@ -6,8 +6,8 @@ import pytest
 from loud import batch_of, loud_model
 from safetensors.numpy import load_file, save_file
 
-from qa_flax.models.hf import AutoModelForQuestionAnswering
 from qa_flax.models.layers import restarting_positions
+from qa_flax.models.model import AutoModelForQuestionAnswering
 
 
 def first_words(ids, segments=None):

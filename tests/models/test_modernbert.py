@@ -9,8 +9,8 @@ from loud import loud_batch, loud_config, loud_model, parameters, relative_error
 from safetensors.numpy import load_file, save_file
 
 from qa_flax.models.families import FAMILIES
-from qa_flax.models.hf import AutoModelForQuestionAnswering, load_config
-from qa_flax.models.modernbert import ModernBertConfig
+from qa_flax.models.families.modernbert import ModernBertConfig
+from qa_flax.models.model import AutoModelForQuestionAnswering, load_config
 
 FAMILY = FAMILIES["modernbert"]
 
@@ -97,7 +97,7 @@ def test_first_weights_spread_as_pytorch_s():
 
 
 def named(path):
-    from qa_flax.models.hf import weight_name
+    from qa_flax.models.model import weight_name
 
     return weight_name(path, FAMILY, prefix=FAMILY.prefix)
 

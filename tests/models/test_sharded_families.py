@@ -11,9 +11,9 @@ from flax import nnx
 from loud import TESTED, loud_model
 from test_families import batch_of
 
-from qa_flax import parallel
-from qa_flax.memory import state_pattern
-from qa_flax.step import TrainState, make_train_step, weights_of
+from qa_flax.device import parallel
+from qa_flax.device.memory import state_pattern
+from qa_flax.device.step import TrainState, make_train_step, weights_of
 
 # With parts beside its stack that every layer uses; `test_sharding.py` has BERT.
 DEFAULT = ("deberta-v2",)

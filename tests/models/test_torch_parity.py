@@ -19,7 +19,7 @@ from loud import (
     torch_gradients,
 )
 
-from qa_flax.models.hf import AutoModelForQuestionAnswering
+from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.models.qa import span_losses
 
 torch = pytest.importorskip("torch", reason="needs the parity extra")

@@ -11,10 +11,10 @@ from jax.experimental import topologies
 from loud import TESTED, loud_model
 from test_families import batch_of
 
-from qa_flax import parallel
-from qa_flax.memory import state_pattern
-from qa_flax.optim import make_optimizer
-from qa_flax.step import Weights, make_eval_step, make_train_step, model_inputs
+from qa_flax.device import parallel
+from qa_flax.device.memory import state_pattern
+from qa_flax.device.optim import make_optimizer
+from qa_flax.device.step import Weights, make_eval_step, make_train_step, model_inputs
 
 pytest.importorskip("libtpu", reason="needs the compiler: pip install libtpu")
 pytestmark = pytest.mark.slow

@@ -1,0 +1,1 @@
+"""The verbs of `qa-flax`: one file each, found by `cli.py`."""

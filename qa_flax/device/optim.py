@@ -1,0 +1,196 @@
+"""transformers' optimizers as optax chains: clipping, scaling, weight decay (device, JAX).
+
+A chain gives the direction of a step, which the step multiplies by minus the learning rate
+(`schedules.py`): what an optimizer remembers does not depend on the rate.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+from qa_flax.models.sharding import global_norm
+
+
+def count_updates(
+    rows: int,
+    global_batch: int,
+    accumulation: int,
+    num_train_epochs: float,
+    max_steps: int,
+    drop_last: bool = False,
+) -> tuple[int, int]:
+    """Updates per epoch and in all, as in transformers.
+
+    `accumulation` batches make an update; those left over at an epoch's end make a smaller one. The
+    last, partial batch counts, unless `drop_last`.
+    """
+    batches = count_batches(rows, global_batch, drop_last)
+    per_epoch = max(1, math.ceil(batches / accumulation))
+    return per_epoch, max_steps if max_steps > 0 else math.ceil(num_train_epochs * per_epoch)
+
+
+def count_batches(rows: int, global_batch: int, drop_last: bool = False) -> int:
+    """Batches of an epoch, before any are taken together into an update."""
+    return rows // global_batch if drop_last else math.ceil(rows / global_batch)
+
+
+def decay_mask(params: PyTree) -> PyTree:
+    """True where weight decay applies: everything but biases and normalisation layers, as in HF."""
+
+    def decays(path, _leaf) -> bool:
+        names = [str(getattr(part, "key", getattr(part, "name", part))).lower() for part in path]
+        return "bias" not in names and not any(name.endswith("norm") for name in names)
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def make_optimizer(
+    name: str = "adamw_torch",
+    *,
+    weight_decay: float = 0.0,
+    adam_beta1: float = 0.9,
+    adam_beta2: float = 0.999,
+    adam_epsilon: float = 1e-8,
+    max_grad_norm: float = 1.0,
+    optim_args: str | None = None,
+) -> optax.GradientTransformation:
+    """Clip by the global norm (0: never), then the direction of the optimizer of that name.
+
+    Args:
+        name: one of `OPTIMIZERS`, transformers' `optim` (or `lamb`).
+        weight_decay: of the parameters in `decay_mask`; decoupled from the gradient or, for sgd,
+            adagrad and rmsprop, added to it, as PyTorch does.
+        adam_beta1, adam_beta2, adam_epsilon: of adamw, ademamix, lamb; lion takes the betas.
+        max_grad_norm: the largest global norm of a gradient.
+        optim_args: transformers' `optim_args`, as `"momentum=0.9,nesterov=true"`.
+
+    Raises:
+        ValueError: the name is not supported, or it has no such argument.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(
+            f"optim={name!r} is not supported; choose one of {', '.join(OPTIMIZERS)}. (States of 8 "
+            "or 4 bits, galore, apollo, lomo and schedule-free have no counterpart here.)"
+        )
+    make, allowed = OPTIMIZERS[name]
+    given = _read_optim_args(optim_args)
+    if unknown := sorted(given.keys() - allowed.keys()):
+        raise ValueError(
+            f"optim_args: optim={name!r} has no {', '.join(unknown)}; it has: "
+            f"{', '.join(allowed) or 'none'}"
+        )
+    adam = {"b1": adam_beta1, "b2": adam_beta2, "eps": adam_epsilon}
+    decay = optax.add_decayed_weights(weight_decay, decay_mask)
+    settings = {key: read(given[key]) for key, read in allowed.items() if key in given}
+    clip = [_clip(max_grad_norm)] if max_grad_norm > 0 else []
+    return optax.chain(*clip, *make(decay, adam, **settings))
+
+
+def _clip(max_norm: float) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm`, whose norm is that of all cores' shards."""
+
+    def clip(updates: PyTree, params: PyTree | None) -> PyTree:
+        norm = global_norm(updates)
+        shrink = lambda g: jnp.where(norm < max_norm, g, (g / norm.astype(g.dtype)) * max_norm)  # noqa: E731
+        return jax.tree.map(shrink, updates)
+
+    return optax.stateless(clip)
+
+
+Parts = list[optax.GradientTransformation]
+
+
+def _adamw(decay: Any, adam: dict[str, Any]) -> Parts:
+    return [optax.scale_by_adam(**adam), decay]
+
+
+def _ademamix(
+    decay: Any,
+    adam: dict[str, Any],
+    beta1: float | None = None,
+    beta2: float | None = None,
+    beta3: float = 0.9999,
+    alpha: float = 5.0,
+    eps: float | None = None,
+) -> Parts:
+    given = {"b1": beta1, "b2": beta2, "eps": eps}
+    adam = adam | {name: value for name, value in given.items() if value is not None}
+    return [optax.contrib.scale_by_ademamix(b3=beta3, alpha=alpha, **adam), decay]
+
+
+def _lion(decay: Any, adam: dict[str, Any]) -> Parts:
+    return [optax.scale_by_lion(adam["b1"], adam["b2"]), decay]
+
+
+def _lamb(decay: Any, adam: dict[str, Any]) -> Parts:
+    return [optax.scale_by_adam(**adam), decay, optax.scale_by_trust_ratio()]
+
+
+def _adafactor(decay: Any, adam: dict[str, Any]) -> Parts:
+    """With transformers' settings: no rate of its own, every matrix factored."""
+    factored = optax.scale_by_factored_rms(min_dim_size_to_factor=0)
+    return [factored, optax.clip_by_block_rms(1.0), decay]
+
+
+def _sgd(decay: Any, adam: dict[str, Any], momentum: float = 0.0, nesterov: bool = False) -> Parts:
+    return [decay, optax.trace(momentum, nesterov)] if momentum else [decay]
+
+
+def _adagrad(decay: Any, adam: dict[str, Any]) -> Parts:
+    """With PyTorch's settings; its epsilon of 1e-10 is added to the root, optax's below it."""
+    return [decay, optax.scale_by_rss(initial_accumulator_value=0.0, eps=1e-20)]
+
+
+def _rmsprop(
+    decay: Any,
+    adam: dict[str, Any],
+    momentum: float = 0.0,
+    alpha: float = 0.99,
+    eps: float = 1e-8,
+    centered: bool = False,
+) -> Parts:
+    scale = optax.scale_by_stddev if centered else optax.scale_by_rms
+    scaled = [decay, scale(alpha, eps, eps_in_sqrt=False)]
+    return [*scaled, optax.trace(momentum)] if momentum else scaled
+
+
+def _read_optim_args(text: str | None) -> dict[str, str]:
+    pairs = [part.partition("=") for part in (text or "").replace(" ", "").split(",") if part]
+    if wrong := [name for name, equals, value in pairs if not (name and equals and value)]:
+        raise ValueError(f"optim_args={text!r}: {', '.join(wrong)} has no value; write name=value")
+    return {name: value for name, _, value in pairs}
+
+
+def _flag(text: str) -> bool:
+    return text.lower() in ("true", "1", "yes")
+
+
+_ADEMAMIX: dict[str, Callable] = dict.fromkeys(("beta1", "beta2", "beta3", "alpha", "eps"), float)
+_RMSPROP: dict[str, Callable] = {"momentum": float, "alpha": float, "eps": float, "centered": _flag}
+
+# Of these a step depends on more of a parameter than its own element: on rows, columns or norms.
+NEED_WHOLE_PARAMETERS = ("adafactor", "lamb")
+
+OPTIMIZERS: dict[str, tuple[Callable[..., Parts], dict[str, Callable]]] = {
+    "adamw_torch": (_adamw, {}),
+    "adamw_torch_fused": (_adamw, {}),
+    "adamw_torch_xla": (_adamw, {}),
+    "adamw_torch_npu_fused": (_adamw, {}),
+    "paged_adamw_32bit": (_adamw, {}),
+    "adafactor": (_adafactor, {}),
+    "ademamix": (_ademamix, _ADEMAMIX),
+    "paged_ademamix_32bit": (_ademamix, _ADEMAMIX),
+    "lion_32bit": (_lion, {}),
+    "paged_lion_32bit": (_lion, {}),
+    "lamb": (_lamb, {}),
+    "sgd": (_sgd, {"momentum": float, "nesterov": _flag}),
+    "adagrad": (_adagrad, {}),
+    "rmsprop": (_rmsprop, _RMSPROP),
+    "rmsprop_bnb": (_rmsprop, _RMSPROP),
+    "rmsprop_bnb_32bit": (_rmsprop, _RMSPROP),
+}

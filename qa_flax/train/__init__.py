@@ -1,0 +1,1 @@
+"""The Hugging Face trainer contract over the stages (host)."""

@@ -1,0 +1,82 @@
+"""The README.md of a trained model, by transformers' template (host)."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import transformers
+from transformers.modelcard import TrainingSummary, parse_log_history
+from transformers.trainer_callback import TrainerState
+
+from qa_flax import storage
+from qa_flax.device import parallel
+
+
+@runtime_checkable
+class Trained(Protocol):
+    """What the card tells of."""
+
+    args: transformers.TrainingArguments
+    state: TrainerState
+
+
+def model_card(
+    trainer: Trained,
+    finetuned_from: str | None = None,
+    model_name: str | None = None,
+    tags: str | list[str] | None = None,
+    tasks: str | list[str] | None = "question-answering",
+    **more: Any,
+) -> str:
+    """Markdown with the metadata that the hub reads; the arguments are those of transformers.
+
+    A folder is no name that others could load a model by, so the card does not name it.
+    """
+    is_folder = finetuned_from is not None and storage.path(finetuned_from).exists()
+    given = [tags] if isinstance(tags, str) else list(tags or ())
+    _, eval_lines, eval_results = parse_log_history(trainer.state.log_history or [{}])
+    summary = TrainingSummary(
+        model_name=model_name or _name(trainer.args.output_dir or "trainer_output"),
+        finetuned_from=None if is_folder else finetuned_from,
+        tags=list(dict.fromkeys([*given, "generated_from_trainer", "jax"])),
+        tasks=tasks,
+        eval_results=eval_results,
+        eval_lines=eval_lines or None,
+        hyperparameters=_hyperparameters(trainer.args),
+        source="qa_flax",  # transformers' own line would name PyTorch
+        **more,
+    )
+    card = summary.to_model_card() + f"- JAX {jax.__version__}\n"
+    if is_folder:  # transformers knows a name or nothing
+        card = card.replace(
+            "was trained from scratch on", "was fine-tuned from a local checkpoint on"
+        )
+    return card
+
+
+def _name(folder: str) -> str:
+    found = storage.path(folder)
+    return found.name if storage.is_remote(folder) else found.resolve().name
+
+
+def _hyperparameters(args: transformers.TrainingArguments) -> dict[str, Any]:
+    cores = parallel.core_count()
+    rows = cores * args.per_device_train_batch_size * args.gradient_accumulation_steps
+    found: dict[str, Any] = {
+        "learning_rate": args.learning_rate,
+        "train_batch_size": args.per_device_train_batch_size,
+        "eval_batch_size": args.per_device_eval_batch_size,
+        "seed": args.seed,
+        "num_devices": cores,
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "total_train_batch_size": rows,
+        "optimizer": f"{getattr(args.optim, 'value', args.optim)}, betas=({args.adam_beta1}, "
+        f"{args.adam_beta2}), epsilon={args.adam_epsilon}, weight_decay={args.weight_decay}, "
+        f"optim_args={args.optim_args}",
+        "lr_scheduler_type": getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type),
+        "lr_scheduler_warmup_steps": args.warmup_steps,
+        "num_epochs": args.num_train_epochs,
+        "training_steps": args.max_steps if args.max_steps > 0 else None,
+        "label_smoothing_factor": args.label_smoothing_factor or None,
+        "mixed_precision_training": "bfloat16" if args.bf16 else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,83 @@
+"""Random cases of post-processing against the plain oracle, as many as asked for; run by hand.
+
+    python tests/fuzz_spans.py --cases 1000000 --processes 2
+
+Windows, texts, ragged rows, ties, NaN, v1 and v2, with and without Hugging Face's defects, from
+lists, `datasets` and `Features`: answers, and in every tenth case the bytes of all files.
+"""
+
+import argparse
+import multiprocessing
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import test_spans
+from oracle import postprocess_plain
+
+from qa_flax.answers.postprocess import postprocess_qa_predictions
+
+BLOCK = 500
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cases", type=int, default=1_000_000)
+    parser.add_argument("--first", type=int, default=10_000_000, help="the first seed")
+    parser.add_argument("--processes", type=int, default=2)
+    args = parser.parse_args()
+    blocks = range(args.first, args.first + args.cases, BLOCK)
+    started, compared = time.time(), 0
+    with multiprocessing.Pool(args.processes) as pool:
+        for done, count in enumerate(pool.imap_unordered(compare_block, blocks), start=1):
+            compared += count
+            if done % 100 == 0:
+                print(f"{compared:,} cases in {time.time() - started:.0f} s", flush=True)
+    print(f"{compared:,} random cases, no difference, {time.time() - started:.0f} s")
+
+
+def compare_block(first):
+    return sum(compare(seed) for seed in range(first, first + BLOCK))
+
+
+def compare(seed):
+    """One case; raises with its seed where the two differ. 0 where Hugging Face has no result."""
+    rng = np.random.default_rng(seed)
+    rows, features, predictions, settings = test_spans.case(seed)
+    settings["hf_compatible"] = bool(rng.integers(2))
+    kind = rng.integers(3)
+    if kind == 1:  # many ties
+        predictions = tuple(np.round(logits) for logits in predictions)
+    elif kind == 2:
+        for logits in predictions:
+            share = rng.random(logits.shape) < 0.03
+            logits[share] = rng.choice([np.nan, np.inf, -np.inf, -0.0, 0.0], int(share.sum()))
+    if rng.random() < 0.5:
+        for feature in features:
+            feature["cls_index"] = int(rng.integers(test_spans.LENGTH))
+    given = features
+    if rng.random() < 0.05:  # slow to make
+        given = test_spans.as_dataset(features)
+    elif "token_is_max_context" not in features[0] and "cls_index" not in features[0]:
+        given = test_spans.as_struct(features)
+    reference = {"argsort": test_spans.left_first}
+    try:
+        if rng.random() < 0.1:
+            with tempfile.TemporaryDirectory() as folder:
+                test_spans.assert_same(
+                    Path(folder), rows, features, predictions, settings, given, **reference
+                )
+        else:
+            with np.errstate(all="ignore"):
+                expected = postprocess_plain(rows, features, predictions, **settings, **reference)
+            assert postprocess_qa_predictions(rows, given, predictions, **settings) == expected
+    except StopIteration:  # Hugging Face's IndexError: several spans, none of which has a text
+        return 0
+    except AssertionError as error:
+        raise AssertionError(f"seed {seed} differs") from error
+    return 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""`qa_flax.metrics` gives the official scorers' numbers to the last digit."""
+
+import random
+
+import oracle
+import pytest
+from conftest import shared_path
+
+from qa_flax.answers.metrics import squad_metric
+
+
+def prediction(text, id_="q", **more):
+    return {"id": id_, "prediction_text": text, **more}
+
+
+def reference(*golds, id_="q"):
+    return {"id": id_, "answers": {"text": list(golds), "answer_start": [0] * len(golds)}}
+
+
+# ------------------------------------------------------------- the official values, worked by hand
+
+
+@pytest.mark.parametrize(
+    ("text", "golds", "exact", "f1"),
+    [
+        ("The Broncos!", ["Denver", "broncos"], 100.0, 100.0),
+        ("the", ["a"], 100.0, 0.0),  # both empty once normalised: equal, but without a word
+        ("", [""], 100.0, 0.0),
+        ("10\u201312", ["10-12"], 0.0, 0.0),  # of the dashes only the ASCII one is punctuation
+        ("£5", ["5"], 0.0, 0.0),
+        (
+            "10\u2013the 12",
+            ["10\u2013 12"],
+            100.0,
+            100.0,
+        ),  # an article ends at any mark, not just spaces
+        ("another theme", ["theme another"], 0.0, 100.0),
+        ("x x x", ["x y"], 0.0, 40.0),  # one word shared: precision 1/3, recall 1/2
+        ("x x", ["x x y"], 0.0, 80.0),
+        ("Saint\tMary\u00a0", ["saint mary"], 100.0, 100.0),
+        ("ÉCOLE", ["école"], 100.0, 100.0),
+        ("東京", ["東京都"], 0.0, 0.0),
+    ],
+)
+def test_version_1_corners(text, golds, exact, f1):
+    scores = squad_metric([prediction(text)], [reference(*golds)])
+    assert list(scores) == ["exact_match", "f1"]
+    assert scores == pytest.approx({"exact_match": exact, "f1": f1}, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("text", "golds", "exact", "f1"),
+    [
+        ("", [], 100.0, 100.0),
+        ("the", [], 100.0, 100.0),
+        ("word", [], 0.0, 0.0),
+        ("", ["word"], 0.0, 0.0),
+        ("the", ["a"], 100.0, 100.0),  # a gold that normalises to "" is left out: gold is then [""]
+        ("", ["the", "word"], 0.0, 0.0),
+        ("x y", ["x"], 0.0, 200 / 3),
+    ],
+)
+def test_version_2_corners(text, golds, exact, f1):
+    scores = squad_metric([prediction(text, no_answer_probability=0.0)], [reference(*golds)], True)
+    assert scores["exact"] == exact
+    assert scores["f1"] == pytest.approx(f1, rel=1e-15)
+    assert ("NoAns_exact" in scores) == (not golds) == ("HasAns_exact" not in scores)
+
+
+FOUR = [reference("x", id_="1"), reference("y", id_="2"), reference(id_="3"), reference(id_="4")]
+
+
+def test_version_2_keys_and_threshold():
+    predictions = [
+        prediction("x", "1", no_answer_probability=0.1),
+        prediction("y z", "2", no_answer_probability=0.6),
+        prediction("w", "3", no_answer_probability=0.7),
+        prediction("", "4", no_answer_probability=0.2),
+    ]
+    scores = squad_metric(predictions, FOUR, True, no_answer_threshold=0.6)
+    third = 200 / 3
+    assert list(scores.items()) == [
+        ("exact", 75.0),
+        ("f1", pytest.approx((300 + third) / 4)),
+        ("total", 4),
+        ("HasAns_exact", 50.0),
+        ("HasAns_f1", pytest.approx((100 + third) / 2)),
+        ("HasAns_total", 2),
+        ("NoAns_exact", 100.0),
+        ("NoAns_f1", 100.0),
+        ("NoAns_total", 2),
+        # Begin with 2 unanswered; "1" makes 3; "4" is empty; "2" adds 2/3 of F1; "3" costs one.
+        ("best_exact", 75.0),
+        ("best_exact_thresh", 0.1),
+        ("best_f1", pytest.approx((300 + third) / 4)),
+        ("best_f1_thresh", 0.6),
+    ]
+
+
+def test_one_probability_for_all_makes_the_best_scores_an_artefact_of_order():
+    def best(order):
+        texts = {"1": "x", "2": "y", "3": "w", "4": "w"}
+        rows = [prediction(texts[id_], id_, no_answer_probability=0.0) for id_ in order]
+        scores = squad_metric(rows, FOUR, True)
+        assert (scores["exact"], scores["best_exact_thresh"]) == (50.0, 0.0)
+        return scores["best_exact"]
+
+    assert [best(order) for order in ("1234", "1324", "3412")] == [100.0, 75.0, 50.0]
+
+
+def test_the_best_score_looks_at_the_raw_prediction():
+    rows = [prediction("the", no_answer_probability=-1.0)]
+    scores = squad_metric(rows, [reference()], True)
+    assert (scores["exact"], scores["best_exact"], scores["best_exact_thresh"]) == (100, 100, 0)
+    rows = [prediction("the", "3", no_answer_probability=-2.0)]
+    rows += [prediction("x", "1", no_answer_probability=-1.0)]
+    scores = squad_metric(rows, [FOUR[0], FOUR[2]], True)
+    assert (scores["exact"], scores["best_exact"]) == (100.0, 50.0)
+
+
+# ------------------------------------------------------------------- real questions, random answers
+
+
+def guesses(rows, seed):
+    """Golds, golds cut, words of the context, nothing: what a model would say, good and bad."""
+    rng = random.Random(seed)
+    answers = {}
+    for row in rows:
+        words, golds = row["context"].split(), row["answers"]["text"] or ["the"]
+        first = rng.randrange(len(words))
+        some = " ".join(words[first : first + rng.randint(1, 12)])
+        gold = rng.choice(golds)
+        longer = f"the {gold}, {words[first]} {gold}"
+        answers[row["id"]] = rng.choice([gold, gold[1:], gold.upper(), some, longer, "", "The!"])
+    return answers
+
+
+REAL = [("xquad", f"xquad.{code}.json") for code in ("en", "de", "es", "zh", "ar")]
+REAL += [("squadshifts", f"{name}_v1.0.json") for name in ("reddit", "amazon_reviews")]
+
+
+@pytest.mark.parametrize("file", REAL, ids=lambda file: file[1])
+def test_real_questions_version_1(file):
+    rows = oracle.nested_to_rows(shared_path("data", *file))
+    rows = [row for row in rows if row["answers"]["text"]][:2000]
+    answers = guesses(rows, len(rows))
+    predictions = [prediction(text, id_) for id_, text in answers.items()]
+    scores = squad_metric(predictions, rows)
+    assert scores == oracle.squad_v1_plain(answers, rows)
+    assert 10 < scores["exact_match"] < scores["f1"] < 90
+
+
+@pytest.mark.parametrize("file", REAL, ids=lambda file: file[1])
+@pytest.mark.parametrize("threshold", [1.0, 0.4])
+def test_real_questions_version_2(file, threshold):
+    rows = oracle.nested_to_rows(shared_path("data", *file))[:2000]
+    for row in rows[::3]:
+        row["answers"] = {"text": [], "answer_start": []}
+    answers, rng = guesses(rows, len(rows)), random.Random(1)
+    no_answer = {id_: round(rng.random(), 2) for id_ in answers}
+    predictions = [
+        prediction(text, id_, no_answer_probability=no_answer[id_]) for id_, text in answers.items()
+    ]
+    scores = squad_metric(predictions, rows, True, threshold)
+    expected = oracle.squad_v2_plain(answers, rows, no_answer, threshold)
+    assert list(scores.items()) == list(expected.items())
+
+
+@pytest.mark.parametrize("language", ["en", "de", "es", "zh", "ar"])
+def test_real_questions_by_mlqas_rules(language):
+    rows = oracle.nested_to_rows(shared_path("data", "xquad", f"xquad.{language}.json"))
+    answers = guesses(rows, len(rows))
+    predictions = [prediction(text, id_) for id_, text in answers.items()]
+    scores = squad_metric(predictions, rows, language=language)
+    assert scores == oracle.mlqa_plain(answers, rows, language)
+    if language != "en":
+        assert scores != squad_metric(predictions, rows)
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "gold", "exact", "f1"),
+    [
+        ("zh", "東京", "東京都", 0.0, 80.0),  # each character is a word
+        ("zh", "iPhone手机。", "手机 iPhone", 0.0, 100.0),
+        ("en", "10\u201312", "1012", 100.0, 100.0),  # every dash of Unicode is punctuation
+        ("de", "Die Elbe", "Elbe", 100.0, 100.0),
+        ("es", "los ríos", "Ríos", 100.0, 100.0),
+        ("vi", "những con sông", "con sông", 100.0, 100.0),
+        ("hi", "the x", "x", 0.0, 200 / 3),
+        ("ar", "القاهرة", "قاهرة", 100.0, 100.0),
+    ],
+)
+def test_languages(language, text, gold, exact, f1):
+    scores = squad_metric([prediction(text)], [reference(gold)], language=language)
+    assert scores == pytest.approx({"exact_match": exact, "f1": f1}, rel=1e-15)
+
+
+def test_an_unknown_language_is_refused():
+    with pytest.raises(ValueError, match="'fr'; MLQA's rules know ar, de, en, es, hi, vi, zh"):
+        squad_metric([prediction("x")], [reference("x")], language="fr")
+
+
+# ------------------------------------------------------------------------ what is lacking or wrong
+
+
+def test_a_missing_prediction_counts_as_wrong_in_version_1(caplog):
+    scores = squad_metric([prediction("x", "1")], FOUR[:2])
+    assert scores == {"exact_match": 50.0, "f1": 50.0}
+    assert "1 of 2 questions have no prediction and count as wrong: 2" in caplog.text
+
+
+def test_repeated_and_foreign_ids():
+    rows = [prediction("wrong", "1"), prediction("x", "1"), prediction("x", "elsewhere")]
+    assert squad_metric(rows, [FOUR[0]]) == {"exact_match": 100.0, "f1": 100.0}
+    twice = [FOUR[0], reference("other", id_="1")]
+    assert squad_metric(rows, twice) == {"exact_match": 50.0, "f1": 50.0}
+    assert squad_metric(rows, twice, True)["total"] == 1
+    assert squad_metric(rows, twice, True)["exact"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "version_2", "message"),
+    [
+        ([prediction("x", "1")], FOUR, False, r"2 of 4 .*\(3, 4\).*version_2_with_negative=True"),
+        ([prediction("x", "1")], FOUR, True, r"3 of 4 questions have no prediction \(2, 3, 4\)"),
+        ([], [], False, "no references"),
+        ([prediction(None, "1"), prediction(3, "2")], FOUR, True, '2 x no string.*text": 1, 2'),
+        (["x"], FOUR, True, "1 x not a dict .*row 0"),
+        ([prediction("x", no_answer_probability=None)], FOUR, True, "is no number: q"),
+        ([prediction("x", no_answer_probability=float("nan"))], FOUR, True, "is no number: q"),
+        ([], [{"id": "q"}], False, r"references cannot be scored:\n.*under \"answers\": q"),
+        ([], [{"id": "q", "answers": {"text": "x"}}], False, "no list of strings: q"),
+        ([], [{"id": "q", "answers": {"text": None}}], False, "no list of strings: q"),
+        ([], [{"answers": {"text": ["x"]}}] * 7, False, "7 x .*row 0, .*row 4, [.][.][.]"),
+    ],
+)
+def test_refusals(predictions, references, version_2, message):
+    with pytest.raises(ValueError, match=message):
+        squad_metric(predictions, references, version_2)

@@ -1,0 +1,102 @@
+"""PyTorch's pickles: converted on request, refused otherwise, never run."""
+
+import json
+import os
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from loud import loud_batch, loud_model, relative_error
+
+from qa_flax import cli
+from qa_flax.commands.convert import convert
+from qa_flax.models.model import AutoModelForQuestionAnswering
+
+torch = pytest.importorskip("torch", reason="needs the parity extra")
+from safetensors.torch import load_file  # noqa: E402
+
+load = AutoModelForQuestionAnswering.from_pretrained
+
+
+@pytest.fixture
+def pickled(tmp_path):
+    """A checkpoint whose weights are in pytorch_model.bin only."""
+    loud_model(0).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    return tmp_path
+
+
+def test_the_advice_for_a_pickle_works(pickled, capsys):
+    with pytest.raises(OSError, match=r"qa-flax convert DIRECTORY") as caught:
+        load(pickled)
+    assert "is a pickle, which can run code" in str(caught.value)
+    cli.main(["convert", str(pickled)])
+    assert capsys.readouterr().out == f"{pickled / 'model.safetensors'} written\n"
+    assert (
+        relative_error(load(pickled)(**loud_batch()).start, loud_model(0)(**loud_batch()).start)
+        == 0
+    )
+
+
+def test_shards_half_precision_and_shared_tensors(pickled):
+    weights = torch.load(pickled / "pytorch_model.bin", weights_only=True)
+    (pickled / "pytorch_model.bin").unlink()
+    names = sorted(weights)
+    parts = {"pytorch_model-1.bin": names[:20], "pytorch_model-2.bin": names[20:]}
+    for file, part in parts.items():
+        torch.save({n: weights[n].bfloat16() for n in part}, pickled / file)
+    shared = weights["bert.embeddings.word_embeddings.weight"]
+    torch.save({"cls.one": shared, "cls.two": shared.T}, pickled / "pytorch_model-3.bin")
+    weight_map = {n: f for f, part in parts.items() for n in part}
+    weight_map |= dict.fromkeys(("cls.one", "cls.two"), "pytorch_model-3.bin")
+    index = pickled / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    written = load_file(convert(pickled))
+    assert written.keys() == weights.keys() | {"cls.one", "cls.two"}
+    assert {t.dtype for n, t in written.items() if n in weights} == {torch.bfloat16}
+    assert torch.equal(written["cls.two"], shared.T)
+    assert np.isfinite(np.asarray(load(pickled)(**loud_batch()).start)).all()
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.mkdir, ("made_by_a_pickle",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickle.dumps(Harmful(), 2), "no pickle of plain tensors"),
+        (b"not a pickle", "no pickle of plain tensors"),
+    ],
+    ids=["code", "text"],
+)
+def test_a_pickle_that_is_none_is_refused(pickled, content, message, monkeypatch, capsys):
+    monkeypatch.chdir(pickled)
+    (pickled / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["convert", str(pickled)])
+    assert message in capsys.readouterr().err
+    assert not (pickled / "made_by_a_pickle").exists()
+    assert not (pickled / "model.safetensors").exists()
+
+
+def test_other_contents_are_refused(pickled):
+    torch.save([torch.ones(1)], pickled / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="holds a list, not tensors by name"):
+        convert(pickled)
+    torch.save({"a": 1, "b": torch.ones(1)}, pickled / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"a \(1 in all\) are no tensors"):
+        convert(pickled)
+
+
+def test_what_is_absent_or_there_already_is_said(pickled, tmp_path):
+    convert(pickled)
+    with pytest.raises(FileExistsError, match="exists already"):
+        convert(pickled)
+    shutil.rmtree(pickled)
+    with pytest.raises(FileNotFoundError, match="no such directory"):
+        convert(pickled)

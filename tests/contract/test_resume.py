@@ -1,0 +1,313 @@
+"""A run that is stopped and gone on with is the run that was never stopped, bit for bit."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import tiny
+from flax import nnx
+from test_trainer import arguments, compute_metrics, post_process
+from transformers import EarlyStoppingCallback
+
+from qa_flax import (
+    LoraConfig,
+    QuestionAnsweringTrainer,
+    get_peft_model,
+    prepare_train_features,
+    prepare_validation_features,
+)
+from qa_flax.train import checkpoints
+
+LENGTHS = {"max_seq_length": 64, "doc_stride": 16}
+SETTINGS = {
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "logging_steps": 2,
+    "num_train_epochs": 3,
+    "learning_rate": 3e-3,
+    "warmup_steps": 2,
+    "weight_decay": 0.01,
+}
+CASES = {
+    "plain": {},
+    "accumulation": {"gradient_accumulation_steps": 2},
+    "drop_last, by length": {
+        "dataloader_drop_last": True,
+        "train_sampling_strategy": "group_by_length",
+        "data_seed": 7,
+    },
+    "evaluation and best model": {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "f1",
+        "save_total_limit": 20,
+    },
+    "by epoch": {"eval_strategy": "epoch", "logging_strategy": "epoch"},
+    "plateau": {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "metric_for_best_model": "f1",
+        "lr_scheduler_type": "reduce_lr_on_plateau",
+        "lr_scheduler_kwargs": {"patience": 0, "factor": 0.5},
+    },
+    "lion": {"optim": "lion_32bit", "learning_rate": 1e-4, "include_num_input_tokens_seen": "all"},
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny.tokenizer()
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return tiny.examples(answerable=True)
+
+
+def trainer_in(folder, examples, tokenizer, callbacks=None, model=None, **changes):
+    return QuestionAnsweringTrainer(
+        model=tiny.model(hidden_dropout_prob=0.2) if model is None else model,
+        args=arguments(folder, **(SETTINGS | changes)),
+        train_dataset=prepare_train_features(examples, tokenizer, **LENGTHS),
+        eval_dataset=prepare_validation_features(examples, tokenizer, **LENGTHS),
+        eval_examples=examples,
+        processing_class=tokenizer,
+        post_process_function=post_process,
+        compute_metrics=compute_metrics,
+        callbacks=callbacks,
+    )
+
+
+def keep_until(folder, copy, step):
+    """The folder as it was when the run was stopped after `step`."""
+    shutil.copytree(folder, copy)
+    for path in copy.glob("checkpoint-*"):
+        if int(path.name.partition("-")[2]) > step:
+            shutil.rmtree(path)
+
+
+def assert_same_run(one, other):
+    """Model, optimizer, log history and best model of two trainers that came to the end."""
+    jax.tree.map(np.testing.assert_array_equal, *(nnx.split(t.model)[1] for t in (one, other)))
+    states = []
+    for trainer in (one, other):
+        folder = checkpoints.find(True, Path(trainer.args.output_dir))
+        with ocp.StandardCheckpointer() as checkpointer:
+            states.append(checkpointer.restore((folder / "train_state").absolute()))
+    assert states[0].keys() == states[1].keys()
+    assert len(states[0]) > 2 * 30
+    for name, array in states[0].items():
+        np.testing.assert_array_equal(array, states[1][name], err_msg=name)
+    assert without_times(one) == without_times(other)
+    for name in ("global_step", "epoch", "best_metric", "best_global_step", "max_steps"):
+        assert getattr(one.state, name) == getattr(other.state, name), name
+
+
+def without_times(trainer):
+    times = ("runtime", "per_second", "_time")
+    return [
+        {k: v for k, v in logs.items() if not k.endswith(times)}
+        for logs in trainer.state.log_history
+    ]
+
+
+# The slow ones take no path that the others do not.
+SLOW = ("plain", "lion", "by epoch", "drop_last, by length")
+STOPPED = [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CASES]
+
+
+@pytest.mark.parametrize("case", STOPPED)
+def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, examples, tokenizer, case):
+    whole = trainer_in(tmp_path / "whole", examples, tokenizer, **CASES[case])
+    whole.train()
+    steps = whole.state.max_steps
+    assert steps >= 3
+    for step in {steps // 3, steps - 1}:
+        folder = tmp_path / f"stopped-{step}"
+        keep_until(tmp_path / "whole", folder, step)
+        resumed = trainer_in(folder, examples, tokenizer, **CASES[case])
+        resumed.train(resume_from_checkpoint=True)
+        assert_same_run(whole, resumed)
+
+
+def with_adapters(seed=0, **changes):
+    settings = {"r": 2, "target_modules": "all-linear", "lora_dropout": 0.2} | changes
+    return get_peft_model(tiny.model(seed, hidden_dropout_prob=0.2), LoraConfig(**settings))
+
+
+@pytest.mark.slow
+def test_a_resumed_run_of_adapters_is_the_run_that_was_never_stopped(tmp_path, examples, tokenizer):
+    """With the best of them at the end; the base is of the caller, no checkpoint holds it."""
+    changes = CASES["evaluation and best model"] | {"max_steps": 3, "learning_rate": 1e-2}
+    whole = trainer_in(tmp_path / "whole", examples, tokenizer, model=with_adapters(), **changes)
+    whole.train()
+    folder = tmp_path / "stopped"
+    keep_until(tmp_path / "whole", folder, 1)
+    names = {path.name for path in (folder / "checkpoint-1").iterdir()}
+    assert names >= {"adapter_config.json", "adapter_model.safetensors", "train_state", "run.json"}
+    assert not names & {"config.json", "model.safetensors"}
+    resumed = trainer_in(folder, examples, tokenizer, model=with_adapters(), **changes)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_run(whole, resumed)
+    best = tmp_path / "whole" / f"checkpoint-{whole.state.best_global_step}"
+    found = tiny.model(hidden_dropout_prob=0.2).with_adapter(best)
+    jax.tree.map(np.testing.assert_array_equal, *(nnx.state(m) for m in (found, whole.model)))
+
+    for model, message in (
+        (with_adapters(seed=1), "fixed_digest: "),
+        (with_adapters(lora_alpha=9), "'lora_alpha': 8"),
+        (with_adapters(lora_dropout=0.3), "'lora_dropout': 0.2"),
+        (tiny.model(hidden_dropout_prob=0.2), "does not fit model and optimizer"),
+    ):
+        other = trainer_in(folder, examples, tokenizer, model=model, **changes)
+        with pytest.raises(ValueError, match=message):
+            other.train(resume_from_checkpoint=folder / "checkpoint-1")
+
+
+def test_early_stopping_counts_on(tmp_path, examples, tokenizer):
+    """Stopped between two evaluations that are no better, a run stops where it would have."""
+    changes = {
+        "learning_rate": 0.0,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "f1",
+    }
+
+    def trainer(folder):
+        patient = EarlyStoppingCallback(early_stopping_patience=3)
+        return trainer_in(folder, examples, tokenizer, [patient], **changes)
+
+    whole = trainer(tmp_path / "whole")
+    whole.train()
+    assert whole.state.global_step == 4 < whole.state.max_steps
+    for step in (2, 4):
+        keep_until(tmp_path / "whole", tmp_path / f"{step}", step)
+        resumed = trainer(tmp_path / f"{step}")
+        resumed.train(resume_from_checkpoint=True)
+        assert_same_run(whole, resumed)
+
+
+def test_another_run_is_refused_with_the_difference(tmp_path, examples, tokenizer):
+    trainer_in(tmp_path, examples, tokenizer, max_steps=1).train()
+    path = tmp_path / "checkpoint-1"
+    for changes, message in (
+        ({"seed": 5}, "seed: 42 in the checkpoint, 5 now"),
+        ({"gradient_accumulation_steps": 2}, "rows_per_update: 8 in the checkpoint, 16 now"),
+        ({"model": tiny.model(hidden_dropout_prob=0.1)}, "hidden_dropout_prob"),
+    ):
+        other = trainer_in(tmp_path, examples, tokenizer, **({"max_steps": 2} | changes))
+        with pytest.raises(ValueError, match=message) as refused:
+            other.train(resume_from_checkpoint=path)
+        assert "accept_changes" in str(refused.value)
+    fewer = trainer_in(tmp_path, examples.select(range(5)), tokenizer, max_steps=2, seed=5)
+    with pytest.raises(ValueError, match="windows_digest") as refused:
+        fewer.train(resume_from_checkpoint=path)
+    assert all(name in str(refused.value) for name in ("windows:", "seed:"))
+    fewer.train(resume_from_checkpoint=path, accept_changes=True)
+    assert fewer.state.global_step == 2
+
+
+def test_an_optimizer_of_another_kind_is_refused(tmp_path, examples, tokenizer):
+    trainer_in(tmp_path, examples, tokenizer, max_steps=1).train()
+    other = trainer_in(tmp_path, examples, tokenizer, max_steps=2, optim="lion_32bit")
+    with pytest.raises(ValueError, match=r"does not fit model and optimizer \(\d+ differences\)"):
+        other.train(resume_from_checkpoint=True)
+
+
+def test_what_cannot_be_resumed_from_is_named(tmp_path, examples, tokenizer):
+    trainer = trainer_in(tmp_path / "none", examples, tokenizer)
+    with pytest.raises(ValueError, match="no checkpoint-<step> in"):
+        trainer.train(resume_from_checkpoint=True)
+    trainer_in(tmp_path, examples, tokenizer, max_steps=1, save_only_model=True).train()
+    with pytest.raises(ValueError, match=r"has no train_state, run.json.*save_only_model"):
+        trainer.train(resume_from_checkpoint=tmp_path / "checkpoint-1")
+
+
+def test_a_checkpoint_is_complete_or_not_there(tmp_path, monkeypatch, examples, tokenizer):
+    trainer = trainer_in(tmp_path, examples, tokenizer, max_steps=3)
+
+    def fail_at_the_second(folder, state, run, save=checkpoints.save_state):
+        save(folder, state, run)
+        if trainer.state.global_step == 2:
+            raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_state", fail_at_the_second)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.train()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1"]
+    monkeypatch.undo()
+    resumed = trainer_in(tmp_path, examples, tokenizer, max_steps=3)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 3
+
+
+def test_the_best_model_is_kept_and_loaded(tmp_path, examples, tokenizer):
+    """Scores made up so that the second of four is the best, and a NaN comes after it."""
+    made_up = iter([1.0, 5.0, float("nan"), 3.0, 2.0])
+    trainer = trainer_in(
+        tmp_path,
+        examples,
+        tokenizer,
+        max_steps=4,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="made_up",
+        greater_is_better=True,
+        save_total_limit=1,
+    )
+    trainer.compute_metrics = lambda scored: {"made_up": next(made_up)}
+    trainer.train()
+    assert (trainer.state.best_metric, trainer.state.best_global_step) == (5.0, 2)
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    best = type(trainer.model).from_pretrained(tmp_path / "checkpoint-2")
+    jax.tree.map(np.testing.assert_array_equal, *(nnx.split(m)[1] for m in (trainer.model, best)))
+    history = [h["eval_made_up"] for h in trainer.state.log_history if "eval_made_up" in h]
+    assert history[:2] == [1.0, 5.0]
+
+
+def test_saving_the_best_alone(tmp_path, examples, tokenizer):
+    made_up = iter([3.0, 1.0, 4.0, 2.0])
+    trainer = trainer_in(
+        tmp_path,
+        examples,
+        tokenizer,
+        max_steps=4,
+        save_strategy="best",
+        eval_strategy="steps",
+        eval_steps=1,
+        metric_for_best_model="made_up",
+        greater_is_better=True,
+    )
+    trainer.compute_metrics = lambda scored: {"made_up": next(made_up)}
+    trainer.train()
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-3"}
+
+
+def test_a_metric_that_cannot_be_is_refused_before_training(tmp_path, examples, tokenizer):
+    trainer = trainer_in(
+        tmp_path, examples, tokenizer, eval_strategy="steps", metric_for_best_model="f1"
+    )
+    trainer.compute_metrics = None
+    with pytest.raises(ValueError, match=r"metric_for_best_model='f1': .* only eval_loss"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+def test_a_checkpoint_is_a_model_and_says_what_it_is_of(tmp_path, examples, tokenizer):
+    trainer = trainer_in(tmp_path, examples, tokenizer, max_steps=2, save_steps=0.5)
+    trainer.train()
+    folder = tmp_path / "checkpoint-1"
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"model.safetensors", "config.json", "tokenizer.json", "trainer_state.json"}
+    assert names >= {"train_state", "run.json"}
+    run = json.loads((folder / "run.json").read_text())
+    assert run["conditions"]["seed"] == 42
+    assert run["conditions"]["rows_per_update"] == 8

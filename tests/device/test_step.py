@@ -1,0 +1,201 @@
+"""One core == eight cores == one plain gradient over all valid rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from flax import nnx
+
+from qa_flax import LoraConfig, get_peft_model
+from qa_flax.device import parallel
+from qa_flax.device.step import (
+    CORES,
+    TrainState,
+    make_eval_step,
+    make_train_step,
+    model_inputs,
+    weights_of,
+)
+from qa_flax.models.layers import Fixed
+from qa_flax.models.lora import LoraLinear, dense_layers
+from qa_flax.models.qa import span_losses
+
+LEARNING_RATE = 1.0  # the direction is the gradient, so the parameters change by it
+
+
+def over_cores(batch, cores, parts=1):
+    """[D, A, B, ...]"""
+    return {k: v.reshape(parts, cores, -1, *v.shape[1:]).swapaxes(0, 1) for k, v in batch.items()}
+
+
+def plain_loss_and_gradient(model, batch):
+    """No cores, no validity: the mean loss of the rows that are real."""
+    graphdef, params, fixed = nnx.split(model, nnx.Param, ...)
+    real = {k: jnp.asarray(v[batch["valid"]]) for k, v in batch.items()}
+
+    def loss(params):
+        logits = nnx.merge(graphdef, params, fixed)(**model_inputs(real))
+        labels = (real["start_positions"], real["end_positions"])
+        return span_losses(logits, *labels).mean()
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+def first_state(model, optimizer, step=0):
+    params, fixed = weights_of(model)
+    return TrainState(np.int32(step), params, fixed, optimizer.init(params))
+
+
+def one_step(model, batch, cores, wrap, seed=0, parts=1, smoothing=0.0):
+    optimizer = optax.identity()
+    step = make_train_step(nnx.graphdef(model), optimizer, smoothing)
+    state = first_state(model, optimizer)
+    return wrap(step, state, over_cores(batch, cores, parts), parallel.run_key(seed))
+
+
+def by_vmap(step, state, batch, key):
+    states = jax.tree.map(lambda x: jnp.stack([x] * len(batch["valid"])), state)
+    mapped = jax.vmap(step, in_axes=(0, 0, None, None), out_axes=(0, None), axis_name=CORES)
+    state, measurements = jax.jit(mapped)(states, batch, LEARNING_RATE, key)
+    return jax.tree.map(lambda x: np.asarray(x)[0], state), measurements
+
+
+def by_pmap(step, state, batch, key):
+    pmapped = parallel.over_cores(step, (0, 0, None, None), (0, None), donate=True)
+    rate = np.float32(LEARNING_RATE)
+    state, measurements = pmapped(parallel.put_copies(state), parallel.put(batch), rate, key)
+    return parallel.take_copy(state), measurements
+
+
+@pytest.mark.parametrize(
+    ("cores", "parts", "wrap", "valid_rows"),
+    [(1, 1, by_vmap, 11), (2, 1, by_vmap, 16), (8, 1, by_vmap, 1)]
+    + [(8, 1, by_pmap, 1), (8, 2, by_pmap, 11), (1, 4, by_vmap, 11), (2, 8, by_vmap, 1)]
+    + [
+        pytest.param(cores, 1, by_vmap, rows, marks=pytest.mark.slow)
+        for cores, rows in ((1, 16), (1, 1), (2, 11), (2, 1), (8, 16), (8, 11))
+    ]
+    + [
+        pytest.param(8, 1, by_pmap, 16, marks=pytest.mark.slow),
+        pytest.param(2, 2, by_vmap, 16, marks=pytest.mark.slow),
+    ],
+)
+def test_any_division_over_cores_and_parts_gives_the_plain_gradient(
+    rng, cores, parts, wrap, valid_rows
+):
+    model = tiny.model()
+    batch = tiny.random_batch(rng, 16)
+    batch["valid"] = np.arange(16) < valid_rows
+    loss, gradient = plain_loss_and_gradient(model, batch)
+    state, measurements = one_step(model, batch, cores, wrap, parts=parts)
+
+    np.testing.assert_allclose(measurements.loss, loss, rtol=1e-6)
+    np.testing.assert_allclose(measurements.grad_norm, optax.tree.norm(gradient), rtol=1e-5)
+    assert_stepped_by(gradient, model, state)
+    assert state.step == 1
+
+
+def assert_stepped_by(gradient, model, state):
+    before = weights_of(model).params
+    scale = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient))
+    for old, new, grad in zip(*map(jax.tree.leaves, (before, state.params, gradient)), strict=True):
+        np.testing.assert_allclose(old - new, grad, rtol=0, atol=2e-6 * max(scale, 1))
+
+
+@pytest.mark.parametrize(("cores", "wrap"), [(1, by_vmap), (8, by_pmap)])
+def test_adapters_take_the_plain_gradient_on_any_cores_and_nothing_else_changes(rng, cores, wrap):
+    model = get_peft_model(tiny.model(), LoraConfig(r=2, target_modules=["query", "value"]))
+    for _, layer in dense_layers(model.encoder):
+        if isinstance(layer, LoraLinear):  # with B zero A would have no gradient
+            layer.lora_b[...] = jnp.asarray(rng.normal(0, 0.3, layer.lora_b.shape), jnp.float32)
+    batch = tiny.random_batch(rng, 16)
+    _, gradient = plain_loss_and_gradient(model, batch)
+    assert len(jax.tree.leaves(gradient)) == 2 * 2 * 2 + 2
+    assert all(np.abs(g).max() > 1e-3 for g in jax.tree.leaves(gradient["encoder"]))
+    state, _ = one_step(model, batch, cores, wrap)
+    assert_stepped_by(gradient, model, state)
+    jax.tree.map(np.testing.assert_array_equal, state.fixed, weights_of(model).fixed)
+
+
+def test_what_is_not_trained_stays_as_it_is_and_has_no_optimizer_state(rng):
+    """Also under weight decay, which needs no gradient to shrink a tensor."""
+    model = tiny.model()
+    table = model.encoder.embeddings.position
+    trained = len(jax.tree.leaves(weights_of(model).params))
+    table.embedding = Fixed(table.embedding[...])
+    optimizer = optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(0.1))
+    before = first_state(model, optimizer)
+    assert len(jax.tree.leaves(before.params)) == trained - 1
+    assert len(jax.tree.leaves(before.opt_state)) == 2 * (trained - 1) + 1
+    batch = over_cores(tiny.random_batch(rng, 16), 8)
+    step = make_train_step(nnx.graphdef(model), optimizer)
+    after, _ = by_pmap(step, before, batch, parallel.run_key(0))
+    jax.tree.map(np.testing.assert_array_equal, after.fixed, before.fixed)
+    np.testing.assert_array_equal(*jax.tree.leaves(after.fixed), table.embedding[...])
+    for old, new in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True):
+        assert (np.asarray(old) != new).any()
+
+
+def test_the_tokens_of_invalid_rows_change_nothing(rng):
+    batch = tiny.random_batch(rng, 8)
+    batch["valid"] = np.arange(8) < 5
+    other = {k: v.copy() for k, v in batch.items()}
+    other["input_ids"][5:] = 7
+    other["end_positions"][5:] = 3
+    states = [one_step(tiny.model(), b, 8, by_vmap)[0].params for b in (batch, other)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_padding_competes_in_training_and_not_in_evaluation(rng):
+    """As Hugging Face trains; `eval_loss` depends on the real tokens alone."""
+    model = tiny.model()
+    batch = tiny.random_batch(rng, 8)
+    wide = {k: np.pad(v, ((0, 0), (0, 40))) if v.ndim == 2 else v for k, v in batch.items()}
+    trained, evaluated = [], []
+    for b in (batch, wide):
+        trained.append(float(one_step(model, b, 8, by_vmap)[1].loss))
+        step = make_eval_step(nnx.graphdef(model))
+        evaluated.append(jax.jit(step)(weights_of(model), b).losses)
+    assert trained[1] > trained[0] + 0.1
+    np.testing.assert_allclose(*evaluated, rtol=1e-5)
+
+
+def test_label_smoothing_is_that_of_its_definition(rng):
+    """Cross entropy with a target of 1 - s at the label and s over all real tokens alike."""
+    model, smoothing = tiny.model(), 0.2
+    batch = tiny.random_batch(rng, 8)
+    graphdef, params = nnx.split(model)
+    logits = jax.jit(nnx.merge(graphdef, params))(**model_inputs(jax.tree.map(jnp.asarray, batch)))
+    real = batch["attention_mask"] / batch["attention_mask"].sum(axis=1, keepdims=True)
+    losses = []
+    for x, labels in zip(logits, (batch["start_positions"], batch["end_positions"]), strict=True):
+        target = (1 - smoothing) * np.eye(x.shape[1])[labels] + smoothing * real
+        losses.append(-(target * np.asarray(jax.nn.log_softmax(x))).sum(axis=1))
+    found = one_step(model, batch, 8, by_vmap, smoothing=smoothing)[1].loss
+    np.testing.assert_allclose(found, np.mean(losses), rtol=1e-5)
+    assert abs(found - one_step(model, batch, 8, by_vmap)[1].loss) > 0.01
+
+
+def test_dropout_differs_by_core_and_by_step_and_repeats_by_seed(rng):
+    model = tiny.model(hidden_dropout_prob=0.3)
+    row = tiny.random_batch(rng, 1)
+    same_row_everywhere = {k: np.repeat(v, 2, axis=0) for k, v in row.items()}
+    losses = {}
+    for seed, step in [(0, 0), (0, 1), (1, 0), (0, 0)]:
+        optimizer = optax.set_to_zero()
+        _, measurements = by_vmap(
+            make_train_step(nnx.graphdef(model), optimizer),
+            first_state(model, optimizer, step),
+            over_cores(same_row_everywhere, 2),
+            parallel.run_key(seed),
+        )
+        losses.setdefault((seed, step), []).append(float(measurements.loss))
+    assert losses[0, 0][0] == losses[0, 0][1]
+    assert len({values[0] for values in losses.values()}) == 3
+
+    one_core = one_step(model, row, 1, by_vmap)[1].loss
+    assert losses[0, 0][0] != pytest.approx(
+        float(one_core), rel=1e-6
+    )  # the second core drew others

@@ -1,0 +1,200 @@
+"""Several real processes do what one does, and end together."""
+
+import json
+import socket
+import threading
+import time
+from pathlib import Path
+
+import datasets
+import host_jobs
+import jax
+import numpy as np
+import pytest
+import tiny
+from datasets.distributed import split_dataset_by_node
+from host_jobs import divided, in_a_script, one_question, train_evaluate_predict
+from processes import free_port, joining, run_processes
+from safetensors.numpy import load_file
+
+from qa_flax.distributed import join, processes
+from qa_flax.distributed.processes import HostError, part_of
+
+TIMES = ("runtime", "per_second", "_time")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A checkpoint and data; the folders below it hold what one process makes of them."""
+    folder = tmp_path_factory.mktemp("hosts")
+    tiny.model(initializer_range=0.05).save_pretrained(folder / "checkpoint")
+    tiny.tokenizer().save_pretrained(folder / "checkpoint")
+    (folder / "data").mkdir()
+    answerable = [row for row in tiny.rows() if row["answers"]["text"]]
+    (folder / "data" / "v1.json").write_text(json.dumps({"data": answerable}))
+    (folder / "data" / "one.jsonl").write_text(json.dumps(answerable[1]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """What this process, alone with its eight cores, finds."""
+    jobs = (train_evaluate_predict, one_question, in_a_script)
+    return {job.__name__: job(folder, folder / "alone" / job.__name__) for job in jobs}
+
+
+def launch(job, count, cores, folder, **settings):
+    program = str(Path(host_jobs.__file__))
+    commands = [[program, job, folder, *host] for host in joining(count, free_port())]
+    return run_processes(commands, cores, folder / "logs", **settings)
+
+
+def without_times(metrics):
+    return {k: v for k, v in metrics.items() if not k.endswith(TIMES)}
+
+
+@pytest.mark.parametrize(("count", "cores"), [(2, 2), pytest.param(4, 2, marks=pytest.mark.slow)])
+def test_several_processes_find_what_one_finds(folder, alone, tmp_path, count, cores):
+    for name in ("checkpoint", "data"):
+        (tmp_path / name).symlink_to(folder / name)
+    ended = launch("all", count, cores, tmp_path)
+    assert [e.status for e in ended] == [0] * count, "\n".join(e.text[-3000:] for e in ended)
+    found = [json.loads((tmp_path / f"all-{index}.json").read_text()) for index in range(count)]
+
+    for job, expected in alone.items():
+        for process in found:
+            assert process[job] == found[0][job], f"{job}: every process the same, times too"
+        one, several = without_times(expected), without_times(found[0][job])
+        assert several == pytest.approx(one, rel=1e-5, abs=1e-6), job
+        assert one.keys() == several.keys()
+    for job in ("train_evaluate_predict", "one_question"):
+        names = {path.name for path in (folder / "alone" / job).iterdir()}
+        assert {path.name for path in (tmp_path / job).iterdir()} == names
+        for name in ("eval_predictions.json", "predict_predictions.json"):
+            if name in names:
+                one, several = (root / job / name for root in (folder / "alone", tmp_path))
+                assert several.read_bytes() == one.read_bytes()
+    for job in ("train_evaluate_predict", "one_question"):
+        before = load_file(folder / "checkpoint" / "model.safetensors")
+        one, several = (
+            load_file(root / job / "model.safetensors") for root in (folder / "alone", tmp_path)
+        )
+        for name, array in one.items():
+            np.testing.assert_allclose(several[name], array, rtol=0, atol=2e-6, err_msg=name)
+        assert any(abs(one[name] - before[name]).max() > 1e-2 for name in one)
+    one, several = (
+        np.load(root / "in_a_script" / "logits.npz") for root in (folder / "alone", tmp_path)
+    )
+    for name in ("start", "end", "labels", "one"):
+        np.testing.assert_array_equal(several[name], one[name], err_msg=name)
+    assert len(one["start"]) > len(one["one"]) == 1
+
+    errors = [process["late"] for process in found]
+    assert "process 0 waited 1 s in vain for process 1 (a race)" in errors[0]["error"]
+    text = ended[0].text
+    assert text.count("***** eval metrics *****") == 2
+    assert not any("eval metrics" in e.text for e in ended[1:])
+
+
+def test_a_process_that_fails_ends_all_with_the_cause_in_every_log(folder, tmp_path):
+    (tmp_path / "checkpoint").symlink_to(folder / "checkpoint")
+    began = time.monotonic()
+    ended = launch("failing", 2, 2, tmp_path)
+    assert [e.status for e in ended] == [1, 1]
+    for e in ended:
+        assert "the disk of this host is on fire" in e.text
+    assert "process 0 ends because process 1 failed: RuntimeError: the disk" in ended[0].text
+    assert "Traceback" in ended[1].text
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.slow
+def test_parameters_are_divided_over_the_cores_of_all_hosts(tmp_path):
+    """Two processes of two cores against this one's eight, which hold other pieces."""
+    (tmp_path / "here").mkdir()
+    alone = divided(tmp_path, tmp_path / "here")
+    ended = launch("divided", 2, 2, tmp_path)
+    assert [e.status for e in ended] == [0, 0], "\n".join(e.text[-3000:] for e in ended)
+    found = [json.loads((tmp_path / f"divided-{i}.json").read_text())["divided"] for i in (0, 1)]
+    assert found[0] == found[1]
+    assert found[0]["eval_samples_per_second"] > 0
+    assert found[0].keys() == alone.keys()
+    assert "Memory on each core, 2 x 64 tokens: parameters" in ended[0].text
+
+
+@pytest.mark.parametrize("total", [0, 1, 3, 8, 11])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_parts_are_the_whole(monkeypatch, count, total):
+    rows = datasets.Dataset.from_dict({"n": list(range(total))})
+    parts = []
+    for index in range(count):
+        monkeypatch.setattr(processes, "count", lambda: count)
+        monkeypatch.setattr(processes, "index", lambda index=index: index)
+        parts.append(list(range(total))[part_of(total)])
+        if total >= count:
+            assert split_dataset_by_node(rows, index, count)["n"] == parts[-1]
+    assert [n for part in parts for n in part] == list(range(total))
+
+
+# ---- joining -------------------------------------------------------------------------------------
+
+
+def join_in_threads(monkeypatch, *processes, timeout=1.0):
+    """What each of some processes, given as (number, of), is told; "" where it may go on."""
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: None)
+    address, said = f"127.0.0.1:{free_port()}", {}
+
+    def join(place, number, of):
+        try:
+            join.join(address, of, number, timeout)
+            said[place] = ""
+        except HostError as error:
+            said[place] = str(error)
+
+    threads = [
+        threading.Thread(target=join, args=(place, *process))
+        for place, process in enumerate(processes)
+    ]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join(30)
+    return [said[place] for place in range(len(processes))]
+
+
+def test_all_join(monkeypatch):
+    assert join_in_threads(monkeypatch, (2, 3), (0, 3), (1, 3), timeout=20) == [""] * 3
+
+
+def test_who_is_missing_is_said_to_all(monkeypatch):
+    said = join_in_threads(monkeypatch, (0, 4), (2, 4))
+    assert said[0] == said[1]
+    assert "2 of 4 processes joined after 1 s (missing: process 1, 3): start the comm" in said[0]
+    (said,) = join_in_threads(monkeypatch, (1, 2))
+    assert "process 1 of 2 did not reach process 0 at 127.0.0.1:" in said
+    assert "start the command on every worker" in said
+
+
+def test_arguments_that_do_not_fit_are_refused(monkeypatch):
+    assert (
+        "two processes were given --process_id 1"
+        in join_in_threads(monkeypatch, (0, 3), (1, 3), (1, 3), timeout=20)[0]
+    )
+    assert (
+        "process 1 was told of 3 processes, process 0 of 2"
+        in join_in_threads(monkeypatch, (0, 2), (1, 3), timeout=20)[0]
+    )
+    for arguments, message in (
+        (("127.0.0.1:1", 2, 2), "--process_id is 2; with 2 processes it is one of 0 to 1"),
+        (("localhost", 2, 0), "--coordinator is 'localhost'; it must be HOST:PORT"),
+        ((None, 2, 0), "JAX knows no cluster here"),
+    ):
+        with pytest.raises(HostError, match=message):
+            join.join(*arguments)
+
+
+def test_a_port_in_use_is_named(monkeypatch):
+    message = r"cannot listen at port .* end that one"
+    with socket.create_server(("", 0)) as taken, pytest.raises(HostError, match=message):
+        join.join(f"127.0.0.1:{taken.getsockname()[1]}", 2, 0, 1.0)

@@ -1,0 +1,290 @@
+"""SIGTERM anywhere: a checkpoint, exit status 143, and a run that goes on as if nothing was."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny
+from host_jobs import Kill, preempted
+from processes import environment
+from test_hosts import launch
+from test_resume import assert_same_run, trainer_in
+
+from qa_flax.cli import main
+from qa_flax.distributed import preemption
+from qa_flax.distributed.preemption import Preempted
+from qa_flax.train import checkpoints
+
+RUN = {
+    "max_steps": 4,
+    "eval_strategy": "steps",
+    "eval_steps": 2,
+    "save_steps": 2,
+    "logging_steps": 1,
+    "per_device_eval_batch_size": 1,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "one_f1",
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny.tokenizer()
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return tiny.examples(answerable=True)
+
+
+def trainer(folder, examples, tokenizer, callbacks=None, **changes):
+    """With two sets to evaluate on, each of three batches."""
+    found = trainer_in(folder, examples, tokenizer, callbacks, **(RUN | changes))
+    found.eval_dataset = {"one": found.eval_dataset, "two": found.eval_dataset}
+    found.eval_examples = {"one": examples, "two": examples}
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, examples, tokenizer):
+    found = trainer(tmp_path_factory.mktemp("whole"), examples, tokenizer)
+    found.train()
+    return found
+
+
+# The event, the step whose checkpoint there is then, and what is still to be done.
+CASES = {
+    "compiling": (("on_step_begin", 0), 1, {}),
+    "training": (("on_step_end", 1), 1, {}),
+    "evaluating": (("on_prediction_step", 2), 2, {"should_evaluate": True}),
+    "evaluating the second set": (("on_prediction_step", 2, 4), 2, {"should_evaluate": True}),
+    "saved just now": (("on_save", 2), 2, {}),
+}
+
+
+# The slow ones take no path that the others, with those of several processes, do not.
+SLOW = ("training", "evaluating", "evaluating the second set")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CASES]
+)
+def test_the_run_goes_on_as_if_never_stopped(tmp_path, examples, tokenizer, whole, case):
+    event, step, pending = CASES[case]
+    before = signal.getsignal(signal.SIGTERM)
+    stopped = trainer(tmp_path, examples, tokenizer, [Kill(*event)])
+    with pytest.raises(SystemExit) as exit:
+        stopped.train()
+    assert exit.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    path = checkpoints.find(True, tmp_path)
+    assert path.name == f"checkpoint-{step}"
+    found = json.loads((path / "run.json").read_text())["pending"]
+    assert found == (pending | {"should_save": True} if pending else {})
+
+    resumed = trainer(tmp_path, examples, tokenizer)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_run(whole, resumed)
+
+
+def test_a_signal_while_saving_waits_for_the_end_of_it(
+    tmp_path, examples, tokenizer, whole, monkeypatch
+):
+    real, saved = checkpoints.save_state, []
+
+    def save_state(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        saved.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(checkpoints, "save_state", save_state)
+    with pytest.raises(Preempted):
+        trainer(tmp_path, examples, tokenizer).train()
+    assert len(saved) == 1
+    monkeypatch.undo()
+    assert checkpoints.find(True, tmp_path).name == "checkpoint-2"
+    resumed = trainer(tmp_path, examples, tokenizer)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_run(whole, resumed)
+
+
+def test_a_run_that_saves_nothing_saves_when_it_is_stopped(tmp_path, examples, tokenizer):
+    changes = {"save_strategy": "no", "load_best_model_at_end": False}
+    with pytest.raises(Preempted):
+        trainer(tmp_path, examples, tokenizer, [Kill("on_step_end", 3)], **changes).train()
+    assert checkpoints.find(True, tmp_path).name == "checkpoint-3"
+
+
+def test_prediction_stops_at_once(tmp_path, examples, tokenizer):
+    found = trainer_in(tmp_path, examples, tokenizer, [Kill("on_prediction_step", 0)], **RUN)
+    with pytest.raises(Preempted):
+        found.predict(found.eval_dataset, examples)
+    assert found.predict(found.eval_dataset, examples).metrics["test_f1"] >= 0
+
+
+def test_a_signal_that_nobody_looked_for_is_not_lost():
+    with pytest.raises(Preempted), preemption.heeded(), preemption.heeded():
+        os.kill(os.getpid(), signal.SIGTERM)
+    preemption.check()  # outside, nothing
+
+
+def test_the_command_says_how_to_go_on(tmp_path, capfd, monkeypatch):
+    tiny.model().save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, tiny.rows())))
+    command = [
+        "run",
+        f"--model_name_or_path={tmp_path / 'model'}",
+        f"--output_dir={tmp_path / 'out'}",
+        f"--validation_file={tmp_path / 'data.jsonl'}",
+        "--do_eval",
+        "--version_2_with_negative",
+        "--max_seq_length=64",
+        "--doc_stride=16",
+    ]
+    monkeypatch.setattr("qa_flax.commands.run_job.AutoTokenizer", _Signalling)
+    with pytest.raises(SystemExit) as exit:
+        main(command)
+    assert exit.value.code == 143
+    assert "stopped by SIGTERM; repeat the command to go on" in capfd.readouterr().err
+
+
+class _Signalling:
+    """transformers' AutoTokenizer, during whose work the signal comes."""
+
+    @staticmethod
+    def from_pretrained(*arguments, **settings):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return tiny.tokenizer()
+
+
+# ---- several processes ---------------------------------------------------------------------------
+
+MOMENTS = {
+    "evaluating": ("on_prediction_step", 2),
+    "compiling": ("on_step_begin", 0),
+    "training": ("on_step_end", 3),
+    "saved just now": ("on_save", 4),
+    "predicting": ("on_prediction_step", 4, 6),  # after the five batches of an evaluation
+}
+
+
+@pytest.mark.parametrize(
+    ("count", "cores", "moment"),
+    [(2, 2, "evaluating")]
+    + [pytest.param(2, 2, name, marks=pytest.mark.slow) for name in list(MOMENTS)[1:]]
+    + [pytest.param(4, 2, "training", marks=pytest.mark.slow)],
+)
+def test_processes_stop_together_and_go_on(tmp_path, count, cores, moment):
+    step = MOMENTS[moment][1]
+    (tmp_path / "stopped").mkdir()
+    (tmp_path / "stopped" / "kill.json").write_text(json.dumps(MOMENTS[moment]))
+    ended = launch("preempted", count, cores, tmp_path / "stopped")
+    assert [e.status for e in ended] == [143] * count, "\n".join(e.text[-3000:] for e in ended)
+    saved = [path.name for path in (tmp_path / "stopped" / "preempted").glob("checkpoint-*")]
+    assert len(saved) == 1
+    # JAX's service stops them at a place that none has passed: a few batches later.
+    assert step <= int(saved[0].removeprefix("checkpoint-")) <= step + 2
+    (tmp_path / "stopped" / "kill.json").unlink()
+    (tmp_path / "whole").mkdir()
+    found = {}
+    for name in ("stopped", "whole"):
+        ended = launch("preempted", count, cores, tmp_path / name)
+        assert [e.status for e in ended] == [0] * count, ended[0].text[-3000:]
+        histories = [
+            json.loads((tmp_path / name / f"preempted-{index}.json").read_text())["preempted"]
+            for index in range(count)
+        ]
+        assert all(history == histories[0] for history in histories)
+        params = np.load(tmp_path / name / "preempted" / "params.npz")
+        found[name] = _without_times(histories[0]["history"]), {k: params[k] for k in params}
+    assert found["stopped"][0] == found["whole"][0]
+    for name, array in found["whole"][1].items():
+        np.testing.assert_array_equal(found["stopped"][1][name], array, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_hosts_goes_on_with_one(tmp_path):
+    """The same rows in the same order: without dropout, whose masks are the cores', the same."""
+    for name in ("stopped", "whole"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "no_dropout").touch()
+    (tmp_path / "stopped" / "kill.json").write_text(json.dumps(MOMENTS["training"]))
+    ended = launch("preempted", 2, 2, tmp_path / "stopped")
+    assert [e.status for e in ended] == [143] * 2, ended[0].text[-3000:]
+    (tmp_path / "stopped" / "kill.json").unlink()
+    found = []
+    for name in ("stopped", "whole"):
+        history = preempted(tmp_path / name, tmp_path / name / "preempted")["history"]
+        found.append([logs["loss"] for logs in history if "loss" in logs])
+    assert len(found[0]) == 4
+    np.testing.assert_allclose(*found, rtol=1e-4)
+
+
+def _without_times(history):
+    times = ("runtime", "per_second", "_time")
+    return [{k: v for k, v in logs.items() if not k.endswith(times)} for logs in history]
+
+
+# ---- without warning -----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_loses_at_most_one_interval(tmp_path):
+    """20 times, whatever the process is doing; each start goes on from a checkpoint that fits."""
+    interval, rng = 5, random.Random(0)
+    tiny.model(hidden_dropout_prob=0.1).save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    rows = [row for row in tiny.rows() if row["answers"]["text"]]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = [
+        *(sys.executable, "-m", "qa_flax", "run"),
+        *(f"--model_name_or_path={tmp_path / 'model'}", f"--output_dir={tmp_path / 'out'}"),
+        *(f"--train_file={tmp_path / 'data.jsonl'}", "--do_train"),
+        *("--max_seq_length=64", "--doc_stride=16", "--report_to=none", "--logging_steps=1"),
+        *(f"--save_steps={interval}", "--save_total_limit=3", "--per_device_train_batch_size=2"),
+    ]
+    reached = killed = 0
+    while killed < 20:
+        log = tmp_path / f"{killed}.log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [*command, "--max_steps=100000"],
+                env=environment(2),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+            begun = time.monotonic()
+            while "Training: " not in log.read_text() and process.poll() is None:
+                assert time.monotonic() - begun < 120
+                time.sleep(0.05)
+            time.sleep(rng.uniform(0.0, 4.0))
+            process.kill()
+            process.wait()
+        assert process.returncode == -signal.SIGKILL, log.read_text()[-3000:]
+        killed += 1
+        text = log.read_text()
+        first = re.search(r"Training: \d+ steps from step (\d+)", text)
+        began_at = int(first[1]) if first else 0
+        assert began_at > reached - interval - 1 or not reached, (began_at, reached, text[-2000:])
+        seen = [int(step) for step in re.findall(r"^step (\d+): loss", text, re.M)]
+        # A step is logged before its checkpoint is written.
+        reached = max([began_at, *(s for s in seen)])
+    steps = reached + 10
+    final = subprocess.run(
+        [*command, f"--max_steps={steps}"],
+        env=environment(2),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert final.returncode == 0, final.stderr[-3000:]
+    assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == steps

@@ -1,0 +1,251 @@
+"""What each of several real processes does; `test_hosts.py` starts them and compares.
+
+python host_jobs.py JOB FOLDER --distributed --coordinator ... --process_id ...
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import tiny
+from transformers import HfArgumentParser, TrainerCallback
+from transformers.trainer_utils import EvalPrediction
+
+from qa_flax import (
+    QuestionAnsweringTrainer,
+    TrainingArguments,
+    postprocess_qa_predictions,
+    prepare_train_features,
+    prepare_validation_features,
+    squad_metric,
+)
+from qa_flax.cli import parse_run_arguments
+from qa_flax.commands.arguments import HostArguments
+from qa_flax.commands.environment import start
+from qa_flax.commands.run_job import run
+from qa_flax.device import parallel
+from qa_flax.device.step import weights_of
+from qa_flax.distributed import exchange, failure, processes
+
+LENGTHS = {"max_seq_length": 64, "doc_stride": 16}
+GLOBAL_BATCH = 8
+STEPS = 4
+
+
+def run_arguments(folder: Path, output: Path, *more: str) -> list[str]:
+    """Those of `qa-flax run`, for the same global batch on any number of cores."""
+    return [
+        f"--model_name_or_path={folder / 'checkpoint'}",
+        f"--output_dir={output}",
+        "--max_seq_length=64",
+        "--doc_stride=16",
+        f"--per_device_train_batch_size={GLOBAL_BATCH // parallel.core_count()}",
+        "--per_device_eval_batch_size=1",
+        "--disable_tqdm=True",
+        "--report_to=none",
+        *more,
+    ]
+
+
+def train_evaluate_predict(folder: Path, output: Path) -> dict:
+    """`qa-flax run`, with windows as long as the longest, which are not all on one host."""
+    data = folder / "data"
+    arguments = run_arguments(
+        folder,
+        output,
+        f"--train_file={data / 'v1.json'}",
+        f"--validation_file={data / 'v1.json'}",
+        f"--test_file={data / 'v1.json'}",
+        "--do_train",
+        "--do_eval",
+        "--do_predict",
+        f"--max_steps={STEPS}",
+        "--learning_rate=0.5",
+        "--optim=sgd",
+        "--save_strategy=no",
+        "--pad_to_max_length=False",
+        "--include_num_input_tokens_seen=True",
+    )
+    return run(*parse_run_arguments(arguments))
+
+
+def one_question(folder: Path, output: Path) -> dict:
+    """Fewer questions than processes, and than a batch has rows; one without an answer."""
+    file = folder / "data" / "one.jsonl"
+    arguments = run_arguments(
+        folder,
+        output,
+        f"--train_file={file}",
+        f"--validation_file={file}",
+        "--do_train",
+        "--do_eval",
+        "--version_2_with_negative",
+        "--max_steps=2",
+        "--learning_rate=0.5",
+        "--optim=sgd",
+        "--save_strategy=no",
+    )
+    return run(*parse_run_arguments(arguments))
+
+
+class Kill(TrainerCallback):
+    """Send this process SIGTERM at an event, the first time or a later one at that step."""
+
+    def __init__(self, event: str, step: int, times: int = 1):
+        self._event, self._step, self._left = event, step, times
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._happens("on_step_begin", state)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._happens("on_step_end", state)
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        self._happens("on_prediction_step", state)
+
+    def on_save(self, args, state, control, **kwargs):
+        self._happens("on_save", state)
+
+    def _happens(self, event, state):
+        if event == self._event and state.global_step == self._step:
+            self._left -= 1
+            if self._left:
+                return
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(3.0)  # JAX's service looks every second, and passes it on in the background
+
+
+class Fail(TrainerCallback):
+    """Raise on one host."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if processes.index() == 1 and state.global_step == 2:
+            raise RuntimeError("the disk of this host is on fire")
+
+
+def post_process(examples, windows, logits):
+    answers = postprocess_qa_predictions(examples, windows, logits)
+    return EvalPrediction(
+        predictions=[{"id": k, "prediction_text": v} for k, v in answers.items()],
+        label_ids=[{"id": row["id"], "answers": row["answers"]} for row in examples],
+    )
+
+
+def library_trainer(output: Path, **changes) -> QuestionAnsweringTrainer:
+    """As in a script of one's own: every process has all the data."""
+    tokenizer, examples = tiny.tokenizer(), tiny.examples(answerable=True)
+    settings = {
+        "output_dir": str(output),
+        "per_device_train_batch_size": GLOBAL_BATCH // parallel.core_count(),
+        "per_device_eval_batch_size": 1,
+        "max_steps": STEPS,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 100,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "dataloader_drop_last": True,
+    }
+    callbacks, dropout = changes.pop("callbacks", None), changes.pop("dropout", 0.2)
+    return QuestionAnsweringTrainer(
+        model=tiny.model(hidden_dropout_prob=dropout),
+        args=TrainingArguments(**(settings | changes)),
+        train_dataset=prepare_train_features(examples, tokenizer, disable_tqdm=True, **LENGTHS),
+        eval_dataset=prepare_validation_features(examples, tokenizer, disable_tqdm=True, **LENGTHS),
+        eval_examples=examples,
+        post_process_function=post_process,
+        compute_metrics=lambda scored: squad_metric(scored.predictions, scored.label_ids),
+        callbacks=callbacks,
+    )
+
+
+def in_a_script(folder: Path, output: Path) -> dict:
+    """The library, with all the data on every host: evaluation, all logits, one row alone."""
+    trainer = library_trainer(output)
+    metrics = trainer.evaluate()
+    post, trainer.post_process_function = trainer.post_process_function, None
+    one = trainer.predict(trainer.eval_dataset.select([0]))
+    every = trainer.predict(trainer.eval_dataset)
+    trainer.post_process_function = post
+    if processes.is_main():
+        output.mkdir(exist_ok=True)
+        logits = {"start": every.predictions[0], "end": every.predictions[1]}
+        np.savez(output / "logits.npz", one=one.predictions[0], labels=every.label_ids[0], **logits)
+    return metrics | {"loss of one": one.metrics["test_loss"]}
+
+
+def preempted(folder: Path, output: Path) -> dict:
+    """Train, or go on; where `kill.json` says, the last process gets SIGTERM."""
+    callbacks = []
+    if processes.index() == processes.count() - 1 and (folder / "kill.json").exists():
+        callbacks = [Kill(*json.loads((folder / "kill.json").read_text()))]
+    dropout = 0.0 if (folder / "no_dropout").exists() else 0.2
+    trainer = library_trainer(output, callbacks=callbacks, dropout=dropout)
+    found = any(output.glob("checkpoint-*"))
+    trainer.train(resume_from_checkpoint=found or None)
+    trainer.predict(trainer.eval_dataset, trainer.eval_examples)
+    if processes.is_main():
+        leaves = jax.tree.leaves(weights_of(trainer.model).params)
+        np.savez(output / "params.npz", *map(np.asarray, leaves))
+    return {"history": trainer.state.log_history}
+
+
+def divided(folder: Path, output: Path) -> dict:
+    """With the parameters divided over the cores of all hosts; saved, and gone on with."""
+    halfway = {"save_steps": 2, "max_steps": 2, "disable_tqdm": False}
+    library_trainer(output, shard_params=True, **halfway).train()
+    trainer = library_trainer(output, shard_params=True)
+    trainer.train(resume_from_checkpoint=True)
+    metrics = trainer.evaluate()
+    if processes.is_main():
+        leaves = jax.tree.leaves(weights_of(trainer.model).params)
+        np.savez(output / "params.npz", *map(np.asarray, leaves))
+    return metrics
+
+
+def failing(folder: Path, output: Path) -> dict:
+    library_trainer(output, callbacks=[Fail]).train()
+    return {}
+
+
+def late(folder: Path, output: Path) -> dict:
+    """Process 0 waits a second for one that comes after two."""
+    if processes.index() == 1:
+        time.sleep(2)
+    try:
+        exchange.exchange("a race", b"", timeout=1.0 if processes.index() == 0 else 60.0)
+    except processes.HostError as error:
+        return {"error": str(error)}
+    return {}
+
+
+JOBS = {
+    "all": [train_evaluate_predict, one_question, in_a_script, late],
+    "preempted": [preempted],
+    "divided": [divided],
+    "failing": [failing],
+}
+
+
+def main() -> None:
+    job, folder, *rest = sys.argv[1:]
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    (arguments,) = HfArgumentParser(HostArguments).parse_args_into_dataclasses(rest)
+    start(arguments)
+    failure.end_together()
+    found = {}
+    for part in JOBS[job]:
+        found[part.__name__] = part(Path(folder), Path(folder) / part.__name__)
+    (Path(folder) / f"{job}-{processes.index()}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

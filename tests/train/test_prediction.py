@@ -1,0 +1,127 @@
+"""Candidates reduced on eight cores give the answers, files and losses of all logits."""
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from flax import nnx
+
+from qa_flax.answers.postprocess import find_answers
+from qa_flax.answers.spans import PADDING_LOGIT, Candidates, Settings, top_tokens
+from qa_flax.data.batches import eval_batches
+from qa_flax.data.features import make_windows
+from qa_flax.device import parallel
+from qa_flax.device.step import Reduction, make_eval_step, reduce, weights_of
+from qa_flax.models.layers import SpanLogits
+from qa_flax.train.prediction import predict_windows, reduction
+
+
+def predict(model, features, settings, per_core=2):
+    how = None if settings is None else reduction(settings)
+    step = parallel.over_cores(make_eval_step(nnx.graphdef(model), how), (0, 0), 0)
+    weights = parallel.put_copies(weights_of(model))
+    return predict_windows(step, weights, features, per_core, settings, lambda: None)
+
+
+def windows(side, stride=16):
+    tokenizer = tiny.tokenizer()
+    tokenizer.padding_side = side
+    lengths = {"max_seq_length": 96, "doc_stride": stride}
+    return make_windows(tiny.examples(), tokenizer, labels=True, disable_tqdm=True, **lengths)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(False, 20, 30, True),
+        Settings(True, 20, 30, True),
+        Settings(True, 12, 60, False),
+        Settings(True, 80, 30, False),
+    ],
+)
+def test_candidates_give_the_answers_and_files_of_all_logits(tmp_path, side, settings):
+    model, features, examples = tiny.model(), windows(side), tiny.examples()
+    assert len({-(-int(n) // 64) for n in features.counts}) > 1  # several widths
+    whole, reduced = predict(model, features, None), predict(model, features, settings)
+    np.testing.assert_array_equal(whole.losses, reduced.losses)
+    assert isinstance(reduced.logits, Candidates)
+    answers = []
+    for name, predicted in (("whole", whole), ("reduced", reduced)):
+        (tmp_path / name).mkdir()
+        answers.append(
+            find_answers(
+                examples, features, predicted.logits, settings, 0.5, output_dir=tmp_path / name
+            )
+        )
+    assert answers[0] == answers[1]
+    assert len(set(answers[0].best_texts.values() or answers[0].texts.values())) > 5
+    for file in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "reduced" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+@pytest.mark.parametrize("finite", [False, True])
+def test_the_core_chooses_as_the_host_does(rng, finite):
+    """Among ties, both zeros, infinities and NaN: the same tokens in the same order."""
+    values = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -2.5]
+    logits = rng.choice(np.array(values, np.float32), (2, 200, 40))
+    logits[:, 100:] = np.round(rng.normal(0, 2, (2, 100, 40)))
+    length = rng.integers(1, 41, 200)
+    batch = {
+        "attention_mask": (np.arange(40) < length[:, None]).astype(np.int32),
+        "null_positions": rng.integers(-2, 42, 200).astype(np.int32),
+    }
+    best = jax.jit(reduce, static_argnums=2)(
+        SpanLogits(*logits), batch, Reduction(7, PADDING_LOGIT, finite)
+    )
+    if finite:
+        logits = np.nan_to_num(logits, nan=-1e4, posinf=1e4, neginf=-1e4)
+    logits = np.where(batch["attention_mask"] > 0, logits, np.float32(PADDING_LOGIT))
+    expected = top_tokens(*logits, 7)
+    for name in ("starts", "ends", "start_logits", "end_logits"):
+        np.testing.assert_array_equal(getattr(best, name), getattr(expected, name), err_msg=name)
+    at = batch["null_positions"]
+    for null, row in zip((best.null_starts, best.null_ends), logits, strict=True):
+        inside = np.where((at >= 0) & (at < 40), row[np.arange(200), at % 40], PADDING_LOGIT)
+        np.testing.assert_array_equal(null, inside)
+
+
+def test_a_tenth_of_the_bytes_crosses_to_the_host():
+    """At 384 tokens and the usual 20 best."""
+    model = tiny.model(max_position_embeddings=384)
+    features = make_windows(
+        [{"id": "a", "question": "Q?", "context": "One. " * 600, "answers": []}],
+        tiny.tokenizer(),
+        labels=False,
+        disable_tqdm=True,
+    )
+    sizes = []
+    for settings in (None, Settings(False, 20, 30)):
+        how = None if settings is None else reduction(settings)
+        step = jax.jit(make_eval_step(nnx.graphdef(model), how))
+        batch = next(eval_batches(features, 1, 4, null_positions=0))
+        output = step(weights_of(model), {k: v[0] for k, v in batch.arrays.items()})
+        sizes.append(sum(array.nbytes for array in jax.tree.leaves(output)) / 4)
+    assert sizes == [3073, 249]
+
+
+@pytest.mark.parametrize("settings", [None, Settings(True, 20, 30, False)])
+def test_logits_that_are_not_finite_are_warned_of(caplog, settings):
+    """One word that only some questions hold has a NaN in its embedding."""
+    model, features = tiny.model(), windows("right").features()
+    token = features.input_ids[3, 1]
+    table = model.encoder.embeddings.word.embedding
+    table[...] = table[...].at[token].set(np.nan)
+    predict(model, features, settings)
+    bad = np.flatnonzero((features.input_ids == token).any(axis=1))
+    assert 0 < len(bad) < len(features)
+    assert f"logits of {len(bad)} of {len(features)} windows are not finite" in caplog.text
+    assert f'"{features.example_ids[bad[0]]}"' in caplog.text
+
+
+def test_too_few_candidates_are_refused():
+    model, features = tiny.model(), windows("right")
+    few = predict(model, features, Settings(False, 5, 30)).logits
+    with pytest.raises(ValueError, match="n_best_size is 20, but only the 5 best starts"):
+        find_answers(tiny.examples(), features, few, Settings(False, 20, 30))
+    assert find_answers(tiny.examples(), features, few, Settings(False, 3, 30)).texts

@@ -1,0 +1,82 @@
+"""What a user sees while the trainer works, on a terminal and in a log."""
+
+import re
+import sys
+
+import pytest
+import tiny
+from test_trainer import arguments
+
+from qa_flax import Trainer, prepare_train_features
+from qa_flax.device import parallel
+from qa_flax.train import progress
+
+NUMBERS = r"loss{0}\d\.\d{{3}}, lr{0}\d\.\d\de-\d\d, grad_norm{0}\d+\.\d\d, examples/s{0}\d+\.\d"
+
+
+@pytest.fixture(scope="module")
+def windows():
+    lengths = {"max_seq_length": 24, "doc_stride": 3}
+    return prepare_train_features(tiny.examples(answerable=True), tiny.tokenizer(), **lengths)
+
+
+def train(tmp_path, windows, **changes):
+    settings = {"disable_tqdm": False, "logging_steps": 3, "max_steps": 6, "eval_strategy": "epoch"}
+    trainer = Trainer(
+        tiny.model(),
+        arguments(tmp_path, **(settings | changes)),
+        train_dataset=windows.select(range(24)),
+        eval_dataset=windows.select(range(40)),
+    )
+    trainer.train()
+
+
+def test_a_terminal_shows_bars(tmp_path, windows, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    train(tmp_path, windows)
+    shown = capsys.readouterr().err
+    assert re.search(r"Training:  83%.*\| 5/6 .*" + NUMBERS.format("="), shown)
+    assert "| 6/6 " in shown
+    assert re.search(r"[\r\n]Memory on each core, 1 x 24 tokens: parameters [^\r\n]*\n", shown)
+    assert re.search(r"Evaluating: .*\| 3/3 ", shown)
+
+
+def test_a_log_has_lines_each_said_once(tmp_path, windows, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    train(tmp_path, windows)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "\r" not in printed.err
+    lines = printed.err.splitlines()
+    assert lines[0] == "Training: 6 steps"
+    assert lines[1].startswith("Memory on each core, 1 x 24 tokens: parameters ")
+    steps = [line for line in lines if re.match(r"step \d/6, \d+ s left, ", line)]
+    assert [line[5] for line in steps] == ["2", "3", "4", "5", "6"]  # the first is under way
+    assert all(re.search(NUMBERS.format(" ") + "$", line) for line in steps[1:])
+    assert "examples/s" not in steps[0]  # only the step that was compiled is done
+    logged = [line for line in lines if re.match(r"step \d: ", line)]
+    beginnings = [
+        "step 3: loss",
+        "step 3: eval_loss",
+        "step 6: loss",
+        "step 6: eval_loss",
+        "step 6: train_runtime",
+    ]
+    assert all(map(str.startswith, logged, beginnings))
+    assert len(logged) == len(beginnings)
+    assert len(lines) == 2 + len(steps) + len(logged)
+
+
+def test_nothing_is_shown_where_nothing_is_wanted(tmp_path, windows, capsys):
+    train(tmp_path, windows, disable_tqdm=True, logging_strategy="no", eval_strategy="no")
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out.count("\n") == 1  # transformers' PrinterCallback: the end of the training
+    assert "train_loss" in printed.out
+
+
+def test_what_does_not_fit_is_warned_of(tmp_path, windows, caplog, monkeypatch):
+    monkeypatch.setattr(parallel, "memory_limit", lambda: 1 << 10)
+    train(tmp_path, windows, disable_tqdm=True, max_steps=1, eval_strategy="no")
+    (said,) = (record.getMessage() for record in caplog.records if "Memory" in record.getMessage())
+    assert re.search(r"1 x 24 tokens: .* fits in 0.00 MiB: NO. Lower per_device_train_batch", said)
