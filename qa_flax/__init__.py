@@ -28,7 +28,8 @@ from qa_flax.data.examples import load_examples
 from qa_flax.data.features import prepare_train_features, prepare_validation_features
 from qa_flax.models.lora import LoraConfig
 from qa_flax.models.model import AutoModelForQuestionAnswering, get_peft_model
-from qa_flax.train.trainer import QuestionAnsweringTrainer, Trainer
+from qa_flax.train.qa_trainer import QuestionAnsweringTrainer
+from qa_flax.train.trainer import Trainer
 from qa_flax.train.training_arguments import TrainingArguments
 
 __version__ = "0.1.0"

@@ -27,9 +27,10 @@ from qa_flax.distributed import exchange, failure, preemption, processes
 from qa_flax.models.lora import LoraConfig
 from qa_flax.models.model import AutoModelForQuestionAnswering, get_peft_model
 from qa_flax.train import checkpoints
+from qa_flax.train.best import MetricError
 from qa_flax.train.checkpoints import ResumeError
-from qa_flax.train.loop import MetricError, optimizer_bytes, output_dir
-from qa_flax.train.trainer import QuestionAnsweringTrainer
+from qa_flax.train.plan import optimizer_bytes, output_dir
+from qa_flax.train.qa_trainer import QuestionAnsweringTrainer
 from qa_flax.train.training_arguments import TrainingArguments, check_training_arguments
 
 

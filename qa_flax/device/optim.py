@@ -4,7 +4,6 @@ A chain gives the direction of a step, which the step multiplies by minus the le
 (`schedules.py`): what an optimizer remembers does not depend on the rate.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,29 +13,6 @@ import optax
 from jaxtyping import PyTree
 
 from qa_flax.models.sharding import global_norm
-
-
-def count_updates(
-    rows: int,
-    global_batch: int,
-    accumulation: int,
-    num_train_epochs: float,
-    max_steps: int,
-    drop_last: bool = False,
-) -> tuple[int, int]:
-    """Updates per epoch and in all, as in transformers.
-
-    `accumulation` batches make an update; those left over at an epoch's end make a smaller one. The
-    last, partial batch counts, unless `drop_last`.
-    """
-    batches = count_batches(rows, global_batch, drop_last)
-    per_epoch = max(1, math.ceil(batches / accumulation))
-    return per_epoch, max_steps if max_steps > 0 else math.ceil(num_train_epochs * per_epoch)
-
-
-def count_batches(rows: int, global_batch: int, drop_last: bool = False) -> int:
-    """Batches of an epoch, before any are taken together into an update."""
-    return rows // global_batch if drop_last else math.ceil(rows / global_batch)
 
 
 def decay_mask(params: PyTree) -> PyTree:

@@ -21,6 +21,8 @@ from qa_flax.distributed import processes
 from qa_flax.models import sharding
 from qa_flax.models.sharding import CORES, Shard, is_shard
 
+_KEYS = "rbg"
+
 
 def use_host_cores(cores: int | None = None) -> None:
     """Show the host's CPU as `cores` devices (default: one a processor), if the CPU is what JAX
@@ -43,15 +45,15 @@ def describe_cores() -> str:
     return f"{core_count()} x {jax.devices()[0].device_kind.lower()}{on_hosts}"
 
 
-def host_core_count() -> int:
+def process_core_count() -> int:
     """How many of the cores are this host's."""
     return jax.local_device_count()
 
 
-def host_cores() -> slice:
+def process_cores() -> slice:
     """Which of the D cores are this host's: those of one host follow one another."""
     first = [device.process_index for device in _cores()].index(processes.index())
-    return slice(first, first + host_core_count())
+    return slice(first, first + process_core_count())
 
 
 def require_backend(name: str | None, argument: str) -> None:
@@ -109,9 +111,22 @@ def put_copies(tree: PyTree) -> PyTree:
 
     def copies(array: Any) -> np.ndarray:
         array = np.asarray(array)
-        return np.broadcast_to(array, (host_core_count(), *array.shape))
+        return np.broadcast_to(array, (process_core_count(), *array.shape))
 
     return jax.device_put(jax.tree.map(copies, tree), _one_slice_a_core())
+
+
+def copy_on_first_core(arrays: list[Any]) -> list[Any]:
+    """What `put_copies` put there as new arrays of this process's first core; does not wait.
+
+    They are copies: the originals may be given away (`donate`) as soon as this returns.
+    """
+    return _first_rows([array.addressable_data(0) for array in arrays])
+
+
+@jax.jit
+def _first_rows(arrays: list[Any]) -> list[Any]:
+    return [array[0] for array in arrays]
 
 
 def take_copy(tree: PyTree) -> PyTree:
@@ -128,7 +143,7 @@ def put_parts(tree: PyTree, pattern: PyTree) -> PyTree:
         if not is_shard(node):
             return put_copies(array)
         pieces = sharding.divided(np.asarray(array), core_count())
-        return Shard(put(pieces[host_cores()]), node.shape)
+        return Shard(put(pieces[process_cores()]), node.shape)
 
     return structure.unflatten([put_one(*both) for both in zip(arrays, nodes, strict=True)])
 
@@ -172,9 +187,27 @@ def start_copy(tree: PyTree) -> None:
         array.copy_to_host_async()
 
 
+def put_key(key: Any) -> Any:
+    """`run_key`'s words onto every core of this process; there `key_of` makes a key of them.
+
+    Keys themselves would go through the host at each call in several processes.
+    """
+    return put_copies(jax.random.key_data(key))
+
+
+def key_of(words: Any) -> Any:
+    """The key whose words these are."""
+    return jax.random.wrap_key_data(words, impl=_KEYS)
+
+
+def nothing_crosses() -> Any:
+    """Inside, JAX raises if an array goes from host to device or back without being asked to."""
+    return jax.transfer_guard("disallow")
+
+
 def run_key(seed: int) -> Any:
     """The key of a run's dropout masks. `rbg` keys cost a TPU or a CPU far less than threefry's."""
-    return jax.random.key(seed, impl="rbg")
+    return jax.random.key(seed, impl=_KEYS)
 
 
 @functools.cache
@@ -189,5 +222,5 @@ def _cores() -> list[Any]:
 
 
 def _one_slice_a_core() -> NamedSharding:
-    mine = np.array(_cores()[host_cores()])
+    mine = np.array(_cores()[process_cores()])
     return NamedSharding(Mesh(mine, (CORES,)), PartitionSpec(CORES))

@@ -22,6 +22,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from qa_flax import storage
 from qa_flax.models import lora as adapters
+from qa_flax.models.elsewhere import Readable
 from qa_flax.models.families import FAMILIES, Family
 from qa_flax.models.files import (
     ADAPTER_CONFIG_FILE,
@@ -48,7 +49,7 @@ logger = logging.getLogger(__name__)
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
-class AutoModelForQuestionAnswering(nnx.Module):
+class AutoModelForQuestionAnswering(Readable):
     """An encoder with a span head, made from a Hugging Face config or checkpoint.
 
     Parameters are float32; `dtype` is the compute dtype. Call it with NumPy or JAX arrays `[B, L]`.

@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from qa_flax import storage
@@ -284,13 +283,32 @@ def load_state(directory: Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
     return jax.tree.unflatten(jax.tree.structure(like), leaves), run
 
 
-def _checkpointer() -> ocp.StandardCheckpointer:
-    """Orbax's, of this process alone: the main host writes, and each reads for itself."""
-    me = processes.index()
-    alone = ocp.options.MultiprocessingOptions(
-        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
-    )
-    return ocp.StandardCheckpointer(multiprocessing_options=alone)
+@contextmanager
+def _checkpointer() -> Iterator[Any]:
+    """Orbax's, of this process alone: the main process writes, and each reads for itself."""
+    with _handlers_as_they_are():
+        import orbax.checkpoint as ocp  # here: it takes a second, and who saves nothing needs none
+
+        me = processes.index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+        )
+        with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
+            yield checkpointer
+
+
+@contextmanager
+def _handlers_as_they_are() -> Iterator[None]:
+    """Orbax logs through absl, which gives a root logger without handlers one, for good."""
+    root, stand_in = logging.getLogger(), logging.lastResort
+    if root.handlers or stand_in is None:
+        yield
+        return
+    root.addHandler(stand_in)  # what Python itself would write warnings with
+    try:
+        yield
+    finally:
+        root.removeHandler(stand_in)
 
 
 def _named(tree: PyTree) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """The README.md of a trained model, by transformers' template (host)."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import transformers
@@ -11,16 +11,9 @@ from qa_flax import storage
 from qa_flax.device import parallel
 
 
-@runtime_checkable
-class Trained(Protocol):
-    """What the card tells of."""
-
-    args: transformers.TrainingArguments
-    state: TrainerState
-
-
 def model_card(
-    trainer: Trained,
+    args: transformers.TrainingArguments,
+    state: TrainerState,
     finetuned_from: str | None = None,
     model_name: str | None = None,
     tags: str | list[str] | None = None,
@@ -33,15 +26,15 @@ def model_card(
     """
     is_folder = finetuned_from is not None and storage.path(finetuned_from).exists()
     given = [tags] if isinstance(tags, str) else list(tags or ())
-    _, eval_lines, eval_results = parse_log_history(trainer.state.log_history or [{}])
+    _, eval_lines, eval_results = parse_log_history(state.log_history or [{}])
     summary = TrainingSummary(
-        model_name=model_name or _name(trainer.args.output_dir or "trainer_output"),
+        model_name=model_name or _name(args.output_dir or "trainer_output"),
         finetuned_from=None if is_folder else finetuned_from,
         tags=list(dict.fromkeys([*given, "generated_from_trainer", "jax"])),
         tasks=tasks,
         eval_results=eval_results,
         eval_lines=eval_lines or None,
-        hyperparameters=_hyperparameters(trainer.args),
+        hyperparameters=_hyperparameters(args),
         source="qa_flax",  # transformers' own line would name PyTorch
         **more,
     )

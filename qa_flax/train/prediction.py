@@ -5,8 +5,8 @@ A batch's results are copied to the host while the next one is computed.
 
 import itertools
 import logging
-from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -25,12 +25,11 @@ from qa_flax.data.batches import HostBatch, eval_batches, eval_widths, scatter
 from qa_flax.data.examples import SHOWN
 from qa_flax.data.windows import Windows
 from qa_flax.device import parallel
+from qa_flax.device.in_flight import InFlight
 from qa_flax.device.step import EvalOutput, Reduction, Weights
 from qa_flax.distributed import exchange, preemption
 
 logger = logging.getLogger(__name__)
-
-STEPS_IN_FLIGHT = 1
 
 
 class Predicted(NamedTuple):
@@ -79,30 +78,32 @@ def predict_windows(
     has_labels = windows.start_positions is not None and windows.end_positions is not None
     losses = np.zeros(len(windows), np.float32) if has_labels else None
     are_finite = np.ones(len(windows), bool)
-    running: deque[tuple[HostBatch, EvalOutput]] = deque()
-
+    in_flight = InFlight[HostBatch]()
+    compiled: set[int] = set()
     bytes_to_host = 0
 
-    def collect() -> None:
+    def collect(batch: HostBatch, output: EvalOutput) -> None:
         nonlocal bytes_to_host
-        batch, output = running.popleft()
-        output = parallel.gather(output)
         bytes_to_host += sum(array.nbytes for array in jax.tree.leaves(output))
         result.add(batch, output.logits)
         are_finite[batch.rows[batch.valid]] = output.are_finite[batch.valid]
-        if losses is not None:
+        if losses is not None and output.losses is not None:
             losses[batch.rows[batch.valid]] = output.losses[batch.valid]
         on_batch()
 
-    for batch in eval_batches(windows, parallel.host_core_count(), per_core, nulls, widths):
+    for batch in eval_batches(windows, parallel.process_core_count(), per_core, nulls, widths):
         preemption.check()
-        output = step(weights, parallel.put(batch.arrays))
-        parallel.start_copy(output)
-        running.append((batch, output))
-        if len(running) > STEPS_IN_FLIGHT:
-            collect()
-    while running:
-        collect()
+        arrays = parallel.put(batch.arrays)
+        width = batch.columns.stop - batch.columns.start
+        # A width's first batch may compile the step, and then constants go to the cores.
+        with parallel.nothing_crosses() if width in compiled else nullcontext():
+            output = step(weights, arrays)
+        compiled.add(width)
+        in_flight.add(batch, output)
+        for done in in_flight.due():
+            collect(*done)
+    for done in in_flight.all():
+        collect(*done)
     _warn_of_bad_logits(windows, np.flatnonzero(~are_finite))
     return Predicted(result.finished(), losses, bytes_to_host)
 
@@ -113,7 +114,7 @@ def agreed_widths(windows: Windows, per_core: int) -> list[int]:
     Raises:
         ValueError: no host has any windows.
     """
-    own = eval_widths(windows, parallel.host_core_count(), per_core)
+    own = eval_widths(windows, parallel.process_core_count(), per_core)
     given, labelled = zip(
         *exchange.exchange_json("batch widths", (own, windows.start_positions is not None)),
         strict=True,

@@ -1,171 +1,248 @@
-"""A training under way: steps started ahead, their losses as they come in (host and device)."""
+"""One call of `Trainer.train`: its parts, begun or resumed, and ended whatever happens."""
 
-import math
+import logging
+import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple
 
-import jax
-import numpy as np
+import jax.numpy as jnp
+from flax import nnx
+from tqdm import tqdm
+from transformers.trainer_utils import TrainOutput, speed_metrics
 
+from qa_flax import storage
+from qa_flax.data.batches import HostBatch, Loader, train_batches
+from qa_flax.data.windows import Windows
 from qa_flax.device import parallel
-from qa_flax.device.step import Measurements, TrainState
-from qa_flax.distributed import processes
+from qa_flax.device.counters import watched
+from qa_flax.device.memory import HELP, memory_plan, state_pattern
+from qa_flax.device.step import TrainState, make_train_step, weights_of
+from qa_flax.distributed import preemption, processes
+from qa_flax.distributed.exchange import of_main
+from qa_flax.train import checkpoints
+from qa_flax.train.events import Events
+from qa_flax.train.live_state import LiveState
+from qa_flax.train.loop import Actions, TrainingLoop
+from qa_flax.train.plan import Plan, is_sharded, is_watched, optimizer_of, output_dir, schedule_of
+from qa_flax.train.resume import (
+    Position,
+    RunCheckpoints,
+    conditions_of,
+    data_seed_of,
+    restore_callbacks,
+)
+from qa_flax.train.steps import Steps
 
-# Steps started before the oldest one's loss is waited for: enough to keep the cores busy, few
-# enough for the progress bar to tell the truth.
-STEPS_IN_FLIGHT = 1
+logger = logging.getLogger(__name__)
+
+BYTES_PER_STEP = 8  # that come to the host: loss and gradient norm
 
 
-class Training:
-    """A training under way: the state on the cores, and the steps whose loss is still awaited."""
+class Resume(NamedTuple):
+    """Whether and how to resume: the arguments of `Trainer.train`."""
+
+    checkpoint: Any
+    accept_changes: bool
+
+
+def run_training(
+    events: Events,
+    live: LiveState,
+    windows: Windows,
+    graphdef: nnx.GraphDef,
+    resume: Resume,
+    evaluate: Callable[[], dict[str, Any]],
+    save_model: Callable[[Any], None],
+) -> TrainOutput:
+    """Train to the end, or to an error; in both cases the model then holds what was learnt.
+
+    Args:
+        events: of the trainer; begun anew, or as the checkpoint has them.
+        live: the owner of the model's weights.
+        windows: what to train on, with labels.
+        graphdef: the model's, in the dtype to compute in.
+        resume: from where.
+        evaluate: gives metrics of the evaluation set, with the weights that `live` has.
+        save_model: writes model and tokenizer into a folder, on the main process.
+    """
+    training = _Training(events, live, windows, graphdef, resume, evaluate, save_model)
+    started, first = time.time(), events.state.global_step
+    try:
+        with watched("training", is_watched(events.args)) as report:
+            preempted = training.run()
+            report.steps = events.state.global_step - first
+            report.bytes_to_host = report.steps * BYTES_PER_STEP
+        live.end()
+    except BaseException:
+        # Also after an error or Ctrl-C: what was learnt so far is the caller's.
+        live.abandon()
+        raise
+    if preempted is not None:
+        raise preempted
+    return training.finish(started)
+
+
+class _Training:
+    """The parts of one training."""
 
     def __init__(
         self,
-        state: TrainState,
-        step: Any,
-        key: Any,
-        on_compiled: Callable[[Any, dict[str, np.ndarray]], None] | None = None,
+        events: Events,
+        live: LiveState,
+        windows: Windows,
+        graphdef: nnx.GraphDef,
+        resume: Resume,
+        evaluate: Callable[[], dict[str, Any]],
+        save_model: Callable[[Any], None],
     ):
-        self.state = state
-        self._step = step
-        self._key = key
-        self._on_compiled = on_compiled  # with each compiled step, before it runs, and its batch
-        self._steps: dict[Any, Callable] = {}  # by the shapes of a batch
-        self._in_flight: deque[tuple[float, int, Measurements]] = deque()
-        self._clock = _Clock()
-        self._finished = int(np.asarray(state.step).flat[0])
-        self._all, self._since_log = _Mean(), _Mean()
-        self._last: dict[str, float] = {}
-
-    def start_step(self, arrays: dict[str, np.ndarray], learning_rate: float, rows: int) -> None:
-        """Start the step of a batch with so many valid rows; returns before it is done."""
-        inputs = self.state, parallel.put(arrays), np.float32(learning_rate), self._key
-        shapes = tuple((name, array.shape) for name, array in arrays.items())
-        if shapes not in self._steps:
-            self._steps[shapes] = self._step_for(inputs, arrays)
-        self.state, measurements = self._steps[shapes](*inputs)
-        parallel.start_copy(measurements)
-        self._in_flight.append((learning_rate, rows, measurements))
-
-    def _step_for(self, inputs: tuple[Any, ...], arrays: dict[str, np.ndarray]) -> Callable:
-        """The step, compiled; what it takes is known before it runs."""
-        several = processes.count() > 1
-        if several and self._steps:
-            return self._step
-        compiled = self._step.lower(*inputs).compile()
-        if self._on_compiled is not None:
-            self._on_compiled(compiled, arrays)
-        # Of several processes a compiled step would want arrays of all cores; compiled once more,
-        # it comes from JAX's cache, if there is one.
-        return self._step if several else compiled
-
-    def finished(self) -> dict[str, float]:
-        """The numbers of the last step that is known to be done; {} before the first."""
-        while len(self._in_flight) > STEPS_IN_FLIGHT:
-            self._finish_one()
-        return self._last
-
-    def progress(self) -> dict[str, float]:
-        """`finished()`, and examples a second: of all steps but the first, which was compiled."""
-        return (numbers := self.finished()) and numbers | self._clock.rate()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Wait for all steps; what is done inside is no training time."""
-        self._wait()
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self._clock.pause(time.monotonic() - began)
-
-    def logs(self) -> dict[str, float]:
-        """Wait for all steps; the mean loss since the last call, and the last step's numbers."""
-        self._wait()
-        loss = self._since_log.value(self._last["loss"])
-        self._since_log = _Mean()
-        return self._last | {"loss": loss}
-
-    def mean_loss(self) -> float:
-        """Wait for all steps; the mean loss of all."""
-        self._wait()
-        return self._all.value(0.0)
-
-    def taken(self) -> TrainState:
-        """The whole state as NumPy, without what no step changes; all hosts call it."""
-        return parallel.take_whole(self.state._replace(fixed=()))
-
-    def params(self) -> Any:
-        """The trained parameters as NumPy, or None if a failed step has taken them with it."""
-        if any(array.is_deleted() for array in jax.tree.leaves(self.state.params)):
-            return None
-        return parallel.take_whole(self.state.params)
-
-    def counters(self) -> dict[str, Any]:
-        """Wait for all steps; what `resume` needs beside the state on the cores."""
-        self._wait()
-        return {"all": vars(self._all), "since_log": vars(self._since_log), "last": self._last}
-
-    def resume(self, counters: dict[str, Any]) -> None:
-        """Go on counting as the training that gave `counters`."""
-        self._all, self._since_log = (_Mean(**counters[n]) for n in ("all", "since_log"))
-        self._last = dict(counters["last"])
-
-    def _wait(self) -> None:
-        while self._in_flight:
-            self._finish_one()
-
-    def _finish_one(self) -> None:
-        rate, rows, measurements = self._in_flight.popleft()
-        self._finished += 1
-        loss, grad_norm = (float(np.asarray(value)) for value in measurements)
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise FloatingPointError(
-                f"step {self._finished}: loss {loss}, gradient norm {grad_norm}. Training stopped. "
-                "Lower learning_rate, set max_grad_norm, or look at the windows of this step"
+        self._events, self._args, self._live = events, events.args, live
+        self._windows = windows
+        args, model = events.args, live.model
+        self._plan = plan = Plan.of(args, len(windows), parallel.core_count())
+        self._schedule = schedule_of(args, plan.updates)
+        optimizer = optimizer_of(args)
+        conditions = conditions_of(args, plan, windows, model)
+        self._checkpoints = RunCheckpoints(events, live, conditions, save_model)
+        with parallel.on_host():
+            params, fixed = weights_of(model)
+            state = TrainState(jnp.int32(0), params, fixed, optimizer.init(params))
+        pattern = state_pattern(model, optimizer, is_sharded(args))
+        events.reset()
+        self._checkpoints.prepare(bool(resume.checkpoint) or args.save_strategy != "no")
+        run: dict[str, Any] = {}
+        if resume.checkpoint:
+            state, run, events.state = self._checkpoints.load(
+                resume.checkpoint, state, resume.accept_changes
             )
-        self._clock.tick(rows)
-        self._all.add(loss)
-        self._since_log.add(loss)
-        self._last = {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate}
+        self._had_been_stopped = False
+        if run:
+            self._schedule.load_state_dict(run["schedule"])
+            last = min(events.state.max_steps, plan.updates)
+            self._had_been_stopped = restore_callbacks(events, events.state.global_step >= last)
+        self._start: TrainState | None = state
+        self._pattern = pattern
+        step = make_train_step(graphdef, optimizer, float(args.label_smoothing_factor))
+        self._reported_memory = 0
+        self._steps = Steps(
+            live,
+            parallel.over_cores(
+                lambda state, batch, rate, words: step(state, batch, rate, parallel.key_of(words)),
+                (0, 0, 0, 0),
+                (0, None),
+                donate=True,
+            ),
+            parallel.run_key(args.seed),
+            int(state.step),
+            partial(self._report_memory, pattern),
+        )
+        position = Position()
+        if run:
+            self._steps.resume(run["counters"])
+            position = Position(run["epochs_ended"], run["last_logged"], run.get("pending", {}))
+        actions = Actions(self._batches, evaluate, self._save, self._checkpoints.callback_states)
+        self._loop = TrainingLoop(events, plan, self._steps, self._schedule, position, actions)
+        self._is_resumed = bool(run)
+        self._first_step = events.state.global_step
+        self._begin_state(optimizer)
 
+    def run(self) -> preemption.Preempted | None:
+        """From `on_train_begin` to the end of the last epoch, or to a signal that has been seen."""
+        start, self._start = self._start, None  # the cores have it from now on
+        self._live.begin(parallel.put_parts(start, self._pattern))
+        del start
+        try:
+            self._events.notify("on_train_begin")
+            self._events.control.should_training_stop |= self._had_been_stopped
+            if self._args.eval_on_start and not self._is_resumed:
+                self._loop.evaluate()
+            self._loop.run()
+        except preemption.Preempted as preempted:
+            self._save_interrupted()
+            return preempted
+        return None
 
-class _Clock:
-    """Examples a second, from the end of the first step on, without pauses."""
+    def _save_interrupted(self) -> None:
+        """Save a checkpoint for the resumed run, unless there is one of just this moment."""
+        callbacks = self._loop.interrupted()
+        if not self._checkpoints.has(self._loop.position.pending):
+            self._save(self._loop.position, callbacks)
 
-    def __init__(self):
-        self._last: float | None = None
-        self._pause = self._seconds = 0.0
-        self._rows = 0
+    def finish(self, started: float) -> TrainOutput:
+        """Metrics of the training, the best model, and `on_train_end`."""
+        args, state = self._args, self._events.state
+        # Of what was done in this call: a resumed run did the rest before.
+        steps = state.global_step - self._first_step
+        metrics = speed_metrics(
+            "train",
+            started,
+            num_samples=round(steps / state.max_steps * self._plan.samples(args)),
+            num_steps=steps,
+        )
+        metrics["total_flos"] = state.total_flos
+        metrics["train_loss"] = self._steps.mean_loss()
+        metrics = of_main("training metrics", metrics)
+        if args.load_best_model_at_end:
+            self._load_best_model()
+        self._events.log(metrics)
+        best = state.best_model_checkpoint
+        if args.save_total_limit == 1 and best is not None and processes.is_main():
+            # The last one was kept beside the best, to resume from.
+            checkpoints.delete_others(output_dir(args), storage.path(best))
+        self._events.notify("on_train_end")
+        return TrainOutput(state.global_step, metrics["train_loss"], metrics)
 
-    def pause(self, seconds: float) -> None:
-        """So many of the seconds before the next step are not its own."""
-        self._pause += seconds
+    def _save(self, position: Position, callbacks: Any) -> None:
+        counters, schedule = self._steps.counters(), self._schedule.state_dict()
+        self._checkpoints.save({"counters": counters, "schedule": schedule}, position, callbacks)
 
-    def tick(self, rows: int) -> None:
-        """A step of so many rows is done."""
-        now = time.monotonic()
-        if self._last is not None:
-            self._seconds += now - self._last - self._pause
-            self._rows += rows
-        self._last, self._pause = now, 0.0
+    def _load_best_model(self) -> None:
+        best, model = self._events.state.best_model_checkpoint, self._live.model
+        if best is None:
+            logger.warning("load_best_model_at_end: no checkpoint of a best model was saved.")
+            return
+        logger.info("The best model is that of %s (%s).", best, self._events.state.best_metric)
+        load = model.from_pretrained if model.lora is None else model.with_adapter
+        with parallel.on_host() if is_sharded(self._args) else nullcontext():
+            model.take_over(weights_of(load(best)).params)
 
-    def rate(self) -> dict[str, float]:
-        """{} until there is something to divide by."""
-        return {"examples_per_second": self._rows / self._seconds} if self._seconds > 0 else {}
+    def _batches(self, epoch: int, skip: int) -> Iterator[HostBatch]:
+        """Each process has all windows and computes the same order; it makes its cores' rows."""
+        args = self._args
+        return train_batches(
+            self._windows,
+            parallel.core_count(),
+            args.per_device_train_batch_size,
+            data_seed_of(args),
+            epoch,
+            args.train_sampling_strategy,
+            accumulation=args.gradient_accumulation_steps,
+            drop_last=args.dataloader_drop_last,
+            skip=skip,
+            mine=parallel.process_cores(),
+        )
 
+    def _begin_state(self, optimizer: Any) -> None:
+        state, handler, plan = self._events.state, self._events.handler, self._plan
+        state.is_local_process_zero = state.is_world_process_zero = processes.is_main()
+        state.max_steps, state.num_train_epochs = plan.updates, plan.epochs
+        state.train_batch_size = self._args.per_device_train_batch_size
+        state.compute_steps(self._args, plan.updates)
+        loader: Any = Loader(lambda: self._batches(0, 0), plan.updates_per_epoch)
+        handler.optimizer, handler.train_dataloader = optimizer, loader
+        handler.lr_scheduler = self._schedule  # pyright: ignore[reportAttributeAccessIssue]
 
-class _Mean:
-    """A mean that can be written down and gone on with: added up one by one, in float64."""
-
-    def __init__(self, total: float = 0.0, count: int = 0):
-        self.total, self.count = total, count
-
-    def add(self, value: float) -> None:
-        self.total, self.count = self.total + value, self.count + 1
-
-    def value(self, otherwise: float) -> float:
-        return self.total / self.count if self.count else otherwise
+    def _report_memory(self, pattern: TrainState, compiled: Any, arrays: Any) -> None:
+        """What the step takes, once, and again where a batch of another shape takes more."""
+        plan, limit = memory_plan(pattern, compiled), parallel.memory_limit()
+        is_first, is_too_much = not self._reported_memory, limit is not None and plan.total > limit
+        if is_first or (is_too_much and plan.total > self._reported_memory):
+            rows, tokens = arrays["input_ids"].shape[-2:]
+            line = plan.text(limit, f"{rows} x {tokens} tokens")
+            if is_too_much:
+                logger.warning("%s. %s.", line, HELP)
+            elif processes.is_main() and not self._args.disable_tqdm:
+                tqdm.write(line, file=sys.stderr)  # above the bar, where there is one
+        self._reported_memory = max(self._reported_memory, plan.total)

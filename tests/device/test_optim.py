@@ -7,16 +7,7 @@ import pytest
 import tiny
 from flax import nnx
 
-from qa_flax.device.optim import OPTIMIZERS, count_updates, decay_mask, make_optimizer
-
-
-def test_updates_are_counted_as_transformers_does():
-    assert count_updates(2091, 16, 1, 2.0, -1) == (131, 262)
-    assert count_updates(10, 4, 1, 1.5, -1) == (3, 5)
-    assert count_updates(10, 4, 1, 3.0, 7) == (3, 7)
-    assert count_updates(10, 4, 2, 3.0, -1) == (2, 6)
-    assert count_updates(10, 4, 2, 3.0, -1, drop_last=True) == (1, 3)
-    assert count_updates(3, 4, 1, 3.0, -1, drop_last=True) == (1, 3)
+from qa_flax.device.optim import OPTIMIZERS, decay_mask, make_optimizer
 
 
 def test_everything_decays_but_biases_and_norms():

@@ -122,6 +122,25 @@ def test_parameters_are_divided_over_the_cores_of_all_hosts(tmp_path):
     assert "Memory on each core, 2 x 64 tokens: parameters" in ended[0].text
 
 
+def test_the_model_is_read_and_written_in_every_process(folder, tmp_path):
+    ended = launch("reading", 2, 2, tmp_path)
+    assert [e.status for e in ended] == [0, 0], "\n".join(e.text[-3000:] for e in ended)
+    found = [json.loads((tmp_path / f"reading-{i}.json").read_text()) for i in (0, 1)]
+    for process in found:
+        assert process["reading"]["right"] == [True, True]
+        assert process["reading"]["written"]
+        assert "wrote other weights into the model" in process["writing_apart"]["error"]
+        assert "head.outputs.bias" in process["writing_apart"]["error"]
+    assert found[0]["reading"]["end"] == found[1]["reading"]["end"]
+
+    main, other = (process["reading_shards"] for process in found)
+    assert main["losses"] == other["losses"]
+    assert main["sum 1"] != main["sum 2"]
+    assert (len(main["errors"]), other["errors"]) == (1, [])
+    assert "each of 2 processes holds a shard of this model's weights" in main["errors"][0]
+    assert "Call trainer.save_model(folder) or trainer.evaluate() in every" in main["errors"][0]
+
+
 @pytest.mark.parametrize("total", [0, 1, 3, 8, 11])
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_the_parts_are_the_whole(monkeypatch, count, total):

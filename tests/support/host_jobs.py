@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import tiny
+from safetensors.numpy import load_file
 from transformers import HfArgumentParser, TrainerCallback
 from transformers.trainer_utils import EvalPrediction
 
@@ -211,6 +212,84 @@ def divided(folder: Path, output: Path) -> dict:
     return metrics
 
 
+class AtEveryStep(TrainerCallback):
+    """Calls `read(updates, state, model)` after each update, once for all events of it."""
+
+    def __init__(self, read):
+        self._read = read
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        self._read(state.global_step, state, model)
+
+
+def weights_in(file: Path) -> dict[str, np.ndarray]:
+    return load_file(file / "model.safetensors")
+
+
+def reading(folder: Path, output: Path) -> dict:
+    """Every process reads the model after each update, and writes it after the second."""
+    wanted = {}
+    for steps in (1, 2):
+        changes = {"max_steps": steps, "eval_strategy": "no", "save_strategy": "no"}
+        trainer = library_trainer(output / "wanted", lr_scheduler_type="constant", **changes)
+        trainer.train()
+        wanted[steps] = [np.asarray(a) for a in jax.tree.leaves(weights_of(trainer.model).params)]
+    found = {"right": [], "written": None}
+
+    def read(updates, state, model):
+        arrays = [np.asarray(a) for a in jax.tree.leaves(weights_of(model).params)]
+        if updates in wanted:
+            found["right"].append(all(map(np.array_equal, arrays, wanted[updates])))
+            loss = trainer.evaluate()["eval_loss"]
+        if updates == 2:
+            model.head.outputs.kernel[...] = model.head.outputs.kernel[...] * 0
+            found["written"] = trainer.evaluate()["eval_loss"] != loss
+
+    changes = {"lr_scheduler_type": "constant", "callbacks": [AtEveryStep(read)]}
+    trainer = library_trainer(output, **changes)
+    trainer.train()
+    end = [np.asarray(a) for a in jax.tree.leaves(weights_of(trainer.model).params)]
+    return found | {"end": [float(np.abs(a).sum()) for a in end]}
+
+
+def reading_shards(folder: Path, output: Path) -> dict:
+    """One process alone cannot read shards; all together can save and evaluate."""
+    found = {"errors": [], "losses": []}
+
+    def read(updates, state, model):
+        if state.is_world_process_zero:  # as scripts do that save by themselves
+            try:
+                model.save_pretrained(output / "alone")
+            except RuntimeError as error:
+                found["errors"].append(str(error))
+        trainer.save_model(output / f"saved-{updates}")
+        found["losses"].append(trainer.evaluate()["eval_loss"])
+        np.asarray(model.head.outputs.kernel[...])  # gathered just now
+
+    changes = {"shard_params": True, "save_strategy": "no", "eval_strategy": "no", "max_steps": 2}
+    trainer = library_trainer(output, callbacks=[AtEveryStep(read)], **changes)
+    trainer.train()
+    if processes.is_main():
+        for updates in (1, 2):
+            saved = weights_in(output / f"saved-{updates}")
+            found[f"sum {updates}"] = float(sum(abs(array).sum() for array in saved.values()))
+    return found
+
+
+def writing_apart(folder: Path, output: Path) -> dict:
+    """The processes write other weights: each would train a model of its own from then on."""
+
+    def read(updates, state, model):
+        model.head.outputs.bias[...] = np.full(2, processes.index(), np.float32)
+
+    trainer = library_trainer(output, callbacks=[AtEveryStep(read)], save_strategy="no")
+    try:
+        trainer.train()
+    except processes.HostError as error:
+        return {"error": str(error)}
+    return {}
+
+
 def failing(folder: Path, output: Path) -> dict:
     library_trainer(output, callbacks=[Fail]).train()
     return {}
@@ -232,6 +311,7 @@ JOBS = {
     "preempted": [preempted],
     "divided": [divided],
     "failing": [failing],
+    "reading": [reading, reading_shards, writing_apart],
 }
 
 

@@ -22,7 +22,7 @@ from qa_flax.data.features import prepare_train_features, prepare_validation_fea
 from qa_flax.device import parallel
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.train.progress import TrainingLines, TrainingProgress, progress_callback
-from qa_flax.train.trainer import QuestionAnsweringTrainer
+from qa_flax.train.qa_trainer import QuestionAnsweringTrainer
 from qa_flax.train.training_arguments import TrainingArguments
 
 ENCODER = Path(__file__).with_name("encoder")
