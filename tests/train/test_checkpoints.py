@@ -186,7 +186,7 @@ def test_kill_9_while_saving_loses_at_most_the_one_being_saved(tmp_path, kills):
     program = (
         "import pathlib, sys, itertools\n"
         "from test_checkpoints import save\n"
-        "from qa_flax import checkpoints\n"
+        "from qa_flax.train import checkpoints\n"
         "root, first = pathlib.Path(sys.argv[1]), int(sys.argv[2])\n"
         "checkpoints.recover(root)\n"
         "for step in itertools.count(first):\n"
