@@ -1,38 +1,38 @@
 """Extractive question answering in JAX/Flax, on every core.
 
-    SQuAD JSON, rows    examples.py     host      examples
-                        features.py     host      windows
-                        batches.py      host      [cores, B, L]
-                        models/         device    hidden states -> SpanLogits
-                        step.py         device    what one core does
-                        parallel.py     device    all cores; put, gather
-                        prediction.py   both      -> logits [N, L] or best tokens [N, C]
-                        spans.py        host      the best spans
-                        postprocess.py  host      answers, files
-                        metrics.py      host      EM / F1
+    SQuAD JSON, rows -> data/     host      examples, windows, batches [cores, B, L]
+                        models/   device    hidden states -> SpanLogits
+                        device/   device    what one core does; all cores: put, gather
+                        answers/  host      the best spans, answers, files, EM / F1
 
-Data flows one way. `trainer.py` ties the stages together as the Hugging Face trainer contract,
-`run.py` as `run_qa.py`'s job, `cli.py` as the command `qa-flax`.
+Data flows one way. `train/` ties the stages together as the Hugging Face trainer contract,
+`distributed/` joins the processes of several hosts, `commands/` are the verbs of `qa-flax`.
+
+The public names below are imported when they are first used, so that `import qa_flax` costs
+nothing and data, answers and scores need no JAX.
 """
 
 import os
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 # On import transformers advises to install PyTorch; that it is absent is as it should be here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
-from transformers import EarlyStoppingCallback
+if TYPE_CHECKING:
+    from transformers import EarlyStoppingCallback
 
-from qa_flax.answers.metrics import squad_metric
-from qa_flax.answers.postprocess import postprocess_qa_predictions
-from qa_flax.data.examples import load_examples
-from qa_flax.data.features import prepare_train_features, prepare_validation_features
-from qa_flax.models.lora import LoraConfig
-from qa_flax.models.model import AutoModelForQuestionAnswering, get_peft_model
-from qa_flax.train.qa_trainer import QuestionAnsweringTrainer
-from qa_flax.train.trainer import Trainer
-from qa_flax.train.training_arguments import TrainingArguments
+    from qa_flax.answers.metrics import squad_metric
+    from qa_flax.answers.postprocess import postprocess_qa_predictions
+    from qa_flax.data.examples import load_examples
+    from qa_flax.data.features import prepare_train_features, prepare_validation_features
+    from qa_flax.models.lora import LoraConfig
+    from qa_flax.models.model import AutoModelForQuestionAnswering, get_peft_model
+    from qa_flax.train.qa_trainer import QuestionAnsweringTrainer
+    from qa_flax.train.trainer import Trainer
+    from qa_flax.train.training_arguments import TrainingArguments
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AutoModelForQuestionAnswering",
@@ -48,3 +48,36 @@ __all__ = [
     "prepare_validation_features",
     "squad_metric",
 ]
+
+_MODULES = {
+    "AutoModelForQuestionAnswering": "qa_flax.models.model",
+    "EarlyStoppingCallback": "transformers",
+    "LoraConfig": "qa_flax.models.lora",
+    "QuestionAnsweringTrainer": "qa_flax.train.qa_trainer",
+    "Trainer": "qa_flax.train.trainer",
+    "TrainingArguments": "qa_flax.train.training_arguments",
+    "get_peft_model": "qa_flax.models.model",
+    "load_examples": "qa_flax.data.examples",
+    "postprocess_qa_predictions": "qa_flax.answers.postprocess",
+    "prepare_train_features": "qa_flax.data.features",
+    "prepare_validation_features": "qa_flax.data.features",
+    "squad_metric": "qa_flax.answers.metrics",
+}
+"""Where each public name is defined."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+        return value
+    message = f"module {__name__!r} has no attribute {name!r}"
+    if not name.startswith("_"):
+        from difflib import get_close_matches
+
+        if near := get_close_matches(name, __all__, n=1):
+            message += f"; did you mean {near[0]!r}?"
+    raise AttributeError(message, name=name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -15,7 +15,7 @@ import pytest
 import tiny
 import yaml
 
-from qa_flax.cli import parse_run_arguments
+from qa_flax.commands.run import parse_arguments
 
 ROOT = Path(__file__).parents[1]
 FAKE = Path(__file__).parent / "support" / "fake_cloud"
@@ -429,7 +429,7 @@ def test_a_job_set_is_preempted_and_goes_on(tmp_path, checkout, run_arguments, w
 def test_the_file_for_skypilot_can_be_read():
     task = yaml.safe_load((FOLDER / "sky.yaml").read_text())
     assert task["resources"]["use_spot"]
-    parsed = parse_run_arguments([*shlex.split(task["envs"]["ARGUMENTS"]), "--output_dir=o"])
+    parsed = parse_arguments([*shlex.split(task["envs"]["ARGUMENTS"]), "--output_dir=o"])
     assert parsed[2].do_train
     assert not any(task["secrets"].values())
 
@@ -581,7 +581,7 @@ def test_a_recipe_does_what_it_says(tmp_path, name):
     assert runs
     for command in runs:
         arguments = command[command.index("start") + 1 :]
-        model, data, training, _ = parse_run_arguments([*arguments, "--output_dir=o"])
+        model, data, training, _ = parse_arguments([*arguments, "--output_dir=o"])
         assert training.do_eval
         per_core, cores = training.per_device_train_batch_size, CORES[accelerator]
         whole = per_core * cores * training.gradient_accumulation_steps

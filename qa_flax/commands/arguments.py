@@ -1,6 +1,9 @@
 """The arguments of a run: Hugging Face's names, defaults and checks (host, no JAX)."""
 
+import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -213,3 +216,31 @@ class HostArguments:
             raise ValueError(
                 f"--initialization_timeout is {self.initialization_timeout}; it must be above 0"
             )
+
+
+def dataclass_parser(*kinds: Any, **options: Any) -> argparse.ArgumentParser:
+    """A parser whose `parse_args(...).dataclasses` is one instance of each of these dataclasses.
+
+    Built by transformers' `HfArgumentParser`, from whose import on this takes time. One argument
+    that ends in .json, .yaml or .yml names a file that holds all of them.
+    """
+    from transformers import HfArgumentParser
+
+    class Parser(HfArgumentParser):
+        def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+            self, args: Sequence[str] | None = None, namespace: None = None
+        ) -> argparse.Namespace:
+            argv = list(args or ())
+            if len(argv) == 1 and argv[0].endswith(".json"):
+                parsed = self.parse_json_file(argv[0])
+            elif len(argv) == 1 and argv[0].endswith((".yaml", ".yml")):
+                parsed = self.parse_yaml_file(argv[0])
+            else:
+                *parsed, unknown = self.parse_args_into_dataclasses(
+                    argv, return_remaining_strings=True, look_for_args_file=False
+                )
+                if unknown:
+                    self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            return argparse.Namespace(dataclasses=tuple(parsed))
+
+    return Parser(list(kinds), **options)

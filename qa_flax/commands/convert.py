@@ -3,14 +3,38 @@
 A pickle can run code, so that it is read only on this request and only as plain tensors.
 """
 
+import argparse
 import os
 from pathlib import Path
 from typing import Any
 
-from qa_flax.models.files import CONFIG_FILE, WEIGHTS_FILE, listing, replacing, shard_names
+from qa_flax.commands.errors import usage_errors
+
+SUMMARY = "pytorch_model.bin -> model.safetensors (needs PyTorch)"
 
 PICKLE_FILE = "pytorch_model.bin"
 PICKLE_INDEX_FILE = "pytorch_model.bin.index.json"
+
+
+def parser() -> argparse.ArgumentParser:
+    """One directory."""
+    parser = argparse.ArgumentParser(
+        prog="qa-flax convert",
+        description="Write model.safetensors beside a checkpoint's pytorch_model.bin. A pickle can "
+        "run code: only plain tensors are read.",
+    )
+    parser.add_argument("directory", metavar="DIRECTORY", type=Path, help="of the checkpoint")
+    return parser
+
+
+def main(parsed: argparse.Namespace) -> None:
+    """Convert, and print which file was written.
+
+    Raises:
+        UsageError: there is nothing to convert, it holds more than tensors, or PyTorch is absent.
+    """
+    with usage_errors(ValueError, OSError, ModuleNotFoundError):
+        print(f"{convert(parsed.directory)} written")
 
 
 def convert(directory: str | os.PathLike[str]) -> Path:
@@ -24,6 +48,8 @@ def convert(directory: str | os.PathLike[str]) -> Path:
         OSError: there is no such file, or there are weights in safetensors already.
         ValueError: a file does not hold tensors by name, or wants to run code.
     """
+    from qa_flax.models.files import WEIGHTS_FILE, replacing
+
     directory = Path(directory)
     if (directory / WEIGHTS_FILE).exists():
         raise FileExistsError(f"{directory / WEIGHTS_FILE} exists already; nothing to convert")
@@ -42,6 +68,8 @@ def convert(directory: str | os.PathLike[str]) -> Path:
 
 
 def _files(directory: Path) -> list[Path]:
+    from qa_flax.models.files import CONFIG_FILE, listing, shard_names
+
     if (directory / PICKLE_FILE).is_file():
         return [directory / PICKLE_FILE]
     index = directory / PICKLE_INDEX_FILE

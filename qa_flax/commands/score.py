@@ -1,12 +1,50 @@
 """`qa-flax score`: files in, what the official scorers print out (host)."""
 
+import argparse
 import json
 import os
 from typing import Any
 
-from qa_flax import storage
-from qa_flax.answers.metrics import squad_metric
-from qa_flax.data.examples import load_examples
+from qa_flax.commands.errors import usage_errors
+
+SUMMARY = "EM and F1 of a file of answers, as the official SQuAD scorers print them"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the official scorers, and of MLQA's."""
+    parser = argparse.ArgumentParser(prog="qa-flax score", description=f"{SUMMARY}.")
+    parser.add_argument("dataset", metavar="DATASET", help="SQuAD JSON, JSONL, CSV or Parquet")
+    parser.add_argument("predictions", metavar="PREDICTIONS", help="JSON, {id: answer}")
+    parser.add_argument("--na-prob-file", "-n", help="JSON, {id: number}, such as null_odds.json")
+    parser.add_argument(
+        "--na-prob-thresh", "-t", type=float, default=1.0, help='a greater number counts as "" (1)'
+    )
+    parser.add_argument("--out-file", "-o", help="write there instead of printing")
+    parser.add_argument(
+        "--version_2_with_negative",
+        action="store_true",
+        help="score as SQuAD v2.0 (default where a question has no answer)",
+    )
+    parser.add_argument("--language", help="MLQA's rules for ar, de, en, es, hi, vi or zh")
+    return parser
+
+
+def main(parsed: argparse.Namespace) -> None:
+    """Print the scores, or write them.
+
+    Raises:
+        UsageError: a file cannot be read, or does not hold what it should.
+    """
+    from qa_flax import storage
+
+    arguments = vars(parsed)
+    out_file = arguments.pop("out_file")
+    with usage_errors(ValueError, OSError):
+        text = as_printed(score(**arguments))
+        if out_file is None:
+            print(text)
+        else:
+            storage.write_text(storage.path(out_file), text + "\n")
 
 
 def score(
@@ -33,6 +71,9 @@ def score(
         ValueError: a file does not hold what it should, or rows cannot be scored.
         OSError: a file cannot be read.
     """
+    from qa_flax.answers.metrics import squad_metric
+    from qa_flax.data.examples import load_examples
+
     examples = load_examples(dataset, require_answers=False)
     references = [{"id": row["id"], "answers": row["answers"]} for row in _rows(examples)]
     answers = _read(predictions, str, "string")
@@ -75,6 +116,8 @@ def _rows(examples: Any) -> list[dict[str, Any]]:
 
 
 def _read(path: str | os.PathLike, kind: type | tuple[type, ...], what: str) -> dict[str, Any]:
+    from qa_flax import storage
+
     try:
         values = json.loads(storage.path(path).read_text(encoding="utf-8"))
     except ValueError as error:

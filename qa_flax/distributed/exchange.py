@@ -13,7 +13,8 @@ import jax
 import numpy as np
 from safetensors.numpy import load, save
 
-from qa_flax.distributed.processes import HostError, client, count, index, is_main
+from qa_flax.distributed import HostError
+from qa_flax.distributed.processes import client, count, index, is_main
 
 SECONDS_TO_WAIT = 900.0
 """How long one process waits for another: tokenising, saving and uploading take minutes."""

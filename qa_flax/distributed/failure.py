@@ -12,7 +12,8 @@ from types import TracebackType
 
 import jax
 
-from qa_flax.distributed.processes import HostError, client, count, index
+from qa_flax.distributed import HostError
+from qa_flax.distributed.processes import client, count, index
 
 logger = logging.getLogger(__name__)
 

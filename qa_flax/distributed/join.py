@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import jax
 from jax._src.clusters import ClusterEnv
 
-from qa_flax.distributed.processes import HostError
+from qa_flax.distributed import HostError
 
 _LAST_WORDS = 10.0  # seconds that processes may be apart in time
 

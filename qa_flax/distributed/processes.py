@@ -5,10 +5,6 @@ from typing import Any
 from jax._src import distributed  # the key-value store has no public name
 
 
-class HostError(RuntimeError):
-    """The processes of a run cannot work together; the message says which, and what to do."""
-
-
 def count() -> int:
     """How many processes have joined; 1 without joining. Does not start JAX's backend."""
     return distributed.global_state.num_processes or 1

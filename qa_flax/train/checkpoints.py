@@ -26,6 +26,7 @@ from qa_flax import storage
 from qa_flax.data.windows import Windows
 from qa_flax.distributed import processes
 from qa_flax.storage import AnyPath
+from qa_flax.train.root_handlers import root_handlers_kept
 
 logger = logging.getLogger(__name__)
 
@@ -286,7 +287,7 @@ def load_state(directory: Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
 @contextmanager
 def _checkpointer() -> Iterator[Any]:
     """Orbax's, of this process alone: the main process writes, and each reads for itself."""
-    with _handlers_as_they_are():
+    with root_handlers_kept():
         import orbax.checkpoint as ocp  # here: it takes a second, and who saves nothing needs none
 
         me = processes.index()
@@ -295,20 +296,6 @@ def _checkpointer() -> Iterator[Any]:
         )
         with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
             yield checkpointer
-
-
-@contextmanager
-def _handlers_as_they_are() -> Iterator[None]:
-    """Orbax logs through absl, which gives a root logger without handlers one, for good."""
-    root, stand_in = logging.getLogger(), logging.lastResort
-    if root.handlers or stand_in is None:
-        yield
-        return
-    root.addHandler(stand_in)  # what Python itself would write warnings with
-    try:
-        yield
-    finally:
-        root.removeHandler(stand_in)
 
 
 def _named(tree: PyTree) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from transformers.trainer_callback import TrainerState
 
 from qa_flax import storage
 from qa_flax.device import parallel
+from qa_flax.train.training_arguments import plain_value
 
 
 def model_card(
@@ -62,10 +63,10 @@ def _hyperparameters(args: transformers.TrainingArguments) -> dict[str, Any]:
         "num_devices": cores,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
         "total_train_batch_size": rows,
-        "optimizer": f"{getattr(args.optim, 'value', args.optim)}, betas=({args.adam_beta1}, "
+        "optimizer": f"{plain_value(args.optim)}, betas=({args.adam_beta1}, "
         f"{args.adam_beta2}), epsilon={args.adam_epsilon}, weight_decay={args.weight_decay}, "
         f"optim_args={args.optim_args}",
-        "lr_scheduler_type": getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type),
+        "lr_scheduler_type": plain_value(args.lr_scheduler_type),
         "lr_scheduler_warmup_steps": args.warmup_steps,
         "num_epochs": args.num_train_epochs,
         "training_steps": args.max_steps if args.max_steps > 0 else None,

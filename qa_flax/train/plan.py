@@ -14,6 +14,7 @@ from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.models.sharding import bytes_of
 from qa_flax.storage import AnyPath
 from qa_flax.train.schedules import Schedule, make_schedule
+from qa_flax.train.training_arguments import plain_value
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,6 @@ class Plan:
         if args.max_steps > 0:
             return args.max_steps * self.rows * self.accumulation
         return self.windows * args.num_train_epochs
-
-
-def plain_value(value: Any) -> Any:
-    """The value of transformers' enums, and anything else as it is."""
-    return getattr(value, "value", value)
 
 
 def schedule_of(args: transformers.TrainingArguments, updates: int) -> Schedule:

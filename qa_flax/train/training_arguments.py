@@ -9,13 +9,12 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import transformers
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import trainer_log_levels
-
-from qa_flax.device.optim import NEED_WHOLE_PARAMETERS, OPTIMIZERS
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +160,6 @@ GONE = {
 }
 
 CHOICES = {
-    "optim": tuple(OPTIMIZERS),
     "debug": ("tpu_metrics_debug",),
     "train_sampling_strategy": ("random", "sequential", "group_by_length"),
 }
@@ -283,6 +281,11 @@ OLDER: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
 }
 
 
+def plain_value(value: Any) -> Any:
+    """The value of a member of an enumeration, such as `SchedulerType`; all else as it is."""
+    return value.value if isinstance(value, Enum) else value
+
+
 def set_log_level(args: transformers.TrainingArguments, is_main: bool) -> None:
     """`log_level`, here and in transformers; `log_level_replica` on other processes than the main.
 
@@ -300,17 +303,20 @@ def check_training_arguments(args: transformers.TrainingArguments) -> None:
     Raises:
         ValueError: names every argument that is refused.
     """
+    # Here, so that arguments can be parsed without JAX.
+    from qa_flax.device.optim import NEED_WHOLE_PARAMETERS, OPTIMIZERS
+
     refused = [
         f"{name}={value!r}: {reason} (allowed: {', '.join(map(repr, allowed))})"
         for name, (allowed, reason) in REFUSED.items()
         if (value := getattr(args, name, allowed[0])) not in allowed
     ]
-    for name, allowed in CHOICES.items():
+    for name, allowed in (CHOICES | {"optim": tuple(OPTIMIZERS)}).items():
         value = getattr(args, name, allowed[0])
-        values = [getattr(v, "value", v) for v in (value if isinstance(value, list) else [value])]
+        values = [plain_value(v) for v in (value if isinstance(value, list) else [value])]
         if unknown := [v for v in values if v not in allowed]:
             refused.append(f"{name}={unknown[0]!r} (allowed: {', '.join(allowed)})")
-    optim = getattr(args.optim, "value", args.optim)
+    optim = plain_value(args.optim)
     if getattr(args, "shard_params", False) and optim in NEED_WHOLE_PARAMETERS:
         others = ", ".join(name for name in OPTIMIZERS if name not in NEED_WHOLE_PARAMETERS)
         refused.append(

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from qa_flax.cli import main
-from qa_flax.commands import environment
 from qa_flax.commands.arguments import HostArguments
+from qa_flax.commands.env import report as environment
 
 
 def found(**changes):

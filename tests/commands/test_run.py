@@ -7,7 +7,8 @@ import pytest
 import tiny
 from oracle import squad_v1_plain, squad_v2_plain
 
-from qa_flax.cli import main, parse_run_arguments
+from qa_flax.cli import main
+from qa_flax.commands.run import parse_arguments
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +219,7 @@ def test_a_command_that_was_stopped_is_given_again(capfd, checkpoint, data, tmp_
 def test_the_arguments_of_run_qa_have_its_defaults():
     """As the newest PyTorch and Flax scripts have them; `max_val_samples` is the older name."""
     least = ["--model_name_or_path=m", "--output_dir=o", "--dataset_name=d"]
-    found = parse_run_arguments(least)
+    found = parse_arguments(least)
     found = {name: value for part in found for name, value in vars(part).items()}
     for name in ("config_name", "tokenizer_name", "cache_dir", "token"):
         assert found[name] is None, name
@@ -232,7 +233,7 @@ def test_the_arguments_of_run_qa_have_its_defaults():
     expected |= {"preprocessing_num_workers": None, "pad_to_max_length": True, "doc_stride": 128}
     expected |= {"null_score_diff_threshold": 0.0, "n_best_size": 20, "max_answer_length": 30}
     assert {name: found[name] for name in expected} == expected
-    assert parse_run_arguments([*least, "--max_val_samples=3"])[1].max_eval_samples == 3
+    assert parse_arguments([*least, "--max_val_samples=3"])[1].max_eval_samples == 3
 
 
 @pytest.mark.parametrize("kind", ["json", "yaml"])

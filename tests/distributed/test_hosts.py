@@ -17,8 +17,8 @@ from host_jobs import divided, in_a_script, one_question, train_evaluate_predict
 from processes import free_port, joining, run_processes
 from safetensors.numpy import load_file
 
-from qa_flax.distributed import join, processes
-from qa_flax.distributed.processes import HostError, part_of
+from qa_flax.distributed import HostError, join, processes
+from qa_flax.distributed.processes import part_of
 
 TIMES = ("runtime", "per_second", "_time")
 

@@ -149,7 +149,7 @@ def test_the_command_says_how_to_go_on(tmp_path, capfd, monkeypatch):
         "--max_seq_length=64",
         "--doc_stride=16",
     ]
-    monkeypatch.setattr("qa_flax.commands.run_job.AutoTokenizer", _Signalling)
+    monkeypatch.setattr("qa_flax.commands.run.job.AutoTokenizer", _Signalling)
     with pytest.raises(SystemExit) as exit:
         main(command)
     assert exit.value.code == 143

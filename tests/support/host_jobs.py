@@ -25,13 +25,13 @@ from qa_flax import (
     prepare_validation_features,
     squad_metric,
 )
-from qa_flax.cli import parse_run_arguments
 from qa_flax.commands.arguments import HostArguments
-from qa_flax.commands.environment import start
-from qa_flax.commands.run_job import run
+from qa_flax.commands.env.report import start
+from qa_flax.commands.run import parse_arguments
+from qa_flax.commands.run.job import run
 from qa_flax.device import parallel
 from qa_flax.device.step import weights_of
-from qa_flax.distributed import exchange, failure, processes
+from qa_flax.distributed import HostError, exchange, failure, processes
 
 LENGTHS = {"max_seq_length": 64, "doc_stride": 16}
 GLOBAL_BATCH = 8
@@ -72,7 +72,7 @@ def train_evaluate_predict(folder: Path, output: Path) -> dict:
         "--pad_to_max_length=False",
         "--include_num_input_tokens_seen=True",
     )
-    return run(*parse_run_arguments(arguments))
+    return run(*parse_arguments(arguments))
 
 
 def one_question(folder: Path, output: Path) -> dict:
@@ -91,7 +91,7 @@ def one_question(folder: Path, output: Path) -> dict:
         "--optim=sgd",
         "--save_strategy=no",
     )
-    return run(*parse_run_arguments(arguments))
+    return run(*parse_arguments(arguments))
 
 
 class Kill(TrainerCallback):
@@ -301,7 +301,7 @@ def late(folder: Path, output: Path) -> dict:
         time.sleep(2)
     try:
         exchange.exchange("a race", b"", timeout=1.0 if processes.index() == 0 else 60.0)
-    except processes.HostError as error:
+    except HostError as error:
         return {"error": str(error)}
     return {}
 

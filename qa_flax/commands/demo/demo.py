@@ -26,7 +26,7 @@ from qa_flax.train.qa_trainer import QuestionAnsweringTrainer
 from qa_flax.train.training_arguments import TrainingArguments
 
 ENCODER = Path(__file__).with_name("encoder")
-"""The pre-trained encoder and its tokenizer, made by `tools/make_demo_encoder.py`."""
+"""The pre-trained encoder and its tokenizer, made by `make_encoder.py`."""
 
 # A question and its story have about 90 tokens; the longest are cut into two windows.
 WINDOWS: dict[str, Any] = {"max_seq_length": 112, "doc_stride": 32, "disable_tqdm": True}

@@ -82,7 +82,8 @@ def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator(lines, trainer)
     tokenizer = _tokenizer(tokenizer.get_vocab())  # so that the characters are not special
-    ends = [(token, tokenizer.token_to_id(token)) for token in ("[SEP]", "[CLS]")]
+    numbers_of = tokenizer.get_vocab()
+    ends = [(token, numbers_of[token]) for token in ("[SEP]", "[CLS]")]
     tokenizer.post_processor = processors.BertProcessing(*ends)
     roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     return PreTrainedTokenizerFast(
@@ -273,7 +274,9 @@ def save(model: AutoModelForQuestionAnswering, tokenizer: PreTrainedTokenizerFas
 
 def main() -> None:
     """Parse the arguments, make the encoder, say what it took."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        description="Make the encoder that `qa-flax demo` starts from."
+    )
     parser.add_argument("--seed", type=int, default=0)
     place = Path(__file__).with_name("encoder")
     parser.add_argument("--output_dir", type=Path, default=place)

@@ -18,7 +18,8 @@ from qa_flax.answers.metrics import squad_metric
 from qa_flax.answers.postprocess import find_answers, spliced
 from qa_flax.answers.spans import Settings
 from qa_flax.commands.arguments import DataArguments, HostArguments, ModelArguments
-from qa_flax.commands.environment import start
+from qa_flax.commands.env.report import start
+from qa_flax.commands.errors import usage_errors
 from qa_flax.data.examples import load_examples
 from qa_flax.data.features import make_windows
 from qa_flax.data.windows import Windows
@@ -32,10 +33,6 @@ from qa_flax.train.checkpoints import ResumeError
 from qa_flax.train.plan import optimizer_bytes, output_dir
 from qa_flax.train.qa_trainer import QuestionAnsweringTrainer
 from qa_flax.train.training_arguments import TrainingArguments, check_training_arguments
-
-
-class UsageError(ValueError):
-    """What the user gave cannot be used; the message is all that need be shown."""
 
 
 def _data_names(data_args: DataArguments) -> dict[str, Any]:
@@ -69,7 +66,8 @@ def run(
         HostError: the processes of several hosts do not come together.
         Preempted: SIGTERM has come; the same command goes on from what was saved.
     """
-    with _as_usage_error():
+    # Until training starts, a wrong value or file is the user's to mend.
+    with usage_errors(ValueError, OSError):
         start(HostArguments() if host_args is None else host_args)
     failure.end_together()
     with preemption.heeded():
@@ -79,7 +77,7 @@ def run(
 def _run(
     model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
 ) -> dict[str, Any]:
-    with _as_usage_error():
+    with usage_errors(ValueError, OSError):
         check_training_arguments(training_args)
         _check_work(data_args, training_args)
         trainer, stages = _prepare(model_args, data_args, training_args)
@@ -184,15 +182,6 @@ def make_compute_metrics(data_args: DataArguments) -> Callable[[EvalPrediction],
 
 
 # ---- before the work -----------------------------------------------------------------------------
-
-
-@contextmanager
-def _as_usage_error():
-    """Until training starts, a wrong value or file is the user's to mend, not a defect to trace."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise UsageError(str(error)) from error
 
 
 def _check_work(data_args: DataArguments, training_args: TrainingArguments) -> None:
@@ -330,10 +319,8 @@ def _train(trainer: QuestionAnsweringTrainer, stage: Stage, accept_changes: bool
         f"Training {trained:,} of {held:,} parameters ({trained / held:.2%}); the optimizer's "
         f"state takes {optimizer_bytes(trainer.args, trainer.model):,} bytes on each core"
     )
-    try:
+    with usage_errors(ResumeError, MetricError):
         trained = trainer.train(_checkpoint(trainer.args), accept_changes=accept_changes)
-    except (ResumeError, MetricError) as error:
-        raise UsageError(str(error)) from error
     metrics = dict(trained.metrics, train_samples=stage.count)
     trainer.save_model()
     return _finish(trainer, "train", metrics)

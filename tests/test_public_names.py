@@ -1,0 +1,127 @@
+"""`import qa_flax`: its public names are imported when used, and bring in what they need only."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qa_flax
+
+ROOT = Path(__file__).parents[1]
+
+HOST_NAMES = [
+    "EarlyStoppingCallback",
+    "TrainingArguments",
+    "load_examples",
+    "postprocess_qa_predictions",
+    "prepare_train_features",
+    "prepare_validation_features",
+    "squad_metric",
+]
+
+
+def fresh(program: str) -> str:
+    """What a program prints in a process of its own, in which it must not fail."""
+    # transformers finds torch by its distribution; USE_TORCH=0 makes it look away.
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "USE_TORCH": "0"}
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        cwd=ROOT,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_every_public_name_is_there():
+    assert set(qa_flax.__all__) <= set(dir(qa_flax))
+    for name in qa_flax.__all__:
+        assert getattr(qa_flax, name).__name__ == name
+    names: dict = {}
+    exec("from qa_flax import *", names)
+    assert names.keys() >= set(qa_flax.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error_with_a_suggestion():
+    message = "module 'qa_flax' has no attribute 'Trainr'; did you mean 'Trainer'"
+    with pytest.raises(AttributeError, match=message):
+        _ = qa_flax.Trainr
+    with pytest.raises(ImportError):
+        from qa_flax import nothing_like_it  # noqa: F401
+    assert not hasattr(qa_flax, "__wrapped__")
+
+
+def test_importing_the_package_costs_nothing_and_touches_no_logger():
+    program = (
+        "import logging, sys\n"
+        "import qa_flax\n"
+        "heavy = {'jax', 'numpy', 'transformers', 'datasets'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+        "assert not logging.getLogger().handlers\n"
+        "assert not logging.getLogger('qa_flax').handlers\n"
+    )
+    fresh(program)
+
+
+def test_the_hosts_names_need_no_jax():
+    program = (
+        "import sys\n"
+        "for name in ('jax', 'flax', 'optax', 'orbax'):\n    sys.modules[name] = None\n"
+        f"from qa_flax import {', '.join(HOST_NAMES)}\n"
+        "TrainingArguments(output_dir='out')\n"
+    )
+    fresh(program)
+
+
+HOST_PATH = """
+import sys
+for name in ("jax", "flax", "optax", "orbax"):
+    sys.modules[name] = None
+import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+import qa_flax
+words = "[PAD] [UNK] [CLS] [SEP] who runs ann".split()
+tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "[UNK]"))
+tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+tokenizer = PreTrainedTokenizerFast(
+    tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+    sep_token="[SEP]",
+)
+examples = qa_flax.load_examples([{
+    "id": "1", "question": "who runs", "context": "ann runs",
+    "answers": {"text": ["ann"], "answer_start": [0]},
+}])
+qa_flax.prepare_train_features(examples, tokenizer, max_seq_length=16, doc_stride=4)
+features = qa_flax.prepare_validation_features(
+    examples, tokenizer, max_seq_length=16, doc_stride=4
+)
+ids = features[0]["input_ids"]
+logits = np.full((1, len(ids)), -5.0, np.float32)
+logits[0, ids.index(words.index("ann"))] = 5.0
+answers = qa_flax.postprocess_qa_predictions(examples, features, (logits, logits))
+scores = qa_flax.squad_metric(
+    [{"id": id_, "prediction_text": text} for id_, text in answers.items()],
+    [{"id": row["id"], "answers": row["answers"]} for row in examples],
+)
+print(scores["exact_match"])
+"""
+
+
+def test_the_hosts_path_runs_without_jax():
+    assert fresh(HOST_PATH).split()[-1] == "100.0"
+
+
+def test_no_public_name_imports_torch():
+    program = (
+        "import sys\nimport qa_flax\n"
+        "for name in qa_flax.__all__:\n    getattr(qa_flax, name)\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    fresh(program)

@@ -1,0 +1,46 @@
+"""orbax adds no handler to the root logger, and warnings are still printed meanwhile."""
+
+import os
+import subprocess
+import sys
+
+from qa_flax.train.root_handlers import root_handlers_kept
+
+PROGRAM = """
+import logging, sys
+import numpy as np
+from qa_flax.train.root_handlers import root_handlers_kept
+
+with root_handlers_kept():
+    import orbax.checkpoint as ocp
+root = logging.getLogger()
+assert not root.handlers, root.handlers
+assert root.level == logging.WARNING
+with root_handlers_kept(), ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(sys.argv[1], {"a": np.ones(3)})
+    checkpointer.wait_until_finished()
+    logging.getLogger("somebody").warning("printed as without handlers")
+assert not root.handlers, root.handlers
+"""
+
+
+def test_orbax_is_imported_and_saves_without_adding_a_handler(tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path / "saved")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "saved").exists()
+    assert "printed as without handlers\n" in ended.stderr
+
+
+def test_an_applications_handlers_stay(caplog):
+    import logging
+
+    before = list(logging.getLogger().handlers)
+    with root_handlers_kept():
+        assert logging.getLogger().handlers == before
+    assert logging.getLogger().handlers == before
