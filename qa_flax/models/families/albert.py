@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from qa_flax.models.configs import read_config
+from qa_flax.models.family import Family
 from qa_flax.models.layers import (
     EMBEDDING_NAMES,
     OTHER_TASKS,
@@ -111,3 +112,13 @@ WEIGHT_NAMES = EMBEDDING_NAMES | {
     _BLOCK + r"mlp_norm": _NAME + r"full_layer_layer_norm",
 }
 UNUSED_WEIGHTS = (*OTHER_TASKS, r"(predictions|sop_classifier)\..*")
+
+FAMILY = Family(
+    "albert",
+    AlbertConfig.from_hf,
+    AlbertEncoder,
+    WEIGHT_NAMES,
+    prefix="albert.",
+    architecture="AlbertForQuestionAnswering",
+    unused_weights=UNUSED_WEIGHTS,
+)

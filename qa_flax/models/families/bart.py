@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from qa_flax.models.configs import read_config
+from qa_flax.models.family import Family
 from qa_flax.models.layers import (
     ACTIVATIONS,
     OTHER_TASKS,
@@ -274,4 +275,15 @@ UNUSED_WEIGHTS = (
     r"..coder\.version",
     r"final_logits_bias",
     r"classification_heads?\..*",
+)
+
+FAMILY = Family(
+    "bart",
+    BartConfig.from_hf,
+    BartModel,
+    WEIGHT_NAMES,
+    prefix="model.",
+    architecture="BartForQuestionAnswering",
+    unused_weights=UNUSED_WEIGHTS,
+    other_names=OTHER_NAMES,
 )

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from qa_flax.models.configs import read_config
+from qa_flax.models.family import Family
 from qa_flax.models.layers import (
     BLOCK_NAMES,
     EMBEDDING_NAMES,
@@ -87,3 +88,12 @@ class BertEncoder(nnx.Module):
 
 
 WEIGHT_NAMES = EMBEDDING_NAMES | BLOCK_NAMES
+
+FAMILY = Family(
+    "bert",
+    BertConfig.from_hf,
+    BertEncoder,
+    WEIGHT_NAMES,
+    prefix="bert.",
+    architecture="BertForQuestionAnswering",
+)

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from qa_flax.models.configs import read_config
+from qa_flax.models.family import Family
 from qa_flax.models.layers import (
     ACTIVATIONS,
     BLOCK_NAMES,
@@ -350,3 +351,14 @@ HEAD_WEIGHT_NAMES = {
     r"norm": r"qa_classifier.output.LayerNorm",
     r"outputs": r"qa_classifier.qa_outputs",
 }
+
+FAMILY = Family(
+    "big_bird",
+    BigBirdConfig.from_hf,
+    BigBirdEncoder,
+    WEIGHT_NAMES,
+    prefix="bert.",
+    architecture="BigBirdForQuestionAnswering",
+    head=BigBirdHead,
+    head_weight_names=HEAD_WEIGHT_NAMES,
+)

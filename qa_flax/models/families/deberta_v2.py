@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from qa_flax.models.configs import read_config
+from qa_flax.models.family import Family
 from qa_flax.models.layers import (
     ACTIVATIONS,
     BLOCK_NAMES,
@@ -336,4 +337,14 @@ UNUSED_WEIGHTS = (
     *OTHER_TASKS,
     r"embeddings\.position_embeddings\..*",
     r"(lm|mask)_predictions\..*",
+)
+
+FAMILY = Family(
+    "deberta-v2",
+    DebertaV2Config.from_hf,
+    DebertaV2Encoder,
+    WEIGHT_NAMES,
+    prefix="deberta.",
+    architecture="DebertaV2ForQuestionAnswering",
+    unused_weights=UNUSED_WEIGHTS,
 )

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from qa_flax.models.configs import read_config
+from qa_flax.models.family import Family
 from qa_flax.models.layers import (
     EMBEDDING_NAMES,
     OTHER_TASKS,
@@ -128,4 +129,16 @@ UNUSED_WEIGHTS = (
     *OTHER_TASKS,
     r"vocab_(transform|layer_norm|projector)\..*",
     r"pre_classifier\..*",
+)
+
+FAMILY = Family(
+    "distilbert",
+    DistilBertConfig.from_hf,
+    DistilBertEncoder,
+    WEIGHT_NAMES,
+    prefix="distilbert.",
+    architecture="DistilBertForQuestionAnswering",
+    head=DistilBertHead,
+    unused_weights=UNUSED_WEIGHTS,
+    fixed_arrays=fixed_arrays,
 )

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from qa_flax.models.configs import read_config
+from qa_flax.models.family import Family
 from qa_flax.models.layers import (
     BLOCK_NAMES,
     EMBEDDING_NAMES,
@@ -94,4 +95,14 @@ WEIGHT_NAMES = {r"project": r"embeddings_project"} | EMBEDDING_NAMES | BLOCK_NAM
 UNUSED_WEIGHTS = (
     *OTHER_TASKS,
     r"(discriminator_predictions|generator_predictions|generator_lm_head|sequence_summary)\..*",
+)
+
+FAMILY = Family(
+    "electra",
+    ElectraConfig.from_hf,
+    ElectraEncoder,
+    WEIGHT_NAMES,
+    prefix="electra.",
+    architecture="ElectraForQuestionAnswering",
+    unused_weights=UNUSED_WEIGHTS,
 )

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from qa_flax.models.configs import read_config
+from qa_flax.models.family import Family
 from qa_flax.models.layers import (
     BLOCK_NAMES,
     EMBEDDING_NAMES,
@@ -257,3 +258,13 @@ WEIGHT_NAMES = (
     }
 )
 UNUSED_WEIGHTS = (*OTHER_TASKS, r"lm_head\..*")
+
+FAMILY = Family(
+    "longformer",
+    LongformerConfig.from_hf,
+    LongformerEncoder,
+    WEIGHT_NAMES,
+    prefix="longformer.",
+    architecture="LongformerForQuestionAnswering",
+    unused_weights=UNUSED_WEIGHTS,
+)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from qa_flax.models.families import bart
+from qa_flax.models.family import Family
 
 
 @dataclass(frozen=True)
@@ -38,3 +39,14 @@ class MBartModel(bart.SharedModel):
 
 
 WEIGHT_NAMES = bart.WEIGHT_NAMES | {r"(..coder)\.norm": r"\1.layer_norm"}
+
+FAMILY = Family(
+    "mbart",
+    MBartConfig.from_hf,
+    MBartModel,
+    WEIGHT_NAMES,
+    prefix="model.",
+    architecture="MBartForQuestionAnswering",
+    unused_weights=bart.UNUSED_WEIGHTS,
+    other_names=bart.OTHER_NAMES,
+)

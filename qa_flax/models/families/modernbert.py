@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qa_flax.models import layers
 from qa_flax.models.configs import read_config
+from qa_flax.models.family import Family
 from qa_flax.models.layers import (
     ACTIVATIONS,
     Embeddings,
@@ -277,3 +278,16 @@ WEIGHT_NAMES = {
 HEAD_WEIGHT_NAMES = {r"dense": r"head.dense", r"norm": r"head.norm", r"outputs": r"classifier"}
 # A classifier of other labels is not among them: it has the span outputs' name.
 UNUSED_WEIGHTS = (r"decoder\..*",)
+
+FAMILY = Family(
+    "modernbert",
+    ModernBertConfig.from_hf,
+    ModernBertEncoder,
+    WEIGHT_NAMES,
+    prefix="model.",
+    architecture="ModernBertForQuestionAnswering",
+    head=ModernBertHead,
+    head_weight_names=HEAD_WEIGHT_NAMES,
+    unused_weights=UNUSED_WEIGHTS,
+    initial_array=initial_array,
+)

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from qa_flax.models.configs import read_config
+from qa_flax.models.family import Family
 from qa_flax.models.layers import (
     EMBEDDING_NAMES,
     OTHER_TASKS,
@@ -140,3 +141,13 @@ WEIGHT_NAMES = EMBEDDING_NAMES | {
     r"layers\.(\d+)\.mlp_norm": r"encoder.layer.\1.output.LayerNorm",
 }
 UNUSED_WEIGHTS = (*OTHER_TASKS, r"lm_head\..*")
+
+FAMILY = Family(
+    "mpnet",
+    MPNetConfig.from_hf,
+    MPNetEncoder,
+    WEIGHT_NAMES,
+    prefix="mpnet.",
+    architecture="MPNetForQuestionAnswering",
+    unused_weights=UNUSED_WEIGHTS,
+)

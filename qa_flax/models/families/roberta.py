@@ -1,7 +1,7 @@
 """Stage 4 of 7: RoBERTa (Liu et al. 2019), XLM-RoBERTa, CamemBERT (device, JAX)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from qa_flax.models.configs import read_config
+from qa_flax.models.family import Family
 from qa_flax.models.layers import (
     BLOCK_NAMES,
     EMBEDDING_NAMES,
@@ -90,3 +91,18 @@ class RobertaEncoder(nnx.Module):
 
 WEIGHT_NAMES = EMBEDDING_NAMES | BLOCK_NAMES
 UNUSED_WEIGHTS = (*OTHER_TASKS, r"lm_head\..*")
+
+_ROBERTA = Family(
+    "roberta",
+    RobertaConfig.from_hf,
+    RobertaEncoder,
+    WEIGHT_NAMES,
+    prefix="roberta.",
+    architecture="RobertaForQuestionAnswering",
+    unused_weights=UNUSED_WEIGHTS,
+)
+FAMILY = (
+    _ROBERTA,
+    replace(_ROBERTA, model_type="xlm-roberta", architecture="XLMRobertaForQuestionAnswering"),
+    replace(_ROBERTA, model_type="camembert", architecture="CamembertForQuestionAnswering"),
+)

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from qa_flax.models.configs import read_config
+from qa_flax.models.family import Family
 from qa_flax.models.layers import (
     BLOCK_NAMES,
     EMBEDDING_NAMES,
@@ -101,3 +102,13 @@ WEIGHT_NAMES = (
     }
 )
 UNUSED_WEIGHTS = (*OTHER_TASKS, r"lm_head\..*")
+
+FAMILY = Family(
+    "roberta-prelayernorm",
+    RobertaPreLayerNormConfig.from_hf,
+    RobertaPreLayerNormEncoder,
+    WEIGHT_NAMES,
+    prefix="roberta_prelayernorm.",
+    architecture="RobertaPreLayerNormForQuestionAnswering",
+    unused_weights=UNUSED_WEIGHTS,
+)

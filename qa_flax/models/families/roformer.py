@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from qa_flax.models.configs import read_config
+from qa_flax.models.family import Family
 from qa_flax.models.layers import (
     BLOCK_NAMES,
     EMBEDDING_NAMES,
@@ -155,3 +156,14 @@ WEIGHT_NAMES = (
     | BLOCK_NAMES
 )
 UNUSED_WEIGHTS = (*OTHER_TASKS, r"sequence_summary\..*")
+
+FAMILY = Family(
+    "roformer",
+    RoFormerConfig.from_hf,
+    RoFormerEncoder,
+    WEIGHT_NAMES,
+    prefix="roformer.",
+    architecture="RoFormerForQuestionAnswering",
+    unused_weights=UNUSED_WEIGHTS,
+    fixed_arrays=fixed_arrays,
+)

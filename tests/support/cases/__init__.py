@@ -1,44 +1,27 @@
 """What each family is tested with: a small config, what changes it, and what it refuses.
 
-`tests/models/loud.py` makes models of them, `tests/models/test_families.py` and
-`tests/models/test_torch_parity.py` test them.
+`tests/support/loud.py` makes models of them, `tests/models/test_families.py` and
+`tests/models/test_torch_parity.py` test them. Every file here but `case.py` has a `CASE`; it is for
+the model type of the file's name, or for its `MODEL_TYPES`.
 """
 
-from cases import (
-    albert,
-    bart,
-    bert,
-    big_bird,
-    deberta_v2,
-    distilbert,
-    electra,
-    longformer,
-    mbart,
-    modernbert,
-    mpnet,
-    roberta,
-    roberta_prelayernorm,
-    roformer,
-    xlm_roberta_xl,
-)
+import importlib
+import pkgutil
+
 from cases.case import Case
 
-CASES: dict[str, Case] = {
-    "bert": bert.CASE,
-    "distilbert": distilbert.CASE,
-    "roberta": roberta.CASE,
-    "xlm-roberta": roberta.CASE,
-    "camembert": roberta.CASE,
-    "electra": electra.CASE,
-    "albert": albert.CASE,
-    "deberta-v2": deberta_v2.CASE,
-    "modernbert": modernbert.CASE,
-    "mpnet": mpnet.CASE,
-    "roberta-prelayernorm": roberta_prelayernorm.CASE,
-    "roformer": roformer.CASE,
-    "xlm-roberta-xl": xlm_roberta_xl.CASE,
-    "longformer": longformer.CASE,
-    "big_bird": big_bird.CASE,
-    "bart": bart.CASE,
-    "mbart": mbart.CASE,
-}
+
+def find_cases() -> dict[str, Case]:
+    """Every `CASE` of this folder's files, by model type."""
+    found: dict[str, Case] = {}
+    for file in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+        if file != "case":
+            module = importlib.import_module(f"{__name__}.{file}")
+            for name in getattr(module, "MODEL_TYPES", (file.replace("_", "-"),)):
+                if name in found:
+                    raise ValueError(f"model_type={name!r} has two cases; one is in {file}.py")
+                found[name] = module.CASE
+    return found
+
+
+CASES = find_cases()

@@ -2,6 +2,7 @@ from cases.case import A_DECODER, BLOCK, BLOCK_CHANGED, ELSEWHERE, RELATIVE_POSI
 
 SEPARATOR = 20
 
+MODEL_TYPES = ("big_bird",)
 CASE = Case(
     # Rows of up to 21 tokens are not sparse.
     BLOCK | {"block_size": 3, "num_random_blocks": 1, "sep_token_id": SEPARATOR},
