@@ -14,8 +14,9 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from qa_flax.models.layers import SpanLogits, Stack, Table
-from qa_flax.models.qa import span_losses
+from qa_flax.models.blocks import Stack
+from qa_flax.models.layers import Table
+from qa_flax.models.qa import SpanLogits, span_losses
 from qa_flax.models.sharding import CORES, added_up, global_norm, has_shards, is_shard, whole
 
 Batch = dict[str, Array]

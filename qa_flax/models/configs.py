@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from qa_flax.models.layers import ACTIVATIONS
+from qa_flax.models.activations import ACTIVATIONS
 
 C = TypeVar("C")
 

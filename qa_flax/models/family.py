@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from qa_flax.models.layers import OTHER_TASKS, BlockConfig, ParamPath, initial_array
+from qa_flax.models.blocks import OTHER_TASKS
+from qa_flax.models.layers import BlockConfig, ParamPath, initial_array
 from qa_flax.models.qa import HEAD_WEIGHT_NAMES, SpanHead
 
 

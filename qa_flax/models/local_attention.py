@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from qa_flax.models.layers import attention, attention_pairs
+from qa_flax.models.attention import attention, attention_pairs
 
 
 def local_pairs(

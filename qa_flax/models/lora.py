@@ -13,8 +13,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from qa_flax.models.dropout import dropout, lent_rngs
 from qa_flax.models.files import ADAPTER_CONFIG_FILE, WEIGHTS_FILE, read_json
-from qa_flax.models.layers import Fixed, ParamPath, dropout, lent_rngs
+from qa_flax.models.layers import Fixed, ParamPath
 
 logger = logging.getLogger(__name__)
 

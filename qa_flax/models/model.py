@@ -22,6 +22,8 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from qa_flax import storage
 from qa_flax.models import lora as adapters
+from qa_flax.models.blocks import Stack
+from qa_flax.models.dropout import lending
 from qa_flax.models.elsewhere import Readable
 from qa_flax.models.families import FAMILIES, Family
 from qa_flax.models.files import (
@@ -38,8 +40,9 @@ from qa_flax.models.files import (
     stored_adapter,
     stored_tensors,
 )
-from qa_flax.models.layers import Fixed, ParamPath, SpanLogits, Stack, lending
+from qa_flax.models.layers import Fixed, ParamPath
 from qa_flax.models.lora import LoraConfig
+from qa_flax.models.qa import SpanLogits
 
 # A parameter's place in the model and its shape -> its float32 values.
 MakeArray = Callable[[ParamPath, tuple[int, ...]], np.ndarray]

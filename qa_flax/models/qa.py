@@ -1,14 +1,37 @@
 """Stage 4 of 7: hidden states -> span logits, and the loss over them (device, JAX)."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from qa_flax.models.layers import BlockConfig, SpanLogits, dropout, linear
+from qa_flax.models.dropout import dropout
+from qa_flax.models.layers import BlockConfig, linear
 
 # What a head takes off the logits of tokens that cannot be answers, where its family has such.
 BANNED = 1e6
+
+
+class SpanLogits(NamedTuple):
+    """What a question answering model returns: a score per token to begin and to end the answer.
+
+    Both fields are float32 `[b, l]`; `start_logits` and `end_logits` are Hugging Face's names.
+    """
+
+    start: Float[Array, "b l"]
+    end: Float[Array, "b l"]
+
+    @property
+    def start_logits(self) -> Float[Array, "b l"]:
+        """Hugging Face's name of `start`."""
+        return self.start
+
+    @property
+    def end_logits(self) -> Float[Array, "b l"]:
+        """Hugging Face's name of `end`."""
+        return self.end
 
 
 class SpanHead(nnx.Module):

@@ -40,7 +40,7 @@ from qa_flax.device import parallel
 from qa_flax.device.memory import MemoryPlan, memory_plan, state_pattern
 from qa_flax.device.optim import make_optimizer
 from qa_flax.device.step import make_loss, make_train_step, weights_of
-from qa_flax.models.layers import Stack
+from qa_flax.models.blocks import Stack
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.models.sharding import bytes_of
 

@@ -24,8 +24,9 @@ from loud import (
 from safetensors.numpy import load_file
 from transformers import PreTrainedConfig
 
+from qa_flax.models.blocks import Stack
 from qa_flax.models.families import FAMILIES
-from qa_flax.models.layers import Fixed, Stack
+from qa_flax.models.layers import Fixed
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.models.qa import span_losses
 

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 from test_families import batch_of, encoders
 
 from qa_flax import AutoModelForQuestionAnswering, LoraConfig, get_peft_model
-from qa_flax.models.layers import Fixed, lending, linear
+from qa_flax.models.dropout import lending
+from qa_flax.models.layers import Fixed, linear
 from qa_flax.models.lora import LoraLinear, dense_layers
 from qa_flax.models.qa import span_losses
 

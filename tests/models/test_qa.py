@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qa_flax.models.layers import SpanLogits
-from qa_flax.models.qa import BANNED, span_losses
+from qa_flax.models.qa import BANNED, SpanLogits, span_losses
 
 RANDOM = np.random.default_rng(0)
 LOGITS = SpanLogits(*(jnp.asarray(RANDOM.normal(0, 5, (6, 9)), jnp.float32) for _ in range(2)))

@@ -12,7 +12,7 @@ from qa_flax.data.batches import eval_batches
 from qa_flax.data.features import make_windows
 from qa_flax.device import parallel
 from qa_flax.device.step import Reduction, make_eval_step, reduce, weights_of
-from qa_flax.models.layers import SpanLogits
+from qa_flax.models.qa import SpanLogits
 from qa_flax.train.prediction import predict_windows, reduction
 
 

@@ -9,21 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from qa_flax.models.activations import ACTIVATIONS
+from qa_flax.models.attention import attention_pairs
+from qa_flax.models.blocks import OTHER_TASKS, SelfAttention, Stack
 from qa_flax.models.configs import read_config
+from qa_flax.models.dropout import dropout
 from qa_flax.models.family import Family
-from qa_flax.models.layers import (
-    ACTIVATIONS,
-    OTHER_TASKS,
-    SelfAttention,
-    Stack,
-    attention_pairs,
-    dropout,
-    embedding,
-    layer_norm,
-    linear,
-    look_up,
-    positions_from_0,
-)
+from qa_flax.models.layers import embedding, layer_norm, linear, look_up, positions_from_0
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from qa_flax.models.attention import attention_pairs
+from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES, PostNormBlock, Stack
 from qa_flax.models.configs import read_config
 from qa_flax.models.family import Family
-from qa_flax.models.layers import (
-    BLOCK_NAMES,
-    EMBEDDING_NAMES,
-    Embeddings,
-    PostNormBlock,
-    Stack,
-    attention_pairs,
-    positions_from_0,
-)
+from qa_flax.models.layers import Embeddings, positions_from_0
 
 
 @dataclass(frozen=True)

@@ -10,24 +10,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from qa_flax.models.activations import ACTIVATIONS
+from qa_flax.models.attention import attention, attention_pairs
+from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES, OTHER_TASKS, PostNormBlock, Stack
 from qa_flax.models.configs import read_config
+from qa_flax.models.dropout import dropout
 from qa_flax.models.family import Family
-from qa_flax.models.layers import (
-    ACTIVATIONS,
-    BLOCK_NAMES,
-    EMBEDDING_NAMES,
-    OTHER_TASKS,
-    PostNormBlock,
-    Stack,
-    attention,
-    attention_pairs,
-    dropout,
-    embedding,
-    layer_norm,
-    linear,
-    look_up,
-    positions_from_0,
-)
+from qa_flax.models.layers import embedding, layer_norm, linear, look_up, positions_from_0
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from qa_flax.models.attention import attention_pairs
+from qa_flax.models.blocks import EMBEDDING_NAMES, OTHER_TASKS, PostNormBlock, Stack
 from qa_flax.models.configs import read_config
 from qa_flax.models.family import Family
-from qa_flax.models.layers import (
-    EMBEDDING_NAMES,
-    OTHER_TASKS,
-    Embeddings,
-    ParamPath,
-    PostNormBlock,
-    Stack,
-    attention_pairs,
-    positions_from_0,
-    sinusoids,
-)
+from qa_flax.models.layers import Embeddings, ParamPath, positions_from_0, sinusoids
 from qa_flax.models.qa import SpanHead
 
 

@@ -8,19 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from qa_flax.models.attention import attention
+from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES, OTHER_TASKS, PostNormBlock, Stack
 from qa_flax.models.configs import read_config
 from qa_flax.models.family import Family
-from qa_flax.models.layers import (
-    BLOCK_NAMES,
-    EMBEDDING_NAMES,
-    OTHER_TASKS,
-    Embeddings,
-    PostNormBlock,
-    Stack,
-    attention,
-    linear,
-    positions_after_padding,
-)
+from qa_flax.models.layers import Embeddings, linear, positions_after_padding
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,15 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from qa_flax.models import layers
+from qa_flax.models.activations import ACTIVATIONS
+from qa_flax.models.attention import attention, attention_pairs
+from qa_flax.models.blocks import Stack
 from qa_flax.models.configs import read_config
+from qa_flax.models.dropout import dropout
 from qa_flax.models.family import Family
-from qa_flax.models.layers import (
-    ACTIVATIONS,
-    Embeddings,
-    ParamPath,
-    SpanLogits,
-    Stack,
-    attention,
-    attention_pairs,
-    dropout,
-    layer_norm,
-    linear,
-    positions_from_0,
-)
+from qa_flax.models.layers import Embeddings, ParamPath, layer_norm, linear, positions_from_0
 from qa_flax.models.local_attention import local_attention, local_pairs
-from qa_flax.models.qa import SpanHead
+from qa_flax.models.qa import SpanHead, SpanLogits
 
 # Cosines and sines by which a layer turns its queries and keys.
 Rotation = tuple[Float[Array, "#b l 1 half"], Float[Array, "#b l 1 half"]]

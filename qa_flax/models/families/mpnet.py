@@ -9,18 +9,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from qa_flax.models.attention import attention_pairs
+from qa_flax.models.blocks import EMBEDDING_NAMES, OTHER_TASKS, PostNormBlock, Stack
 from qa_flax.models.configs import read_config
 from qa_flax.models.family import Family
-from qa_flax.models.layers import (
-    EMBEDDING_NAMES,
-    OTHER_TASKS,
-    Embeddings,
-    PostNormBlock,
-    Stack,
-    attention_pairs,
-    embedding,
-    positions_after_padding,
-)
+from qa_flax.models.layers import Embeddings, embedding, positions_after_padding
 
 # Kinds of distance and the padding word's id: HF's MPNet has these whatever config.json says, where
 # relative_attention_num_buckets is but the rows of the table.

@@ -9,20 +9,21 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from qa_flax.models.configs import read_config
-from qa_flax.models.family import Family
-from qa_flax.models.layers import (
+from qa_flax.models.attention import attention, attention_pairs
+from qa_flax.models.blocks import (
     BLOCK_NAMES,
     EMBEDDING_NAMES,
     OTHER_TASKS,
-    Embeddings,
-    FixedTable,
-    ParamPath,
     PostNormBlock,
     SelfAttention,
     Stack,
-    attention,
-    attention_pairs,
+)
+from qa_flax.models.configs import read_config
+from qa_flax.models.family import Family
+from qa_flax.models.layers import (
+    Embeddings,
+    FixedTable,
+    ParamPath,
     linear,
     positions_from_0,
     sinusoids,
