@@ -16,11 +16,9 @@ from jaxtyping import Array, Float
 from qa_flax.models.dropout import dropout, lent_rngs
 from qa_flax.models.files import ADAPTER_CONFIG_FILE, WEIGHTS_FILE, read_json
 from qa_flax.models.layers import Fixed, ParamPath
+from qa_flax.models.weights import Named
 
 logger = logging.getLogger(__name__)
-
-# Parameters by the names that a checkpoint of the whole model has for them.
-Named = dict[str, tuple[ParamPath, nnx.Variable]]
 
 
 # ---- what is wanted ------------------------------------------------------------------------------

@@ -2,18 +2,14 @@
 
 import copy
 import json
-import logging
 import os
-import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import ArrayLike, Int
@@ -30,24 +26,26 @@ from qa_flax.models.files import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
     CONFIG_FILE,
-    FLOAT_DTYPES,
     WEIGHTS_FILE,
-    StoredTensor,
     checkpoint_directory,
     listing,
     read_json,
     replacing,
-    stored_adapter,
-    stored_tensors,
 )
-from qa_flax.models.layers import Fixed, ParamPath
+from qa_flax.models.layers import BlockConfig, Fixed
 from qa_flax.models.lora import LoraConfig
 from qa_flax.models.qa import SpanLogits
-
-# A parameter's place in the model and its shape -> its float32 values.
-MakeArray = Callable[[ParamPath, tuple[int, ...]], np.ndarray]
-
-logger = logging.getLogger(__name__)
+from qa_flax.models.weights import (
+    Named,
+    adapter_arrays,
+    arrays_of,
+    filled,
+    initial_arrays,
+    layer_name,
+    named_parameters,
+    stored_arrays,
+    torch_layout,
+)
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
@@ -63,15 +61,14 @@ class AutoModelForQuestionAnswering(Readable):
     def __init__(
         self, config: PreTrainedConfig, *, dtype: Any = jnp.float32, lora: LoraConfig | None = None
     ):
-        family = family_of(config)
-        sizes = family.read_config(config.to_dict())
+        family, sizes = _read(config)
         self.dtype = compute_dtype(dtype)
         self.encoder: Any = family.encoder(sizes, dtype=self.dtype)
         self.head: Any = family.head(sizes, dtype=self.dtype)
         self._config = _ByIdentity(config)
         self.lora = lora
         if lora is not None:
-            self.encoder = adapters.add_adapters(self.encoder, lora, partial(_layer_name, family))
+            self.encoder = adapters.add_adapters(self.encoder, lora, partial(layer_name, family))
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -109,7 +106,8 @@ class AutoModelForQuestionAnswering(Readable):
         Raises `ValueError` for a `model_type` or a setting that is not supported.
         """
         config = _own_config(config)
-        return _filled(cls._shapes_only(config, dtype), _initial_arrays(config, seed))
+        family, sizes = _read(config)
+        return filled(cls._shapes_only(config, dtype), initial_arrays(family, sizes, seed))
 
     @classmethod
     def from_pretrained(
@@ -143,7 +141,7 @@ class AutoModelForQuestionAnswering(Readable):
         config = _own_config(load_config(directory) if config is None else config)
         config.name_or_path = str(pretrained_model_name_or_path)
         model = cls._shapes_only(config, dtype)
-        return _filled(model, _stored_arrays(model, directory, seed))
+        return filled(model, stored_arrays(model, *_read(config), directory, seed))
 
     @classmethod
     def _shapes_only(
@@ -188,21 +186,16 @@ class AutoModelForQuestionAnswering(Readable):
         directory = checkpoint_directory(directory)
         given = LoraConfig.from_peft(directory / ADAPTER_CONFIG_FILE)
         model = self._shapes_only(self.config, self.dtype, _resolved(given, self))
-        named = adapters.saved(_named(model), given)
-        stored = {tensor.name: tensor for tensor in stored_adapter(directory)}
-        shapes = {name: _torch_shape(path, param.shape) for name, (path, param) in named.items()}
-        _check_fit(directory, shapes, stored, ADAPTER_CONFIG_FILE)
-        arrays = _arrays(self)
-        for name, (path, _) in named.items():
-            arrays[path] = _our_layout(path, stored[name].read())
-        return _filled(model, lambda path, _: arrays[path])
+        own = adapter_arrays(directory, adapters.saved(_named(model), given))
+        arrays = arrays_of(self) | own
+        return filled(model, lambda path, _: arrays[path])
 
     def merge_and_unload(self) -> "AutoModelForQuestionAnswering":
         """The model without adapters that computes the same: they are added to its weights."""
         if self.lora is None:
             raise ValueError("the model has no adapters")
-        arrays = adapters.merged(_arrays(self), self.lora)
-        return _filled(self._shapes_only(self.config, self.dtype), lambda path, _: arrays[path])
+        arrays = adapters.merged(arrays_of(self), self.lora)
+        return filled(self._shapes_only(self.config, self.dtype), lambda path, _: arrays[path])
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors, each whole or not at all.
@@ -245,8 +238,8 @@ def get_peft_model(
     if model.lora is not None:
         raise ValueError("the model has adapters already; merge_and_unload() gives one without")
     config = _resolved(peft_config, model)
-    arrays, begin = _arrays(model), adapters.initial_adapters(seed)
-    return _filled(
+    arrays, begin = arrays_of(model), adapters.initial_adapters(seed)
+    return filled(
         model._shapes_only(model.config, model.dtype, config),
         lambda path, shape: arrays[path] if path in arrays else begin(path, shape),
     )
@@ -281,6 +274,11 @@ def family_of(config: PreTrainedConfig) -> Family:
     return FAMILIES[config.model_type]
 
 
+def _read(config: PreTrainedConfig) -> tuple[Family, BlockConfig]:
+    family = family_of(config)
+    return family, family.read_config(config.to_dict())
+
+
 def load_config(directory: Path) -> PreTrainedConfig:
     """Read `directory`'s config.json; `OSError` if unreadable, `ValueError` if not supported."""
     path = directory / CONFIG_FILE
@@ -310,176 +308,16 @@ def _own_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
-# ---- names and layouts ---------------------------------------------------------------------------
-
-# A dense kernel is [in, out] here and [out, in] in PyTorch; the rest differs by name only.
-LEAF_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
-LEAF_NAMES |= {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
-TRANSPOSED = ("kernel", "lora_a", "lora_b")
+# ---- names ---------------------------------------------------------------------------------------
 
 
-def weight_name(path: ParamPath, family: Family, prefix: str = "") -> str:
-    """The checkpoint's name of the parameter at `path`, the encoder's with `prefix` before it."""
-    part, *modules, leaf = map(str, path)
-    names = {"encoder": family.weight_names, "head": family.head_weight_names}[part]
-    module = ".".join(modules)
-    for pattern, replacement in names.items():
-        if match := re.fullmatch(pattern, module):
-            before = prefix if part == "encoder" else ""
-            return f"{before}{match.expand(replacement)}.{LEAF_NAMES[leaf]}"
-    raise KeyError(f"no checkpoint name for the module {module}: a row is missing in its table")
-
-
-def _named(model: AutoModelForQuestionAnswering) -> adapters.Named:
-    """All that a checkpoint of the model holds, by its names there."""
+def _named(model: AutoModelForQuestionAnswering) -> Named:
+    """All that a checkpoint of the model holds, by its whole names there."""
     family = family_of(model.config)
-    return {weight_name(p, family, family.prefix): (p, param) for p, param in _parameters(model)}
-
-
-def _layer_name(family: Family, path: ParamPath) -> str:
-    """PyTorch's name of the encoder's dense layer at `path`."""
-    name = weight_name(("encoder", *path, "kernel"), family, family.prefix)
-    return name.removesuffix(".weight")
+    return named_parameters(model, family, family.prefix)
 
 
 def _resolved(config: LoraConfig, model: AutoModelForQuestionAnswering) -> LoraConfig:
-    name_of = partial(_layer_name, family_of(model.config))
+    name_of = partial(layer_name, family_of(model.config))
     layers = [name_of(path) for path, _ in adapters.dense_layers(model.encoder)]
     return adapters.resolved(config, layers, _named(model))
-
-
-def _canonical(name: str, family: Family) -> str:
-    """A checkpoint's name without the prefix and with today's LayerNorm words (was gamma, beta)."""
-    name = name.removeprefix(family.prefix)
-    return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
-
-
-def torch_layout(path: ParamPath, value: jax.Array) -> np.ndarray:
-    """The array as PyTorch lays out the parameter at `path`."""
-    array = np.asarray(value)
-    # safetensors writes the memory as it lies, so a transposed view must be copied.
-    return np.ascontiguousarray(array.T if path[-1] in TRANSPOSED else array)
-
-
-def _our_layout(path: ParamPath, array: np.ndarray) -> np.ndarray:
-    return array.T if path[-1] in TRANSPOSED else array
-
-
-# ---- fitting it to the model ---------------------------------------------------------------------
-
-
-def _filled(
-    model: AutoModelForQuestionAnswering, array: MakeArray
-) -> AutoModelForQuestionAnswering:
-    """`model` with `array(path, shape)` for each parameter."""
-    # A copy: JAX must be able to give its memory away (donation), which it cannot do with NumPy's.
-    new = [(path, p.replace(jnp.array(array(path, p.shape)))) for path, p in _parameters(model)]
-    return nnx.merge(nnx.graphdef(model), nnx.from_flat_state(new))
-
-
-def _arrays(model: AutoModelForQuestionAnswering) -> dict[ParamPath, np.ndarray]:
-    return {path: np.asarray(param[...]) for path, param in _parameters(model)}
-
-
-def _parameters(model: AutoModelForQuestionAnswering) -> list[tuple[ParamPath, nnx.Variable]]:
-    """All that a checkpoint holds, trained or not, with its path, in NNX's own, stable order."""
-    return list(nnx.to_flat_state(nnx.state(model, (nnx.Param, Fixed))))
-
-
-def _initial_arrays(config: PreTrainedConfig, seed: int) -> MakeArray:
-    """New weights. NumPy's generator gives the same ones on any hardware, and without compiling."""
-    family = family_of(config)
-    sizes = family.read_config(config.to_dict())
-    random = np.random.default_rng(seed)
-    fixed = family.fixed_arrays(sizes)
-
-    def array(path: ParamPath, shape: tuple[int, ...]) -> np.ndarray:
-        if path in fixed:
-            return fixed[path]
-        return family.initial_array(path, shape, sizes, random)
-
-    return array
-
-
-def _stored_arrays(model: AutoModelForQuestionAnswering, directory: Path, seed: int) -> MakeArray:
-    """The checkpoint's weights, once it is known to fit, and a new span head if it has none."""
-    family = family_of(model.config)
-    named = {weight_name(path, family): (path, p) for path, p in _parameters(model)}
-    shapes = {name: _torch_shape(path, p.shape) for name, (path, p) in named.items()}
-    stored = _used_tensors(directory, family, shapes.keys())
-    # The outputs are the head proper; a head's other layers may come from another task's.
-    outputs = {name for name, (path, _) in named.items() if path[:2] == ("head", "outputs")}
-    if not stored.keys() & outputs:
-        head = sorted(n for n, (p, _) in named.items() if p[0] == "head" and n not in stored)
-        shapes = {name: shape for name, shape in shapes.items() if name not in head}
-        logger.warning(
-            "%s has no span head: %s are newly initialised from seed %d. "
-            "Fine-tune the model before using its answers.",
-            directory,
-            " and ".join(head),
-            seed,
-        )
-    _check_fit(directory, shapes, stored)
-    initial = _initial_arrays(model.config, seed)
-
-    def array(path: ParamPath, shape: tuple[int, ...]) -> np.ndarray:
-        tensor = stored.get(weight_name(path, family))
-        return initial(path, shape) if tensor is None else _our_layout(path, tensor.read())
-
-    return array
-
-
-def _used_tensors(
-    directory: Path, family: Family, wanted: Collection[str]
-) -> dict[str, StoredTensor]:
-    """The checkpoint's tensors by canonical name, without those not wanted of other tasks."""
-    used: dict[str, StoredTensor] = {}
-    others: dict[str, StoredTensor] = {}
-    for tensor in stored_tensors(directory):
-        name = _canonical(tensor.name, family)
-        unused = any(re.fullmatch(pattern, name) for pattern in family.unused_weights)
-        if unused and name not in wanted:
-            if name in family.other_names:
-                others[family.other_names[name]] = tensor
-            continue
-        if name in used:
-            raise ValueError(
-                f"{directory} holds {name} twice, as {used[name].name} and {tensor.name}; "
-                "remove one of them"
-            )
-        used[name] = tensor
-    return others | used
-
-
-def _check_fit(
-    directory: Path,
-    shapes: Mapping[str, tuple[int, ...]],
-    stored: Mapping[str, StoredTensor],
-    config_file: str = CONFIG_FILE,
-) -> None:
-    """Raise with the whole difference unless names, shapes and dtypes agree both ways."""
-    problems = [f"missing: {n} {list(shapes[n])}" for n in sorted(shapes.keys() - stored.keys())]
-    problems += [
-        f"unexpected: {stored[n].name} {list(stored[n].shape)}"
-        for n in sorted(stored.keys() - shapes.keys())
-    ]
-    for name in sorted(shapes.keys() & stored.keys()):
-        tensor = stored[name]
-        if tensor.shape != shapes[name]:
-            problems.append(
-                f"wrong shape: {tensor.name} is {list(tensor.shape)} in the checkpoint, "
-                f"{list(shapes[name])} by {config_file}"
-            )
-        if tensor.dtype not in FLOAT_DTYPES:
-            problems.append(
-                f"wrong dtype: {tensor.name} is {tensor.dtype}; known: {', '.join(FLOAT_DTYPES)}"
-            )
-    if problems:
-        raise ValueError(
-            f"the weights in {directory} do not fit the model its {config_file} describes, "
-            f"{len(problems)} difference(s):\n  " + "\n  ".join(problems)
-        )
-
-
-def _torch_shape(path: ParamPath, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return shape[::-1] if path[-1] in TRANSPOSED else shape

@@ -13,8 +13,8 @@ from test_lora import adapted
 from qa_flax import AutoModelForQuestionAnswering, LoraConfig, get_peft_model
 from qa_flax.models.families import FAMILIES
 from qa_flax.models.lora import LoraLinear, dense_layers
-from qa_flax.models.model import torch_layout, weight_name
 from qa_flax.models.qa import span_losses
+from qa_flax.models.weights import torch_layout, weight_name
 
 torch = pytest.importorskip("torch", reason="needs the parity extra")
 peft = pytest.importorskip("peft", reason="needs the parity extra")

@@ -97,7 +97,7 @@ def test_first_weights_spread_as_pytorch_s():
 
 
 def named(path):
-    from qa_flax.models.model import weight_name
+    from qa_flax.models.weights import weight_name
 
     return weight_name(path, FAMILY, prefix=FAMILY.prefix)
 

@@ -15,7 +15,8 @@ from flax import nnx
 from transformers import AutoConfig, PreTrainedConfig
 
 from qa_flax.models.families import FAMILIES
-from qa_flax.models.model import AutoModelForQuestionAnswering, torch_layout, weight_name
+from qa_flax.models.model import AutoModelForQuestionAnswering
+from qa_flax.models.weights import torch_layout, weight_name
 
 # Some are one encoder under several names, which need testing once.
 ENCODERS = {(f.read_config, f.encoder, f.head): name for name, f in reversed(FAMILIES.items())}
