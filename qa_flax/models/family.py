@@ -25,7 +25,7 @@ class Family:
     read_config: Callable[[Mapping[str, Any]], BlockConfig]
     """config.json's values -> the encoder's config."""
     encoder: Callable[..., nnx.Module]
-    """(config, *, dtype) -> a module called as described in `bert.BertEncoder`."""
+    """(config, *, dtype) -> a module called as described in `encoder.Encoder`."""
     weight_names: Mapping[str, str]
     """Regular expression of a module's path -> its name in the checkpoint, without `prefix`."""
     prefix: str

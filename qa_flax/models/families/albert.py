@@ -1,51 +1,30 @@
 """Stage 4 of 7: ALBERT (Lan et al. 2019): few layers, shared, each run many times."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from qa_flax.models.attention import attention_pairs
 from qa_flax.models.blocks import EMBEDDING_NAMES, OTHER_TASKS, PostNormBlock, Stack
-from qa_flax.models.configs import read_config
+from qa_flax.models.encoder import Encoder, EncoderConfig
 from qa_flax.models.family import Family
-from qa_flax.models.layers import Embeddings, linear, positions_from_0
+from qa_flax.models.layers import linear
 
 
 @dataclass(frozen=True)
-class AlbertConfig:
+class AlbertConfig(EncoderConfig):
     """The fields of an ALBERT config.json that change the result, by Hugging Face's names."""
 
-    vocab_size: int
     embedding_size: int
-    hidden_size: int
-    num_hidden_layers: int
     num_hidden_groups: int
     inner_group_num: int
-    num_attention_heads: int
-    intermediate_size: int
-    hidden_act: str
-    hidden_dropout_prob: float
-    attention_probs_dropout_prob: float
-    max_position_embeddings: int
-    type_vocab_size: int
-    initializer_range: float
-    layer_norm_eps: float
-    pad_token_id: int | None
 
-    @classmethod
-    def from_hf(cls, values: Mapping[str, Any]) -> "AlbertConfig":
-        """Read config.json's values; `ValueError` for what this encoder cannot compute."""
-        return read_config(cls, values, required=REQUIRED)
+    REQUIRED: ClassVar = {"position_embedding_type": "absolute"}
 
 
-REQUIRED = {"position_embedding_type": "absolute"}
-
-
-class AlbertEncoder(nnx.Module):
+class AlbertEncoder(Encoder):
     """Embeddings, projected to the hidden size, and groups of post-norm blocks that take turns.
 
     A group is `inner_group_num` blocks. It runs `num_hidden_layers / num_hidden_groups` times, each
@@ -53,14 +32,8 @@ class AlbertEncoder(nnx.Module):
     """
 
     def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype):
-        self.positions = config.max_position_embeddings
-        self.embeddings = Embeddings(
-            config,
-            dtype=dtype,
-            size=config.embedding_size,
-            positions=config.max_position_embeddings,
-            types=config.type_vocab_size,
-        )
+        super().__init__(config, dtype=dtype, block=None, size=config.embedding_size)
+        # Where the sizes are the same, too.
         self.project = linear(config.embedding_size, config.hidden_size, dtype)
         self.groups = nnx.List(
             Stack(
@@ -73,23 +46,12 @@ class AlbertEncoder(nnx.Module):
         runs = config.num_hidden_layers / config.num_hidden_groups
         self.turns = tuple(int(turn / runs) for turn in range(config.num_hidden_layers))
 
-    def __call__(
-        self,
-        input_ids: Int[Array, "b l"],
-        attention_mask: Int[Array, "b l"],
-        token_type_ids: Int[Array, "b l"] | None = None,
-        position_ids: Int[Array, "b l"] | None = None,
-        segment_ids: Int[Array, "b l"] | None = None,
-        *,
-        rngs: nnx.Rngs | None = None,
+    def run_layers(
+        self, hidden: Float[Array, "b l h"], *where: Any, rngs: nnx.Rngs | None
     ) -> Float[Array, "b l h"]:
-        """As `bert.BertEncoder`."""
-        positions = positions_from_0(input_ids, position_ids, segment_ids, self.positions)
-        hidden = self.embeddings(input_ids, token_type_ids, positions, rngs=rngs)
-        hidden = self.project(hidden)
-        pairs = attention_pairs(attention_mask, segment_ids)
+        """The groups, in turns."""
         for group in self.turns:
-            hidden = self.groups[group](hidden, pairs, rngs=rngs)
+            hidden = self.groups[group](hidden, *where, rngs=rngs)
         return hidden
 
 

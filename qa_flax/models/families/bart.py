@@ -197,7 +197,7 @@ class SharedModel(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """The decoder's hidden states, as `bert.BertEncoder`; token types are not looked at."""
+        """The decoder's hidden states, as `encoder.Encoder`; token types are not looked at."""
         places = positions_from_0(input_ids, None, segment_ids, self.positions)
         positions = places if position_ids is None else position_ids
         pairs = attention_pairs(attention_mask, segment_ids)

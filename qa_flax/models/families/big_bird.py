@@ -278,7 +278,7 @@ class BigBirdEncoder(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """As `bert.BertEncoder`, but token types default to 0 in the question and 1 after it.
+        """As `encoder.Encoder`, but token types default to 0 in the question and 1 after it.
 
         A long row's padding changes it a little, since its last block sees and is seen by all.
         Raises `ValueError` for `segment_ids`.

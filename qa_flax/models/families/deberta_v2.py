@@ -273,7 +273,7 @@ class DebertaV2Encoder(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """As `bert.BertEncoder`; rows have no longest length where positions have no vectors.
+        """As `encoder.Encoder`; rows have no longest length where positions have no vectors.
 
         `ValueError` for packed rows where the checkpoint has a convolution: it would mix windows.
         """

@@ -2,18 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Float, Int
 
-from qa_flax.models.attention import attention_pairs
-from qa_flax.models.blocks import EMBEDDING_NAMES, OTHER_TASKS, PostNormBlock, Stack
+from qa_flax.models.blocks import EMBEDDING_NAMES, OTHER_TASKS, PostNormBlock
 from qa_flax.models.configs import read_config
+from qa_flax.models.encoder import Encoder
 from qa_flax.models.family import Family
-from qa_flax.models.layers import Embeddings, ParamPath, positions_from_0, sinusoids
+from qa_flax.models.layers import ParamPath, sinusoids
 from qa_flax.models.qa import SpanHead
 
 
@@ -57,38 +56,17 @@ NAMES = {
 }
 
 
-class DistilBertEncoder(nnx.Module):
+class DistilBertEncoder(Encoder):
     """Embeddings without token types, and post-norm blocks."""
 
     def __init__(self, config: DistilBertConfig, *, dtype: jnp.dtype):
-        self.positions = config.max_position_embeddings
-        self.embeddings = Embeddings(
+        super().__init__(
             config,
             dtype=dtype,
-            size=config.hidden_size,
-            positions=config.max_position_embeddings,
+            block=partial(PostNormBlock, drop_attended=False),
             types=0,
             train_positions=not config.sinusoidal_pos_embds,
         )
-        self.layers = Stack(
-            PostNormBlock(config, dtype=dtype, drop_attended=False)
-            for _ in range(config.num_hidden_layers)
-        )
-
-    def __call__(
-        self,
-        input_ids: Int[Array, "b l"],
-        attention_mask: Int[Array, "b l"],
-        token_type_ids: Int[Array, "b l"] | None = None,
-        position_ids: Int[Array, "b l"] | None = None,
-        segment_ids: Int[Array, "b l"] | None = None,
-        *,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "b l h"]:
-        """As `bert.BertEncoder`; token types are not looked at."""
-        positions = positions_from_0(input_ids, position_ids, segment_ids, self.positions)
-        hidden = self.embeddings(input_ids, None, positions, rngs=rngs)
-        return self.layers(hidden, attention_pairs(attention_mask, segment_ids), rngs=rngs)
 
 
 class DistilBertHead(SpanHead):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -10,30 +10,24 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qa_flax.models.attention import attention
 from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES, OTHER_TASKS, PostNormBlock, Stack
-from qa_flax.models.configs import read_config
+from qa_flax.models.encoder import EncoderConfig, PositionsAfterPadding
 from qa_flax.models.family import Family
-from qa_flax.models.layers import Embeddings, linear, positions_after_padding
+from qa_flax.models.layers import linear
 
 
 @dataclass(frozen=True)
-class LongformerConfig:
+class LongformerConfig(EncoderConfig):
     """The fields of a Longformer config.json that change the result, by Hugging Face's names."""
 
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    hidden_act: str
-    hidden_dropout_prob: float
-    attention_probs_dropout_prob: float
-    attention_window: tuple[int, ...]  # one a layer
-    max_position_embeddings: int
-    type_vocab_size: int
-    initializer_range: float
-    layer_norm_eps: float
     pad_token_id: int
     sep_token_id: int
+    attention_window: tuple[int, ...]  # one a layer
+
+    REQUIRED: ClassVar = {
+        "position_embedding_type": "absolute",
+        "attention_mode": ("longformer", "sliding_chunks", "tvm"),  # three ways to the same
+        "ignore_attention_mask": False,
+    }
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> "LongformerConfig":
@@ -43,14 +37,7 @@ class LongformerConfig:
                 "sep_token_id=None is not supported for longformer; known: a word's id"
             )
         windows = _windows(values["attention_window"], values["num_hidden_layers"])
-        return read_config(cls, {**values, "attention_window": windows}, required=REQUIRED)
-
-
-REQUIRED = {
-    "position_embedding_type": "absolute",
-    "attention_mode": ("longformer", "sliding_chunks", "tvm"),  # three ways to compute the same
-    "ignore_attention_mask": False,
-}
+        return super().from_hf({**values, "attention_window": windows})
 
 
 def _windows(said: int | list[int], layers: int) -> tuple[int, ...]:
@@ -183,7 +170,7 @@ class LongformerAttention(nnx.Module):
 # ---- encoder -------------------------------------------------------------------------------------
 
 
-class LongformerEncoder(nnx.Module):
+class LongformerEncoder(PositionsAfterPadding):
     """RoBERTa's embeddings and post-norm blocks with windowed attention.
 
     The question is what is before a row's first `sep_token_id`. Unlike in HF it is cut, for
@@ -192,17 +179,9 @@ class LongformerEncoder(nnx.Module):
     """
 
     def __init__(self, config: LongformerConfig, *, dtype: jnp.dtype):
-        self.positions = config.max_position_embeddings
-        self.padding, self.separator = config.pad_token_id, config.sep_token_id
+        super().__init__(config, dtype=dtype, block=None)
+        self.separator = config.sep_token_id
         self.question = max(config.attention_window, default=0)
-        self.embeddings = Embeddings(
-            config,
-            dtype=dtype,
-            size=config.hidden_size,
-            positions=config.max_position_embeddings,
-            types=config.type_vocab_size,
-            padding_position=config.pad_token_id,
-        )
         self.layers = Stack(
             PostNormBlock(
                 config, LongformerAttention(config, window, self.question, dtype=dtype), dtype=dtype
@@ -210,34 +189,35 @@ class LongformerEncoder(nnx.Module):
             for window in config.attention_window
         )
 
-    def __call__(
+    def positions_of(
         self,
         input_ids: Int[Array, "b l"],
-        attention_mask: Int[Array, "b l"],
-        token_type_ids: Int[Array, "b l"] | None = None,
-        position_ids: Int[Array, "b l"] | None = None,
-        segment_ids: Int[Array, "b l"] | None = None,
-        *,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "b l h"]:
-        """As `roberta.RobertaEncoder`; `ValueError` for `segment_ids`.
-
-        HF stops at rows without exactly three separators; here the first one counts, and a row
-        without any has no question.
-        """
+        position_ids: Int[Array, "b l"] | None,
+        segment_ids: Int[Array, "b l"] | None,
+    ) -> Int[Array, "#b l"]:
+        """As RoBERTa's; `ValueError` for `segment_ids`."""
         if segment_ids is not None:
             raise ValueError(
                 "Longformer cannot have several windows in a row: each has a question that its "
                 "other tokens look at; give every window a row of its own"
             )
-        positions = positions_after_padding(
-            input_ids, position_ids, None, self.padding, self.positions
-        )
-        hidden = self.embeddings(input_ids, token_type_ids, positions, rngs=rngs)
+        return super().positions_of(input_ids, position_ids, None)
+
+    def where(
+        self,
+        input_ids: Int[Array, "b l"],
+        attention_mask: Int[Array, "b l"],
+        segment_ids: Int[Array, "b l"] | None,
+        positions: Int[Array, "#b l"],
+    ) -> tuple[Any, ...]:
+        """The real tokens, and those of them that are the question's.
+
+        HF stops at rows without exactly three separators; here the first one counts, and a row
+        without any has no question.
+        """
         real, separators = attention_mask > 0, input_ids == self.separator
         before = (jnp.cumsum(separators, axis=1) == 0) & separators.any(axis=1, keepdims=True)
-        asked = before & real & (jnp.arange(input_ids.shape[1])[None] < self.question)
-        return self.layers(hidden, real, asked, rngs=rngs)
+        return real, before & real & (jnp.arange(input_ids.shape[1])[None] < self.question)
 
 
 WEIGHT_NAMES = (

@@ -117,7 +117,7 @@ class ModernBertEncoder(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """As `bert.BertEncoder`; token types are not looked at, and rows may be of any length.
+        """As `encoder.Encoder`; token types are not looked at, and rows may be of any length.
 
         `position_ids` turn queries and keys; what is near is counted in tokens of the row.
         """

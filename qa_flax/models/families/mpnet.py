@@ -6,14 +6,14 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from qa_flax.models.attention import attention_pairs
-from qa_flax.models.blocks import EMBEDDING_NAMES, OTHER_TASKS, PostNormBlock, Stack
+from qa_flax.models.blocks import EMBEDDING_NAMES, OTHER_TASKS
 from qa_flax.models.configs import read_config
+from qa_flax.models.encoder import PositionsAfterPadding
 from qa_flax.models.family import Family
-from qa_flax.models.layers import Embeddings, embedding, positions_after_padding
+from qa_flax.models.layers import embedding
 
 # Kinds of distance and the padding word's id: HF's MPNet has these whatever config.json says, where
 # relative_attention_num_buckets is but the rows of the table.
@@ -55,48 +55,29 @@ class MPNetConfig:
         return config
 
 
-class MPNetEncoder(nnx.Module):
-    """Embeddings without token types, and post-norm blocks whose scores have a bias by distance."""
+class MPNetEncoder(PositionsAfterPadding):
+    """Embeddings without token types, and post-norm blocks whose scores have a bias by distance.
+
+    Distances are those in the row, whatever `position_ids` are.
+    """
 
     def __init__(self, config: MPNetConfig, *, dtype: jnp.dtype):
-        self.positions = config.max_position_embeddings
-        self.embeddings = Embeddings(
-            config,
-            dtype=dtype,
-            size=config.hidden_size,
-            positions=config.max_position_embeddings,
-            types=0,
-            padding_position=PADDING,
-        )
+        super().__init__(config, dtype=dtype, types=0)
         self.distance_bias = embedding(
             config.relative_attention_num_buckets, config.num_attention_heads
         )
-        self.layers = Stack(
-            PostNormBlock(config, dtype=dtype) for _ in range(config.num_hidden_layers)
-        )
 
-    def __call__(
+    def where(
         self,
         input_ids: Int[Array, "b l"],
         attention_mask: Int[Array, "b l"],
-        token_type_ids: Int[Array, "b l"] | None = None,
-        position_ids: Int[Array, "b l"] | None = None,
-        segment_ids: Int[Array, "b l"] | None = None,
-        *,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "b l h"]:
-        """As `roberta.RobertaEncoder`; token types are not looked at.
-
-        Distances are those in the row, whatever `position_ids` are.
-        """
-        positions = positions_after_padding(
-            input_ids, position_ids, segment_ids, PADDING, self.positions
-        )
-        hidden = self.embeddings(input_ids, None, positions, rngs=rngs)
+        segment_ids: Int[Array, "b l"] | None,
+        positions: Int[Array, "#b l"],
+    ) -> tuple[Any, ...]:
+        """The pairs, and the bias of every head."""
         length = input_ids.shape[1]
         biases = self.distance_bias(jnp.asarray(buckets(np.arange(1 - length, length))))
-        pairs = attention_pairs(attention_mask, segment_ids)
-        return self.layers(hidden, pairs, by_distance(biases.T)[None], rngs=rngs)
+        return attention_pairs(attention_mask, segment_ids), by_distance(biases.T)[None]
 
 
 def buckets(ahead: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,39 +16,20 @@ from qa_flax.models.blocks import (
     OTHER_TASKS,
     PostNormBlock,
     SelfAttention,
-    Stack,
 )
-from qa_flax.models.configs import read_config
+from qa_flax.models.encoder import NO_DECODER, Encoder, EncoderConfig
 from qa_flax.models.family import Family
-from qa_flax.models.layers import (
-    Embeddings,
-    FixedTable,
-    ParamPath,
-    linear,
-    positions_from_0,
-    sinusoids,
-)
+from qa_flax.models.layers import FixedTable, ParamPath, sinusoids
 
 
 @dataclass(frozen=True)
-class RoFormerConfig:
+class RoFormerConfig(EncoderConfig):
     """The fields of a RoFormer config.json that change the result, by Hugging Face's names."""
 
-    vocab_size: int
     embedding_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    hidden_act: str
-    hidden_dropout_prob: float
-    attention_probs_dropout_prob: float
-    max_position_embeddings: int
-    type_vocab_size: int
     rotary_value: bool
-    initializer_range: float
-    layer_norm_eps: float
-    pad_token_id: int | None
+
+    REQUIRED: ClassVar = NO_DECODER
 
     @property
     def head_size(self) -> int:
@@ -58,7 +39,7 @@ class RoFormerConfig:
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> "RoFormerConfig":
         """Read config.json's values; `ValueError` for what this encoder cannot compute."""
-        config = read_config(cls, values, required=REQUIRED)
+        config = super().from_hf(values)
         if config.head_size % 2:
             raise ValueError(
                 f"hidden_size={config.hidden_size} makes num_attention_heads="
@@ -66,9 +47,6 @@ class RoFormerConfig:
                 "rotary positions need an even one"
             )
         return config
-
-
-REQUIRED = {"is_decoder": False, "add_cross_attention": False}
 
 
 class RotaryAttention(SelfAttention):
@@ -110,39 +88,26 @@ def turned(x: Float[Array, "b l a d"], angles: Float[Array, "#b l d"]) -> Float[
     return both.reshape(x.shape).astype(x.dtype)
 
 
-class RoFormerEncoder(nnx.Module):
+class RoFormerEncoder(Encoder):
     """Embeddings without positions, projected where their size is another, and post-norm blocks."""
 
     def __init__(self, config: RoFormerConfig, *, dtype: jnp.dtype):
-        size, hidden = config.embedding_size, config.hidden_size
-        self.positions = config.max_position_embeddings
-        self.embeddings = Embeddings(
-            config, dtype=dtype, size=size, positions=0, types=config.type_vocab_size
-        )
-        self.project = linear(size, hidden, dtype) if size != hidden else None
+        super().__init__(config, dtype=dtype, block=_block, size=config.embedding_size, positions=0)
         self.angles = FixedTable(config.max_position_embeddings, config.head_size)
-        self.layers = Stack(
-            PostNormBlock(config, RotaryAttention(config, dtype=dtype), dtype=dtype)
-            for _ in range(config.num_hidden_layers)
-        )
 
-    def __call__(
+    def where(
         self,
         input_ids: Int[Array, "b l"],
         attention_mask: Int[Array, "b l"],
-        token_type_ids: Int[Array, "b l"] | None = None,
-        position_ids: Int[Array, "b l"] | None = None,
-        segment_ids: Int[Array, "b l"] | None = None,
-        *,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "b l h"]:
-        """As `bert.BertEncoder`."""
-        positions = positions_from_0(input_ids, position_ids, segment_ids, self.positions)
-        hidden = self.embeddings(input_ids, token_type_ids, positions, rngs=rngs)
-        if self.project is not None:
-            hidden = self.project(hidden)
-        pairs = attention_pairs(attention_mask, segment_ids)
-        return self.layers(hidden, pairs, self.angles(positions), rngs=rngs)
+        segment_ids: Int[Array, "b l"] | None,
+        positions: Int[Array, "#b l"],
+    ) -> tuple[Any, ...]:
+        """The pairs, and the angles of every token."""
+        return attention_pairs(attention_mask, segment_ids), self.angles(positions)
+
+
+def _block(config: RoFormerConfig, *, dtype: jnp.dtype) -> PostNormBlock:
+    return PostNormBlock(config, RotaryAttention(config, dtype=dtype), dtype=dtype)
 
 
 def fixed_arrays(config: RoFormerConfig) -> dict[ParamPath, np.ndarray]:
