@@ -163,7 +163,7 @@ def join_in_threads(monkeypatch, *processes, timeout=1.0):
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: None)
     address, said = f"127.0.0.1:{free_port()}", {}
 
-    def join(place, number, of):
+    def attempt(place, number, of):
         try:
             join.join(address, of, number, timeout)
             said[place] = ""
@@ -171,7 +171,7 @@ def join_in_threads(monkeypatch, *processes, timeout=1.0):
             said[place] = str(error)
 
     threads = [
-        threading.Thread(target=join, args=(place, *process))
+        threading.Thread(target=attempt, args=(place, *process))
         for place, process in enumerate(processes)
     ]
     for thread in threads:
