@@ -38,6 +38,7 @@ class LiveState:
         self._variables: dict[tuple[Any, ...], nnx.Variable] = {}
         self._in_model: list[Any] = []  # what each variable holds, unless somebody wrote it
         self._is_current = self._is_read = self._has_arrays = False
+        self._lost: _Lost | None = None
         if is_sharded:  # one core may not have room for all of it
             with parallel.on_host():
                 model.take_over(weights_of(model).params)
@@ -153,11 +154,13 @@ class LiveState:
                 return
             except jax.errors.JaxRuntimeError as error:  # what the cores computed last has failed
                 reason = f"the cores could not give them ({str(error).splitlines()[0]})"
-        self._state = None
-        before_reading(self.model, _Lost(reason))
+        self._state, self._lost = None, _Lost(reason)
+        before_reading(self.model, self._lost)
 
     def _read(self) -> None:
         """Somebody is about to read the model, or to write it."""
+        if self._lost is not None:  # a part of it that was kept
+            self._lost()
         if not self._is_current and self._is_sharded and processes.count() > 1:
             raise RuntimeError(
                 f"while it is trained, each of {processes.count()} processes holds a shard of this "
