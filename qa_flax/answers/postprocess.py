@@ -32,25 +32,24 @@ import logging
 import math
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
 import numpy as np
 from jaxtyping import Bool
 
 from qa_flax import storage
-from qa_flax.answers.spans import Candidates, Chunk, Logits, Settings, column, searches
-from qa_flax.data.windows import Windows
+from qa_flax.answers.spans import Candidates, Chunk, Logits, Settings, searches
+from qa_flax.data.tables import ExampleRows, FeatureRows, example_source, span_source
 
 logger = logging.getLogger(__name__)
 
 
 def postprocess_qa_predictions(
-    examples: datasets.Dataset | Sequence[Mapping[str, Any]],
-    features: Windows | datasets.Dataset | Sequence[Mapping[str, Any]],
+    examples: ExampleRows,
+    features: FeatureRows,
     predictions: Any,
     version_2_with_negative: bool = False,
     n_best_size: int = 20,
@@ -117,8 +116,8 @@ class Answers(NamedTuple):
 
 
 def find_answers(
-    examples: datasets.Dataset | Sequence[Mapping[str, Any]],
-    features: Windows | datasets.Dataset | Sequence[Mapping[str, Any]],
+    examples: ExampleRows,
+    features: FeatureRows,
     predictions: Any,
     settings: Settings,
     null_score_diff_threshold: float = 0.0,
@@ -130,12 +129,13 @@ def find_answers(
     """`postprocess_qa_predictions`, with all that it finds out."""
     logger.setLevel(log_level)
     _check_arguments(settings, output_dir)
-    predictions = _checked(predictions, len(features), settings)
-    ids = column(examples, "id", None, "examples")
+    windows, texts = span_source(features), example_source(examples)
+    predictions = _checked(predictions, len(windows), settings)
+    ids = texts.ids()
     if not settings.hf_compatible:
         _check_distinct(ids)
     logger.info(
-        "Post-processing %d example predictions split into %d features.", len(ids), len(features)
+        "Post-processing %d example predictions split into %d features.", len(ids), len(windows)
     )
     found = Answers(OrderedDict(), {}, {})
     with ExitStack() as stack:
@@ -148,8 +148,8 @@ def find_answers(
             stack.enter_context(JsonObjectFile(_path(output_dir, prefix, name)))
             for name in (names if output_dir is not None else [])
         ]
-        for search in searches(ids, features, predictions, settings):
-            contexts = column(examples, "context", search.examples, "examples")
+        for search in searches(ids, windows, predictions, settings):
+            contexts = texts.contexts(search.examples)
             keys = [ids[row] for row in search.examples.tolist()]
             chunk = search.n_best() if files else search.best()
             chosen = _choose(chunk, contexts, settings, null_score_diff_threshold)
