@@ -16,7 +16,7 @@ from flax import nnx
 
 from qa_flax.device import parallel
 from qa_flax.device.step import TrainState, Weights, weights_of
-from qa_flax.distributed import processes
+from qa_flax.distributed import HostError, processes
 from qa_flax.distributed.exchange import exchange_json, wait_for_all
 from qa_flax.models.elsewhere import Awaited, before_reading, is_elsewhere
 from qa_flax.models.model import AutoModelForQuestionAnswering
@@ -206,7 +206,7 @@ class LiveState:
             arrays = {n: _checked(v, leaves[n], names[n]) for n, v in written.items()}
             if not is_alone:
                 _check_alike({".".join(map(str, names[n])): a for n, a in arrays.items()})
-        except (ValueError, processes.HostError):
+        except (ValueError, HostError):
             for n, variable in written.items():
                 _put(variable, self._in_model[n])
             raise
@@ -279,7 +279,7 @@ def _check_alike(arrays: dict[str, np.ndarray]) -> None:
         return
     written = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}
     if any(other != written for other in exchange_json("weights written by a callback", written)):
-        raise processes.HostError(
+        raise HostError(
             f"a callback wrote other weights into the model in one process than in another "
             f"({', '.join(written)}); write the same in every process"
         )
