@@ -100,15 +100,28 @@ def written(given: str | os.PathLike) -> Iterator[Path]:
         copy(Path(folder), target)
 
 
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A file to write in place of `file`, which has what it had until that is whole.
+
+    After an error `file` stays as it was, and nothing else is left.
+    """
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_text(file: AnyPath, text: str) -> None:
     """Write a small file so that it is whole at any moment; its folder is made."""
     file.parent.mkdir(parents=True, exist_ok=True)
     if is_remote(file):
         file.write_text(text)  # an object appears when it is whole
         return
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, file)
+    with replacing(file) as temporary:
+        temporary.write_text(text)
 
 
 def delete(folder: AnyPath) -> None:

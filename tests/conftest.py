@@ -4,15 +4,9 @@ import os
 import tempfile
 from pathlib import Path
 
-# The tests compile thousands of small programs and run each a few times, so LLVM's optimising is
-# left out; XLA's own is not. `XLA_FLAGS=--xla_backend_optimization_level=3` puts it back.
-os.environ["XLA_FLAGS"] = " ".join(
-    (
-        "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",
-        os.environ.get("XLA_FLAGS", ""),
-    )
-)
+from processes import COMPILED_FOR_ALL, compiler_flags
+
+os.environ["XLA_FLAGS"] = f"{compiler_flags(8)} {os.environ.get('XLA_FLAGS', '')}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
@@ -23,14 +17,14 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Hundreds of trainers share a handful of steps: each is compiled once in a run of the tests, whose
-# worker processes (`pytest -n`) share what they have compiled.
+# Hundreds of trainers share a handful of steps, and models their operations: each is compiled once
+# in a run of the tests, whose worker processes (`pytest -n`) share what they have compiled.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="qa_flax-compiled-")
     os.environ["QA_FLAX_TEST_COMPILED"] = _compiled.name
 jax.config.update("jax_compilation_cache_dir", os.environ["QA_FLAX_TEST_COMPILED"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+for _name, _value in COMPILED_FOR_ALL.items():
+    jax.config.update(_name.lower(), _value)
 
 # Real questions and real weights that are not part of the repository.
 SHARED = Path(os.environ.get("QA_FLAX_SHARED", Path(__file__).parents[2] / "shared"))
@@ -53,11 +47,16 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(skip)
 
 
+MOST_MEMORY = 3 << 30
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget_what_is_compiled():
-    """After each file: the programs of all of them together would take 9 GB of each worker."""
+    """After a file, where they take much: all programs together would take 9 GB of each worker."""
     yield
-    jax.clear_caches()
+    if int(Path("/proc/self/statm").read_text().split()[1]) * PAGE > MOST_MEMORY:
+        jax.clear_caches()
 
 
 @pytest.fixture

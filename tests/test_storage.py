@@ -8,7 +8,7 @@ import fake_gs
 import pytest
 import tiny
 from processes import environment
-from test_run import run
+from tiny_run import run
 
 from qa_flax import AutoModelForQuestionAnswering, load_examples, storage
 from qa_flax.cli import main

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import tiny
 import yaml
+from processes import COMPILED_FOR_ALL, compiler_flags, python_path
 
 from qa_flax.commands.run import parse_arguments
 
@@ -47,14 +48,12 @@ class Cloud:
         worker = {
             "PATH": self.path,
             **PROGRAM,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2 "
-            "--xla_backend_optimization_level=0",
+            "PYTHONPATH": python_path(),
+            "XLA_FLAGS": compiler_flags(2),
             "JAX_PLATFORMS": "cpu",
             "HF_HUB_OFFLINE": "1",
             "QA_FLAX_FAKE_GS": str(folder / "buckets"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            **{name: str(value) for name, value in COMPILED_FOR_ALL.items()},
         }
         found = {"env": worker, "workers": workers, "port": os.getpid()}
         found |= {"interpreter": sys.executable, "python": sys.executable, "qa-flax": str(QA_FLAX)}

@@ -1,4 +1,4 @@
-"""Stage 6 of 7: the best spans -> answers, and Hugging Face's files (host, NumPy and strings).
+"""Stage 6 of 7: the best spans -> answers (host, NumPy and strings).
 
 `postprocess_qa_predictions` gives the result of the last function of this name in Hugging Face's
 `utils_qa.py`, byte for byte, its defects included; with `hf_compatible=False`, and wherever this
@@ -26,31 +26,26 @@ context and to write it down.
 | `n_best_size`, `max_answer_length` < 1 | no spans | ValueError | ValueError |
 """
 
-import itertools
-import json
 import logging
-import math
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
 import numpy as np
-from jaxtyping import Bool
 
 from qa_flax import storage
-from qa_flax.answers.spans import Candidates, Chunk, Logits, Settings, column, searches
-from qa_flax.data.windows import Windows
+from qa_flax.answers.files import Choice, answer_files
+from qa_flax.answers.spans import Candidates, Chunk, Logits, Settings, searches
+from qa_flax.data.tables import ExampleRows, FeatureRows, example_source, span_source
 
 logger = logging.getLogger(__name__)
 
 
 def postprocess_qa_predictions(
-    examples: datasets.Dataset | Sequence[Mapping[str, Any]],
-    features: Windows | datasets.Dataset | Sequence[Mapping[str, Any]],
+    examples: ExampleRows,
+    features: FeatureRows,
     predictions: Any,
     version_2_with_negative: bool = False,
     n_best_size: int = 20,
@@ -117,8 +112,8 @@ class Answers(NamedTuple):
 
 
 def find_answers(
-    examples: datasets.Dataset | Sequence[Mapping[str, Any]],
-    features: Windows | datasets.Dataset | Sequence[Mapping[str, Any]],
+    examples: ExampleRows,
+    features: FeatureRows,
     predictions: Any,
     settings: Settings,
     null_score_diff_threshold: float = 0.0,
@@ -130,53 +125,40 @@ def find_answers(
     """`postprocess_qa_predictions`, with all that it finds out."""
     logger.setLevel(log_level)
     _check_arguments(settings, output_dir)
-    predictions = _checked(predictions, len(features), settings)
-    ids = column(examples, "id", None, "examples")
+    windows, texts = span_source(features), example_source(examples)
+    predictions = _checked(predictions, len(windows), settings)
+    ids = texts.ids()
     if not settings.hf_compatible:
         _check_distinct(ids)
     logger.info(
-        "Post-processing %d example predictions split into %d features.", len(ids), len(features)
+        "Post-processing %d example predictions split into %d features.", len(ids), len(windows)
     )
     found = Answers(OrderedDict(), {}, {})
     with ExitStack() as stack:
-        if output_dir is not None:
-            output_dir = stack.enter_context(storage.written(output_dir))
         stack.enter_context(np.errstate(invalid="ignore", over="ignore"))
-        names = ["predictions", "nbest_predictions"]
-        names += ["null_odds"] * settings.version_2_with_negative
-        files = [
-            stack.enter_context(JsonObjectFile(_path(output_dir, prefix, name)))
-            for name in (names if output_dir is not None else [])
-        ]
-        for search in searches(ids, features, predictions, settings):
-            contexts = column(examples, "context", search.examples, "examples")
+        write = None
+        if output_dir is not None:
+            folder = stack.enter_context(storage.written(output_dir))
+            files = answer_files(folder, prefix, settings.version_2_with_negative)
+            write = stack.enter_context(files)
+        for search in searches(ids, windows, predictions, settings):
+            contexts = texts.contexts(search.examples)
             keys = [ids[row] for row in search.examples.tolist()]
-            chunk = search.n_best() if files else search.best()
+            chunk = search.n_best() if write else search.best()
             chosen = _choose(chunk, contexts, settings, null_score_diff_threshold)
-            if not files and chosen.has_blank:  # a best span is blank; others may not be
+            if not write and chosen.has_blank:  # a best span is blank; others may not be
                 chunk = search.n_best()
                 chosen = _choose(chunk, contexts, settings, null_score_diff_threshold)
             found.texts.update(zip(keys, chosen.answers, strict=True))
             if chosen.null_odds is not None:
                 found.best_texts.update(zip(keys, chosen.best_texts, strict=True))
                 found.null_odds.update(zip(keys, chosen.null_odds, strict=True))
-            if files:
-                _write(files, keys, chunk, contexts, chosen)
+            if write:
+                write(keys, chunk, contexts, chosen)
     return found
 
 
 # ------------------------------------------------------------------------------------ answers
-
-
-class Choice(NamedTuple):
-    """What is answered for each example of a chunk."""
-
-    answers: list[str]
-    best_texts: list[str]
-    null_odds: list[float] | None
-    has_word: Bool[np.ndarray, " e"]  # where Hugging Face puts the word "empty" in front
-    strip: bool  # no space around a text
-    has_blank: bool  # a span, not the null, has no text
 
 
 def _choose(chunk: Chunk, contexts: list[str], settings: Settings, threshold: float) -> Choice:
@@ -248,151 +230,6 @@ def _texts(chunk: Chunk, contexts: list[str], spans: np.ndarray) -> list[str]:
     chars = np.zeros((len(contexts), 2), np.int64)
     chars[spans >= 0] = chunk.spans.chars[spans[spans >= 0]]
     return [text[a:b] for text, (a, b) in zip(contexts, chars.tolist(), strict=True)]
-
-
-def _probabilities(scores: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """Softmax over the spans of each example, in the scores' dtype.
-
-    Examples with the same number of spans go together, so that each row is added up in the order in
-    which NumPy adds up that many numbers: padding a row would change its last digit.
-    """
-    result = np.empty_like(scores)
-    counts = np.diff(bounds)
-    for count in np.unique(counts[counts > 0]):
-        rows = bounds[:-1][counts == count][:, None] + np.arange(count)
-        exponentials = np.exp(scores[rows] - scores[rows].max(axis=1, keepdims=True))
-        result[rows] = exponentials / exponentials.sum(axis=1, keepdims=True)
-    return result
-
-
-# -------------------------------------------------------------------------------------- files
-
-
-class JsonObjectFile:
-    """One JSON object, written entry by entry as `json.dumps(..., indent=4)` would write it.
-
-    The file appears under its name when everything is written; after an error nothing is left.
-    """
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self._separator = "{\n"
-
-    def __enter__(self) -> "JsonObjectFile":
-        self._file = open(self._temporary, "w", encoding="ascii")
-        return self
-
-    def write(self, entries: Iterable[str]) -> None:
-        """Add entries, each `"key": value` already in JSON."""
-        text = ",\n".join(entries)
-        if text:
-            self._file.write(self._separator + text)
-            self._separator = ",\n"
-
-    def __exit__(self, error: type[BaseException] | None, *rest: object) -> None:
-        if error is None:
-            self._file.write("{}\n" if self._separator == "{\n" else "\n}\n")
-        self._file.close()
-        if error is None:
-            os.replace(self._temporary, self._path)
-        else:
-            self._temporary.unlink()
-
-
-def spliced(parts: Sequence[bytes]) -> bytes:
-    """One of these files for all, from those that several hosts have written of their examples."""
-    bodies = [part[2:-3] for part in parts if part != b"{}\n"]  # without {\n and \n}\n
-    return b"{\n" + b",\n".join(bodies) + b"\n}\n" if bodies else b"{}\n"
-
-
-def _write(
-    files: list[JsonObjectFile], keys: list, chunk: Chunk, contexts: list[str], chosen: Choice
-) -> None:
-    quote = json.encoder.encode_basestring_ascii
-    names = [quote(key if isinstance(key, str) else json.dumps(key)) for key in keys]
-    answers = zip(names, chosen.answers, strict=True)
-    files[0].write(f"    {name}: {quote(answer)}" for name, answer in answers)
-    blocks = zip(names, _nbest_blocks(chunk, contexts, chosen), strict=True)
-    files[1].write(
-        f"    {name}: [\n{block}\n    ]" if block else f"    {name}: []" for name, block in blocks
-    )
-    if chosen.null_odds is not None:
-        odds = zip(names, _numbers(chosen.null_odds), strict=True)
-        files[2].write(f"    {name}: {number}" for name, number in odds)
-
-
-def _nbest_blocks(chunk: Chunk, contexts: list[str], chosen: Choice) -> Iterator[str]:
-    """The n-best list of each example as JSON, without the brackets around it."""
-    quote = json.encoder.encode_basestring_ascii
-    spans, bounds = chunk.spans, chunk.bounds.tolist()
-    probabilities = _probabilities(spans.scores, chunk.bounds).tolist()
-    invented = dict.fromkeys(np.flatnonzero(chosen.has_word).tolist(), "")
-    for i in invented:
-        lo, hi = bounds[i : i + 2]
-        share, *probabilities[lo:hi] = _probabilities_with_empty(spans.scores[lo:hi])
-        invented[i] = _EMPTY % _numbers([share])[0]
-    texts = [
-        contexts[owner][first:last]
-        for owner, first, last in zip(spans.owner.tolist(), *spans.chars.T.tolist(), strict=True)
-    ]
-    if chosen.strip:
-        texts = map(str.strip, texts)
-    entries = [
-        _ENTRY % entry
-        for entry in zip(
-            _repeated_numbers(spans.start_logits),
-            _repeated_numbers(spans.end_logits),
-            map(quote, texts),
-            _numbers(probabilities),
-            strict=True,
-        )
-    ]
-    for i, (lo, hi) in enumerate(itertools.pairwise(bounds)):
-        yield ",\n".join([invented[i], *entries[lo:hi]] if i in invented else entries[lo:hi])
-
-
-_ENTRY = """\
-        {
-            "start_logit": %s,
-            "end_logit": %s,
-            "text": %s,
-            "probability": %s
-        }"""
-_EMPTY = """\
-        {
-            "text": "empty",
-            "start_logit": 0.0,
-            "end_logit": 0.0,
-            "probability": %s
-        }"""
-
-
-def _probabilities_with_empty(scores: np.ndarray) -> list[float]:
-    """Hugging Face's softmax over its invented entry, a Python 0.0, and the real ones: float64."""
-    values = np.array([0.0, *scores.astype(np.float64)])
-    exponentials = np.exp(values - np.max(values))
-    return (exponentials / exponentials.sum()).tolist()
-
-
-def _numbers(values: list[float]) -> list[str]:
-    """Floats as the json module writes them."""
-    if all(map(math.isfinite, values)):
-        return list(map(float.__repr__, values))
-    return [json.dumps(value) for value in values]
-
-
-def _repeated_numbers(values: np.ndarray) -> list[str]:
-    """`_numbers` of values among which a few come again and again, as a window's best logits do."""
-    # Compared as bits: 0.0 and -0.0 are two texts.
-    bits, place = np.unique(values.view(f"i{values.itemsize}"), return_inverse=True)
-    texts = np.array(_numbers(bits.view(values.dtype).tolist()), object)
-    return texts[place].tolist()
-
-
-def _path(output_dir: str | os.PathLike | None, prefix: str | None, name: str) -> Path:
-    assert output_dir is not None
-    return Path(output_dir) / (f"{name}.json" if prefix is None else f"{prefix}_{name}.json")
 
 
 # ------------------------------------------------------------------------------------- checks

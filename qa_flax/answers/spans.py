@@ -12,16 +12,13 @@ the device (`step.reduce`): then `Candidates` come instead of logits.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import datasets
 import numpy as np
-import pyarrow as pa
 from jaxtyping import Bool, Float, Int
 
-from qa_flax.data.columns import Pairs, pairs_of
-from qa_flax.data.windows import Windows
+from qa_flax.data.tables import SpanSource, as_slice
 
 # What one step looks at together: windows per chunk of examples, and (start, end) pairs per search.
 CHUNK_WINDOWS = 1024
@@ -94,19 +91,19 @@ class Chunk(NamedTuple):
 
 
 def searches(
-    ids: list, features: Any, predictions: Logits | Candidates, settings: Settings
+    ids: list, features: SpanSource, predictions: Logits | Candidates, settings: Settings
 ) -> Iterator["Search"]:
     """Yield a search for each chunk of examples, together all of them in their order.
 
     Args:
         ids: the id of each example; a repeated id stands for its last row.
-        features: N windows, as `postprocess_qa_predictions` takes them.
+        features: N windows.
         predictions: start and end logits [N, L], or the candidates among them.
         settings: which spans to keep.
     """
     row_of = {str(id_): row for row, id_ in enumerate(ids)}
     examples = np.fromiter(row_of.values(), np.intp, len(row_of))
-    owner = _owners(column(features, "example_id", None, "features"), row_of)
+    owner = _owners(features.example_ids, row_of)
     order = np.argsort(owner, kind="stable")
     bounds = np.searchsorted(owner[order], np.arange(len(examples) + 1))
     null = _null_logits(features, predictions, settings)
@@ -244,17 +241,18 @@ class Found(NamedTuple):
 class Reader:
     """Reads of windows and predictions what a search needs, some windows at a time."""
 
-    features: Any
+    features: SpanSource
     predictions: Logits | Candidates
     settings: Settings
 
     def read(self, rows: Int[np.ndarray, " w"]) -> Found:
         """The best tokens of some windows."""
-        some = _as_slice(rows)
+        some = as_slice(rows)
         tokens = self._tokens(some)
-        offsets, max_context = _offsets(self.features, rows, some)
+        offsets = self.features.pairs(some)
         first, _ = offsets.at(tokens.starts)
         _, last = offsets.at(tokens.ends)
+        max_context = self.features.max_context(some, offsets.width)
         if max_context is not None:
             first = np.where(_is_max(max_context, tokens.starts), first, -1)
         return Found(tokens, first, last)
@@ -265,13 +263,6 @@ class Reader:
             return TopTokens(*(_known(part[rows, :count], self.settings) for part in given))
         starts, ends = (_known(logits[rows], self.settings) for logits in self.predictions)
         return top_tokens(starts, ends, self.settings.n_best_size)
-
-
-def _as_slice(rows: np.ndarray) -> slice | np.ndarray:
-    """Consecutive rows as a slice, which makes a view in place of a copy."""
-    if len(rows) and (np.diff(rows) == 1).all():
-        return slice(int(rows[0]), int(rows[-1]) + 1)
-    return rows
 
 
 def _known(values: np.ndarray, settings: Settings) -> np.ndarray:
@@ -373,32 +364,28 @@ class _Null(NamedTuple):
     scores: np.ndarray
 
 
-def _null_logits(features: Any, predictions: Logits | Candidates, settings: Settings) -> _Null:
+def _null_logits(
+    features: SpanSource, predictions: Logits | Candidates, settings: Settings
+) -> _Null:
     """The logits of each window's null: at its CLS token, or for Hugging Face at the first."""
     if isinstance(predictions, Candidates):
         starts, ends = predictions.null_starts, predictions.null_ends
     else:
-        at = null_positions(features, settings.hf_compatible)
+        at = null_positions(features.cls_index, settings.hf_compatible)
         window = np.arange(len(predictions[0]))
         starts, ends = (logits[window, at] for logits in predictions)
     starts, ends = _known(starts, settings), _known(ends, settings)
     return _Null(starts, ends, starts + ends)
 
 
-def null_positions(features: Any, hf_compatible: bool) -> Any:
-    """The token [N] whose logits are the null's: the column `cls_index`, or without it the first.
+def null_positions(
+    cls_index: Int[np.ndarray, " n"] | None, hf_compatible: bool
+) -> Int[np.ndarray, " n"] | int:
+    """The token [N] whose logits are the null's: the windows' `cls_index`, or without it the first.
 
     Hugging Face always takes the first, which with padding on the left is padding.
     """
-    if hf_compatible:
-        return 0
-    if isinstance(features, Windows):
-        return 0 if features.cls_index is None else features.cls_index
-    if isinstance(features, datasets.Dataset):
-        has_column = "cls_index" in features.column_names
-    else:
-        has_column = bool(len(features)) and "cls_index" in features[0]
-    return np.array(column(features, "cls_index", None, "features")) if has_column else 0
+    return 0 if hf_compatible or cls_index is None else cls_index
 
 
 def _nulls(
@@ -465,61 +452,6 @@ def _example_chunks(bounds: np.ndarray) -> Iterator[tuple[int, int]]:
         first = last
 
 
-def column(table: Any, name: str, rows: np.ndarray | None, what: str) -> list:
-    """Values of a column as Python objects, at some rows or at all."""
-    if isinstance(table, Windows):
-        return table.example_ids
-    if isinstance(table, datasets.Dataset):
-        return _arrow_column(table, name, rows, what).to_pylist()
-    chosen = table if rows is None else (table[row] for row in rows.tolist())
-    try:
-        return [row[name] for row in chosen]
-    except KeyError:
-        found = sorted(set.intersection(*(set(row) for row in table)))
-        raise ValueError(_missing(name, found, what)) from None
-
-
-def _arrow_column(
-    table: datasets.Dataset, name: str, rows: np.ndarray | None, what: str
-) -> pa.ChunkedArray:
-    if name not in table.column_names:
-        raise ValueError(_missing(name, table.column_names, what))
-    if rows is None:
-        key: Any = slice(None)
-    elif len(rows) and (np.diff(rows) == 1).all():
-        key = slice(int(rows[0]), int(rows[-1]) + 1)  # a slice of Arrow memory is no copy
-    else:
-        key = rows
-    return table.select_columns(name).with_format("arrow")[key].column(name)
-
-
-def _missing(name: str, found: list[str], what: str) -> str:
-    return f"{what} have no column {name!r}; the columns are: {', '.join(found) or 'none'}"
-
-
-def _offsets(
-    features: Any, rows: np.ndarray, some: slice | np.ndarray
-) -> tuple[Pairs, Bool[np.ndarray, "w l"] | None]:
-    """Offsets of some windows, -1 outside the context, and which starts are allowed."""
-    if isinstance(features, Windows):
-        return features.pairs(some), None
-    if isinstance(features, datasets.Dataset):
-        array = _arrow_column(features, "offset_mapping", rows, "features")
-        has_marks = "token_is_max_context" in features.column_names
-    else:
-        lists = [
-            pairs.tolist() if isinstance(pairs, np.ndarray) else pairs
-            for pairs in column(features, "offset_mapping", rows, "features")
-        ]
-        array = pa.chunked_array([pa.array(lists, pa.list_(pa.list_(pa.int32())))])
-        has_marks = "token_is_max_context" in features[0]
-    offsets = pairs_of(array, "offset_mapping")
-    if not has_marks:
-        return offsets, None
-    marks = column(features, "token_is_max_context", rows, "features")
-    return offsets, _max_context(marks, offsets.width)
-
-
 def _is_max(allowed: Bool[np.ndarray, "w l"], tokens: np.ndarray) -> np.ndarray:
     """Whether tokens [W, C] are allowed; behind the last column none is."""
     width = allowed.shape[1]
@@ -527,15 +459,3 @@ def _is_max(allowed: Bool[np.ndarray, "w l"], tokens: np.ndarray) -> np.ndarray:
         return np.zeros(tokens.shape, bool)
     window = np.arange(len(tokens))[:, None]
     return (tokens < width) & allowed[window, np.minimum(tokens, width - 1)]
-
-
-def _max_context(marks: list[Mapping[str, bool] | None], length: int) -> np.ndarray:
-    """Which tokens [W, L] have their maximal context here; a row without marks allows all."""
-    result = np.zeros((len(marks), length), bool)
-    for row, mark in enumerate(marks):
-        if mark is None:
-            result[row] = True
-            continue
-        tokens = [int(token) for token, is_max in mark.items() if is_max]
-        result[row, [token for token in tokens if 0 <= token < length]] = True
-    return result

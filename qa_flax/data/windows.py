@@ -78,6 +78,10 @@ class Windows(ABC):
     def features(self) -> "Features":
         """The same windows as rows of arrays."""
 
+    def max_context(self, rows: Some, width: int) -> None:
+        """Which tokens of the context an answer may start at: all of them (`SpanSource`)."""
+        return None
+
     @abstractmethod
     def select(self, rows: slice) -> "Windows":
         """Some of the windows."""

@@ -1,9 +1,10 @@
-"""What processes tell each other beside what the cores exchange by themselves (`device/step.py`).
+"""Exchange host values between processes; what the cores exchange is in `device/step.py`.
 
-Batch widths, answers, metrics go through the key-value store of the service that every JAX process
-is connected to, so that it needs no device, and every wait has an end.
+Batch widths, answers and metrics go through the key-value store of the service that every JAX
+process is connected to, so no device is needed, and every wait has an end.
 """
 
+import itertools
 import json
 import uuid
 from collections.abc import Mapping
@@ -19,69 +20,68 @@ from qa_flax.distributed.processes import client, count, index, is_main
 SECONDS_TO_WAIT = 900.0
 """How long one process waits for another: tokenising, saving and uploading take minutes."""
 
-_PIECE = 1 << 20  # bytes of one value in the store; a message of the service holds 4 MiB
+_CHUNK = 1 << 20  # bytes of one value in the store; a message of the service holds 4 MiB
 
-_exchanges = 0
+# Exchanges are numbered, and all processes make the same ones: the number is the key in the store.
+_numbers = itertools.count()
 
 
 def exchange(what: str, data: bytes, timeout: float = SECONDS_TO_WAIT) -> list[bytes]:
-    """What every process gave, in their order. All call it, in the same order of calls.
+    """The bytes of every process, in their order. All call it, in the same order of calls.
 
     Raises:
         HostError: a process did not come within `timeout` seconds; `what` says to what.
     """
-    global _exchanges
     if count() == 1:
         return [data]
-    store, number = client(), _exchanges
-    _exchanges += 1
-    pieces = [data[i : i + _PIECE] for i in range(0, len(data), _PIECE)]
-    for i, piece in enumerate(pieces):
-        store.key_value_set_bytes(f"qa_flax/{number}/{index()}/{i}", piece)
-    head = json.dumps([what, len(pieces)]).encode()
+    store, number = client(), next(_numbers)
+    chunks = [data[i : i + _CHUNK] for i in range(0, len(data), _CHUNK)]
+    for i, chunk in enumerate(chunks):
+        store.key_value_set_bytes(f"qa_flax/{number}/{index()}/{i}", chunk)
+    head = json.dumps([what, len(chunks)]).encode()
     store.key_value_set_bytes(f"qa_flax/{number}/{index()}/head", head)
-    found = [data if i == index() else _given(number, i, what, timeout) for i in range(count())]
-    # Whoever is here has all of the exchange before this one.
+    values = [data if i == index() else _received(number, i, what, timeout) for i in range(count())]
+    # Every process that reaches this line has read all of the previous exchange.
     store.key_value_delete(f"qa_flax/{number - 1}/{index()}")
-    return found
+    return values
 
 
-def _given(number: int, by: int, what: str, timeout: float) -> bytes:
-    store, place = client(), f"qa_flax/{number}/{by}"
+def _received(number: int, process: int, what: str, timeout: float) -> bytes:
+    store, place = client(), f"qa_flax/{number}/{process}"
     try:
         head = store.blocking_key_value_get_bytes(f"{place}/head", round(timeout * 1000))
-        other, count = json.loads(head)
+        other, length = json.loads(head)
         if other != what:
             raise HostError(
-                f"process {by} is at another place ({other}) than process {index()} ({what}): "
+                f"process {process} is at another place ({other}) than process {index()} ({what}): "
                 "start the same command, with the same arguments and data, on every worker"
             )
-        pieces = [
+        chunks = [
             store.blocking_key_value_get_bytes(f"{place}/{i}", round(timeout * 1000))
-            for i in range(count)
+            for i in range(length)
         ]
     except jax.errors.JaxRuntimeError as error:
         raise HostError(
-            f"process {index()} waited {timeout:.0f} s in vain for process {by} ({what}): see that "
-            f"one's log ({str(error).splitlines()[0]})"
+            f"process {index()} waited {timeout:.0f} s in vain for process {process} ({what}): see "
+            f"that one's log ({str(error).splitlines()[0]})"
         ) from error
-    return b"".join(pieces)
+    return b"".join(chunks)
 
 
 def exchange_json(what: str, value: Any) -> list[Any]:
-    """`exchange` of what JSON can say; NumPy's numbers and arrays become Python's."""
+    """`exchange` of JSON values; NumPy's numbers and arrays become Python's."""
     if count() == 1:
         return [value]
-    given = json.dumps(value, default=lambda array: array.tolist())
-    return [json.loads(data) for data in exchange(what, given.encode())]
+    encoded = json.dumps(value, default=lambda array: array.tolist())
+    return [json.loads(data) for data in exchange(what, encoded.encode())]
 
 
 def exchange_arrays(what: str, arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
     """`exchange` of NumPy arrays by name."""
     if count() == 1:
         return [dict(arrays)]
-    given = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-    return [load(data) for data in exchange(what, given)]
+    encoded = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    return [load(data) for data in exchange(what, encoded)]
 
 
 def concatenated(what: str, tree: Any) -> Any:
@@ -95,12 +95,12 @@ def concatenated(what: str, tree: Any) -> Any:
 
 
 def of_main(what: str, value: Any) -> Any:
-    """The main process's value, in every process; JSON must be able to say it."""
+    """The main process's value, in every process; a JSON value."""
     return exchange_json(what, value if is_main() else None)[0]
 
 
 def wait_for_all(what: str) -> None:
-    """Until every process is here."""
+    """Wait until every process has called this, with the same `what`."""
     exchange(what, b"")
 
 

@@ -25,10 +25,12 @@ _is_watching = False
 
 
 def end_together() -> None:
-    """From now on one process that fails ends all, and each says in its own log what failed.
+    """From now on one process that fails ends all, and each prints what failed in its own log.
 
-    Without it the others would wait for cores that compute no more. It fails when an exception is
-    handled by nobody, or `end_all` is called. One process alone needs none of this.
+    Without it the others would wait for cores that compute no more. A process fails when it calls
+    `end_all`, or when an exception is handled by nobody: for the latter `sys.excepthook` is
+    replaced (the former hook is called first), once, and only if several processes have joined.
+    With one process nothing is changed.
 
     Raises:
         HostError: JAX runs on the cores of several processes that have not joined.
@@ -67,7 +69,7 @@ def end_all(status: int, why: str) -> None:
     try:
         client().key_value_set(_FAILURE, json.dumps([index(), status, why]))
     except jax.errors.JaxRuntimeError as error:  # another was first, or the service is gone
-        logger.info("The other processes were not told: %s", error)
+        logger.info("The failure could not be reported to the other processes: %s", error)
     _end(status)
 
 
@@ -80,8 +82,10 @@ def _end_with_others(is_over: threading.Event) -> None:
                 continue
             return  # the service has been shut down: the run is over
         if number != index():
-            said = f"qa-flax: process {index()} ends because process {number} failed: {why}"
-            print(said, file=sys.stderr)
+            print(
+                f"qa-flax: process {index()} ends because process {number} failed: {why}",
+                file=sys.stderr,
+            )
             _end(status)
         return
 

@@ -1,14 +1,15 @@
-"""SIGTERM: the machine is about to be taken away. Work stops where it can be gone on with.
+"""Handle SIGTERM (preemption): stop at the next point from which the run can be resumed.
 
-One process hears the signal itself. Several must stop at the same place, or the cores of one would
-wait for those of another: JAX's preemption service finds a place that none of them has passed yet,
-if all poll it at every place, with numbers that follow one another, the first before any signal.
+One process handles the signal itself. Several must stop at the same point, or the cores of one
+would wait for those of another: JAX's preemption service finds a point that none of them has
+passed yet, if all poll it at every point with consecutive numbers, the first before any signal.
 """
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 from jax.experimental import multihost_utils
@@ -25,28 +26,37 @@ class Preempted(SystemExit):
         super().__init__(STATUS)
 
 
-class _Notice:
-    heeded = 0  # contexts entered
-    came = False
-    polls = 0
+@dataclass
+class _State:
+    contexts: int = 0  # entered
+    signalled: bool = False
+    polls: int = 0
+
+
+# Of the process, as the signal is.
+_state = _State()
 
 
 @contextmanager
 def heeded() -> Iterator[None]:
-    """Inside, SIGTERM ends nothing by itself: `check` raises `Preempted` where it is called next.
+    """Inside, SIGTERM ends nothing by itself: the next `check` raises `Preempted`.
 
-    Contexts may be nested. A signal that no `check` has seen raises at the end of the outermost; of
-    several processes one that has come between two of them, at the beginning of the next.
+    Contexts may be nested. With one process a signal not yet seen by `check` is raised when the
+    outermost context exits; with several, one received between two contexts is raised when the next
+    is entered.
+
+    Raises:
+        Preempted: see above.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # Python lets nobody but the main thread listen to signals
         return
-    _Notice.heeded += 1
-    is_outermost = _Notice.heeded == 1
+    _state.contexts += 1
+    is_outermost = _state.contexts == 1
     several = processes.count() > 1
     before = None
     if is_outermost and not several:
-        _Notice.came = False
+        _state.signalled = False
         before = signal.signal(signal.SIGTERM, _note)
     try:
         if is_outermost:
@@ -55,30 +65,33 @@ def heeded() -> Iterator[None]:
         if is_outermost:
             check()
     finally:
-        _Notice.heeded -= 1
+        _state.contexts -= 1
         if is_outermost and not several:
             signal.signal(signal.SIGTERM, before)
 
 
 def check() -> None:
-    """Raise `Preempted` if SIGTERM has come; with several processes, in all of them at this place.
+    """Stop here if SIGTERM has come; with several processes, all of them at this point.
 
-    All processes call it equally often, at the same places.
+    All processes call it equally often, at the same points.
+
+    Raises:
+        Preempted: it has come.
     """
-    if not _Notice.heeded:
+    if not _state.contexts:
         return
     if processes.count() > 1:
         if _poll():
             raise Preempted
-    elif _Notice.came:
-        _Notice.came = False
+    elif _state.signalled:
+        _state.signalled = False
         raise Preempted
 
 
 def _poll() -> bool:
-    _Notice.polls += 1
-    return multihost_utils.reached_preemption_sync_point(_Notice.polls)
+    _state.polls += 1
+    return multihost_utils.reached_preemption_sync_point(_state.polls)
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    _Notice.came = True
+    _state.signalled = True

@@ -16,7 +16,7 @@ from flax import nnx
 
 from qa_flax.device import parallel
 from qa_flax.device.step import TrainState, Weights, weights_of
-from qa_flax.distributed import processes
+from qa_flax.distributed import HostError, processes
 from qa_flax.distributed.exchange import exchange_json, wait_for_all
 from qa_flax.models.elsewhere import Awaited, before_reading, is_elsewhere
 from qa_flax.models.model import AutoModelForQuestionAnswering
@@ -38,6 +38,7 @@ class LiveState:
         self._variables: dict[tuple[Any, ...], nnx.Variable] = {}
         self._in_model: list[Any] = []  # what each variable holds, unless somebody wrote it
         self._is_current = self._is_read = self._has_arrays = False
+        self._lost: _Lost | None = None
         if is_sharded:  # one core may not have room for all of it
             with parallel.on_host():
                 model.take_over(weights_of(model).params)
@@ -153,11 +154,13 @@ class LiveState:
                 return
             except jax.errors.JaxRuntimeError as error:  # what the cores computed last has failed
                 reason = f"the cores could not give them ({str(error).splitlines()[0]})"
-        self._state = None
-        before_reading(self.model, _Lost(reason))
+        self._state, self._lost = None, _Lost(reason)
+        before_reading(self.model, self._lost)
 
     def _read(self) -> None:
         """Somebody is about to read the model, or to write it."""
+        if self._lost is not None:  # a part of it that was kept
+            self._lost()
         if not self._is_current and self._is_sharded and processes.count() > 1:
             raise RuntimeError(
                 f"while it is trained, each of {processes.count()} processes holds a shard of this "
@@ -203,7 +206,7 @@ class LiveState:
             arrays = {n: _checked(v, leaves[n], names[n]) for n, v in written.items()}
             if not is_alone:
                 _check_alike({".".join(map(str, names[n])): a for n, a in arrays.items()})
-        except (ValueError, processes.HostError):
+        except (ValueError, HostError):
             for n, variable in written.items():
                 _put(variable, self._in_model[n])
             raise
@@ -276,7 +279,7 @@ def _check_alike(arrays: dict[str, np.ndarray]) -> None:
         return
     written = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}
     if any(other != written for other in exchange_json("weights written by a callback", written)):
-        raise processes.HostError(
+        raise HostError(
             f"a callback wrote other weights into the model in one process than in another "
             f"({', '.join(written)}); write the same in every process"
         )

@@ -74,7 +74,7 @@ def predict_windows(
     nor on cores.
     """
     result = _AllLogits(windows) if settings is None else _BestLogits(windows, settings)
-    nulls = None if settings is None else null_positions(windows, settings.hf_compatible)
+    nulls = None if settings is None else null_positions(windows.cls_index, settings.hf_compatible)
     has_labels = windows.start_positions is not None and windows.end_positions is not None
     losses = np.zeros(len(windows), np.float32) if has_labels else None
     are_finite = np.ones(len(windows), bool)

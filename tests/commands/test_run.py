@@ -6,6 +6,7 @@ import shutil
 import pytest
 import tiny
 from oracle import squad_v1_plain, squad_v2_plain
+from tiny_run import run
 
 from qa_flax.cli import main
 from qa_flax.commands.run import parse_arguments
@@ -30,21 +31,6 @@ def data(tmp_path_factory):
     unanswered = [{k: v for k, v in row.items() if k != "answers"} for row in rows]
     (directory / "test.json").write_text(json.dumps(unanswered))
     return directory
-
-
-def run(checkpoint, output_dir, *arguments):
-    main(
-        [
-            "run",
-            f"--model_name_or_path={checkpoint}",
-            f"--output_dir={output_dir}",
-            "--max_seq_length=64",
-            "--doc_stride=16",
-            "--per_device_train_batch_size=1",
-            "--per_device_eval_batch_size=2",
-            *map(str, arguments),
-        ]
-    )
 
 
 def read(path):

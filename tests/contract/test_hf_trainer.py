@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tiny
-from test_trainer import arguments
+from tiny_trainers import arguments
 from transformers import TrainerCallback
 
 from qa_flax import Trainer, prepare_train_features

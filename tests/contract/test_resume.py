@@ -2,36 +2,21 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 import tiny
 from flax import nnx
-from test_trainer import arguments, compute_metrics, post_process
+from tiny_trainers import assert_same_run, trainer_in
 from transformers import EarlyStoppingCallback
 
 from qa_flax import (
     LoraConfig,
-    QuestionAnsweringTrainer,
     get_peft_model,
-    prepare_train_features,
-    prepare_validation_features,
 )
 from qa_flax.train import checkpoints
 
-LENGTHS = {"max_seq_length": 64, "doc_stride": 16}
-SETTINGS = {
-    "save_strategy": "steps",
-    "save_steps": 1,
-    "logging_steps": 2,
-    "num_train_epochs": 3,
-    "learning_rate": 3e-3,
-    "warmup_steps": 2,
-    "weight_decay": 0.01,
-}
 CASES = {
     "plain": {},
     "accumulation": {"gradient_accumulation_steps": 2},
@@ -69,51 +54,12 @@ def examples():
     return tiny.examples(answerable=True)
 
 
-def trainer_in(folder, examples, tokenizer, callbacks=None, model=None, **changes):
-    return QuestionAnsweringTrainer(
-        model=tiny.model(hidden_dropout_prob=0.2) if model is None else model,
-        args=arguments(folder, **(SETTINGS | changes)),
-        train_dataset=prepare_train_features(examples, tokenizer, **LENGTHS),
-        eval_dataset=prepare_validation_features(examples, tokenizer, **LENGTHS),
-        eval_examples=examples,
-        processing_class=tokenizer,
-        post_process_function=post_process,
-        compute_metrics=compute_metrics,
-        callbacks=callbacks,
-    )
-
-
 def keep_until(folder, copy, step):
     """The folder as it was when the run was stopped after `step`."""
     shutil.copytree(folder, copy)
     for path in copy.glob("checkpoint-*"):
         if int(path.name.partition("-")[2]) > step:
             shutil.rmtree(path)
-
-
-def assert_same_run(one, other):
-    """Model, optimizer, log history and best model of two trainers that came to the end."""
-    jax.tree.map(np.testing.assert_array_equal, *(nnx.split(t.model)[1] for t in (one, other)))
-    states = []
-    for trainer in (one, other):
-        folder = checkpoints.find(True, Path(trainer.args.output_dir))
-        with ocp.StandardCheckpointer() as checkpointer:
-            states.append(checkpointer.restore((folder / "train_state").absolute()))
-    assert states[0].keys() == states[1].keys()
-    assert len(states[0]) > 2 * 30
-    for name, array in states[0].items():
-        np.testing.assert_array_equal(array, states[1][name], err_msg=name)
-    assert without_times(one) == without_times(other)
-    for name in ("global_step", "epoch", "best_metric", "best_global_step", "max_steps"):
-        assert getattr(one.state, name) == getattr(other.state, name), name
-
-
-def without_times(trainer):
-    times = ("runtime", "per_second", "_time")
-    return [
-        {k: v for k, v in logs.items() if not k.endswith(times)}
-        for logs in trainer.state.log_history
-    ]
 
 
 # The slow ones take no path that the others do not.

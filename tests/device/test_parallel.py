@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from processes import python_path
 
 from qa_flax.device import parallel
 from qa_flax.device.step import CORES
@@ -67,7 +68,7 @@ def test_the_host_shows_its_processors_as_cores_unless_told_otherwise(flags, exp
         "from qa_flax.device.parallel import use_host_cores, core_count\n"
         "use_host_cores(3); print(core_count())"
     )
-    environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": ":".join(sys.path)}
+    environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": python_path()}
     found = subprocess.run(
         [sys.executable, "-c", program],
         env=environment,

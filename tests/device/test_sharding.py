@@ -11,7 +11,7 @@ import pytest
 import tiny
 from flax import nnx
 from test_batches import features
-from test_resume import assert_same_run, trainer_in
+from tiny_trainers import assert_same_run, trainer_in
 
 from qa_flax import LoraConfig, get_peft_model
 from qa_flax.data.batches import train_batches

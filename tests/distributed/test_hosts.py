@@ -5,16 +5,16 @@ import socket
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
-import host_jobs
 import jax
 import numpy as np
 import pytest
 import tiny
 from datasets.distributed import split_dataset_by_node
-from host_jobs import divided, in_a_script, one_question, train_evaluate_predict
-from processes import free_port, joining, run_processes
+from host_jobs import divided, in_a_script, launch, one_question, train_evaluate_predict
+from processes import Ended, free_port
 from safetensors.numpy import load_file
 
 from qa_flax.distributed import HostError, join, processes
@@ -43,24 +43,38 @@ def alone(folder):
     return {job.__name__: job(folder, folder / "alone" / job.__name__) for job in jobs}
 
 
-def launch(job, count, cores, folder, **settings):
-    program = str(Path(host_jobs.__file__))
-    commands = [[program, job, folder, *host] for host in joining(count, free_port())]
-    return run_processes(commands, cores, folder / "logs", **settings)
-
-
 def without_times(metrics):
     return {k: v for k, v in metrics.items() if not k.endswith(TIMES)}
 
 
-@pytest.mark.parametrize(("count", "cores"), [(2, 2), pytest.param(4, 2, marks=pytest.mark.slow)])
-def test_several_processes_find_what_one_finds(folder, alone, tmp_path, count, cores):
-    for name in ("checkpoint", "data"):
-        (tmp_path / name).symlink_to(folder / name)
-    ended = launch("all", count, cores, tmp_path)
-    assert [e.status for e in ended] == [0] * count, "\n".join(e.text[-3000:] for e in ended)
-    found = [json.loads((tmp_path / f"all-{index}.json").read_text()) for index in range(count)]
+class Together(NamedTuple):
+    """Processes that did all the jobs, the last of which fails on one of them."""
 
+    folder: Path
+    found: list[dict]
+    ended: list[Ended]
+    seconds_to_the_end: float
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(2, 2), pytest.param((4, 2), marks=pytest.mark.slow)],
+    ids=lambda given: "{}-{}".format(*given),
+)
+def together(request, tmp_path_factory, folder):
+    count, cores = request.param
+    here = tmp_path_factory.mktemp("together")
+    for name in ("checkpoint", "data"):
+        (here / name).symlink_to(folder / name)
+    ended = launch("all", count, cores, here)
+    files = [here / f"all-{index}.json" for index in range(count)]
+    assert all(file.exists() for file in files), "\n".join(e.text[-3000:] for e in ended)
+    seconds = time.time() - max(file.stat().st_mtime for file in files)
+    return Together(here, [json.loads(file.read_text()) for file in files], ended, seconds)
+
+
+def test_several_processes_find_what_one_finds(alone, folder, together):
+    here, found, ended, _ = together
     for job, expected in alone.items():
         for process in found:
             assert process[job] == found[0][job], f"{job}: every process the same, times too"
@@ -69,21 +83,21 @@ def test_several_processes_find_what_one_finds(folder, alone, tmp_path, count, c
         assert one.keys() == several.keys()
     for job in ("train_evaluate_predict", "one_question"):
         names = {path.name for path in (folder / "alone" / job).iterdir()}
-        assert {path.name for path in (tmp_path / job).iterdir()} == names
+        assert {path.name for path in (here / job).iterdir()} == names
         for name in ("eval_predictions.json", "predict_predictions.json"):
             if name in names:
-                one, several = (root / job / name for root in (folder / "alone", tmp_path))
+                one, several = (root / job / name for root in (folder / "alone", here))
                 assert several.read_bytes() == one.read_bytes()
     for job in ("train_evaluate_predict", "one_question"):
         before = load_file(folder / "checkpoint" / "model.safetensors")
         one, several = (
-            load_file(root / job / "model.safetensors") for root in (folder / "alone", tmp_path)
+            load_file(root / job / "model.safetensors") for root in (folder / "alone", here)
         )
         for name, array in one.items():
             np.testing.assert_allclose(several[name], array, rtol=0, atol=2e-6, err_msg=name)
         assert any(abs(one[name] - before[name]).max() > 1e-2 for name in one)
     one, several = (
-        np.load(root / "in_a_script" / "logits.npz") for root in (folder / "alone", tmp_path)
+        np.load(root / "in_a_script" / "logits.npz") for root in (folder / "alone", here)
     )
     for name in ("start", "end", "labels", "one"):
         np.testing.assert_array_equal(several[name], one[name], err_msg=name)
@@ -96,16 +110,31 @@ def test_several_processes_find_what_one_finds(folder, alone, tmp_path, count, c
     assert not any("eval metrics" in e.text for e in ended[1:])
 
 
-def test_a_process_that_fails_ends_all_with_the_cause_in_every_log(folder, tmp_path):
-    (tmp_path / "checkpoint").symlink_to(folder / "checkpoint")
-    began = time.monotonic()
-    ended = launch("failing", 2, 2, tmp_path)
-    assert [e.status for e in ended] == [1, 1]
+def test_the_model_is_read_and_written_in_every_process(together):
+    found, count = together.found, len(together.ended)
+    for process in found:
+        assert process["reading"]["right"] == [True, True]
+        assert process["reading"]["written"]
+        assert "wrote other weights into the model" in process["writing_apart"]["error"]
+        assert "head.outputs.bias" in process["writing_apart"]["error"]
+        assert process["reading"]["end"] == found[0]["reading"]["end"]
+        assert process["reading_shards"]["losses"] == found[0]["reading_shards"]["losses"]
+    main, other, *_ = (process["reading_shards"] for process in found)
+    assert main["sum 1"] != main["sum 2"]
+    assert (len(main["errors"]), other["errors"]) == (2, [])  # once after each update
+    assert f"each of {count} processes holds a shard of this model's weights" in main["errors"][0]
+    assert "Call trainer.save_model(folder) or trainer.evaluate() in every" in main["errors"][0]
+
+
+def test_a_process_that_fails_ends_all_with_the_cause_in_every_log(together):
+    _, found, ended, seconds_to_the_end = together
+    assert all(list(jobs)[-1] == "late" for jobs in found), "the one after it does not end"
+    assert {e.status for e in ended} == {1}
     for e in ended:
         assert "the disk of this host is on fire" in e.text
     assert "process 0 ends because process 1 failed: RuntimeError: the disk" in ended[0].text
     assert "Traceback" in ended[1].text
-    assert time.monotonic() - began < 60
+    assert seconds_to_the_end < 60
 
 
 @pytest.mark.slow
@@ -120,25 +149,6 @@ def test_parameters_are_divided_over_the_cores_of_all_hosts(tmp_path):
     assert found[0]["eval_samples_per_second"] > 0
     assert found[0].keys() == alone.keys()
     assert "Memory on each core, 2 x 64 tokens: parameters" in ended[0].text
-
-
-def test_the_model_is_read_and_written_in_every_process(folder, tmp_path):
-    ended = launch("reading", 2, 2, tmp_path)
-    assert [e.status for e in ended] == [0, 0], "\n".join(e.text[-3000:] for e in ended)
-    found = [json.loads((tmp_path / f"reading-{i}.json").read_text()) for i in (0, 1)]
-    for process in found:
-        assert process["reading"]["right"] == [True, True]
-        assert process["reading"]["written"]
-        assert "wrote other weights into the model" in process["writing_apart"]["error"]
-        assert "head.outputs.bias" in process["writing_apart"]["error"]
-    assert found[0]["reading"]["end"] == found[1]["reading"]["end"]
-
-    main, other = (process["reading_shards"] for process in found)
-    assert main["losses"] == other["losses"]
-    assert main["sum 1"] != main["sum 2"]
-    assert (len(main["errors"]), other["errors"]) == (1, [])
-    assert "each of 2 processes holds a shard of this model's weights" in main["errors"][0]
-    assert "Call trainer.save_model(folder) or trainer.evaluate() in every" in main["errors"][0]
 
 
 @pytest.mark.parametrize("total", [0, 1, 3, 8, 11])
@@ -163,7 +173,7 @@ def join_in_threads(monkeypatch, *processes, timeout=1.0):
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: None)
     address, said = f"127.0.0.1:{free_port()}", {}
 
-    def join(place, number, of):
+    def attempt(place, number, of):
         try:
             join.join(address, of, number, timeout)
             said[place] = ""
@@ -171,7 +181,7 @@ def join_in_threads(monkeypatch, *processes, timeout=1.0):
             said[place] = str(error)
 
     threads = [
-        threading.Thread(target=join, args=(place, *process))
+        threading.Thread(target=attempt, args=(place, *process))
         for place, process in enumerate(processes)
     ]
     for thread in threads:

@@ -12,10 +12,9 @@ import time
 import numpy as np
 import pytest
 import tiny
-from host_jobs import Kill, preempted
+from host_jobs import Kill, launch, preempted
 from processes import environment
-from test_hosts import launch
-from test_resume import assert_same_run, trainer_in
+from tiny_trainers import assert_same_run, trainer_in
 
 from qa_flax.cli import main
 from qa_flax.distributed import preemption
@@ -193,21 +192,20 @@ def test_processes_stop_together_and_go_on(tmp_path, count, cores, moment):
     # JAX's service stops them at a place that none has passed: a few batches later.
     assert step <= int(saved[0].removeprefix("checkpoint-")) <= step + 2
     (tmp_path / "stopped" / "kill.json").unlink()
-    (tmp_path / "whole").mkdir()
+    ended = launch("resumed", count, cores, tmp_path / "stopped")
+    assert [e.status for e in ended] == [0] * count, ended[0].text[-3000:]
+    both = [
+        json.loads((tmp_path / "stopped" / f"resumed-{index}.json").read_text())
+        for index in range(count)
+    ]
+    assert all(histories == both[0] for histories in both)
     found = {}
-    for name in ("stopped", "whole"):
-        ended = launch("preempted", count, cores, tmp_path / name)
-        assert [e.status for e in ended] == [0] * count, ended[0].text[-3000:]
-        histories = [
-            json.loads((tmp_path / name / f"preempted-{index}.json").read_text())["preempted"]
-            for index in range(count)
-        ]
-        assert all(history == histories[0] for history in histories)
-        params = np.load(tmp_path / name / "preempted" / "params.npz")
-        found[name] = _without_times(histories[0]["history"]), {k: params[k] for k in params}
-    assert found["stopped"][0] == found["whole"][0]
-    for name, array in found["whole"][1].items():
-        np.testing.assert_array_equal(found["stopped"][1][name], array, err_msg=name)
+    for job, name in (("resumed", "preempted"), ("never_stopped", "never_stopped")):
+        params = np.load(tmp_path / "stopped" / name / "params.npz")
+        found[job] = _without_times(both[0][job]["history"]), {k: params[k] for k in params}
+    assert found["resumed"][0] == found["never_stopped"][0]
+    for name, array in found["never_stopped"][1].items():
+        np.testing.assert_array_equal(found["resumed"][1][name], array, err_msg=name)
 
 
 @pytest.mark.slow

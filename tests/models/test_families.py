@@ -1,6 +1,6 @@
 """Every family: PyTorch's golden numbers, what must not change its logits, and what must."""
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -51,11 +51,12 @@ def test_logits_loss_and_every_gradient_equal_pytorch_s(family):
     positions = (jnp.asarray(expected[f"{side}_positions"]) for side in ("start", "end"))
 
     @nnx.jit
-    def loss(model, batch, start, end):
+    @partial(nnx.value_and_grad, has_aux=True)
+    def loss_and_gradients(model, batch, start, end):
         logits = model(**batch)
         return span_losses(logits, start, end).mean(), logits
 
-    (value, logits), gradients = nnx.value_and_grad(loss, has_aux=True)(model, batch, *positions)
+    (value, logits), gradients = loss_and_gradients(model, batch, *positions)
     assert relative_error(logits.start, expected["start_logits"]) < 1e-5
     assert relative_error(logits.end, expected["end_logits"]) < 1e-5
     assert abs(float(value) - float(expected["loss"])) < 1e-5

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from loud import assert_same_gradients, loud_batch, loud_model, relative_error
+from loud import TESTED, assert_same_gradients, batch_of, loud_batch, loud_model, relative_error
+from loud_adapters import adapted
 from safetensors.numpy import load_file, save_file
-from test_families import batch_of, encoders
 
 from qa_flax import AutoModelForQuestionAnswering, LoraConfig, get_peft_model
 from qa_flax.models.dropout import lending
@@ -17,17 +17,8 @@ from qa_flax.models.layers import Fixed, linear
 from qa_flax.models.lora import LoraLinear, dense_layers
 from qa_flax.models.qa import span_losses
 
+encoders = pytest.mark.parametrize("family", TESTED)
 FILES = {"adapter_config.json", "adapter_model.safetensors"}
-
-
-def adapted(family="bert", base=None, seed=0, **settings):
-    """Adapters and head all random, as if they had been trained."""
-    config = LoraConfig(**({"r": 3, "lora_alpha": 5, "target_modules": "all-linear"} | settings))
-    model = get_peft_model(loud_model(3, family=family) if base is None else base, config)
-    random = np.random.default_rng(seed)
-    trained = nnx.state(model, nnx.Param)
-    model.take_over(jax.tree.map(lambda p: random.normal(0, 0.3, p.shape).astype("f4"), trained))
-    return model
 
 
 def variables(model, kind):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from loud import TESTED, assert_same_gradients, batch_of, loud_batch, loud_model, relative_error
-from test_lora import adapted
+from loud_adapters import adapted
 
 from qa_flax import AutoModelForQuestionAnswering, LoraConfig, get_peft_model
 from qa_flax.models.families import FAMILIES

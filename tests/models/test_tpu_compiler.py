@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 from jax.experimental import topologies
-from loud import TESTED, loud_model
-from test_families import batch_of
+from loud import TESTED, batch_of, loud_model
 
 from qa_flax.device import parallel
 from qa_flax.device.memory import state_pattern

@@ -13,17 +13,16 @@ from pathlib import Path
 import jax
 import numpy as np
 import tiny
+from processes import Ended, free_port, joining, run_processes
 from safetensors.numpy import load_file
+from tiny_trainers import WINDOW, compute_metrics, post_process
 from transformers import HfArgumentParser, TrainerCallback
-from transformers.trainer_utils import EvalPrediction
 
 from qa_flax import (
     QuestionAnsweringTrainer,
     TrainingArguments,
-    postprocess_qa_predictions,
     prepare_train_features,
     prepare_validation_features,
-    squad_metric,
 )
 from qa_flax.commands.arguments import HostArguments
 from qa_flax.commands.env.report import start
@@ -33,9 +32,14 @@ from qa_flax.device import parallel
 from qa_flax.device.step import weights_of
 from qa_flax.distributed import HostError, exchange, failure, processes
 
-LENGTHS = {"max_seq_length": 64, "doc_stride": 16}
 GLOBAL_BATCH = 8
 STEPS = 4
+
+
+def launch(job: str, count: int, cores: int, folder: Path, **settings) -> list[Ended]:
+    """Do a job of `JOBS` in several processes until they have ended."""
+    commands = [[__file__, job, folder, *host] for host in joining(count, free_port())]
+    return run_processes(commands, cores, folder / "logs", **settings)
 
 
 def run_arguments(folder: Path, output: Path, *more: str) -> list[str]:
@@ -129,14 +133,6 @@ class Fail(TrainerCallback):
             raise RuntimeError("the disk of this host is on fire")
 
 
-def post_process(examples, windows, logits):
-    answers = postprocess_qa_predictions(examples, windows, logits)
-    return EvalPrediction(
-        predictions=[{"id": k, "prediction_text": v} for k, v in answers.items()],
-        label_ids=[{"id": row["id"], "answers": row["answers"]} for row in examples],
-    )
-
-
 def library_trainer(output: Path, **changes) -> QuestionAnsweringTrainer:
     """As in a script of one's own: every process has all the data."""
     tokenizer, examples = tiny.tokenizer(), tiny.examples(answerable=True)
@@ -159,11 +155,11 @@ def library_trainer(output: Path, **changes) -> QuestionAnsweringTrainer:
     return QuestionAnsweringTrainer(
         model=tiny.model(hidden_dropout_prob=dropout),
         args=TrainingArguments(**(settings | changes)),
-        train_dataset=prepare_train_features(examples, tokenizer, disable_tqdm=True, **LENGTHS),
-        eval_dataset=prepare_validation_features(examples, tokenizer, disable_tqdm=True, **LENGTHS),
+        train_dataset=prepare_train_features(examples, tokenizer, disable_tqdm=True, **WINDOW),
+        eval_dataset=prepare_validation_features(examples, tokenizer, disable_tqdm=True, **WINDOW),
         eval_examples=examples,
         post_process_function=post_process,
-        compute_metrics=lambda scored: squad_metric(scored.predictions, scored.label_ids),
+        compute_metrics=compute_metrics,
         callbacks=callbacks,
     )
 
@@ -197,6 +193,16 @@ def preempted(folder: Path, output: Path) -> dict:
         leaves = jax.tree.leaves(weights_of(trainer.model).params)
         np.savez(output / "params.npz", *map(np.asarray, leaves))
     return {"history": trainer.state.log_history}
+
+
+def resumed(folder: Path, output: Path) -> dict:
+    """Go on with what `preempted` has left, in the same folder."""
+    return preempted(folder, output.with_name("preempted"))
+
+
+def never_stopped(folder: Path, output: Path) -> dict:
+    """The run of `preempted` from its beginning to its end."""
+    return preempted(folder, output)
 
 
 def divided(folder: Path, output: Path) -> dict:
@@ -285,7 +291,7 @@ def writing_apart(folder: Path, output: Path) -> dict:
     trainer = library_trainer(output, callbacks=[AtEveryStep(read)], save_strategy="no")
     try:
         trainer.train()
-    except processes.HostError as error:
+    except HostError as error:
         return {"error": str(error)}
     return {}
 
@@ -307,11 +313,19 @@ def late(folder: Path, output: Path) -> dict:
 
 
 JOBS = {
-    "all": [train_evaluate_predict, one_question, in_a_script, late],
+    "all": [
+        train_evaluate_predict,
+        one_question,
+        in_a_script,
+        reading,
+        reading_shards,
+        writing_apart,
+        late,
+        failing,
+    ],
     "preempted": [preempted],
+    "resumed": [resumed, never_stopped],
     "divided": [divided],
-    "failing": [failing],
-    "reading": [reading, reading_shards, writing_apart],
 }
 
 
@@ -324,7 +338,7 @@ def main() -> None:
     found = {}
     for part in JOBS[job]:
         found[part.__name__] = part(Path(folder), Path(folder) / part.__name__)
-    (Path(folder) / f"{job}-{processes.index()}.json").write_text(json.dumps(found))
+        (Path(folder) / f"{job}-{processes.index()}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,28 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+# Everything that is compiled is kept in `QA_FLAX_TEST_COMPILED`, and read from there.
+COMPILED_FOR_ALL = {
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0.0,
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": -1,
+}
+# A `sitecustomize` for processes that are started: there is no torch, as where only qa_flax's own
+# dependencies are installed. transformers would import it, for longer than all else takes.
+WITHOUT_TORCH = Path(__file__).parent / "without_torch"
+
+
+def compiler_flags(cores: int) -> str:
+    """XLA's, for thousands of small programs that run a few times each.
+
+    LLVM's optimising is left out, XLA's own is not; and XLA's older code generator for CPUs takes a
+    third of the newer one's time for the same fusions. To have both back:
+    `XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true"`.
+    """
+    return (
+        f"--xla_force_host_platform_device_count={cores} --xla_backend_optimization_level=0 "
+        "--xla_cpu_use_fusion_emitters=false"
+    )
+
 
 class Ended(NamedTuple):
     """How a process ended: its exit status, and all that it wrote."""
@@ -42,16 +64,18 @@ def joining(count: int, port: int) -> list[list[str]]:
 
 def environment(cores: int) -> dict[str, str]:
     """That of the tests, but for the number of cores; what is compiled is kept for all."""
-    flags = f"--xla_force_host_platform_device_count={cores} --xla_backend_optimization_level=0"
     return os.environ | {
-        "XLA_FLAGS": flags,
+        "XLA_FLAGS": compiler_flags(cores),
         "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        "PYTHONPATH": python_path(),
         "PYTHONUNBUFFERED": "1",
         "JAX_COMPILATION_CACHE_DIR": os.environ["QA_FLAX_TEST_COMPILED"],
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        **{name: str(value) for name, value in COMPILED_FOR_ALL.items()},
     }
+
+
+def python_path() -> str:
+    return os.pathsep.join([str(WITHOUT_TORCH), str(Path(__file__).parent), *sys.path])
 
 
 def run_processes(

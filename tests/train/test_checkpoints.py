@@ -12,18 +12,10 @@ import time
 import numpy as np
 import pytest
 from processes import environment
+from saved_state import STATE, save
 
 from qa_flax.train import checkpoints
 from qa_flax.train.checkpoints import ResumeError
-
-STATE = {"a": np.arange(2000, dtype=np.float32), "b": {"c": np.int32(7)}}
-
-
-def save(directory, state=STATE):
-    with checkpoints.new_folder(directory) as folder:
-        checkpoints.save_state(folder, state, {"step": directory.name})
-        (folder / checkpoints.TRAINER_STATE).write_text("{}")
-        (folder / "model.safetensors").write_bytes(bytes(5000))
 
 
 @pytest.fixture
@@ -156,8 +148,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
     """The kernel refuses to write more: the process fails, and what was saved is there."""
     program = (
         "import resource, signal, sys, pathlib\n"
-        "from test_checkpoints import save, STATE\n"
-        "import numpy as np\n"
+        "from saved_state import save\n"
         "root = pathlib.Path(sys.argv[1])\n"
         "save(root / 'checkpoint-1')\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -185,7 +176,7 @@ KILLS = [2, pytest.param(20, marks=pytest.mark.slow)]
 def test_kill_9_while_saving_loses_at_most_the_one_being_saved(tmp_path, kills):
     program = (
         "import pathlib, sys, itertools\n"
-        "from test_checkpoints import save\n"
+        "from saved_state import save\n"
         "from qa_flax.train import checkpoints\n"
         "root, first = pathlib.Path(sys.argv[1]), int(sys.argv[2])\n"
         "checkpoints.recover(root)\n"

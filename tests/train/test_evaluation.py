@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import tiny
-from test_trainer import arguments
+from tiny_trainers import arguments
 from transformers import TrainerCallback
 from transformers.trainer_utils import EvalPrediction
 

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from flax import nnx
 from safetensors.numpy import load_file
-from test_trainer import arguments
+from tiny_trainers import arguments
 from transformers import TrainerCallback
 
 from qa_flax import LoraConfig, Trainer, get_peft_model, prepare_train_features
@@ -332,6 +332,7 @@ def test_after_an_error_the_model_has_what_was_learnt(tmp_path, windows, truth, 
 def test_a_model_whose_weights_are_lost_says_so(tmp_path, windows, monkeypatch):
     """A step that fails after it has taken the state: nothing is left to read."""
     model = base_model()
+    held = model.head.outputs.kernel
     trainer = trainer_of(tmp_path, model, windows, eval_strategy="no", save_strategy="no")
 
     def fail(live, state):
@@ -341,7 +342,8 @@ def test_a_model_whose_weights_are_lost_says_so(tmp_path, windows, monkeypatch):
     monkeypatch.setattr(live_state.LiveState, "replace", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         trainer.train()
-    for read in (lambda: model.save_pretrained(tmp_path), trainer.evaluate, lambda: values(model)):
+    readers = [lambda: model.save_pretrained(tmp_path), trainer.evaluate, lambda: values(model)]
+    for read in (*readers, lambda: np.asarray(held[...])):
         with pytest.raises(RuntimeError, match="took them with it; load the last checkpoint"):
             read()
 

@@ -1,7 +1,7 @@
 """Rows, batches, updates and epochs are counted as transformers counts them."""
 
 import pytest
-from test_trainer import arguments
+from tiny_trainers import arguments
 
 from qa_flax.train.plan import Plan
 

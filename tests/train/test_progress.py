@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import tiny
-from test_trainer import arguments
+from tiny_trainers import arguments
 
 from qa_flax import Trainer, prepare_train_features
 from qa_flax.device import parallel

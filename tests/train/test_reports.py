@@ -7,7 +7,7 @@ import jax
 import pytest
 import tiny
 from flax import nnx
-from test_trainer import arguments
+from tiny_trainers import arguments
 
 from qa_flax import Trainer, prepare_train_features
 

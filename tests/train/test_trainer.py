@@ -12,8 +12,9 @@ import processes
 import pytest
 import tiny
 from flax import nnx
+from tiny_trainers import WINDOW, arguments, compute_metrics, post_process
 from transformers import TrainerCallback
-from transformers.trainer_utils import EvalPrediction, PredictionOutput, TrainOutput
+from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from qa_flax import (
     AutoModelForQuestionAnswering,
@@ -21,11 +22,9 @@ from qa_flax import (
     LoraConfig,
     QuestionAnsweringTrainer,
     Trainer,
-    TrainingArguments,
     get_peft_model,
     prepare_train_features,
     prepare_validation_features,
-    squad_metric,
 )
 from qa_flax.answers.postprocess import postprocess_qa_predictions
 from qa_flax.answers.spans import PADDING_LOGIT
@@ -34,8 +33,6 @@ from qa_flax.device.step import weights_of
 from qa_flax.models.qa import span_losses
 from qa_flax.train.plan import optimizer_bytes
 from qa_flax.train.trainer import _require_model
-
-WINDOW = {"max_seq_length": 64, "doc_stride": 16}
 
 
 @pytest.fixture(scope="module")
@@ -56,30 +53,6 @@ def train_windows(examples, tokenizer):
 @pytest.fixture(scope="module")
 def eval_windows(examples, tokenizer):
     return prepare_validation_features(examples, tokenizer, **WINDOW)
-
-
-def arguments(tmp_path, **changes):
-    settings = {
-        "output_dir": str(tmp_path),
-        "per_device_train_batch_size": 1,
-        "per_device_eval_batch_size": 2,
-        "num_train_epochs": 1,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-    }
-    return TrainingArguments(**(settings | changes))
-
-
-def post_process(examples, windows, logits):
-    answers = postprocess_qa_predictions(examples, windows, logits)
-    return EvalPrediction(
-        predictions=[{"id": k, "prediction_text": v} for k, v in answers.items()],
-        label_ids=[{"id": row["id"], "answers": row["answers"]} for row in examples],
-    )
-
-
-def compute_metrics(scored):
-    return squad_metric(scored.predictions, scored.label_ids)
 
 
 def qa_trainer(tmp_path, train_windows, eval_windows, examples, tokenizer, **changes):

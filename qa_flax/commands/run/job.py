@@ -14,8 +14,9 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalPrediction
 
 from qa_flax import storage
+from qa_flax.answers.files import spliced
 from qa_flax.answers.metrics import squad_metric
-from qa_flax.answers.postprocess import find_answers, spliced
+from qa_flax.answers.postprocess import find_answers
 from qa_flax.answers.spans import Settings
 from qa_flax.commands.arguments import DataArguments, HostArguments, ModelArguments
 from qa_flax.commands.env.report import start
