@@ -6,7 +6,7 @@ Axis letters as in `layers`. The softmax is float32 whatever the compute dtype.
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from qa_flax.models.dropout import dropout
 
@@ -64,3 +64,39 @@ def attend(
     scores = jnp.where(pairs, scores, jnp.finfo(jnp.float32).min)
     probabilities = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, rngs)
     return jnp.einsum("baqk,bkad->bqad", probabilities.astype(value.dtype), value)
+
+
+# ---- layouts -------------------------------------------------------------------------------------
+
+
+def along_diagonals(
+    scores: Float[Array, "*axes l distances"],
+) -> Float[Array, "*axes l l"]:
+    """`out[..., i, j] = scores[..., i, j - i + l - 1]`: column `n` is of the distance `n - l + 1`.
+
+    There are `2 l - 1` distances. A row one element longer than the last makes each begin one
+    element earlier: two reshapes and a slice, where a gather of single elements, and its gradient,
+    are slow loops on TPUs.
+    """
+    *axes, l, w = scores.shape
+    longer = jnp.pad(scores, [(0, 0)] * (len(axes) + 1) + [(0, 1)])
+    flat = longer.reshape(*axes, l * (w + 1))
+    return flat[..., l - 1 : l - 1 + l * w].reshape(*axes, l, w)[..., :l]
+
+
+def in_blocks(x: Shaped[Array, "b l *rest"], size: int) -> Shaped[Array, "b n {size} *rest"]:
+    """Rows cut into blocks of `size` tokens, zeros after the last token."""
+    b, l, *rest = x.shape
+    padding = [(0, 0), (0, -l % size)] + [(0, 0)] * len(rest)
+    return jnp.pad(x, padding).reshape(b, -1, size, *rest)
+
+
+def with_neighbours(
+    x: Shaped[Array, "b l *rest"], size: int
+) -> Shaped[Array, "b n 3*{size} *rest"]:
+    """Each block of `in_blocks` between the one before and the one after; zeros beyond the row."""
+    _, l, *rest = x.shape
+    padding = [(0, 0), (size, size + -l % size)] + [(0, 0)] * len(rest)
+    blocks = in_blocks(jnp.pad(x, padding), size)
+    # Slices side by side, not a gather: TPUs copy the one and loop over the other.
+    return jnp.concatenate([blocks[:, :-2], blocks[:, 1:-1], blocks[:, 2:]], axis=2)

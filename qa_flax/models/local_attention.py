@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from qa_flax.models.attention import attention, attention_pairs
+from qa_flax.models.attention import attention, attention_pairs, in_blocks, with_neighbours
 
 
 def local_pairs(
@@ -20,8 +20,8 @@ def local_pairs(
     `n` is the number of all rows' blocks, `q` the tokens of a block, `k` those it is shown.
     """
     block = block_size(attention_mask.shape[1], window)
-    segments = None if segment_ids is None else with_neighbours(segment_ids, block)
-    pairs = attention_pairs(with_neighbours(attention_mask, block), segments)
+    segments = None if segment_ids is None else _cut_wide(segment_ids, block)
+    pairs = attention_pairs(_cut_wide(attention_mask, block), segments)
     asked = jnp.arange(pairs.shape[-1])
     asking = asked if block is None else asked[block:-block]
     if block is not None and segments is not None:
@@ -47,9 +47,9 @@ def local_attention(
     b, l, *rest = query.shape
     block = block_size(l, window)
     mixed = attention(
-        in_blocks(query, block),
-        with_neighbours(key, block),
-        with_neighbours(value, block),
+        _cut(query, block),
+        _cut_wide(key, block),
+        _cut_wide(value, block),
         pairs,
         dropout_rate=dropout_rate,
         rngs=rngs,
@@ -63,22 +63,15 @@ def block_size(length: int, window: int) -> int | None:
     return max(window, 1) if length > 4 * window else None
 
 
-def in_blocks(x: Shaped[Array, "b l *rest"], block: int | None) -> Shaped[Array, "n q *rest"]:
-    """Rows cut into blocks, zeros after the last token; None: the rows as they are."""
-    if block is None:
-        return x
-    _, l, *rest = x.shape
-    padding = [(0, 0), (0, -l % block)] + [(0, 0)] * len(rest)
-    return jnp.pad(x, padding).reshape(-1, block, *rest)
+def _cut(x: Shaped[Array, "b l *rest"], block: int | None) -> Shaped[Array, "n q *rest"]:
+    """All rows' blocks; None: the rows as they are."""
+    return x if block is None else _all_rows(in_blocks(x, block))
 
 
-def with_neighbours(x: Shaped[Array, "b l *rest"], block: int | None) -> Shaped[Array, "n k *rest"]:
-    """Each block of `in_blocks` between the one before and the one after; zeros beyond the row."""
-    if block is None:
-        return x
-    b, l, *rest = x.shape
-    padding = [(0, 0), (block, block + -l % block)] + [(0, 0)] * len(rest)
-    blocks = jnp.pad(x, padding).reshape(b, -1, block, *rest)
-    # Slices side by side, not a gather: TPUs copy the one and loop over the other.
-    around = jnp.concatenate([blocks[:, :-2], blocks[:, 1:-1], blocks[:, 2:]], axis=2)
-    return around.reshape(-1, 3 * block, *rest)
+def _cut_wide(x: Shaped[Array, "b l *rest"], block: int | None) -> Shaped[Array, "n k *rest"]:
+    """All rows' blocks, each between its neighbours; None: the rows as they are."""
+    return x if block is None else _all_rows(with_neighbours(x, block))
+
+
+def _all_rows(x: Shaped[Array, "b n k *rest"]) -> Shaped[Array, "b*n k *rest"]:
+    return x.reshape(-1, *x.shape[2:])

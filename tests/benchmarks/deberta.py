@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qa_flax.models.families.deberta_v2 import along_diagonals, distance_rows
+from qa_flax.models.attention import along_diagonals
+from qa_flax.models.families.deberta_v2 import distance_rows
 
 HEADS, SIZE, SPAN, POSITIONS = 12, 64, 256, 512
 

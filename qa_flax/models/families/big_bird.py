@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from qa_flax.models.activations import ACTIVATIONS
-from qa_flax.models.attention import attention, attention_pairs
+from qa_flax.models.attention import attention, attention_pairs, in_blocks
 from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES, PostNormBlock, Stack
 from qa_flax.models.configs import read_config
 from qa_flax.models.dropout import dropout
@@ -133,7 +133,7 @@ def block_sparse_attention(
     """
     b, l, a, d = query.shape
     mask = jnp.broadcast_to(real.reshape(b, l, 1, 1), (b, l, a, 1))
-    queries, keys, values, reals = (_in_blocks(x, size) for x in (query, key, value, mask))
+    queries, keys, values, reals = (_by_head(x, size) for x in (query, key, value, mask))
     # Block 1's left neighbour is the first block and block n - 2's right one the last: seen once.
     once = np.ones((queries.shape[2] - 2, 5 + chosen.shape[-1]), bool)
     once[0, 2] = once[-1, 4] = False
@@ -152,11 +152,9 @@ def block_sparse_attention(
     return jnp.where(mask, mixed, jnp.zeros((), mixed.dtype))
 
 
-def _in_blocks(x: Shaped[Array, "b l a d"], size: int) -> Shaped[Array, "b a n {size} d"]:
-    """Blocks of `size` tokens, the last one filled up with zeros: padding, by the mask's zeros."""
-    b, l, a, d = x.shape
-    full = jnp.pad(x, ((0, 0), (0, -l % size), (0, 0), (0, 0)))
-    return full.reshape(b, -1, size, a, d).transpose(0, 3, 1, 2, 4)
+def _by_head(x: Shaped[Array, "b l a d"], size: int) -> Shaped[Array, "b a n {size} d"]:
+    """Blocks of `size` tokens; what fills the last one up is padding, by the mask's zeros."""
+    return in_blocks(x, size).transpose(0, 3, 1, 2, 4)
 
 
 def _seen(

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from qa_flax.models.activations import ACTIVATIONS
-from qa_flax.models.attention import attention, attention_pairs
+from qa_flax.models.attention import along_diagonals, attention, attention_pairs
 from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES, OTHER_TASKS, PostNormBlock, Stack
 from qa_flax.models.configs import read_config
 from qa_flax.models.dropout import dropout
@@ -105,17 +105,6 @@ def distance_rows(length: int, limit: int, buckets: int) -> np.ndarray:
         near = np.abs(distance) <= middle
         distance = np.where(near, distance, far * np.sign(distance)).astype(np.int64)
     return np.clip(distance + span, 0, 2 * span - 1)
-
-
-def along_diagonals(scores: Float[Array, "b a l w"]) -> Float[Array, "b a l l"]:
-    """`out[..., i, j] = scores[..., i, j - i + l - 1]`, `w = 2 l - 1`: a column a distance.
-
-    A row one element longer than the last makes each begin one element earlier: two reshapes and
-    a slice, where a gather of single elements is a slow loop on TPUs.
-    """
-    b, a, l, w = scores.shape
-    flat = jnp.pad(scores, ((0, 0), (0, 0), (0, 0), (0, 1))).reshape(b, a, l * (w + 1))
-    return flat[..., l - 1 : l - 1 + l * w].reshape(b, a, l, w)[..., :l]
 
 
 class DisentangledAttention(nnx.Module):

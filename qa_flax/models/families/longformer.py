@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from qa_flax.models.attention import attention
+from qa_flax.models.attention import attention, in_blocks, with_neighbours
 from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES, OTHER_TASKS, PostNormBlock, Stack
 from qa_flax.models.encoder import EncoderConfig, PositionsAfterPadding
 from qa_flax.models.family import Family
@@ -54,18 +54,6 @@ def _windows(said: int | list[int], layers: int) -> tuple[int, ...]:
 # ---- attention -----------------------------------------------------------------------------------
 
 
-def with_neighbours(x: Array, size: int) -> Array:
-    """`[b, l, ...] -> [b, n, 3 * size, ...]`: each block of `size` tokens between its neighbours.
-
-    Zeros stand before the first block, and fill and follow the last one.
-    """
-    b, l, *rest = x.shape
-    n = -(-l // size)
-    x = jnp.pad(x, [(0, 0), (size, (n + 1) * size - l), *((0, 0) for _ in rest)])
-    x = x.reshape(b, n + 2, size, *rest)
-    return jnp.concatenate([x[:, :-2], x[:, 1:-1], x[:, 2:]], axis=2)
-
-
 def windowed_attention(
     query: Float[Array, "b l a d"],
     key: Float[Array, "b l a d"],
@@ -94,7 +82,7 @@ def windowed_attention(
         both = jnp.concatenate([question, near], axis=2)
         return both.reshape(b * n, *both.shape[2:])
 
-    own = with_neighbours(query, reach)[:, :, reach:-reach]
+    own = in_blocks(query, reach)
     n = own.shape[1]
     # Where keys are, counted from the block's first token; the question's stand before all others.
     place = jnp.arange(first + 3 * reach)[None] - first - reach

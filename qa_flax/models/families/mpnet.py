@@ -6,9 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from qa_flax.models.attention import attention_pairs
+from qa_flax.models.attention import along_diagonals, attention_pairs
 from qa_flax.models.blocks import EMBEDDING_NAMES, OTHER_TASKS
 from qa_flax.models.configs import read_config
 from qa_flax.models.encoder import PositionsAfterPadding
@@ -76,8 +76,9 @@ class MPNetEncoder(PositionsAfterPadding):
     ) -> tuple[Any, ...]:
         """The pairs, and the bias of every head."""
         length = input_ids.shape[1]
-        biases = self.distance_bias(jnp.asarray(buckets(np.arange(1 - length, length))))
-        return attention_pairs(attention_mask, segment_ids), by_distance(biases.T)[None]
+        biases = self.distance_bias(jnp.asarray(buckets(np.arange(1 - length, length)))).T
+        rows = jnp.broadcast_to(biases[:, None], (biases.shape[0], length, biases.shape[1]))
+        return attention_pairs(attention_mask, segment_ids), along_diagonals(rows)[None]
 
 
 def buckets(ahead: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
@@ -88,19 +89,6 @@ def buckets(ahead: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
     far = np.abs(ahead)
     shared = 8 + np.floor(2 * np.log2(np.maximum(far, 8) / 8)).astype(int)
     return np.where(far < 8, far, np.minimum(shared, 15)) + 16 * (ahead > 0)
-
-
-def by_distance(values: Float[Array, "a n"]) -> Float[Array, "a l l"]:
-    """Values of the distances 1 - l to l - 1, so n = 2l - 1 -> that of k - q for each q and k.
-
-    Without a gather of l * l vectors, whose gradient is slow on a TPU.
-    """
-    heads, n = values.shape
-    length = (n + 1) // 2
-    # Rows of n + 1, laid end to end and cut into rows of n, begin one value earlier each time.
-    rows = jnp.broadcast_to(jnp.pad(values, ((0, 0), (0, 1)))[:, None], (heads, length, n + 1))
-    rows = rows.reshape(heads, -1)[:, : length * n].reshape(heads, length, n)
-    return rows[:, :, length - 1 :]
 
 
 WEIGHT_NAMES = EMBEDDING_NAMES | {
