@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,30 +13,17 @@ from jaxtyping import Array, Bool, Float, Int
 from qa_flax.models.activations import ACTIVATIONS
 from qa_flax.models.attention import along_diagonals, attention, attention_pairs
 from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES, OTHER_TASKS, PostNormBlock, Stack
-from qa_flax.models.configs import read_config
+from qa_flax.models.configs import EncoderConfig
 from qa_flax.models.dropout import dropout
 from qa_flax.models.family import Family
 from qa_flax.models.layers import embedding, layer_norm, linear, look_up, positions_from_0
 
 
 @dataclass(frozen=True)
-class DebertaV2Config:
+class DebertaV2Config(EncoderConfig):
     """The fields of a DeBERTa-v2 config.json that change the result, by Hugging Face's names."""
 
-    vocab_size: int
     embedding_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    hidden_act: str
-    hidden_dropout_prob: float
-    attention_probs_dropout_prob: float
-    max_position_embeddings: int
-    type_vocab_size: int
-    initializer_range: float
-    layer_norm_eps: float
-    pad_token_id: int | None
     relative_attention: bool
     max_relative_positions: int
     position_buckets: int
@@ -47,6 +34,8 @@ class DebertaV2Config:
     conv_kernel_size: int
     conv_groups: int
     conv_act: str
+
+    REQUIRED: ClassVar = {"norm_rel_ebd": ("none", "layer_norm"), "attention_head_size": None}
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> "DebertaV2Config":
@@ -66,11 +55,7 @@ class DebertaV2Config:
             )
         if values["max_relative_positions"] < 1:
             values["max_relative_positions"] = values["max_position_embeddings"]
-        return read_config(
-            cls,
-            values | {"pos_att_type": kinds},
-            required={"norm_rel_ebd": ("none", "layer_norm"), "attention_head_size": None},
-        )
+        return super().from_hf(values | {"pos_att_type": kinds})
 
     @property
     def span(self) -> int:

@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qa_flax.models.attention import attention, in_blocks, with_neighbours
 from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES, OTHER_TASKS, PostNormBlock, Stack
-from qa_flax.models.encoder import EncoderConfig, PositionsAfterPadding
+from qa_flax.models.configs import EncoderConfig
+from qa_flax.models.encoder import PositionsAfterPadding
 from qa_flax.models.family import Family
 from qa_flax.models.layers import linear
 

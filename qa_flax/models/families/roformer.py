@@ -17,7 +17,8 @@ from qa_flax.models.blocks import (
     PostNormBlock,
     SelfAttention,
 )
-from qa_flax.models.encoder import NO_DECODER, Encoder, EncoderConfig
+from qa_flax.models.configs import NO_DECODER, EncoderConfig
+from qa_flax.models.encoder import Encoder
 from qa_flax.models.family import Family
 from qa_flax.models.layers import FixedTable, ParamPath, sinusoids
 
