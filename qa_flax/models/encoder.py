@@ -80,7 +80,7 @@ class Encoder(nnx.Module):
         types = self.types_of(input_ids, token_type_ids)
         hidden = self.embeddings(input_ids, types, positions, rngs=rngs)
         if self.project is not None:
-            hidden = self.project(hidden)
+            hidden = self.project(hidden, rngs=rngs)
         where = self.where(input_ids, attention_mask, segment_ids, positions)
         hidden = self.run_layers(hidden, *where, rngs=rngs)
         return hidden if self.last_norm is None else self.last_norm(hidden)

@@ -135,8 +135,8 @@ class BartBlock(nnx.Module):
         return hidden if self.norm_first else norm(hidden)
 
     def _mlp(self, hidden: Array, *, rngs: nnx.Rngs | None) -> Array:
-        inner = ACTIVATIONS[self.activation](self.up(hidden))
-        return self.down(dropout(inner, self.activation_dropout_rate, rngs))
+        inner = ACTIVATIONS[self.activation](self.up(hidden, rngs=rngs))
+        return self.down(dropout(inner, self.activation_dropout_rate, rngs), rngs=rngs)
 
 
 class BartHalf(nnx.Module):

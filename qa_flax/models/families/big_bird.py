@@ -196,7 +196,7 @@ class BigBirdAttention(nnx.Module):
         b, l, h = hidden.shape
         heads, size = self.config.num_attention_heads, self.config.block_size
         query, key, value = (
-            project(hidden).reshape(b, l, heads, h // heads)
+            project(hidden, rngs=rngs).reshape(b, l, heads, h // heads)
             for project in (self.query, self.key, self.value)
         )
         if self.config.sparse(l):
@@ -208,7 +208,7 @@ class BigBirdAttention(nnx.Module):
         else:
             rate = self.config.attention_probs_dropout_prob
             mixed = attention(query, key, value, real, dropout_rate=rate, rngs=rngs)
-        return self.out(mixed.reshape(b, l, h))
+        return self.out(mixed.reshape(b, l, h), rngs=rngs)
 
 
 class BigBirdEmbeddings(nnx.Module):
@@ -308,8 +308,8 @@ class BigBirdHead(SpanHead):
     ) -> SpanLogits:
         """As `qa.SpanHead`, less a million for the question but its first token: no answer."""
         rate = self.mlp_dropout_rate
-        inner = ACTIVATIONS[self.activation](self.up(dropout(hidden, rate, rngs)))
-        hidden = self.norm(hidden + dropout(self.down(inner), rate, rngs))
+        inner = ACTIVATIONS[self.activation](self.up(dropout(hidden, rate, rngs), rngs=rngs))
+        hidden = self.norm(hidden + dropout(self.down(inner, rngs=rngs), rate, rngs))
         start, end = super().__call__(hidden, input_ids, rngs=rngs)
         banned = in_question(input_ids, self.separator).at[:, 0].set(False) * BANNED
         return SpanLogits(start - banned, end - banned)

@@ -16,7 +16,7 @@ from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES, OTHER_TASKS, Pos
 from qa_flax.models.configs import EncoderConfig
 from qa_flax.models.dropout import dropout
 from qa_flax.models.family import Family
-from qa_flax.models.layers import embedding, layer_norm, linear, look_up, positions_from_0
+from qa_flax.models.layers import Dense, embedding, layer_norm, linear, look_up, positions_from_0
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class DisentangledAttention(nnx.Module):
         """Attend where `pairs` allows; `distances` are the vectors of `1 - l .. l - 1`."""
         b, l, h = hidden.shape
         query, key, value = (
-            project(hidden).reshape(b, l, self.heads, -1)
+            project(hidden, rngs=rngs).reshape(b, l, self.heads, -1)
             for project in (self.query, self.key, self.value)
         )
         bias = None
@@ -128,18 +128,20 @@ class DisentangledAttention(nnx.Module):
         scale = 1 / math.sqrt(query.shape[-1] * (1 + len(self.kinds)))
         if distances is not None and self.kinds:
             distances = dropout(distances, self.position_dropout_rate, rngs)
-            bias = scale * self._bias(query, key, distances)
+            bias = scale * self._bias(query, key, distances, rngs)
         mixed = attention(
             query, key, value, pairs, bias, scale=scale, dropout_rate=self.dropout_rate, rngs=rngs
         )
-        return self.out(mixed.reshape(b, l, h))
+        return self.out(mixed.reshape(b, l, h), rngs=rngs)
 
-    def _bias(self, query: Array, key: Array, distances: Float[Array, "w h"]) -> Array:
+    def _bias(
+        self, query: Array, key: Array, distances: Float[Array, "w h"], rngs: nnx.Rngs | None
+    ) -> Array:
         """What the distance of query and key adds to their score, float32, not scaled."""
         total = jnp.zeros((), jnp.float32)
 
-        def score(content: Array, project: nnx.Linear, vectors: Array) -> Array:
-            positions = project(vectors).reshape(vectors.shape[0], self.heads, -1)
+        def score(content: Array, project: Dense, vectors: Array) -> Array:
+            positions = project(vectors, rngs=rngs).reshape(vectors.shape[0], self.heads, -1)
             each = jnp.einsum(
                 "blad,wad->balw", content, positions, preferred_element_type=jnp.float32
             )
@@ -217,7 +219,7 @@ class DebertaV2Embeddings(nnx.Module):
             types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
             summed = summed + self.token_type(types)
         if self.project is not None:
-            summed = self.project(summed)
+            summed = self.project(summed, rngs=rngs)
         return dropout(self.norm(summed) * real, self.dropout_rate, rngs)
 
 

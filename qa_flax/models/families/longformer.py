@@ -131,9 +131,9 @@ class LongformerAttention(nnx.Module):
         first = min(hidden.shape[1], self.question)
         dropped = {"dropout_rate": self.dropout_rate, "rngs": rngs}
         local = windowed_attention(
-            self._by_head(self.query(hidden)),
-            self._by_head(self.key(hidden)),
-            self._by_head(self.value(hidden)),
+            self._by_head(self.query(hidden, rngs=rngs)),
+            self._by_head(self.key(hidden, rngs=rngs)),
+            self._by_head(self.value(hidden, rngs=rngs)),
             real,
             asked,
             window=self.window,
@@ -142,15 +142,15 @@ class LongformerAttention(nnx.Module):
         )
         local = jnp.where(real[..., None, None], local, 0)  # as in HF
         whole = attention(
-            self._by_head(self.query_global(hidden[:, :first])),
-            self._by_head(self.key_global(hidden)),
-            self._by_head(self.value_global(hidden)),
+            self._by_head(self.query_global(hidden[:, :first], rngs=rngs)),
+            self._by_head(self.key_global(hidden, rngs=rngs)),
+            self._by_head(self.value_global(hidden, rngs=rngs)),
             real[:, None, None, :],
             **dropped,
         )
         whole = jnp.where(asked[:, :first, None, None], whole, local[:, :first])
         mixed = jnp.concatenate([whole, local[:, first:]], axis=1)
-        return self.out(mixed.reshape(hidden.shape))
+        return self.out(mixed.reshape(hidden.shape), rngs=rngs)
 
     def _by_head(self, x: Float[Array, "b l h"]) -> Float[Array, "b l a d"]:
         return x.reshape(*x.shape[:2], self.heads, -1)
