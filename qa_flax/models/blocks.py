@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from qa_flax.models.activations import ACTIVATIONS
 from qa_flax.models.attention import attention
-from qa_flax.models.dropout import dropout, lending
+from qa_flax.models.dropout import dropout
 from qa_flax.models.layers import BlockConfig, layer_norm, linear
 from qa_flax.models.sharding import has_shards, whole
 
@@ -46,10 +46,14 @@ class SelfAttention(nnx.Module):
         source = hidden if source is None else source
         query, key, value = (
             x.reshape(b, -1, self.heads, h // self.heads)
-            for x in (self.query(hidden), self.key(source), self.value(source))
+            for x in (
+                self.query(hidden, rngs=rngs),
+                self.key(source, rngs=rngs),
+                self.value(source, rngs=rngs),
+            )
         )
         mixed = attention(query, key, value, pairs, bias, dropout_rate=self.dropout_rate, rngs=rngs)
-        return self.out(mixed.reshape(b, l, h))
+        return self.out(mixed.reshape(b, l, h), rngs=rngs)
 
 
 class Block(nnx.Module):
@@ -86,8 +90,8 @@ class Block(nnx.Module):
 
     def mlp(self, hidden: Float[Array, "b l h"], *, rngs: nnx.Rngs | None) -> Float[Array, "b l h"]:
         """The second sublayer."""
-        inner = ACTIVATIONS[self.activation](self.up(hidden))
-        return dropout(self.down(inner), self.mlp_dropout_rate, rngs)
+        inner = ACTIVATIONS[self.activation](self.up(hidden, rngs=rngs))
+        return dropout(self.down(inner, rngs=rngs), self.mlp_dropout_rate, rngs)
 
 
 class PostNormBlock(Block):
@@ -163,8 +167,7 @@ class Stack(nnx.List):
 
         def call(layer: Any, key: Any, *inputs: Any) -> Any:
             rngs = None if key is None else nnx.Rngs(dropout=key)
-            with lending(rngs):
-                return layer(*inputs, rngs=rngs)
+            return layer(*inputs, rngs=rngs)
 
         graphdef, state = nnx.split(layer)
         # A layer put together from shards would be kept for the backward pass, all layers at once.

@@ -5,12 +5,53 @@ Hugging Face's or, where a family has names of its own, those most families have
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, TypeVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeVar
 
 from qa_flax.models.activations import ACTIVATIONS
 
 C = TypeVar("C")
+S = TypeVar("S", bound="SharedConfig")
+
+NO_DECODER = {"is_decoder": False, "add_cross_attention": False}
+
+
+@dataclass(frozen=True)
+class SharedConfig:
+    """The fields of a config.json that change the result in nearly every family, by HF's names."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    hidden_act: str
+    hidden_dropout_prob: float
+    attention_probs_dropout_prob: float
+    max_position_embeddings: int
+    initializer_range: float
+
+    NAMES: ClassVar[Mapping[str, str]] = {}
+    REQUIRED: ClassVar[Mapping[str, Any]] = {}
+
+    @classmethod
+    def from_hf(cls: type[S], values: Mapping[str, Any]) -> S:
+        """Read config.json's values; `ValueError` for what this encoder cannot compute.
+
+        `NAMES` and `REQUIRED` are `names` and `required` of `read_config`.
+        """
+        return read_config(cls, values, names=cls.NAMES, required=cls.REQUIRED)
+
+
+@dataclass(frozen=True)
+class EncoderConfig(SharedConfig):
+    """And what the BERT-shaped families have beside."""
+
+    type_vocab_size: int
+    layer_norm_eps: float
+    pad_token_id: int | None
+
+    REQUIRED: ClassVar[Mapping[str, Any]] = {"position_embedding_type": "absolute", **NO_DECODER}
 
 
 def read_config(

@@ -1,9 +1,5 @@
 """Stage 4 of 7: dropout, and random numbers cheap enough for it (device, JAX)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,24 +38,3 @@ def _mix(word: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     word = (word ^ (word >> 16)) * np.uint32(0x7FEB352D)
     word = (word ^ (word >> 15)) * np.uint32(0x846CA68B)
     return word ^ (word >> 16)
-
-
-_LENT: ContextVar[nnx.Rngs | None] = ContextVar("lent_rngs", default=None)
-
-
-@contextmanager
-def lending(rngs: nnx.Rngs | None) -> Iterator[None]:
-    """Lend `rngs` to those layers called inside that get none: `lora.LoraLinear` is one.
-
-    It takes the place of a dense layer, and is called as one.
-    """
-    token = _LENT.set(rngs)
-    try:
-        yield
-    finally:
-        _LENT.reset(token)
-
-
-def lent_rngs() -> nnx.Rngs | None:
-    """What is lent just now; None means no dropout."""
-    return _LENT.get()

@@ -1,8 +1,7 @@
-"""Stage 4 of 7: the encoder most families are made of, and the config they share (device, JAX)."""
+"""Stage 4 of 7: the encoder most families are made of (device, JAX)."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -10,7 +9,6 @@ from jaxtyping import Array, Float, Int
 
 from qa_flax.models.attention import attention_pairs
 from qa_flax.models.blocks import PostNormBlock, Stack
-from qa_flax.models.configs import read_config
 from qa_flax.models.layers import (
     Embeddings,
     layer_norm,
@@ -18,34 +16,6 @@ from qa_flax.models.layers import (
     positions_after_padding,
     positions_from_0,
 )
-
-NO_DECODER = {"is_decoder": False, "add_cross_attention": False}
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """The fields of a config.json that change the result in most families, by HF's names."""
-
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    hidden_act: str
-    hidden_dropout_prob: float
-    attention_probs_dropout_prob: float
-    max_position_embeddings: int
-    type_vocab_size: int
-    initializer_range: float
-    layer_norm_eps: float
-    pad_token_id: int | None
-
-    REQUIRED: ClassVar[Mapping[str, Any]] = {"position_embedding_type": "absolute", **NO_DECODER}
-
-    @classmethod
-    def from_hf(cls, values: Mapping[str, Any]) -> Self:
-        """Read config.json's values; `ValueError` for what this encoder cannot compute."""
-        return read_config(cls, values, required=cls.REQUIRED)
 
 
 class Encoder(nnx.Module):
@@ -110,7 +80,7 @@ class Encoder(nnx.Module):
         types = self.types_of(input_ids, token_type_ids)
         hidden = self.embeddings(input_ids, types, positions, rngs=rngs)
         if self.project is not None:
-            hidden = self.project(hidden)
+            hidden = self.project(hidden, rngs=rngs)
         where = self.where(input_ids, attention_mask, segment_ids, positions)
         hidden = self.run_layers(hidden, *where, rngs=rngs)
         return hidden if self.last_norm is None else self.last_norm(hidden)

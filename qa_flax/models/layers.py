@@ -52,10 +52,27 @@ class BlockConfig(Protocol):
 # NNX wants a source of random numbers all the same.
 
 
-def linear(n_in: int, n_out: int, dtype: jnp.dtype, *, bias: bool = True) -> nnx.Linear:
+class Dense(nnx.Linear):
+    """`nnx.Linear` that takes its caller's `rngs`, as every module here does.
+
+    It has no use for them; `lora.LoraLinear`, which may stand in its place, drops out its input.
+    """
+
+    def __call__(
+        self,
+        inputs: Float[Array, "*rows n_in"],
+        out_sharding: Any = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "*rows n_out"]:
+        """`x W + b` in the compute dtype. `out_sharding` is NNX's."""
+        return super().__call__(inputs, out_sharding)
+
+
+def linear(n_in: int, n_out: int, dtype: jnp.dtype, *, bias: bool = True) -> Dense:
     """A dense layer, kernel `[n_in, n_out]`, multiplying in `dtype`."""
     zeros = nnx.initializers.zeros
-    return nnx.Linear(n_in, n_out, use_bias=bias, dtype=dtype, kernel_init=zeros, rngs=nnx.Rngs(0))
+    return Dense(n_in, n_out, use_bias=bias, dtype=dtype, kernel_init=zeros, rngs=nnx.Rngs(0))
 
 
 def layer_norm(size: int, epsilon: float, dtype: jnp.dtype, *, bias: bool = True) -> nnx.LayerNorm:

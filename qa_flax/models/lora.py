@@ -13,9 +13,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from qa_flax.models.dropout import dropout, lent_rngs
+from qa_flax.models.dropout import dropout
 from qa_flax.models.files import ADAPTER_CONFIG_FILE, WEIGHTS_FILE, read_json
-from qa_flax.models.layers import Fixed, ParamPath
+from qa_flax.models.layers import Dense, Fixed, ParamPath
 from qa_flax.models.weights import Named
 
 logger = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ def _holds(module: str, name: str) -> bool:
 # ---- the model -----------------------------------------------------------------------------------
 
 
-class LoraLinear(nnx.Linear):
+class LoraLinear(Dense):
     """A frozen dense layer with an adapter beside it: `x W + b + scaling (x A) B`."""
 
     def __init__(self, base: nnx.Linear, config: LoraConfig):
@@ -195,10 +195,14 @@ class LoraLinear(nnx.Linear):
         self.scaling, self.dropout_rate = config.scaling, float(config.lora_dropout)
 
     def __call__(
-        self, inputs: Float[Array, "*rows n_in"], out_sharding: Any = None
+        self,
+        inputs: Float[Array, "*rows n_in"],
+        out_sharding: Any = None,
+        *,
+        rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "*rows n_out"]:
-        """In the compute dtype; dropout, where there is one, is by `layers.lent_rngs`."""
-        dropped = dropout(inputs, self.dropout_rate, lent_rngs())
+        """In the compute dtype; `rngs=None` means no dropout of the adapter's input."""
+        dropped = dropout(inputs, self.dropout_rate, rngs)
         dropped, a, b = self.promote_dtype(
             (dropped, self.lora_a[...], self.lora_b[...]), dtype=self.dtype
         )

@@ -19,7 +19,6 @@ from transformers import AutoConfig, PreTrainedConfig
 from qa_flax import storage
 from qa_flax.models import lora as adapters
 from qa_flax.models.blocks import Stack
-from qa_flax.models.dropout import lending
 from qa_flax.models.elsewhere import Readable
 from qa_flax.models.families import FAMILIES, Family
 from qa_flax.models.files import (
@@ -94,8 +93,7 @@ class AutoModelForQuestionAnswering(Readable):
         ids = jnp.asarray(input_ids, jnp.int32)
         mask = jnp.ones_like(ids) if attention_mask is None else _int32(attention_mask)
         optional = map(_int32, (token_type_ids, position_ids, segment_ids))
-        with lending(rngs):
-            return self.head(self.encoder(ids, mask, *optional, rngs=rngs), ids, rngs=rngs)
+        return self.head(self.encoder(ids, mask, *optional, rngs=rngs), ids, rngs=rngs)
 
     @classmethod
     def from_config(

@@ -12,7 +12,6 @@ from loud_adapters import adapted
 from safetensors.numpy import load_file, save_file
 
 from qa_flax import AutoModelForQuestionAnswering, LoraConfig, get_peft_model
-from qa_flax.models.dropout import lending
 from qa_flax.models.layers import Fixed, linear
 from qa_flax.models.lora import LoraLinear, dense_layers
 from qa_flax.models.qa import span_losses
@@ -205,13 +204,30 @@ def test_dropout_falls_on_the_adapters_input_alone():
     layer.kernel[...], layer.lora_a[...], layer.lora_b[...] = jnp.full((3, 1, 1), 1.0)
     inputs = jnp.ones((10_000, 1))
     np.testing.assert_array_equal(layer(inputs), 9.0)
-    with lending(nnx.Rngs(dropout=0)):
-        found = np.asarray(layer(inputs))
-        assert (found != np.asarray(layer(inputs))).any()  # another call, another mask
+    rngs = nnx.Rngs(dropout=0)
+    found = np.asarray(layer(inputs, rngs=rngs))
+    assert (found != np.asarray(layer(inputs, rngs=rngs))).any()  # another call, another mask
     np.testing.assert_array_equal(layer(inputs), 9.0)
     kept = found != 1.0
     np.testing.assert_allclose(found[kept], 1 + 8 / 0.75, rtol=1e-6)
     assert abs(kept.mean() - 0.75) < 0.02
+
+
+@pytest.mark.parametrize("family", TESTED)
+def test_every_adapter_of_every_family_is_given_the_rngs(family, monkeypatch):
+    """A dense layer that is called without them would have no dropout, and say nothing."""
+    kept, called = LoraLinear.__call__, []
+
+    def call(self, inputs, out_sharding=None, *, rngs=None):
+        called.append(rngs is not None)
+        return kept(self, inputs, out_sharding, rngs=rngs)
+
+    config = LoraConfig(target_modules="all-linear", lora_dropout=0.1)
+    model = get_peft_model(loud_model(0, family=family), config)
+    monkeypatch.setattr(LoraLinear, "__call__", call)
+    jax.eval_shape(lambda: model(**batch_of(family), rngs=nnx.Rngs(dropout=0)).start)
+    assert len(called) >= sum(isinstance(layer, LoraLinear) for _, layer in dense_layers(model))
+    assert all(called)
 
 
 def no_other_dropout(**changes):

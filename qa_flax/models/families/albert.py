@@ -8,7 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from qa_flax.models.blocks import EMBEDDING_NAMES, OTHER_TASKS, PostNormBlock, Stack
-from qa_flax.models.encoder import Encoder, EncoderConfig
+from qa_flax.models.configs import EncoderConfig
+from qa_flax.models.encoder import Encoder
 from qa_flax.models.family import Family
 from qa_flax.models.layers import linear
 

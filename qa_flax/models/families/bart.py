@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,32 +12,38 @@ from jaxtyping import Array, Bool, Float, Int
 from qa_flax.models.activations import ACTIVATIONS
 from qa_flax.models.attention import attention_pairs
 from qa_flax.models.blocks import OTHER_TASKS, SelfAttention, Stack
-from qa_flax.models.configs import read_config
+from qa_flax.models.configs import SharedConfig
 from qa_flax.models.dropout import dropout
 from qa_flax.models.family import Family
 from qa_flax.models.layers import embedding, layer_norm, linear, look_up, positions_from_0
 
 
 @dataclass(frozen=True)
-class SharedFields:
+class SharedFields(SharedConfig):
     """The fields of a config.json of BART and its kin that change the result; names in `NAMES`."""
 
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
     decoder_layers: int
     decoder_attention_heads: int
     decoder_ffn_dim: int
-    hidden_act: str
-    hidden_dropout_prob: float
-    attention_probs_dropout_prob: float
     activation_dropout: float
-    max_position_embeddings: int
     scale_embedding: bool
-    initializer_range: float
     pad_token_id: int
+
+    NAMES: ClassVar = {
+        "hidden_size": "d_model",
+        "num_hidden_layers": "encoder_layers",
+        "num_attention_heads": "encoder_attention_heads",
+        "intermediate_size": "encoder_ffn_dim",
+        "hidden_act": "activation_function",
+        "hidden_dropout_prob": "dropout",
+        "attention_probs_dropout_prob": "attention_dropout",
+        "initializer_range": "init_std",
+    }
+    REQUIRED: ClassVar = {
+        "encoder_layerdrop": 0.0,
+        "decoder_layerdrop": 0.0,
+        "tie_word_embeddings": True,
+    }
 
     @property
     def layer_norm_eps(self) -> float:
@@ -53,7 +59,7 @@ class SharedFields:
                     f"{name}=None is not supported for {values['model_type']}; "
                     "known: any id of the vocabulary"
                 )
-        config = read_config(cls, values, names=NAMES, required=REQUIRED)
+        config = super().from_hf(values)
         # It has seen to the encoder's heads.
         if config.hidden_size % config.decoder_attention_heads:
             raise ValueError(
@@ -79,17 +85,6 @@ class BartConfig(SharedFields):
     decoder_start_token_id: int
 
 
-NAMES = {
-    "hidden_size": "d_model",
-    "num_hidden_layers": "encoder_layers",
-    "num_attention_heads": "encoder_attention_heads",
-    "intermediate_size": "encoder_ffn_dim",
-    "hidden_act": "activation_function",
-    "hidden_dropout_prob": "dropout",
-    "attention_probs_dropout_prob": "attention_dropout",
-    "initializer_range": "init_std",
-}
-REQUIRED = {"encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0, "tie_word_embeddings": True}
 # The position tables begin with two rows that are never looked up.
 OFFSET = 2
 
@@ -140,8 +135,8 @@ class BartBlock(nnx.Module):
         return hidden if self.norm_first else norm(hidden)
 
     def _mlp(self, hidden: Array, *, rngs: nnx.Rngs | None) -> Array:
-        inner = ACTIVATIONS[self.activation](self.up(hidden))
-        return self.down(dropout(inner, self.activation_dropout_rate, rngs))
+        inner = ACTIVATIONS[self.activation](self.up(hidden, rngs=rngs))
+        return self.down(dropout(inner, self.activation_dropout_rate, rngs), rngs=rngs)
 
 
 class BartHalf(nnx.Module):

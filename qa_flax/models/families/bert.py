@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES
-from qa_flax.models.encoder import Encoder, EncoderConfig
+from qa_flax.models.configs import EncoderConfig
+from qa_flax.models.encoder import Encoder
 from qa_flax.models.family import Family
 
 

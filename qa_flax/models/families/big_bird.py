@@ -5,7 +5,7 @@ Axis letters beside those of `layers`: `n` blocks, `s` tokens of a block, `r` ra
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from qa_flax.models.activations import ACTIVATIONS
 from qa_flax.models.attention import attention, attention_pairs, in_blocks
 from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES, PostNormBlock, Stack
-from qa_flax.models.configs import read_config
+from qa_flax.models.configs import EncoderConfig
 from qa_flax.models.dropout import dropout
 from qa_flax.models.family import Family
 from qa_flax.models.layers import embedding, layer_norm, linear, look_up, positions_from_0
@@ -23,28 +23,20 @@ from qa_flax.models.qa import BANNED, SpanHead, SpanLogits
 
 
 @dataclass(frozen=True)
-class BigBirdConfig:
+class BigBirdConfig(EncoderConfig):
     """The fields of a BigBird config.json that change the result, by Hugging Face's names."""
 
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    hidden_act: str
-    hidden_dropout_prob: float
-    attention_probs_dropout_prob: float
-    max_position_embeddings: int
-    type_vocab_size: int
-    initializer_range: float
-    layer_norm_eps: float
-    pad_token_id: int | None
     sep_token_id: int
     attention_type: str
     use_bias: bool
     rescale_embeddings: bool
     block_size: int
     num_random_blocks: int
+
+    REQUIRED: ClassVar = {
+        **EncoderConfig.REQUIRED,
+        "attention_type": ("block_sparse", "original_full"),
+    }
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> "BigBirdConfig":
@@ -54,7 +46,7 @@ class BigBirdConfig:
                 "sep_token_id=None is not supported for big_bird: the id that ends the question "
                 "must be known"
             )
-        return read_config(cls, values, required=REQUIRED)
+        return super().from_hf(values)
 
     def sparse(self, length: int) -> bool:
         """Whether rows of `length` tokens are worth blocks; PyTorch attends to all in others."""
@@ -64,14 +56,6 @@ class BigBirdConfig:
     def drawn_from(self) -> int:
         """How many blocks at a row's beginning random ones are drawn from."""
         return 5 + 2 * self.num_random_blocks
-
-
-REQUIRED = {
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-    "attention_type": ("block_sparse", "original_full"),
-}
 
 
 # ---- block sparse attention ----------------------------------------------------------------------
@@ -212,7 +196,7 @@ class BigBirdAttention(nnx.Module):
         b, l, h = hidden.shape
         heads, size = self.config.num_attention_heads, self.config.block_size
         query, key, value = (
-            project(hidden).reshape(b, l, heads, h // heads)
+            project(hidden, rngs=rngs).reshape(b, l, heads, h // heads)
             for project in (self.query, self.key, self.value)
         )
         if self.config.sparse(l):
@@ -224,7 +208,7 @@ class BigBirdAttention(nnx.Module):
         else:
             rate = self.config.attention_probs_dropout_prob
             mixed = attention(query, key, value, real, dropout_rate=rate, rngs=rngs)
-        return self.out(mixed.reshape(b, l, h))
+        return self.out(mixed.reshape(b, l, h), rngs=rngs)
 
 
 class BigBirdEmbeddings(nnx.Module):
@@ -324,8 +308,8 @@ class BigBirdHead(SpanHead):
     ) -> SpanLogits:
         """As `qa.SpanHead`, less a million for the question but its first token: no answer."""
         rate = self.mlp_dropout_rate
-        inner = ACTIVATIONS[self.activation](self.up(dropout(hidden, rate, rngs)))
-        hidden = self.norm(hidden + dropout(self.down(inner), rate, rngs))
+        inner = ACTIVATIONS[self.activation](self.up(dropout(hidden, rate, rngs), rngs=rngs))
+        hidden = self.norm(hidden + dropout(self.down(inner, rngs=rngs), rate, rngs))
         start, end = super().__call__(hidden, input_ids, rngs=rngs)
         banned = in_question(input_ids, self.separator).at[:, 0].set(False) * BANNED
         return SpanLogits(start - banned, end - banned)

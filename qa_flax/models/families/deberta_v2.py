@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,30 +13,17 @@ from jaxtyping import Array, Bool, Float, Int
 from qa_flax.models.activations import ACTIVATIONS
 from qa_flax.models.attention import along_diagonals, attention, attention_pairs
 from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES, OTHER_TASKS, PostNormBlock, Stack
-from qa_flax.models.configs import read_config
+from qa_flax.models.configs import EncoderConfig
 from qa_flax.models.dropout import dropout
 from qa_flax.models.family import Family
-from qa_flax.models.layers import embedding, layer_norm, linear, look_up, positions_from_0
+from qa_flax.models.layers import Dense, embedding, layer_norm, linear, look_up, positions_from_0
 
 
 @dataclass(frozen=True)
-class DebertaV2Config:
+class DebertaV2Config(EncoderConfig):
     """The fields of a DeBERTa-v2 config.json that change the result, by Hugging Face's names."""
 
-    vocab_size: int
     embedding_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    hidden_act: str
-    hidden_dropout_prob: float
-    attention_probs_dropout_prob: float
-    max_position_embeddings: int
-    type_vocab_size: int
-    initializer_range: float
-    layer_norm_eps: float
-    pad_token_id: int | None
     relative_attention: bool
     max_relative_positions: int
     position_buckets: int
@@ -47,6 +34,8 @@ class DebertaV2Config:
     conv_kernel_size: int
     conv_groups: int
     conv_act: str
+
+    REQUIRED: ClassVar = {"norm_rel_ebd": ("none", "layer_norm"), "attention_head_size": None}
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> "DebertaV2Config":
@@ -66,11 +55,7 @@ class DebertaV2Config:
             )
         if values["max_relative_positions"] < 1:
             values["max_relative_positions"] = values["max_position_embeddings"]
-        return read_config(
-            cls,
-            values | {"pos_att_type": kinds},
-            required={"norm_rel_ebd": ("none", "layer_norm"), "attention_head_size": None},
-        )
+        return super().from_hf(values | {"pos_att_type": kinds})
 
     @property
     def span(self) -> int:
@@ -135,7 +120,7 @@ class DisentangledAttention(nnx.Module):
         """Attend where `pairs` allows; `distances` are the vectors of `1 - l .. l - 1`."""
         b, l, h = hidden.shape
         query, key, value = (
-            project(hidden).reshape(b, l, self.heads, -1)
+            project(hidden, rngs=rngs).reshape(b, l, self.heads, -1)
             for project in (self.query, self.key, self.value)
         )
         bias = None
@@ -143,18 +128,20 @@ class DisentangledAttention(nnx.Module):
         scale = 1 / math.sqrt(query.shape[-1] * (1 + len(self.kinds)))
         if distances is not None and self.kinds:
             distances = dropout(distances, self.position_dropout_rate, rngs)
-            bias = scale * self._bias(query, key, distances)
+            bias = scale * self._bias(query, key, distances, rngs)
         mixed = attention(
             query, key, value, pairs, bias, scale=scale, dropout_rate=self.dropout_rate, rngs=rngs
         )
-        return self.out(mixed.reshape(b, l, h))
+        return self.out(mixed.reshape(b, l, h), rngs=rngs)
 
-    def _bias(self, query: Array, key: Array, distances: Float[Array, "w h"]) -> Array:
+    def _bias(
+        self, query: Array, key: Array, distances: Float[Array, "w h"], rngs: nnx.Rngs | None
+    ) -> Array:
         """What the distance of query and key adds to their score, float32, not scaled."""
         total = jnp.zeros((), jnp.float32)
 
-        def score(content: Array, project: nnx.Linear, vectors: Array) -> Array:
-            positions = project(vectors).reshape(vectors.shape[0], self.heads, -1)
+        def score(content: Array, project: Dense, vectors: Array) -> Array:
+            positions = project(vectors, rngs=rngs).reshape(vectors.shape[0], self.heads, -1)
             each = jnp.einsum(
                 "blad,wad->balw", content, positions, preferred_element_type=jnp.float32
             )
@@ -232,7 +219,7 @@ class DebertaV2Embeddings(nnx.Module):
             types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
             summed = summed + self.token_type(types)
         if self.project is not None:
-            summed = self.project(summed)
+            summed = self.project(summed, rngs=rngs)
         return dropout(self.norm(summed) * real, self.dropout_rate, rngs)
 
 

@@ -1,15 +1,14 @@
 """Stage 4 of 7: DistilBERT (Sanh et al. 2019): BERT without token types (device, JAX)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 
 from qa_flax.models.blocks import EMBEDDING_NAMES, OTHER_TASKS, PostNormBlock
-from qa_flax.models.configs import read_config
+from qa_flax.models.configs import SharedConfig
 from qa_flax.models.encoder import Encoder
 from qa_flax.models.family import Family
 from qa_flax.models.layers import ParamPath, sinusoids
@@ -17,43 +16,27 @@ from qa_flax.models.qa import SpanHead
 
 
 @dataclass(frozen=True)
-class DistilBertConfig:
+class DistilBertConfig(SharedConfig):
     """The fields of a DistilBERT config.json that change the result; its names are in `NAMES`."""
 
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    hidden_act: str
-    hidden_dropout_prob: float
-    attention_probs_dropout_prob: float
     qa_dropout: float
-    max_position_embeddings: int
     sinusoidal_pos_embds: bool
-    initializer_range: float
     pad_token_id: int | None
+
+    NAMES: ClassVar = {
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "intermediate_size": "hidden_dim",
+        "hidden_act": "activation",
+        "hidden_dropout_prob": "dropout",
+        "attention_probs_dropout_prob": "attention_dropout",
+    }
 
     @property
     def layer_norm_eps(self) -> float:
         """Not in the config: the same in every DistilBERT."""
         return 1e-12
-
-    @classmethod
-    def from_hf(cls, values: Mapping[str, Any]) -> "DistilBertConfig":
-        """Read config.json's values; `ValueError` for what this encoder cannot compute."""
-        return read_config(cls, values, names=NAMES)
-
-
-NAMES = {
-    "hidden_size": "dim",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
-    "intermediate_size": "hidden_dim",
-    "hidden_act": "activation",
-    "hidden_dropout_prob": "dropout",
-    "attention_probs_dropout_prob": "attention_dropout",
-}
 
 
 class DistilBertEncoder(Encoder):

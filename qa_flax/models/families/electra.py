@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES, OTHER_TASKS
-from qa_flax.models.encoder import Encoder, EncoderConfig
+from qa_flax.models.configs import EncoderConfig
+from qa_flax.models.encoder import Encoder
 from qa_flax.models.family import Family
 
 

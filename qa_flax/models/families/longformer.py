@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qa_flax.models.attention import attention, in_blocks, with_neighbours
 from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES, OTHER_TASKS, PostNormBlock, Stack
-from qa_flax.models.encoder import EncoderConfig, PositionsAfterPadding
+from qa_flax.models.configs import EncoderConfig
+from qa_flax.models.encoder import PositionsAfterPadding
 from qa_flax.models.family import Family
 from qa_flax.models.layers import linear
 
@@ -130,9 +131,9 @@ class LongformerAttention(nnx.Module):
         first = min(hidden.shape[1], self.question)
         dropped = {"dropout_rate": self.dropout_rate, "rngs": rngs}
         local = windowed_attention(
-            self._by_head(self.query(hidden)),
-            self._by_head(self.key(hidden)),
-            self._by_head(self.value(hidden)),
+            self._by_head(self.query(hidden, rngs=rngs)),
+            self._by_head(self.key(hidden, rngs=rngs)),
+            self._by_head(self.value(hidden, rngs=rngs)),
             real,
             asked,
             window=self.window,
@@ -141,15 +142,15 @@ class LongformerAttention(nnx.Module):
         )
         local = jnp.where(real[..., None, None], local, 0)  # as in HF
         whole = attention(
-            self._by_head(self.query_global(hidden[:, :first])),
-            self._by_head(self.key_global(hidden)),
-            self._by_head(self.value_global(hidden)),
+            self._by_head(self.query_global(hidden[:, :first], rngs=rngs)),
+            self._by_head(self.key_global(hidden, rngs=rngs)),
+            self._by_head(self.value_global(hidden, rngs=rngs)),
             real[:, None, None, :],
             **dropped,
         )
         whole = jnp.where(asked[:, :first, None, None], whole, local[:, :first])
         mixed = jnp.concatenate([whole, local[:, first:]], axis=1)
-        return self.out(mixed.reshape(hidden.shape))
+        return self.out(mixed.reshape(hidden.shape), rngs=rngs)
 
     def _by_head(self, x: Float[Array, "b l h"]) -> Float[Array, "b l a d"]:
         return x.reshape(*x.shape[:2], self.heads, -1)

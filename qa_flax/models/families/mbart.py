@@ -11,7 +11,7 @@ from qa_flax.models.family import Family
 
 @dataclass(frozen=True)
 class MBartConfig(bart.SharedFields):
-    """The fields of an mBART config.json that change the result; its names are `bart.NAMES`."""
+    """The fields of an mBART config.json that change the result; its names are in `NAMES`."""
 
 
 class MBartModel(bart.SharedModel):

@@ -164,9 +164,9 @@ class ModernBertLayer(nnx.Module):
         """`pairs` are `local_pairs` in a local layer, else `attention_pairs`."""
         normed = hidden if self.attention_norm is None else self.attention_norm(hidden)
         hidden = hidden + self.attention(normed, pairs, rotation, rngs=rngs)
-        inner, gate = jnp.split(self.up(self.mlp_norm(hidden)), 2, axis=-1)
+        inner, gate = jnp.split(self.up(self.mlp_norm(hidden), rngs=rngs), 2, axis=-1)
         inner = dropout(ACTIVATIONS[self.activation](inner) * gate, self.mlp_dropout_rate, rngs)
-        return hidden + self.down(inner)
+        return hidden + self.down(inner, rngs=rngs)
 
 
 class ModernBertAttention(nnx.Module):
@@ -192,7 +192,7 @@ class ModernBertAttention(nnx.Module):
         b, l, h = hidden.shape
         query, key, value = (
             x.reshape(b, l, self.heads, h // self.heads)
-            for x in jnp.split(self.qkv(hidden), 3, axis=-1)
+            for x in jnp.split(self.qkv(hidden, rngs=rngs), 3, axis=-1)
         )
         query, key, drop = turned(query, rotation), turned(key, rotation), self.dropout_rate
         if self.window is None:
@@ -201,7 +201,7 @@ class ModernBertAttention(nnx.Module):
             mixed = local_attention(
                 query, key, value, pairs, self.window, dropout_rate=drop, rngs=rngs
             )
-        return dropout(self.out(mixed.reshape(b, l, h)), drop, rngs)
+        return dropout(self.out(mixed.reshape(b, l, h), rngs=rngs), drop, rngs)
 
 
 def rotation(positions: Int[Array, "#b l"], size: int, theta: float) -> Rotation:
@@ -239,7 +239,7 @@ class ModernBertHead(SpanHead):
         rngs: nnx.Rngs | None = None,
     ) -> SpanLogits:
         """As `qa.SpanHead`."""
-        hidden = self.norm(ACTIVATIONS[self.activation](self.dense(hidden)))
+        hidden = self.norm(ACTIVATIONS[self.activation](self.dense(hidden, rngs=rngs)))
         return super().__call__(hidden, input_ids, rngs=rngs)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Int
 
 from qa_flax.models.attention import along_diagonals, attention_pairs
 from qa_flax.models.blocks import EMBEDDING_NAMES, OTHER_TASKS
-from qa_flax.models.configs import read_config
+from qa_flax.models.configs import SharedConfig
 from qa_flax.models.encoder import PositionsAfterPadding
 from qa_flax.models.family import Family
 from qa_flax.models.layers import embedding
@@ -22,20 +22,10 @@ PADDING = 1
 
 
 @dataclass(frozen=True)
-class MPNetConfig:
+class MPNetConfig(SharedConfig):
     """The fields of an MPNet config.json that change the result, by Hugging Face's names."""
 
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    intermediate_size: int
-    hidden_act: str
-    hidden_dropout_prob: float
-    attention_probs_dropout_prob: float
-    max_position_embeddings: int
     relative_attention_num_buckets: int
-    initializer_range: float
     layer_norm_eps: float
 
     @property
@@ -46,7 +36,7 @@ class MPNetConfig:
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> "MPNetConfig":
         """Read config.json's values; `ValueError` for what this encoder cannot compute."""
-        config = read_config(cls, values)
+        config = super().from_hf(values)
         if config.relative_attention_num_buckets < BUCKETS:
             raise ValueError(
                 f"relative_attention_num_buckets={config.relative_attention_num_buckets!r} is not "

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 
 from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES, OTHER_TASKS
-from qa_flax.models.encoder import EncoderConfig, PositionsAfterPadding
+from qa_flax.models.configs import EncoderConfig
+from qa_flax.models.encoder import PositionsAfterPadding
 from qa_flax.models.family import Family
 
 

@@ -17,7 +17,8 @@ from qa_flax.models.blocks import (
     PostNormBlock,
     SelfAttention,
 )
-from qa_flax.models.encoder import NO_DECODER, Encoder, EncoderConfig
+from qa_flax.models.configs import NO_DECODER, EncoderConfig
+from qa_flax.models.encoder import Encoder
 from qa_flax.models.family import Family
 from qa_flax.models.layers import FixedTable, ParamPath, sinusoids
 
@@ -67,13 +68,13 @@ class RotaryAttention(SelfAttention):
         """Attend where `pairs` allows; `angles` as `turned` takes them."""
         b, l, h = hidden.shape
         by_head = (b, l, self.heads, h // self.heads)
-        query = turned(self.query(hidden).reshape(by_head), angles)
-        key = turned(self.key(hidden).reshape(by_head), angles)
-        value = self.value(hidden).reshape(by_head)
+        query = turned(self.query(hidden, rngs=rngs).reshape(by_head), angles)
+        key = turned(self.key(hidden, rngs=rngs).reshape(by_head), angles)
+        value = self.value(hidden, rngs=rngs).reshape(by_head)
         if self.turn_value:
             value = turned(value, angles)
         mixed = attention(query, key, value, pairs, dropout_rate=self.dropout_rate, rngs=rngs)
-        return self.out(mixed.reshape(b, l, h))
+        return self.out(mixed.reshape(b, l, h), rngs=rngs)
 
 
 def turned(x: Float[Array, "b l a d"], angles: Float[Array, "#b l d"]) -> Float[Array, "b l a d"]:

@@ -6,7 +6,8 @@ from functools import partial
 import jax.numpy as jnp
 
 from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES, OTHER_TASKS, PreNormBlock
-from qa_flax.models.encoder import EncoderConfig, PositionsAfterPadding
+from qa_flax.models.configs import EncoderConfig
+from qa_flax.models.encoder import PositionsAfterPadding
 from qa_flax.models.family import Family
 
 
