@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from qa_flax.data.columns import blocks
+from qa_flax.data.messages import first_few
 from qa_flax.data.tables import SpanSource, as_slice
 
 # What one step looks at together: windows per chunk of examples, and (start, end) pairs per search.
@@ -169,8 +171,7 @@ class Search:
         """Ranges of windows, so that one step holds about CHUNK_PAIRS pairs of tokens."""
         pairs = self.reader.settings.n_best_size**2
         size = min(CHUNK_WINDOWS, max(1, CHUNK_PAIRS // pairs))
-        for first in range(0, len(self.rows), size):
-            yield slice(first, first + size)
+        return blocks(len(self.rows), size)
 
     def _chunk(self, spans: Spans) -> Chunk:
         bounds = _bounds(spans.owner, len(self.examples))
@@ -436,7 +437,7 @@ def _owners(example_ids: list, row_of: dict[str, int]) -> np.ndarray:
     if unknown:
         raise ValueError(
             f"{len(unknown)} example ids of the {len(example_ids)} features are not among the "
-            f"{len(row_of)} examples (first: {', '.join(list(unknown)[:5])}): pass the examples "
+            f"{len(row_of)} examples (first: {first_few(list(unknown))}): pass the examples "
             "that the features were made from"
         )
     return np.fromiter((place[str(id_)] for id_ in example_ids), np.intp, len(example_ids))

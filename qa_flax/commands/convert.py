@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from qa_flax.models.files import CONFIG_FILE, WEIGHTS_FILE, listing, replacing, shard_names
+from qa_flax.models.files import CONFIG_FILE, WEIGHTS_FILE, listing, shard_names
+from qa_flax.storage import replacing
 
 PICKLE_FILE = "pytorch_model.bin"
 PICKLE_INDEX_FILE = "pytorch_model.bin.index.json"

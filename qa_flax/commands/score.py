@@ -7,6 +7,7 @@ from typing import Any
 from qa_flax import storage
 from qa_flax.answers.metrics import squad_metric
 from qa_flax.data.examples import load_examples
+from qa_flax.data.messages import first_few
 
 
 def score(
@@ -43,7 +44,7 @@ def score(
     if na_prob_file is not None and missing:
         raise ValueError(
             f"{na_prob_file} has no number for {len(missing)} of the {len(references)} questions "
-            f"(first: {', '.join(missing[:5])}): give one for each"
+            f"(first: {first_few(missing)}): give one for each"
         )
     # Equal numbers are looked at in the order of their file, as by the official scorer.
     order = answers if na_prob_file is None else [id_ for id_ in odds if id_ in answers]
@@ -84,6 +85,6 @@ def _read(path: str | os.PathLike, kind: type | tuple[type, ...], what: str) -> 
     bad = [id_ for id_, value in values.items() if not isinstance(value, kind)]
     if bad:
         raise ValueError(
-            f"{path}: {len(bad)} of {len(values)} ids have no {what} (first: {', '.join(bad[:5])})"
+            f"{path}: {len(bad)} of {len(values)} ids have no {what} (first: {first_few(bad)})"
         )
     return values

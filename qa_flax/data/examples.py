@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qa_flax import storage
+from qa_flax.data.messages import first_few
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,6 @@ FEATURES = datasets.Features(
 FORMATS = "nested SQuAD JSON, flat JSON, JSONL, CSV/TSV, Parquet, a hub id, or a datasets.Dataset"
 FILE_SUFFIXES = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet"}
 MISALIGNED = ("keep", "repair", "refuse")
-SHOWN = 5  # how many ids a message names
 INT32_MAX = 2**31 - 1
 
 Row = dict[str, Any]
@@ -309,8 +309,8 @@ class _Report:
 def _counted(ids: list[str]) -> str:
     """`3 (ids "a", "b", "c")`, the first few of them, in the order met."""
     distinct = list(dict.fromkeys(ids))
-    names = ", ".join(json.dumps(id_, ensure_ascii=False) for id_ in distinct[:SHOWN])
-    return f"{len(ids)} (ids {names}{', ...' if len(distinct) > SHOWN else ''})"
+    names = first_few(distinct, lambda id_: json.dumps(id_, ensure_ascii=False))
+    return f"{len(ids)} (ids {names})"
 
 
 def _require_columns(name: str, rows: list[Row], require_answers: bool) -> None:

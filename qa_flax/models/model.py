@@ -34,12 +34,12 @@ from qa_flax.models.files import (
     checkpoint_directory,
     listing,
     read_json,
-    replacing,
     stored_adapter,
     stored_tensors,
 )
 from qa_flax.models.layers import Fixed, ParamPath, SpanLogits, Stack, lending
 from qa_flax.models.lora import LoraConfig
+from qa_flax.storage import replacing
 
 # A parameter's place in the model and its shape -> its float32 values.
 MakeArray = Callable[[ParamPath, tuple[int, ...]], np.ndarray]
