@@ -19,8 +19,9 @@ from transformers import PreTrainedTokenizerBase
 
 from qa_flax.data.columns import blocks, ranges
 from qa_flax.data.examples import FEATURES as EXAMPLE_COLUMNS
-from qa_flax.data.examples import ExampleError, arrow_table, load_examples
+from qa_flax.data.examples import load_examples
 from qa_flax.data.messages import first_few, quoted
+from qa_flax.data.readers import ExampleError, arrow_table
 from qa_flax.data.tokens import Template, Tokens, encode_distinct, plain_encoding, read_template
 from qa_flax.data.windows import (
     WINDOWS_AT_ONCE,

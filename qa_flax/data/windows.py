@@ -26,7 +26,7 @@ from qa_flax.data.columns import (
     pairs_of,
     ranges,
 )
-from qa_flax.data.examples import arrow_table
+from qa_flax.data.readers import arrow_table
 from qa_flax.data.tokens import Template, Tokens
 
 Rows = Int32[np.ndarray, "n l"]
