@@ -302,8 +302,9 @@ def best_of_windows(found: Found, owner: Int[np.ndarray, " w"], max_answer_lengt
 
 def _are_spans(found: Found, max_answer_length: int) -> Bool[np.ndarray, "w c c"]:
     """Which pairs of a start and an end are spans of the context, not too long."""
-    # A closed start is put far right and a closed end far left: end - start as an unsigned number
-    # is then beyond any length, and so it is where the end comes first. One comparison does all.
+    # Invalid starts go far right and invalid ends far left. As a uint32, end - start is then larger
+    # than any allowed length, as it is where the end comes before the start: one comparison
+    # rejects all three.
     far = np.int32(1 << 30)
     start = np.where(found.first >= 0, found.tokens.starts, far).astype(np.int32)
     end = np.where(found.last >= 0, found.tokens.ends, -far).astype(np.int32)
@@ -404,7 +405,8 @@ def _nulls(
     if len(first) == 0:
         return rows, scores
     null = null[order]
-    # A NaN is never smaller than another, and in an example's first window never replaced.
+    # HF's loop keeps the first window's score until it meets a smaller one. No comparison with NaN
+    # is true: a NaN never replaces what is kept, and one in the first window stays.
     rank = np.where(np.isnan(null), np.inf, null)
     rank[first[np.isnan(null[first])]] = -np.inf
     smallest = np.lexsort((rank, np.repeat(np.arange(examples), np.diff(bounds))))[first]
