@@ -34,6 +34,7 @@ class Encoder(nnx.Module):
         dtype: jnp.dtype,
         block: Callable[..., nnx.Module] | None = PostNormBlock,
         last_norm: bool = False,
+        embeddings: nnx.Module | None = None,
         size: int | None = None,
         positions: int | None = None,
         types: int | None = None,
@@ -41,17 +42,17 @@ class Encoder(nnx.Module):
     ):
         """`block`, called `(config, dtype=...)`, makes a layer; None: the family makes them.
 
-        `size`, `positions` and `types` are the embeddings' where they are not as in the config;
-        `of_embeddings` is for `Embeddings`, too.
+        `embeddings` is a module called as `Embeddings`, which is made unless it is given: with
+        `size`, `positions` and `types` where they are not as in the config, and `of_embeddings`.
         """
         hidden: int = config.hidden_size
         width = hidden if size is None else size
-        self.positions = config.max_position_embeddings
-        self.embeddings: Any = Embeddings(
+        self.position_limit: int | None = config.max_position_embeddings
+        self.embeddings: Any = embeddings or Embeddings(
             config,
             dtype=dtype,
             size=width,
-            positions=self.positions if positions is None else positions,
+            positions=config.max_position_embeddings if positions is None else positions,
             types=config.type_vocab_size if types is None else types,
             **of_embeddings,
         )
@@ -92,7 +93,7 @@ class Encoder(nnx.Module):
         segment_ids: Int[Array, "b l"] | None,
     ) -> Int[Array, "#b l"]:
         """Each token's position; `ValueError` for rows that this encoder cannot take."""
-        return positions_from_0(input_ids, position_ids, segment_ids, self.positions)
+        return positions_from_0(input_ids, position_ids, segment_ids, self.position_limit)
 
     def types_of(
         self, input_ids: Int[Array, "b l"], token_type_ids: Int[Array, "b l"] | None
@@ -122,7 +123,8 @@ class PositionsAfterPadding(Encoder):
 
     def __init__(self, config: Any, *, dtype: jnp.dtype, **options: Any):
         """`options` as those of `Encoder`."""
-        self.padding = config.pad_token_id
+        self.padding: int = config.pad_token_id
+        self.table_rows: int = config.max_position_embeddings
         super().__init__(config, dtype=dtype, padding_position=config.pad_token_id, **options)
 
     def positions_of(
@@ -133,5 +135,5 @@ class PositionsAfterPadding(Encoder):
     ) -> Int[Array, "#b l"]:
         """As `positions_after_padding`."""
         return positions_after_padding(
-            input_ids, position_ids, segment_ids, self.padding, self.positions
+            input_ids, position_ids, segment_ids, self.padding, self.table_rows
         )

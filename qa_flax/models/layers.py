@@ -225,9 +225,9 @@ def restarting_positions(
     return before - jax.lax.cummax(jnp.where(begins, before, 0), axis=1)
 
 
-def check_length(length: int, limit: int) -> None:
-    """`ValueError` if rows of `length` tokens are more than the checkpoint has positions for."""
-    if length > limit:
+def check_length(length: int, limit: int | None) -> None:
+    """`ValueError` for rows longer than the checkpoint has positions; None: they have no end."""
+    if limit is not None and length > limit:
         raise ValueError(
             f"rows of {length} tokens, but this checkpoint has {limit} positions "
             f"(max_position_embeddings); use max_seq_length <= {limit}"
@@ -238,11 +238,11 @@ def positions_from_0(
     input_ids: Int[Array, "b l"],
     position_ids: Int[Array, "b l"] | None,
     segment_ids: Int[Array, "b l"] | None,
-    limit: int,
+    limit: int | None,
 ) -> Int[Array, "#b l"]:
     """`position_ids` if given, else counted from 0, again in every segment.
 
-    `ValueError` for unpacked rows longer than `limit`.
+    `ValueError` for unpacked rows longer than `limit`, where there is one.
     """
     if position_ids is not None:
         return position_ids

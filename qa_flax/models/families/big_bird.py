@@ -13,12 +13,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from qa_flax.models.activations import ACTIVATIONS
-from qa_flax.models.attention import attention, attention_pairs, in_blocks
+from qa_flax.models.attention import attention, in_blocks
 from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES, PostNormBlock, Stack
 from qa_flax.models.configs import EncoderConfig
 from qa_flax.models.dropout import dropout
+from qa_flax.models.encoder import Encoder
 from qa_flax.models.family import Family
-from qa_flax.models.layers import embedding, layer_norm, linear, look_up, positions_from_0
+from qa_flax.models.layers import embedding, layer_norm, linear, look_up
 from qa_flax.models.qa import BANNED, SpanHead, SpanLogits
 
 
@@ -238,43 +239,42 @@ class BigBirdEmbeddings(nnx.Module):
         return self.norm(dropout(summed, self.dropout_rate, rngs))
 
 
-class BigBirdEncoder(nnx.Module):
-    """Embeddings and `num_hidden_layers` post-norm blocks."""
+class BigBirdEncoder(Encoder):
+    """BERT with block sparse attention in long rows, whose padding changes them a little.
+
+    A long row's last block sees and is seen by all, padding or not.
+    """
 
     def __init__(self, config: BigBirdConfig, *, dtype: jnp.dtype):
-        self.positions = config.max_position_embeddings
+        embeddings = BigBirdEmbeddings(config, dtype=dtype)
+        super().__init__(config, dtype=dtype, block=None, embeddings=embeddings)
         self.separator = config.sep_token_id
-        self.embeddings = BigBirdEmbeddings(config, dtype=dtype)
         self.layers = Stack(
             PostNormBlock(config, BigBirdAttention(config, layer, dtype=dtype), dtype=dtype)
             for layer in range(config.num_hidden_layers)
         )
 
-    def __call__(
+    def positions_of(
         self,
         input_ids: Int[Array, "b l"],
-        attention_mask: Int[Array, "b l"],
-        token_type_ids: Int[Array, "b l"] | None = None,
-        position_ids: Int[Array, "b l"] | None = None,
-        segment_ids: Int[Array, "b l"] | None = None,
-        *,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "b l h"]:
-        """As `encoder.Encoder`, but token types default to 0 in the question and 1 after it.
-
-        A long row's padding changes it a little, since its last block sees and is seen by all.
-        Raises `ValueError` for `segment_ids`.
-        """
+        position_ids: Int[Array, "b l"] | None,
+        segment_ids: Int[Array, "b l"] | None,
+    ) -> Int[Array, "#b l"]:
+        """As BERT's; `ValueError` for `segment_ids`."""
         if segment_ids is not None:
             raise ValueError(
                 "big_bird cannot have several windows in a row: its blocks and its question are "
                 "counted from the row's beginning; give each window a row of its own"
             )
-        positions = positions_from_0(input_ids, position_ids, None, self.positions)
-        if token_type_ids is None:
-            token_type_ids = 1 - in_question(input_ids, self.separator).astype(jnp.int32)
-        hidden = self.embeddings(input_ids, token_type_ids, positions, rngs=rngs)
-        return self.layers(hidden, attention_pairs(attention_mask), rngs=rngs)
+        return super().positions_of(input_ids, position_ids, None)
+
+    def types_of(
+        self, input_ids: Int[Array, "b l"], token_type_ids: Int[Array, "b l"] | None
+    ) -> Int[Array, "b l"]:
+        """Unless given 0 in the question and 1 after it."""
+        if token_type_ids is not None:
+            return token_type_ids
+        return 1 - in_question(input_ids, self.separator).astype(jnp.int32)
 
 
 def in_question(input_ids: Int[Array, "b l"], separator: int) -> Bool[Array, "b l"]:

@@ -15,8 +15,9 @@ from qa_flax.models.attention import attention, attention_pairs
 from qa_flax.models.blocks import Stack
 from qa_flax.models.configs import read_config
 from qa_flax.models.dropout import dropout
+from qa_flax.models.encoder import Encoder
 from qa_flax.models.family import Family
-from qa_flax.models.layers import Embeddings, ParamPath, layer_norm, linear, positions_from_0
+from qa_flax.models.layers import ParamPath, layer_norm, linear
 from qa_flax.models.local_attention import local_attention, local_pairs
 from qa_flax.models.qa import SpanHead, SpanLogits
 
@@ -52,6 +53,10 @@ class ModernBertConfig:
     initializer_cutoff_factor: float
     layer_norm_eps: float
     pad_token_id: int | None
+
+    @property
+    def max_position_embeddings(self) -> None:
+        """No limit: positions are angles."""
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> "ModernBertConfig":
@@ -89,50 +94,51 @@ NAMES = {
 }
 
 
-class ModernBertEncoder(nnx.Module):
-    """Embeddings of words alone, pre-norm layers that look far or near, and a last norm."""
+class ModernBertEncoder(Encoder):
+    """Embeddings of tokens alone, pre-norm layers that look far or near, and a last norm.
+
+    `position_ids` turn queries and keys; what is near is counted in tokens of the row.
+    """
 
     def __init__(self, config: ModernBertConfig, *, dtype: jnp.dtype):
+        super().__init__(
+            config, dtype=dtype, block=None, positions=0, types=0, norm_bias=config.norm_bias
+        )
         h = config.hidden_size
         self.head_size = h // config.num_attention_heads
         self.thetas = {GLOBAL: config.global_rope_theta, LOCAL: config.local_rope_theta}
         self.window = config.local_attention // 2
         self.layer_types = config.layer_types
-        self.embeddings = Embeddings(
-            config, dtype=dtype, size=h, positions=0, types=0, norm_bias=config.norm_bias
-        )
         self.layers = Stack(
             ModernBertLayer(config, first=i == 0, local=kind == LOCAL, dtype=dtype)
             for i, kind in enumerate(config.layer_types)
         )
         self.final_norm = layer_norm(h, config.layer_norm_eps, dtype, bias=config.norm_bias)
 
-    def __call__(
+    def where(
         self,
         input_ids: Int[Array, "b l"],
         attention_mask: Int[Array, "b l"],
-        token_type_ids: Int[Array, "b l"] | None = None,
-        position_ids: Int[Array, "b l"] | None = None,
-        segment_ids: Int[Array, "b l"] | None = None,
-        *,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "b l h"]:
-        """As `encoder.Encoder`; token types are not looked at, and rows may be of any length.
-
-        `position_ids` turn queries and keys; what is near is counted in tokens of the row.
-        """
-        no_limit = input_ids.shape[1]
-        positions = positions_from_0(input_ids, position_ids, segment_ids, no_limit)
-        pairs = {
+        segment_ids: Int[Array, "b l"] | None,
+        positions: Int[Array, "#b l"],
+    ) -> tuple[Any, ...]:
+        """The masks and the rotations of either kind of layer."""
+        masks = {
             GLOBAL: attention_pairs(attention_mask, segment_ids),
             LOCAL: local_pairs(attention_mask, segment_ids, self.window),
         }
         rotations = {
             kind: rotation(positions, self.head_size, theta) for kind, theta in self.thetas.items()
         }
-        hidden = self.embeddings(input_ids, None, positions, rngs=rngs)
+        return masks, rotations
+
+    def run_layers(
+        self, hidden: Float[Array, "b l h"], *where: Any, rngs: nnx.Rngs | None
+    ) -> Float[Array, "b l h"]:
+        """Each layer with what its kind gets, then the last norm."""
+        masks, rotations = where
         for layer, kind in zip(self.layers, self.layer_types, strict=True):
-            hidden = self.layers.run(layer, hidden, pairs[kind], rotations[kind], rngs=rngs)
+            hidden = self.layers.run(layer, hidden, masks[kind], rotations[kind], rngs=rngs)
         return self.final_norm(hidden)
 
 
