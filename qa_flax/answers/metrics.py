@@ -33,6 +33,8 @@ from functools import cache, partial
 from numbers import Real
 from typing import Any, NamedTuple
 
+from qa_flax.data.messages import first_few
+
 logger = logging.getLogger(__name__)
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -83,7 +85,7 @@ def _squad_v1(predictions: list, references: list, normalized: "_Normalized") ->
     if without:
         raise ValueError(
             f"{len(without)} of {len(references)} questions have no gold answer "
-            f"({_some(without)}), which SQuAD v1.1 cannot score: pass "
+            f"({first_few(without)}), which SQuAD v1.1 cannot score: pass "
             "version_2_with_negative=True, or leave them out"
         )
     texts = {row["id"]: row["prediction_text"] for row in predictions}
@@ -93,7 +95,7 @@ def _squad_v1(predictions: list, references: list, normalized: "_Normalized") ->
             "%d of %d questions have no prediction and count as wrong: %s",
             len(unanswered),
             len(references),
-            _some(unanswered),
+            first_few(unanswered),
         )
     exact, f1 = 0, 0.0
     for row in references:
@@ -116,7 +118,7 @@ def _squad_v2(
     if unanswered:
         raise ValueError(
             f"{len(unanswered)} of {len(golds_of)} questions have no prediction "
-            f'({_some(unanswered)}): SQuAD v2.0 needs one for each, "" for no answer'
+            f'({first_few(unanswered)}): SQuAD v2.0 needs one for each, "" for no answer'
         )
     has_answer = {id_: len(golds) > 0 for id_, golds in golds_of.items()}
     exact, f1 = _raw_scores(texts, golds_of, normalized)
@@ -266,7 +268,7 @@ def _check_rows(rows: list, problem_of: Any, what: str) -> None:
             id_ = row.get("id") if isinstance(row, Mapping) else None
             problems.setdefault(problem, []).append(f"row {number}" if id_ is None else id_)
     if problems:
-        lines = [f"  {len(ids)} x {problem}: {_some(ids)}" for problem, ids in problems.items()]
+        lines = [f"  {len(ids)} x {problem}: {first_few(ids)}" for problem, ids in problems.items()]
         raise ValueError(f"{what} cannot be scored:\n" + "\n".join(lines))
 
 
@@ -292,8 +294,3 @@ def _reference_problem(row: Any) -> str | None:
     if not is_list or not all(isinstance(text, str) for text in texts):
         return '"answers" have a "text" that is no list of strings'
     return None
-
-
-def _some(ids: list) -> str:
-    """The first ids, for a message."""
-    return ", ".join(map(str, ids[:5])) + (", ..." if len(ids) > 5 else "")

@@ -38,6 +38,7 @@ import numpy as np
 from qa_flax import storage
 from qa_flax.answers.files import Choice, answer_files
 from qa_flax.answers.spans import Candidates, Chunk, Logits, Settings, searches
+from qa_flax.data.messages import first_few
 from qa_flax.data.tables import ExampleRows, FeatureRows, example_source, span_source
 
 logger = logging.getLogger(__name__)
@@ -251,7 +252,7 @@ def _check_distinct(ids: list) -> None:
     if repeated:
         raise ValueError(
             f"{len(repeated)} ids stand for several of the {len(ids)} examples "
-            f"(first: {', '.join(repeated[:5])}): give each example an id of its own"
+            f"(first: {first_few(repeated)}): give each example an id of its own"
         )
 
 

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from qa_flax.data.columns import blocks
+from qa_flax.data.messages import first_few
 from qa_flax.data.tables import SpanSource, as_slice
 
 # What one step looks at together: windows per chunk of examples, and (start, end) pairs per search.
@@ -169,8 +171,7 @@ class Search:
         """Ranges of windows, so that one step holds about CHUNK_PAIRS pairs of tokens."""
         pairs = self.reader.settings.n_best_size**2
         size = min(CHUNK_WINDOWS, max(1, CHUNK_PAIRS // pairs))
-        for first in range(0, len(self.rows), size):
-            yield slice(first, first + size)
+        return blocks(len(self.rows), size)
 
     def _chunk(self, spans: Spans) -> Chunk:
         bounds = _bounds(spans.owner, len(self.examples))
@@ -301,8 +302,9 @@ def best_of_windows(found: Found, owner: Int[np.ndarray, " w"], max_answer_lengt
 
 def _are_spans(found: Found, max_answer_length: int) -> Bool[np.ndarray, "w c c"]:
     """Which pairs of a start and an end are spans of the context, not too long."""
-    # A closed start is put far right and a closed end far left: end - start as an unsigned number
-    # is then beyond any length, and so it is where the end comes first. One comparison does all.
+    # Invalid starts go far right and invalid ends far left. As a uint32, end - start is then larger
+    # than any allowed length, as it is where the end comes before the start: one comparison
+    # rejects all three.
     far = np.int32(1 << 30)
     start = np.where(found.first >= 0, found.tokens.starts, far).astype(np.int32)
     end = np.where(found.last >= 0, found.tokens.ends, -far).astype(np.int32)
@@ -403,7 +405,8 @@ def _nulls(
     if len(first) == 0:
         return rows, scores
     null = null[order]
-    # A NaN is never smaller than another, and in an example's first window never replaced.
+    # HF's loop keeps the first window's score until it meets a smaller one. No comparison with NaN
+    # is true: a NaN never replaces what is kept, and one in the first window stays.
     rank = np.where(np.isnan(null), np.inf, null)
     rank[first[np.isnan(null[first])]] = -np.inf
     smallest = np.lexsort((rank, np.repeat(np.arange(examples), np.diff(bounds))))[first]
@@ -436,7 +439,7 @@ def _owners(example_ids: list, row_of: dict[str, int]) -> np.ndarray:
     if unknown:
         raise ValueError(
             f"{len(unknown)} example ids of the {len(example_ids)} features are not among the "
-            f"{len(row_of)} examples (first: {', '.join(list(unknown)[:5])}): pass the examples "
+            f"{len(row_of)} examples (first: {first_few(list(unknown))}): pass the examples "
             "that the features were made from"
         )
     return np.fromiter((place[str(id_)] for id_ in example_ids), np.intp, len(example_ids))

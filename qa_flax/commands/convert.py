@@ -48,7 +48,8 @@ def convert(directory: str | os.PathLike[str]) -> Path:
         OSError: there is no such file, or there are weights in safetensors already.
         ValueError: a file does not hold tensors by name, or wants to run code.
     """
-    from qa_flax.models.files import WEIGHTS_FILE, replacing
+    from qa_flax.models.files import WEIGHTS_FILE
+    from qa_flax.storage import replacing
 
     directory = Path(directory)
     if (directory / WEIGHTS_FILE).exists():

@@ -73,6 +73,7 @@ def score(
     """
     from qa_flax.answers.metrics import squad_metric
     from qa_flax.data.examples import load_examples
+    from qa_flax.data.messages import first_few
 
     examples = load_examples(dataset, require_answers=False)
     references = [{"id": row["id"], "answers": row["answers"]} for row in _rows(examples)]
@@ -84,7 +85,7 @@ def score(
     if na_prob_file is not None and missing:
         raise ValueError(
             f"{na_prob_file} has no number for {len(missing)} of the {len(references)} questions "
-            f"(first: {', '.join(missing[:5])}): give one for each"
+            f"(first: {first_few(missing)}): give one for each"
         )
     # Equal numbers are looked at in the order of their file, as by the official scorer.
     order = answers if na_prob_file is None else [id_ for id_ in odds if id_ in answers]
@@ -117,6 +118,7 @@ def _rows(examples: Any) -> list[dict[str, Any]]:
 
 def _read(path: str | os.PathLike, kind: type | tuple[type, ...], what: str) -> dict[str, Any]:
     from qa_flax import storage
+    from qa_flax.data.messages import first_few
 
     try:
         values = json.loads(storage.path(path).read_text(encoding="utf-8"))
@@ -127,6 +129,6 @@ def _read(path: str | os.PathLike, kind: type | tuple[type, ...], what: str) -> 
     bad = [id_ for id_, value in values.items() if not isinstance(value, kind)]
     if bad:
         raise ValueError(
-            f"{path}: {len(bad)} of {len(values)} ids have no {what} (first: {', '.join(bad[:5])})"
+            f"{path}: {len(bad)} of {len(values)} ids have no {what} (first: {first_few(bad)})"
         )
     return values

@@ -1,6 +1,6 @@
 """Arrow's columns of numbers <-> NumPy arrays, without a copy where that is possible (host)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +8,12 @@ import pyarrow as pa
 from jaxtyping import Int, Int32, Int64
 
 OUTSIDE = -1  # both offsets of a token that is not of the context
+
+
+def blocks(count: int, size: int) -> Iterator[slice]:
+    """`count` rows in consecutive blocks of `size`, the last perhaps smaller."""
+    for first in range(0, count, size):
+        yield slice(first, min(first + size, count))
 
 
 def ranges(

@@ -1,20 +1,16 @@
-"""Stage 1 of 7: any supported data -> examples, every problem told once, with ids (host, text)."""
+"""Stage 1 of 7: rows -> examples, every problem told once, with ids (host, text)."""
 
 import ast
-import csv
-import io
 import json
 import logging
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from qa_flax import storage
+from qa_flax.data.messages import first_few
+from qa_flax.data.readers import INT32_MAX, ExampleError, Row, read
 
 logger = logging.getLogger(__name__)
 
@@ -30,17 +26,7 @@ FEATURES = datasets.Features(
         },
     }
 )
-FORMATS = "nested SQuAD JSON, flat JSON, JSONL, CSV/TSV, Parquet, a hub id, or a datasets.Dataset"
-FILE_SUFFIXES = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet"}
 MISALIGNED = ("keep", "repair", "refuse")
-SHOWN = 5  # how many ids a message names
-INT32_MAX = 2**31 - 1
-
-Row = dict[str, Any]
-
-
-class ExampleError(ValueError):
-    """The examples cannot be used; the message says which, why and what to do."""
 
 
 def load_examples(
@@ -80,7 +66,7 @@ def load_examples(
     """
     if misaligned not in MISALIGNED:
         raise ValueError(f"misaligned must be one of {MISALIGNED}, got {misaligned!r}.")
-    name, rows = _read(source, split, config_name, load_dataset_kwargs)
+    name, rows = read(source, split, config_name, load_dataset_kwargs)
     if not rows:
         raise ExampleError(f"{name}: no examples in it. Check the path and the split.")
     _require_columns(name, rows, require_answers)
@@ -309,8 +295,8 @@ class _Report:
 def _counted(ids: list[str]) -> str:
     """`3 (ids "a", "b", "c")`, the first few of them, in the order met."""
     distinct = list(dict.fromkeys(ids))
-    names = ", ".join(json.dumps(id_, ensure_ascii=False) for id_ in distinct[:SHOWN])
-    return f"{len(ids)} (ids {names}{', ...' if len(distinct) > SHOWN else ''})"
+    names = first_few(distinct, lambda id_: json.dumps(id_, ensure_ascii=False))
+    return f"{len(ids)} (ids {names})"
 
 
 def _require_columns(name: str, rows: list[Row], require_answers: bool) -> None:
@@ -326,190 +312,3 @@ def _require_columns(name: str, rows: list[Row], require_answers: bool) -> None:
             f"Columns found: {', '.join(map(str, found)) or 'none'}. "
             "Needed: question, context, and for training answers; used if there: id, title."
         )
-
-
-# --- Sources -------------------------------------------------------------------------------------
-
-
-def _read(
-    source: Any, split: str | None, config_name: str | None, kwargs: dict[str, Any]
-) -> tuple[str, list[Row]]:
-    """The source's name for messages, and its rows as dicts."""
-    if isinstance(source, str | os.PathLike):
-        if storage.is_remote(source):
-            return str(source), _read_file(storage.fetched(source))
-        path = Path(source).expanduser()
-        if path.is_file():
-            return str(source), _read_file(path)
-        is_folder = path.is_dir() and bool(str(source))  # Path("") is the working directory
-        if not is_folder and _looks_like_path(str(source)):
-            raise FileNotFoundError(f"{source}: no such file. Readable: {FORMATS}.")
-        return str(source), _table_rows(_load_hub(str(source), split, config_name, kwargs))
-    if isinstance(source, datasets.DatasetDict):
-        return "the DatasetDict", _table_rows(_one_split(source, split, "the DatasetDict"))
-    if isinstance(source, datasets.Dataset):
-        return "the dataset", _table_rows(source)
-    if isinstance(source, list) and all(isinstance(row, Mapping) for row in source):
-        return "the list of examples", [dict(row) for row in source]
-    raise ExampleError(
-        f"cannot read examples from {type(source).__name__}. Give {FORMATS}, or a list of dicts."
-    )
-
-
-def _looks_like_path(source: str) -> bool:
-    """A hub id is `name` or `owner/name`; anything else, or a data file's suffix, is a path."""
-    return (
-        source.startswith((".", "~", os.sep))
-        or source.count("/") > 1
-        or Path(source).suffix.lower() in FILE_SUFFIXES
-        or not source.strip()
-    )
-
-
-def _load_hub(
-    name: str, split: str | None, config_name: str | None, kwargs: dict[str, Any]
-) -> datasets.Dataset:
-    try:
-        loaded = datasets.load_dataset(name, config_name, split=split, **kwargs)
-    except (OSError, ValueError, RuntimeError) as error:
-        # RuntimeError: a repository that holds a loading script, which datasets >= 4 refuses.
-        raise ExampleError(
-            f"{name}: could not be loaded as a hub data set: {error}. "
-            "Check the name, the split, the token and the network, or give a local file."
-        ) from error
-    return _one_split(loaded, split, name)
-
-
-def _one_split(loaded: Any, split: str | None, name: str) -> datasets.Dataset:
-    if isinstance(loaded, datasets.DatasetDict):
-        if split is None and len(loaded) == 1:
-            return next(iter(loaded.values()))
-        if split not in loaded:
-            wanted = "choose one" if split is None else f"there is no split {split!r}"
-            raise ExampleError(f"{name}: {wanted}; split may be {', '.join(map(repr, loaded))}.")
-        return loaded[split]
-    if not isinstance(loaded, datasets.Dataset):
-        raise ExampleError(f"{name}: streaming data sets cannot be windowed; load it whole.")
-    return loaded
-
-
-def arrow_table(dataset: datasets.Dataset) -> pa.Table:
-    """All rows of a data set, in its order, whatever its format; the data set stays as it is."""
-    # A data set of no rows cannot be sliced.
-    rows = dataset.with_format("arrow")[:] if len(dataset) else dataset.data.table.slice(0, 0)
-    return cast(pa.Table, rows)
-
-
-_KEPT = ("id", "title", "context", "question", "answers", "answer_text", "answer_start")
-
-
-def _table_rows(dataset: datasets.Dataset) -> list[Row]:
-    """A data set's rows as plain Python; columns of no use are never decoded."""
-    table = arrow_table(dataset)
-    kept = [column for column in table.column_names if column in _KEPT]
-    if not {"question", "context"} <= set(kept):
-        return [dict.fromkeys(table.column_names)] * min(len(dataset), 1)
-    return table.select(kept).to_pylist()
-
-
-def _read_file(path: Path) -> list[Row]:
-    data = path.read_bytes()
-    if data[:4] == b"PAR1":
-        return _read_parquet(path)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ExampleError(
-            f"{path}: not UTF-8 text (byte {error.start}) and not Parquet. Readable: {FORMATS}."
-        ) from error
-    suffix = path.suffix.lower()
-    if suffix in (".csv", ".tsv"):
-        return _read_csv(path, text, "\t" if suffix == ".tsv" else ",")
-    if suffix in (".jsonl", ".ndjson"):
-        return _read_json_lines(path, text)
-    return _read_json(path, text)
-
-
-def _read_parquet(path: Path) -> list[Row]:
-    try:
-        return _table_rows(datasets.Dataset(pq.read_table(path)))
-    except pa.ArrowException as error:
-        raise ExampleError(f"{path}: not a readable Parquet file: {error}") from error
-
-
-def _read_csv(path: Path, text: str, delimiter: str) -> list[Row]:
-    """Rows of strings. Python's reader, as pandas takes the answer "NA" for an empty cell."""
-    limit = csv.field_size_limit(INT32_MAX)  # the default, 128 KiB, is shorter than some contexts
-    try:
-        # newline="" keeps a context's own \r\n, which the answers' offsets count.
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        return [{k: v for k, v in row.items() if k is not None} for row in reader]
-    except csv.Error as error:
-        raise ExampleError(f"{path}: not readable as CSV: {error}.") from error
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _read_json(path: Path, text: str) -> list[Row]:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # several values: one a line
-            return _read_json_lines(path, text)
-        raise _not_json(path, error, error.lineno) from error
-    except RecursionError as error:
-        raise ExampleError(f"{path}: not usable JSON: nested too deeply.") from error
-    return _json_rows(str(path), content)
-
-
-def _not_json(path: Path, error: json.JSONDecodeError, line: int) -> ExampleError:
-    return ExampleError(
-        f"{path}: not JSON: {error.msg} at line {line}, column {error.colno}. Readable: {FORMATS}."
-    )
-
-
-def _read_json_lines(path: Path, text: str) -> list[Row]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise _not_json(path, error, number) from error
-    return _json_rows(str(path), rows[0] if len(rows) == 1 else rows)
-
-
-def _json_rows(name: str, content: Any) -> list[Row]:
-    """Rows of a parsed file: nested SQuAD, `{"data": [...]}`, a list, or a single row."""
-    if isinstance(content, Mapping) and "data" in content:
-        content = content["data"]
-    if isinstance(content, Mapping) and {"question", "context"} & content.keys():
-        content = [content]
-    if isinstance(content, Mapping):
-        keys = ", ".join(map(str, list(content)[:10]))
-        raise ExampleError(f'{name}: a JSON object needs the key "data"; keys found: {keys}.')
-    if not isinstance(content, list) or not all(isinstance(row, Mapping) for row in content):
-        raise ExampleError(f"{name}: examples must be a list of JSON objects.")
-    if any("paragraphs" in row for row in content):
-        return list(_nested(name, content))
-    return [dict(row) for row in content]
-
-
-def _nested(name: str, articles: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
-    """Official SQuAD: articles of paragraphs of questions. `plausible_answers` are not answers."""
-    for a, article in enumerate(articles):
-        for p, paragraph in enumerate(_objects(name, article, "paragraphs", f"data[{a}]")):
-            where = f"data[{a}].paragraphs[{p}]"
-            for qa in _objects(name, paragraph, "qas", where):
-                row = {key: qa[key] for key in ("id", "question", "answers") if key in qa}
-                row |= {"title": article.get("title")}
-                yield row | ({"context": paragraph["context"]} if "context" in paragraph else {})
-
-
-def _objects(name: str, holder: Mapping[str, Any], key: str, where: str) -> list[Any]:
-    value = holder.get(key)
-    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
-        found = ", ".join(map(str, holder)) or "nothing"
-        raise ExampleError(f'{name}: {where} needs a list of objects "{key}"; it has: {found}.')
-    return value

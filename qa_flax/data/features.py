@@ -17,9 +17,11 @@ from jaxtyping import Int64
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from qa_flax.data.columns import ranges
+from qa_flax.data.columns import blocks, ranges
 from qa_flax.data.examples import FEATURES as EXAMPLE_COLUMNS
-from qa_flax.data.examples import SHOWN, ExampleError, arrow_table, load_examples
+from qa_flax.data.examples import load_examples
+from qa_flax.data.messages import first_few, quoted
+from qa_flax.data.readers import ExampleError, arrow_table
 from qa_flax.data.tokens import Template, Tokens, encode_distinct, plain_encoding, read_template
 from qa_flax.data.windows import (
     WINDOWS_AT_ONCE,
@@ -209,7 +211,7 @@ def _truncated(
     most = (total - doc_stride) // 2
     if not len(bad) or most < 1:
         return questions
-    some = ", ".join(f'"{ids[e]}"' for e in bad[:SHOWN].tolist()) + ", ..." * (len(bad) > SHOWN)
+    some = first_few([ids[e] for e in bad], quoted)
     message = "%d of %d questions are too long for the window and are cut to %d tokens: %s"
     logger.warning(message, len(bad), len(ids), most, some)
     count = questions.count.copy()
@@ -229,16 +231,16 @@ def _check_room(
     bad = np.flatnonzero((context_tokens > room) & (room <= doc_stride))
     if not len(bad):
         return
-    lines = [
-        f'  - "{ids[e]}": {question_tokens[e]} question tokens leave room for {max(room[e], 0)}'
-        for e in bad[:SHOWN].tolist()
-    ]
+
+    def line(e: int) -> str:
+        return f'"{ids[e]}": {question_tokens[e]} question tokens leave room for {max(room[e], 0)}'
+
     least = int(room[bad].min())
     raise ExampleError(
         f"{len(bad)} of {len(ids)} questions are too long for windows of max_seq_length="
         f"{max_seq_length} with doc_stride={doc_stride} (the room for the context must be more "
-        "than doc_stride):\n"
-        + "\n".join(lines + ["  - ..."] * (len(bad) > SHOWN))
+        "than doc_stride):\n  - "
+        + first_few(bad.tolist(), line, separator="\n  - ")
         + f"\nRaise max_seq_length above {max_seq_length - least + doc_stride}"
         + (f", lower doc_stride below {least}" if least > 0 else "")
         + ", or shorten these questions (long_questions=truncate does)."
@@ -290,8 +292,7 @@ def _label(
     the answer begins in the window's last context token; this rule does not.)
     """
     starts, ends = cls_index.copy(), cls_index.copy()
-    for begin in range(0, len(windows), WINDOWS_AT_ONCE):
-        rows = slice(begin, begin + WINDOWS_AT_ONCE)
+    for rows in blocks(len(windows), WINDOWS_AT_ONCE):
         token_start, token_end = np.moveaxis(windows.offsets(rows), -1, 0)
         in_context = token_start >= 0
         start, end = answers[rows, 0, None], answers[rows, 1, None]
@@ -320,8 +321,7 @@ def _cls_positions(windows: CutWindows, tokenizer: PreTrainedTokenizerBase) -> P
     if tokenizer.cls_token_id in before and tokenizer.cls_token_id != tokenizer.pad_token_id:
         return (padding + before.index(tokenizer.cls_token_id)).astype(np.int32)
     result = np.zeros(len(windows), np.int32)
-    for begin in range(0, len(windows), WINDOWS_AT_ONCE):
-        rows = slice(begin, begin + WINDOWS_AT_ONCE)
+    for rows in blocks(len(windows), WINDOWS_AT_ONCE):
         input_ids: Rows = windows.inputs(rows, windows.length)["input_ids"]
         is_cls, is_bos = (
             input_ids == (-1 if token is None else token)

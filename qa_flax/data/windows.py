@@ -17,8 +17,16 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int32, Int64
 
-from qa_flax.data.columns import OUTSIDE, Pairs, arrow_column, numpy_column, pairs_of, ranges
-from qa_flax.data.examples import arrow_table
+from qa_flax.data.columns import (
+    OUTSIDE,
+    Pairs,
+    arrow_column,
+    blocks,
+    numpy_column,
+    pairs_of,
+    ranges,
+)
+from qa_flax.data.readers import arrow_table
 from qa_flax.data.tokens import Template, Tokens
 
 Rows = Int32[np.ndarray, "n l"]
@@ -305,8 +313,7 @@ class CutWindows(Windows):
     def features(self) -> Features:
         shape = (len(self), self.length)
         arrays: dict[str, Any] = {"offsets": np.empty((*shape, 2), np.int32)}
-        for begin in range(0, len(self), WINDOWS_AT_ONCE):
-            rows = slice(begin, begin + WINDOWS_AT_ONCE)
+        for rows in blocks(len(self), WINDOWS_AT_ONCE):
             arrays["offsets"][rows] = self.offsets(rows)
             for name, values in self.inputs(rows, self.length).items():
                 arrays.setdefault(name, np.empty(shape, np.int32))[rows] = values

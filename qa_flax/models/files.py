@@ -3,8 +3,6 @@
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,14 +144,3 @@ def read_json(path: Path) -> dict[str, Any]:
 def listing(directory: Path) -> str:
     """The names in a directory, for a message."""
     return ", ".join(sorted(p.name for p in directory.iterdir())) or "nothing"
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when all is written, else goes away."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

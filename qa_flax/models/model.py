@@ -29,7 +29,6 @@ from qa_flax.models.files import (
     checkpoint_directory,
     listing,
     read_json,
-    replacing,
 )
 from qa_flax.models.layers import BlockConfig, Fixed
 from qa_flax.models.lora import LoraConfig
@@ -45,6 +44,7 @@ from qa_flax.models.weights import (
     stored_arrays,
     torch_layout,
 )
+from qa_flax.storage import replacing
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 

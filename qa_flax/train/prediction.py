@@ -22,7 +22,7 @@ from qa_flax.answers.spans import (
     null_positions,
 )
 from qa_flax.data.batches import HostBatch, eval_batches, eval_widths, scatter
-from qa_flax.data.examples import SHOWN
+from qa_flax.data.messages import first_few, quoted
 from qa_flax.data.windows import Windows
 from qa_flax.device import parallel
 from qa_flax.device.in_flight import InFlight
@@ -133,12 +133,11 @@ def agreed_widths(windows: Windows, per_core: int) -> list[int]:
 def _warn_of_bad_logits(windows: Windows, bad: np.ndarray) -> None:
     if len(bad):
         logger.warning(
-            "The logits of %d of %d windows are not finite (examples %s%s): their answers say "
+            "The logits of %d of %d windows are not finite (examples %s): their answers say "
             "nothing. Look for NaN in the model's parameters; if it has none, compute in float32.",
             len(bad),
             len(windows),
-            ", ".join(f'"{windows.example_ids[row]}"' for row in bad[:SHOWN]),
-            ", ..." * (len(bad) > SHOWN),
+            first_few([windows.example_ids[row] for row in bad], quoted),
         )
 
 
