@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from qa_flax.models.dropout import dropout
 
 
-def attention_pairs(
+def make_attention_mask(
     attention_mask: Int[Array, "b l"], segment_ids: Int[Array, "b l"] | None = None
 ) -> Bool[Array, "b 1 #l l"]:
     """Which token (second-last axis, or 1 for all alike) may look at which token (last axis).
@@ -19,18 +19,18 @@ def attention_pairs(
     Real tokens have `attention_mask` 1. With `segment_ids` several windows share a row and see only
     themselves; segment 0 is padding. The one place where attention masks are made.
     """
-    pairs = (attention_mask > 0)[:, None, None, :]
+    mask = (attention_mask > 0)[:, None, None, :]
     if segment_ids is None:
-        return pairs
+        return mask
     same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-    return pairs & same & (segment_ids > 0)[:, None, None, :]
+    return mask & same & (segment_ids > 0)[:, None, None, :]
 
 
 def attention(
     query: Float[Array, "b q a d"],
     key: Float[Array, "b k a d"],
     value: Float[Array, "b k a d"],
-    pairs: Bool[Array, "#b 1 #q k"],
+    mask: Bool[Array, "#b 1 #q k"],
     bias: Float[Array, "#b #a q k"] | None = None,
     *,
     scale: float | None = None,
@@ -45,23 +45,23 @@ def attention(
     that may look at nothing (padding between segments) gets a plain mean, never NaN.
     """
     if rngs is None or dropout_rate == 0.0:
-        return jax.nn.dot_product_attention(query, key, value, bias, pairs, scale=scale)
+        return jax.nn.dot_product_attention(query, key, value, bias, mask, scale=scale)
     scores = jnp.einsum("bqad,bkad->baqk", query, key, preferred_element_type=jnp.float32)
     scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
     if bias is not None:
         scores = scores + bias
-    return attend(scores, value, pairs, dropout_rate, rngs)
+    return attend(scores, value, mask, dropout_rate, rngs)
 
 
 def attend(
     scores: Float[Array, "b a q k"],
     value: Float[Array, "b k a d"],
-    pairs: Bool[Array, "#b 1 #q k"],
+    mask: Bool[Array, "#b 1 #q k"],
     dropout_rate: float = 0.0,
     rngs: nnx.Rngs | None = None,
 ) -> Float[Array, "b q a d"]:
-    """Values mixed by the softmax of float32 `scores` over the tokens that `pairs` allows."""
-    scores = jnp.where(pairs, scores, jnp.finfo(jnp.float32).min)
+    """Values mixed by the softmax of float32 `scores` over the tokens that `mask` allows."""
+    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     probabilities = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, rngs)
     return jnp.einsum("baqk,bkad->bqad", probabilities.astype(value.dtype), value)
 

@@ -35,13 +35,13 @@ class SelfAttention(nnx.Module):
     def __call__(
         self,
         hidden: Float[Array, "b l h"],
-        pairs: Bool[Array, "b 1 #l k"],
+        mask: Bool[Array, "b 1 #l k"],
         bias: Float[Array, "#b #a l k"] | None = None,
         source: Float[Array, "b k h"] | None = None,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """Attend where `pairs` allows, with `bias` on the scores."""
+        """Attend where `mask` allows, with `bias` on the scores."""
         b, l, h = hidden.shape
         source = hidden if source is None else source
         query, key, value = (
@@ -52,7 +52,7 @@ class SelfAttention(nnx.Module):
                 self.value(source, rngs=rngs),
             )
         )
-        mixed = attention(query, key, value, pairs, bias, dropout_rate=self.dropout_rate, rngs=rngs)
+        mixed = attention(query, key, value, mask, bias, dropout_rate=self.dropout_rate, rngs=rngs)
         return self.out(mixed.reshape(b, l, h), rngs=rngs)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from qa_flax.models.attention import attention_pairs
+from qa_flax.models.attention import make_attention_mask
 from qa_flax.models.blocks import PostNormBlock, Stack
 from qa_flax.models.layers import (
     Embeddings,
@@ -109,7 +109,7 @@ class Encoder(nnx.Module):
         positions: Int[Array, "#b l"],
     ) -> tuple[Any, ...]:
         """What every layer gets beside the hidden states."""
-        return (attention_pairs(attention_mask, segment_ids),)
+        return (make_attention_mask(attention_mask, segment_ids),)
 
     def run_layers(
         self, hidden: Float[Array, "b l h"], *where: Any, rngs: nnx.Rngs | None

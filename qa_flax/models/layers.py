@@ -124,7 +124,7 @@ def initial_array(
     cutoff: float = np.inf,
 ) -> np.ndarray:
     """How HF's BERT-shaped models begin: float32 normal(0, `initializer_range`) weights, scales 1,
-    biases 0, and zeros for the padding word.
+    biases 0, and zeros for the padding token.
 
     `deviation` replaces `initializer_range`; weights beyond `cutoff` deviations are drawn again.
     """
@@ -155,10 +155,10 @@ class FixedTable(nnx.Module):
 
 
 class Embeddings(nnx.Module):
-    """Word + token type + position vectors, normalised: `[b, l] -> [b, l, size]`.
+    """Token + token type + position vectors, normalised: `[b, l] -> [b, l, size]`.
 
     `types=0` or `positions=0`: there is no such table; `normalised=False`: no norm. Neither the
-    padding word nor position `padding_position` is ever trained.
+    padding token nor position `padding_position` is ever trained.
     """
 
     def __init__(
@@ -259,7 +259,7 @@ def positions_after_padding(
     padding: int,
     limit: int,
 ) -> Int[Array, "b l"]:
-    """As RoBERTa counts: tokens from `padding + 1` on, and every padding word has `padding`.
+    """As RoBERTa counts: tokens from `padding + 1` on, and every padding token has `padding`.
 
     `limit` is the number of rows of the position table. `ValueError` for rows that are too long.
     """
@@ -268,7 +268,7 @@ def positions_after_padding(
     real = (input_ids != padding).astype(input_ids.dtype)
     before = jnp.cumsum(real, axis=1) - real
     if segment_ids is not None:
-        # The padding word may be in a window's text too, and may not be what is between windows.
+        # The padding token may be in a window's text too, and may not be what is between windows.
         real, before = real * (segment_ids > 0), restarting_positions(segment_ids, before)
     else:
         check_length(input_ids.shape[1], limit - padding - 1)

@@ -9,40 +9,40 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from qa_flax.models.attention import attention, attention_pairs, in_blocks, with_neighbours
+from qa_flax.models.attention import attention, in_blocks, make_attention_mask, with_neighbours
 
 
-def local_pairs(
+def make_local_mask(
     attention_mask: Int[Array, "b l"], segment_ids: Int[Array, "b l"] | None, window: int
 ) -> Bool[Array, "n 1 q k"]:
-    """As `layers.attention_pairs` for tokens at most `window` apart, cut as `local_attention` cuts.
+    """Which token may look at which of those at most `window` away, cut as `local_attention` cuts.
 
     `n` is the number of all rows' blocks, `q` the tokens of a block, `k` those it is shown.
     """
     block = block_size(attention_mask.shape[1], window)
     segments = None if segment_ids is None else _cut_wide(segment_ids, block)
-    pairs = attention_pairs(_cut_wide(attention_mask, block), segments)
-    asked = jnp.arange(pairs.shape[-1])
+    mask = make_attention_mask(_cut_wide(attention_mask, block), segments)
+    asked = jnp.arange(mask.shape[-1])
     asking = asked if block is None else asked[block:-block]
     if block is not None and segments is not None:
-        pairs = pairs[:, :, block:-block]
+        mask = mask[:, :, block:-block]
     near = jnp.abs(asking[:, None] - asked[None, :]) <= window
-    return pairs & near[None, None]
+    return mask & near[None, None]
 
 
 def local_attention(
     query: Float[Array, "b l a d"],
     key: Float[Array, "b l a d"],
     value: Float[Array, "b l a d"],
-    pairs: Bool[Array, "n 1 q k"],
+    mask: Bool[Array, "n 1 q k"],
     window: int,
     *,
     dropout_rate: float = 0.0,
     rngs: nnx.Rngs | None = None,
 ) -> Float[Array, "b l a d"]:
-    """`layers.attention` of each token to those at most `window` away, by `local_pairs`' pairs.
+    """Attention of each token to those at most `window` away; `mask` is `make_local_mask`'s.
 
-    A token that may look at nothing (padding far from every word) gets zeros, in PyTorch too.
+    A token that may look at nothing (padding far from every real token) gets zeros, in PyTorch too.
     """
     b, l, *rest = query.shape
     block = block_size(l, window)
@@ -50,11 +50,11 @@ def local_attention(
         _cut(query, block),
         _cut_wide(key, block),
         _cut_wide(value, block),
-        pairs,
+        mask,
         dropout_rate=dropout_rate,
         rngs=rngs,
     )
-    sees = pairs.any(axis=-1)[:, 0, :, None, None]
+    sees = mask.any(axis=-1)[:, 0, :, None, None]
     return jnp.where(sees, mixed, 0.0).reshape(b, -1, *rest)[:, :l]
 
 

@@ -61,7 +61,7 @@ def compare(layer, length: int, repeats: int, limit: float) -> None:
 def functions(layer, mask):
     def forward(hidden):
         turned = rotation(jnp.arange(hidden.shape[1])[None], HEAD_SIZE, 10_000.0)
-        return layer(hidden, local_attention.local_pairs(mask, None, WINDOW), turned)
+        return layer(hidden, local_attention.make_local_mask(mask, None, WINDOW), turned)
 
     return forward, jax.grad(lambda hidden: (forward(hidden) ** 2).mean() * hidden.size)
 

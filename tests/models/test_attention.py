@@ -4,15 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qa_flax.models.attention import attention, attention_pairs
+from qa_flax.models.attention import attention, make_attention_mask
 
 
-def test_attention_pairs_of_lengths_and_of_segments():
+def test_masks_of_lengths_and_of_segments():
     mask = jnp.array([[1, 1, 0]])
-    assert np.asarray(attention_pairs(mask)).tolist() == [[[[True, True, False]]]]
+    assert np.asarray(make_attention_mask(mask)).tolist() == [[[[True, True, False]]]]
     segments = jnp.array([[1, 1, 2, 0]])
-    pairs = np.asarray(attention_pairs(jnp.ones_like(segments), segments))[0, 0]
-    assert pairs.astype(int).tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+    mask = np.asarray(make_attention_mask(jnp.ones_like(segments), segments))[0, 0]
+    assert mask.astype(int).tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
 
 
 def test_attention_is_finite_where_nothing_may_be_seen():

@@ -24,7 +24,6 @@ from loud import (
 from safetensors.numpy import load_file
 from transformers import PreTrainedConfig
 
-from qa_flax.models.blocks import Stack
 from qa_flax.models.families import FAMILIES
 from qa_flax.models.layers import Fixed
 from qa_flax.models.model import AutoModelForQuestionAnswering
@@ -117,33 +116,6 @@ def test_bfloat16_compute_is_close_and_returns_float32(family):
         assert 1e-4 < relative_error(ours, theirs) < 0.1
     dtypes = {p.dtype for p in parameters(loud_model(0, dtype="bfloat16", family=family)).values()}
     assert dtypes == {jnp.dtype("float32")}
-
-
-def gradient(family, remat):
-    """Of a loss with dropout, traced, and the parameters."""
-    model, batch = loud_model(0, family=family).with_remat(remat), batch_of(family)
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
-
-    def loss(params):
-        logits = nnx.merge(graph, params, rest)(**batch, rngs=nnx.Rngs(dropout=0))
-        return span_losses(logits, jnp.array([3, 0, 1]), jnp.array([5, 1, 1])).mean()
-
-    return jax.jit(jax.grad(loss)).trace(params), params
-
-
-@encoders
-def test_with_remat_every_layer_is_computed_again_in_the_backward_pass(family):
-    modules = [module for _, module in nnx.iter_modules(loud_model(0, family=family))]
-    layers = sum(len(module) for module in modules if isinstance(module, Stack))
-    assert str(gradient(family, remat=True)[0].jaxpr).count("remat") >= layers > 0
-
-
-def test_computing_again_in_the_backward_pass_changes_no_gradient():
-    """Dropout's masks must be drawn again."""
-    (plain, params), (saving, _) = gradient("bert", remat=False), gradient("bert", remat=True)
-    assert "remat" not in str(plain.jaxpr)
-    kept, again = (traced.lower().compile()(params) for traced in (plain, saving))
-    assert_same_gradients(torch_gradients(again, "bert"), torch_gradients(kept, "bert"))
 
 
 # ---- dropout -------------------------------------------------------------------------------------

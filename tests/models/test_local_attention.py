@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from loud import relative_error
 
-from qa_flax.models.local_attention import block_size, local_attention, local_pairs
+from qa_flax.models.local_attention import block_size, local_attention, make_local_mask
 
 
 def attend_plainly(query, key, value, mask, segments, window):
@@ -38,8 +38,8 @@ def inputs(length, packed, seed=0):
 
 def ours(query, key, value, mask, segments, window):
     segments = None if segments is None else jnp.asarray(segments)
-    pairs = local_pairs(jnp.asarray(mask), segments, window)
-    return local_attention(*map(jnp.asarray, (query, key, value)), pairs, window)
+    mask = make_local_mask(jnp.asarray(mask), segments, window)
+    return local_attention(*map(jnp.asarray, (query, key, value)), mask, window)
 
 
 @pytest.mark.parametrize("packed", [False, True])

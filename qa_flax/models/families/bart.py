@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from qa_flax.models.activations import ACTIVATIONS
-from qa_flax.models.attention import attention_pairs
+from qa_flax.models.attention import make_attention_mask
 from qa_flax.models.blocks import OTHER_TASKS, SelfAttention, Stack
 from qa_flax.models.configs import SharedConfig
 from qa_flax.models.dropout import dropout
@@ -113,16 +113,16 @@ class BartBlock(nnx.Module):
     def __call__(
         self,
         hidden: Float[Array, "b l h"],
-        pairs: Bool[Array, "b 1 #l l"],
+        mask: Bool[Array, "b 1 #l l"],
         encoded: Float[Array, "b k h"] | None = None,
-        encoded_pairs: Bool[Array, "b 1 #l k"] | None = None,
+        encoded_mask: Bool[Array, "b 1 #l k"] | None = None,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """`encoded`, the decoder's only: the encoder's hidden states, seen as its pairs allow."""
-        hidden = self._add(self.attention_norm, self.attention, hidden, pairs, rngs=rngs)
+        """`encoded`, the decoder's only: the encoder's hidden states, seen as its mask allows."""
+        hidden = self._add(self.attention_norm, self.attention, hidden, mask, rngs=rngs)
         if encoded is not None:
-            seen = (encoded_pairs, None, encoded)
+            seen = (encoded_mask, None, encoded)
             norm, attention = self.cross_attention_norm, self.cross_attention
             hidden = self._add(norm, attention, hidden, *seen, rngs=rngs)
         return self._add(self.mlp_norm, self._mlp, hidden, rngs=rngs)
@@ -195,16 +195,16 @@ class SharedModel(nnx.Module):
         """The decoder's hidden states, as `encoder.Encoder`; token types are not looked at."""
         places = positions_from_0(input_ids, None, segment_ids, self.positions)
         positions = places if position_ids is None else position_ids
-        pairs = attention_pairs(attention_mask, segment_ids)
-        encoded = self.encoder(self._vectors(input_ids), positions, pairs, rngs=rngs)
+        mask = make_attention_mask(attention_mask, segment_ids)
+        encoded = self.encoder(self._vectors(input_ids), positions, mask, rngs=rngs)
 
         first = self.first_words(input_ids, places, segment_ids)
         moved = jnp.where(places == 0, first, jnp.roll(input_ids, 1, axis=1))
         # As in PyTorch nothing hides padding here: it is behind the words that matter.
         index = jnp.arange(input_ids.shape[1])
         earlier = (index[:, None] >= index[None, :])[None, None]
-        earlier = earlier & attention_pairs(jnp.ones_like(input_ids), segment_ids)
-        return self.decoder(self._vectors(moved), positions, earlier, encoded, pairs, rngs=rngs)
+        earlier = earlier & make_attention_mask(jnp.ones_like(input_ids), segment_ids)
+        return self.decoder(self._vectors(moved), positions, earlier, encoded, mask, rngs=rngs)
 
     def first_words(
         self,

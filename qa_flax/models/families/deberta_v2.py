@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from qa_flax.models.activations import ACTIVATIONS
-from qa_flax.models.attention import along_diagonals, attention, attention_pairs
+from qa_flax.models.attention import along_diagonals, attention, make_attention_mask
 from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES, OTHER_TASKS, PostNormBlock, Stack
 from qa_flax.models.configs import EncoderConfig
 from qa_flax.models.dropout import dropout
@@ -112,12 +112,12 @@ class DisentangledAttention(nnx.Module):
     def __call__(
         self,
         hidden: Float[Array, "b l h"],
-        pairs: Bool[Array, "b 1 l l"],
+        mask: Bool[Array, "b 1 l l"],
         distances: Float[Array, "w h"] | None,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """Attend where `pairs` allows; `distances` are the vectors of `1 - l .. l - 1`."""
+        """Attend where `mask` allows; `distances` are the vectors of `1 - l .. l - 1`."""
         b, l, h = hidden.shape
         query, key, value = (
             project(hidden, rngs=rngs).reshape(b, l, self.heads, -1)
@@ -130,7 +130,7 @@ class DisentangledAttention(nnx.Module):
             distances = dropout(distances, self.position_dropout_rate, rngs)
             bias = scale * self._bias(query, key, distances, rngs)
         mixed = attention(
-            query, key, value, pairs, bias, scale=scale, dropout_rate=self.dropout_rate, rngs=rngs
+            query, key, value, mask, bias, scale=scale, dropout_rate=self.dropout_rate, rngs=rngs
         )
         return self.out(mixed.reshape(b, l, h), rngs=rngs)
 
@@ -266,11 +266,11 @@ class DebertaV2Encoder(nnx.Module):
             input_ids, token_type_ids, position_ids, real.astype(jnp.float32), rngs=rngs
         )
         # As in Hugging Face, padding looks at everything alike.
-        pairs = attention_pairs(attention_mask, segment_ids) & real[:, None]
+        mask = make_attention_mask(attention_mask, segment_ids) & real[:, None]
         distances = self._distances(input_ids.shape[1])
         hidden = embedded
         for number, layer in enumerate(self.layers):
-            hidden = self.layers.run(layer, hidden, pairs, distances, rngs=rngs)
+            hidden = self.layers.run(layer, hidden, mask, distances, rngs=rngs)
             if number == 0 and self.convolution is not None:
                 hidden = self.convolution(embedded, hidden, real.astype(hidden.dtype), rngs=rngs)
         return hidden

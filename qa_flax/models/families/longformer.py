@@ -74,8 +74,8 @@ def windowed_attention(
     reach = window // 2
     if l <= window:
         near = jnp.abs(jnp.arange(l)[:, None] - jnp.arange(l)[None]) <= reach
-        pairs = near[None] & real[:, None] | asked[:, None]
-        return attention(query, key, value, pairs[:, None], **dropped)
+        mask = near[None] & real[:, None] | asked[:, None]
+        return attention(query, key, value, mask[:, None], **dropped)
 
     def keys(x: Array, near: Array) -> Array:
         """The question's tokens and those near, for each block: `[b * n, first + 3 * reach]`."""

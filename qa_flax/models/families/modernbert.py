@@ -11,14 +11,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qa_flax.models import layers
 from qa_flax.models.activations import ACTIVATIONS
-from qa_flax.models.attention import attention, attention_pairs
+from qa_flax.models.attention import attention, make_attention_mask
 from qa_flax.models.blocks import Stack
 from qa_flax.models.configs import read_config
 from qa_flax.models.dropout import dropout
 from qa_flax.models.encoder import Encoder
 from qa_flax.models.family import Family
 from qa_flax.models.layers import ParamPath, layer_norm, linear
-from qa_flax.models.local_attention import local_attention, local_pairs
+from qa_flax.models.local_attention import local_attention, make_local_mask
 from qa_flax.models.qa import SpanHead, SpanLogits
 
 # Cosines and sines by which a layer turns its queries and keys.
@@ -124,8 +124,8 @@ class ModernBertEncoder(Encoder):
     ) -> tuple[Any, ...]:
         """The masks and the rotations of either kind of layer."""
         masks = {
-            GLOBAL: attention_pairs(attention_mask, segment_ids),
-            LOCAL: local_pairs(attention_mask, segment_ids, self.window),
+            GLOBAL: make_attention_mask(attention_mask, segment_ids),
+            LOCAL: make_local_mask(attention_mask, segment_ids, self.window),
         }
         rotations = {
             kind: rotation(positions, self.head_size, theta) for kind, theta in self.thetas.items()
@@ -162,14 +162,14 @@ class ModernBertLayer(nnx.Module):
     def __call__(
         self,
         hidden: Float[Array, "b l h"],
-        pairs: Bool[Array, "n 1 #q k"],
+        mask: Bool[Array, "n 1 #q k"],
         rotation: Rotation,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """`pairs` are `local_pairs` in a local layer, else `attention_pairs`."""
+        """`mask` is `make_local_mask`'s in a local layer, else `make_attention_mask`'s."""
         normed = hidden if self.attention_norm is None else self.attention_norm(hidden)
-        hidden = hidden + self.attention(normed, pairs, rotation, rngs=rngs)
+        hidden = hidden + self.attention(normed, mask, rotation, rngs=rngs)
         inner, gate = jnp.split(self.up(self.mlp_norm(hidden), rngs=rngs), 2, axis=-1)
         inner = dropout(ACTIVATIONS[self.activation](inner) * gate, self.mlp_dropout_rate, rngs)
         return hidden + self.down(inner, rngs=rngs)
@@ -189,7 +189,7 @@ class ModernBertAttention(nnx.Module):
     def __call__(
         self,
         hidden: Float[Array, "b l h"],
-        pairs: Bool[Array, "n 1 #q k"],
+        mask: Bool[Array, "n 1 #q k"],
         rotation: Rotation,
         *,
         rngs: nnx.Rngs | None = None,
@@ -200,12 +200,13 @@ class ModernBertAttention(nnx.Module):
             x.reshape(b, l, self.heads, h // self.heads)
             for x in jnp.split(self.qkv(hidden, rngs=rngs), 3, axis=-1)
         )
-        query, key, drop = turned(query, rotation), turned(key, rotation), self.dropout_rate
+        query, key = apply_rotary(query, rotation), apply_rotary(key, rotation)
+        drop = self.dropout_rate
         if self.window is None:
-            mixed = attention(query, key, value, pairs, dropout_rate=drop, rngs=rngs)
+            mixed = attention(query, key, value, mask, dropout_rate=drop, rngs=rngs)
         else:
             mixed = local_attention(
-                query, key, value, pairs, self.window, dropout_rate=drop, rngs=rngs
+                query, key, value, mask, self.window, dropout_rate=drop, rngs=rngs
             )
         return dropout(self.out(mixed.reshape(b, l, h), rngs=rngs), drop, rngs)
 
@@ -219,7 +220,7 @@ def rotation(positions: Int[Array, "#b l"], size: int, theta: float) -> Rotation
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def turned(x: Float[Array, "b l a d"], rotation: Rotation) -> Float[Array, "b l a d"]:
+def apply_rotary(x: Float[Array, "b l a d"], rotation: Rotation) -> Float[Array, "b l a d"]:
     """Each pair of a head's elements `i` and `i + d / 2` turned, in float32."""
     cosines, sines = rotation
     one, other = jnp.split(x.astype(jnp.float32), 2, axis=-1)

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from qa_flax.models.attention import along_diagonals, attention_pairs
+from qa_flax.models.attention import along_diagonals, make_attention_mask
 from qa_flax.models.blocks import EMBEDDING_NAMES, OTHER_TASKS
 from qa_flax.models.configs import SharedConfig
 from qa_flax.models.encoder import PositionsAfterPadding
 from qa_flax.models.family import Family
 from qa_flax.models.layers import embedding
 
-# Kinds of distance and the padding word's id: HF's MPNet has these whatever config.json says, where
-# relative_attention_num_buckets is but the rows of the table.
+# Kinds of distance, and the padding token's id: HF's MPNet has these whatever config.json says,
+# where relative_attention_num_buckets is but the rows of the table.
 BUCKETS = 32
 PADDING = 1
 
@@ -30,7 +30,7 @@ class MPNetConfig(SharedConfig):
 
     @property
     def pad_token_id(self) -> int:
-        """The padding word's id."""
+        """The padding token's id."""
         return PADDING
 
     @classmethod
@@ -64,11 +64,11 @@ class MPNetEncoder(PositionsAfterPadding):
         segment_ids: Int[Array, "b l"] | None,
         positions: Int[Array, "#b l"],
     ) -> tuple[Any, ...]:
-        """The pairs, and the bias of every head."""
+        """The mask, and the bias of every head."""
         length = input_ids.shape[1]
         biases = self.distance_bias(jnp.asarray(buckets(np.arange(1 - length, length)))).T
         rows = jnp.broadcast_to(biases[:, None], (biases.shape[0], length, biases.shape[1]))
-        return attention_pairs(attention_mask, segment_ids), along_diagonals(rows)[None]
+        return make_attention_mask(attention_mask, segment_ids), along_diagonals(rows)[None]
 
 
 def buckets(ahead: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:

@@ -16,7 +16,7 @@ class RobertaConfig(EncoderConfig):
 
 
 class RobertaEncoder(PositionsAfterPadding):
-    """Embeddings whose positions begin after the padding word's id, and post-norm blocks."""
+    """Embeddings whose positions begin after the padding token's id, and post-norm blocks."""
 
 
 WEIGHT_NAMES = EMBEDDING_NAMES | BLOCK_NAMES

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from qa_flax.models.attention import attention, attention_pairs
+from qa_flax.models.attention import attention, make_attention_mask
 from qa_flax.models.blocks import (
     BLOCK_NAMES,
     EMBEDDING_NAMES,
@@ -55,29 +55,31 @@ class RotaryAttention(SelfAttention):
 
     def __init__(self, config: RoFormerConfig, *, dtype: jnp.dtype):
         super().__init__(config, dtype=dtype)
-        self.turn_value = config.rotary_value
+        self.rotary_value = config.rotary_value
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         hidden: Float[Array, "b l h"],
-        pairs: Bool[Array, "b 1 #l l"],
+        mask: Bool[Array, "b 1 #l l"],
         angles: Float[Array, "#b l d"],
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """Attend where `pairs` allows; `angles` as `turned` takes them."""
+        """Attend where `mask` allows; `angles` as `apply_rotary` takes them."""
         b, l, h = hidden.shape
         by_head = (b, l, self.heads, h // self.heads)
-        query = turned(self.query(hidden, rngs=rngs).reshape(by_head), angles)
-        key = turned(self.key(hidden, rngs=rngs).reshape(by_head), angles)
+        query = apply_rotary(self.query(hidden, rngs=rngs).reshape(by_head), angles)
+        key = apply_rotary(self.key(hidden, rngs=rngs).reshape(by_head), angles)
         value = self.value(hidden, rngs=rngs).reshape(by_head)
-        if self.turn_value:
-            value = turned(value, angles)
-        mixed = attention(query, key, value, pairs, dropout_rate=self.dropout_rate, rngs=rngs)
+        if self.rotary_value:
+            value = apply_rotary(value, angles)
+        mixed = attention(query, key, value, mask, dropout_rate=self.dropout_rate, rngs=rngs)
         return self.out(mixed.reshape(b, l, h), rngs=rngs)
 
 
-def turned(x: Float[Array, "b l a d"], angles: Float[Array, "#b l d"]) -> Float[Array, "b l a d"]:
+def apply_rotary(
+    x: Float[Array, "b l a d"], angles: Float[Array, "#b l d"]
+) -> Float[Array, "b l a d"]:
     """Each two neighbours of the last axis as a point of the plane, turned about its origin.
 
     `angles`: the sines of the d/2 angles of each token, then their cosines. Computed in float32.
@@ -103,8 +105,8 @@ class RoFormerEncoder(Encoder):
         segment_ids: Int[Array, "b l"] | None,
         positions: Int[Array, "#b l"],
     ) -> tuple[Any, ...]:
-        """The pairs, and the angles of every token."""
-        return attention_pairs(attention_mask, segment_ids), self.angles(positions)
+        """The mask, and the angles of every token."""
+        return make_attention_mask(attention_mask, segment_ids), self.angles(positions)
 
 
 def _block(config: RoFormerConfig, *, dtype: jnp.dtype) -> PostNormBlock:

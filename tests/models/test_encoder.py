@@ -1,0 +1,79 @@
+"""The shared encoder: what it makes of its options, and what a family may override."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from loud import loud_config
+
+from qa_flax.models.blocks import PreNormBlock
+from qa_flax.models.configs import EncoderConfig
+from qa_flax.models.encoder import Encoder, PositionsAfterPadding
+
+IDS = jnp.asarray([[5, 6, 7, 0]])
+MASK = jnp.asarray([[1, 1, 1, 0]])
+
+
+def config(**changes) -> EncoderConfig:
+    return EncoderConfig.from_hf(loud_config("bert", **changes).to_dict())
+
+
+def make(kind=Encoder, **options):
+    return kind(config(), dtype=jnp.dtype("float32"), **options)
+
+
+def paths(encoder) -> set[str]:
+    return {".".join(map(str, path[:-1])) for path, _ in nnx.to_flat_state(nnx.state(encoder))}
+
+
+def test_options_make_no_part_that_is_not_needed():
+    plain = paths(make())
+    assert {"embeddings.word", "embeddings.position", "layers.1.attention.query"} <= plain
+    assert not plain & {"project", "last_norm"}
+    assert paths(make(size=16)) == plain  # the hidden size: no projection
+    assert paths(make(size=8)) == plain | {"project"}
+    assert paths(make(last_norm=True, block=PreNormBlock)) == plain | {"last_norm"}
+    assert paths(make(types=0, positions=0)) == plain - {
+        "embeddings.token_type",
+        "embeddings.position",
+    }
+
+
+def test_a_family_overrides_what_is_different():
+    given = []
+
+    class Layer(nnx.Module):
+        def __init__(self, config, *, dtype):
+            pass
+
+        def __call__(self, hidden, *where, rngs=None):
+            given.append(where)
+            return hidden
+
+    class Family(Encoder):
+        def types_of(self, input_ids, token_type_ids):
+            return jnp.ones_like(input_ids)
+
+        def where(self, input_ids, attention_mask, segment_ids, positions):
+            return *super().where(input_ids, attention_mask, segment_ids, positions), positions
+
+    encoder = make(Family, block=Layer)
+    table = encoder.embeddings.token_type.embedding
+    table[...] = jnp.asarray(np.random.default_rng(0).normal(size=table.shape), jnp.float32)
+    hidden = encoder(IDS, MASK)
+    # Every vector of the second type, normalised; no other table has a value.
+    wanted = np.asarray(table[1])
+    wanted = (wanted - wanted.mean()) / wanted.std()
+    np.testing.assert_allclose(hidden, np.broadcast_to(wanted, (1, 4, 16)), atol=1e-4)
+    assert len(given) == 2  # layers
+    for mask, positions in given:
+        assert mask.tolist() == [[[[True, True, True, False]]]]
+        assert positions.tolist() == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "positions"), [(Encoder, [0, 1, 2, 3]), (PositionsAfterPadding, [1, 2, 3, 0])]
+)
+def test_positions_are_counted_as_bert_or_as_roberta_does(kind, positions):
+    assert make(kind).positions_of(IDS, None, None).tolist() == [positions]
+    assert make(kind).positions_of(IDS, IDS, None).tolist() == IDS.tolist()
