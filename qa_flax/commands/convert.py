@@ -89,6 +89,8 @@ def _tensors(file: Path) -> dict[str, Any]:
 
     import torch
 
+    from qa_flax.data.messages import first_few
+
     try:
         found = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -97,5 +99,5 @@ def _tensors(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{file} holds a {type(found).__name__}, not tensors by name")
     if bad := [str(n) for n, t in found.items() if not isinstance(t, torch.Tensor)]:
-        raise ValueError(f"{file}: {', '.join(bad[:5])} ({len(bad)} in all) are no tensors")
+        raise ValueError(f"{file}: {first_few(bad)} ({len(bad)} in all) are no tensors")
     return {name: tensor.contiguous() for name, tensor in found.items()}

@@ -1,6 +1,6 @@
 """Random cases of post-processing against the plain oracle, as many as asked for; run by hand.
 
-    python tests/fuzz_spans.py --cases 1000000 --processes 2
+    python tests/answers/fuzz_spans.py --cases 1000000 --processes 2
 
 Windows, texts, ragged rows, ties, NaN, v1 and v2, with and without Hugging Face's defects, from
 lists, `datasets` and `Features`: answers, and in every tenth case the bytes of all files.
@@ -8,9 +8,12 @@ lists, `datasets` and `Features`: answers, and in every tenth case the bytes of 
 
 import argparse
 import multiprocessing
+import sys
 import tempfile
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import numpy as np
 import test_spans
