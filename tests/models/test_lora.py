@@ -16,7 +16,15 @@ from qa_flax.models.layers import Fixed, linear
 from qa_flax.models.lora import LoraLinear, dense_layers
 from qa_flax.models.qa import span_losses
 
-encoders = pytest.mark.parametrize("family", TESTED)
+# The dense layers of the other families have BERT's form and place: those are slow.
+OF_THEIR_OWN = {"bert", "albert", "bart", "deberta-v2", "longformer", "modernbert"}
+encoders = pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=[] if family in OF_THEIR_OWN else [pytest.mark.slow])
+        for family in TESTED
+    ],
+)
 FILES = {"adapter_config.json", "adapter_model.safetensors"}
 
 
