@@ -66,7 +66,7 @@ def together(request, tmp_path_factory, folder):
     here = tmp_path_factory.mktemp("together")
     for name in ("checkpoint", "data"):
         (here / name).symlink_to(folder / name)
-    ended = launch("all", count, cores, here)
+    ended = launch("all", count, cores, here, timeout=120.0 * count)
     files = [here / f"all-{index}.json" for index in range(count)]
     assert all(file.exists() for file in files), "\n".join(e.text[-3000:] for e in ended)
     seconds = time.time() - max(file.stat().st_mtime for file in files)
