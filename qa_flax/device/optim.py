@@ -5,6 +5,7 @@ A chain gives the direction of a step, which the step multiplies by minus the le
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ def decay_mask(params: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
+@lru_cache(maxsize=64)
 def make_optimizer(
     name: str = "adamw_torch",
     *,
@@ -36,6 +38,8 @@ def make_optimizer(
     optim_args: str | None = None,
 ) -> optax.GradientTransformation:
     """Clip by the global norm (0: never), then the direction of the optimizer of that name.
+
+    Equal arguments give the same object, so that a step compiled for one training serves the next.
 
     Args:
         name: one of `OPTIMIZERS`, transformers' `optim` (or `lamb`).

@@ -34,6 +34,11 @@ def use_host_cores(cores: int | None = None) -> None:
         jax.config.update("jax_num_cpu_devices", cores or os.cpu_count() or 1)
 
 
+def cores() -> tuple[Any, ...]:
+    """All D devices, those of one host next to each other, in the order of the processes."""
+    return tuple(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)))
+
+
 def core_count() -> int:
     """D: how many cores of all hosts take part."""
     return jax.device_count()
@@ -52,7 +57,7 @@ def process_core_count() -> int:
 
 def process_cores() -> slice:
     """Which of the D cores are this host's: those of one host follow one another."""
-    first = [device.process_index for device in _cores()].index(processes.index())
+    first = [device.process_index for device in cores()].index(processes.index())
     return slice(first, first + process_core_count())
 
 
@@ -94,7 +99,7 @@ def over_cores(
     return jax.pmap(
         step,
         axis_name=CORES,
-        devices=_cores() if devices is None else devices,
+        devices=cores() if devices is None else devices,
         in_axes=in_axes,
         out_axes=out_axes,
         donate_argnums=(0,) if donate else (),
@@ -216,11 +221,6 @@ def _all_pieces() -> Callable[..., Any]:
     return over_cores(lambda part: lax.all_gather(part, CORES), (0,), None)
 
 
-def _cores() -> list[Any]:
-    """All D, those of one host next to each other, in the order of the processes."""
-    return sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
-
-
 def _one_slice_a_core() -> NamedSharding:
-    mine = np.array(_cores()[process_cores()])
+    mine = np.array(cores()[process_cores()])
     return NamedSharding(Mesh(mine, (CORES,)), PartitionSpec(CORES))

@@ -48,8 +48,29 @@ class BlockConfig(Protocol):
     def pad_token_id(self) -> int | None: ...  # noqa: D102
 
 
-# Parameters begin as zeros and `weights.py` fills them, from a checkpoint or with `initial_array`;
-# NNX wants a source of random numbers all the same.
+# A module is made in the host's memory, in a few microseconds a parameter: `weights.py` fills it
+# from a checkpoint or with `initial_array`. Until then parameters are NumPy's zeros, which take no
+# memory before they are written, and the source of random numbers that NNX asks for gives none.
+
+
+class _NoRandomNumbers:
+    """In place of `nnx.Rngs`, whose keys take longer to make than all else in a layer."""
+
+    def params(self) -> None:
+        """No key."""
+
+
+NO_RNGS: Any = _NoRandomNumbers()
+
+
+def zeros(key: object, shape: tuple[int, ...], dtype: Any = jnp.float32, *_: Any) -> Any:
+    """An initializer as NNX calls it: `shape` zeros that take no memory yet; `key` is not used."""
+    return np.zeros(shape, dtype)
+
+
+def ones(key: object, shape: tuple[int, ...], dtype: Any = jnp.float32, *_: Any) -> Any:
+    """As `zeros`, of ones; they take memory."""
+    return np.ones(shape, dtype)
 
 
 class Dense(nnx.Linear):
@@ -71,8 +92,9 @@ class Dense(nnx.Linear):
 
 def linear(n_in: int, n_out: int, dtype: jnp.dtype, *, bias: bool = True) -> Dense:
     """A dense layer, kernel `[n_in, n_out]`, multiplying in `dtype`."""
-    zeros = nnx.initializers.zeros
-    return Dense(n_in, n_out, use_bias=bias, dtype=dtype, kernel_init=zeros, rngs=nnx.Rngs(0))
+    return Dense(
+        n_in, n_out, use_bias=bias, dtype=dtype, kernel_init=zeros, bias_init=zeros, rngs=NO_RNGS
+    )
 
 
 def layer_norm(size: int, epsilon: float, dtype: jnp.dtype, *, bias: bool = True) -> nnx.LayerNorm:
@@ -84,7 +106,9 @@ def layer_norm(size: int, epsilon: float, dtype: jnp.dtype, *, bias: bool = True
         use_bias=bias,
         dtype=dtype,
         use_fast_variance=False,
-        rngs=nnx.Rngs(0),
+        scale_init=ones,
+        bias_init=zeros,
+        rngs=NO_RNGS,
     )
 
 
@@ -101,7 +125,7 @@ class Table(nnx.Embed):
 
 def embedding(n: int, size: int) -> Table:
     """`n` vectors of `size`, looked up in float32."""
-    return Table(n, size, embedding_init=nnx.initializers.zeros, rngs=nnx.Rngs(0))
+    return Table(n, size, embedding_init=zeros, rngs=NO_RNGS)
 
 
 def look_up(
@@ -147,7 +171,7 @@ class FixedTable(nnx.Module):
     """As `embedding`, but never trained."""
 
     def __init__(self, n: int, size: int):
-        self.embedding = Fixed(jnp.zeros((n, size)))
+        self.embedding = Fixed(zeros(None, (n, size)))
 
     def __call__(self, ids: Int[Array, "*rows"]) -> Float[Array, "*rows size"]:
         """The vectors of `ids`."""

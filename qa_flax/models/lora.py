@@ -8,14 +8,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from qa_flax.models.dropout import dropout
 from qa_flax.models.files import ADAPTER_CONFIG_FILE, WEIGHTS_FILE, read_json
-from qa_flax.models.layers import Dense, Fixed, ParamPath
+from qa_flax.models.layers import NO_RNGS, Dense, Fixed, ParamPath, zeros
 from qa_flax.models.weights import Named
 
 logger = logging.getLogger(__name__)
@@ -186,12 +185,20 @@ class LoraLinear(Dense):
 
     def __init__(self, base: nnx.Linear, config: LoraConfig):
         n_in, n_out = base.in_features, base.out_features
-        super().__init__(n_in, n_out, use_bias=base.use_bias, dtype=base.dtype, rngs=nnx.Rngs(0))
+        super().__init__(
+            n_in,
+            n_out,
+            use_bias=base.use_bias,
+            dtype=base.dtype,
+            kernel_init=zeros,
+            bias_init=zeros,
+            rngs=NO_RNGS,
+        )
         self.kernel = base.kernel
         if base.bias is not None:
             self.bias = base.bias
-        self.lora_a = nnx.Param(jnp.zeros((n_in, config.r)))
-        self.lora_b = nnx.Param(jnp.zeros((config.r, n_out)))
+        self.lora_a = nnx.Param(zeros(None, (n_in, config.r)))
+        self.lora_b = nnx.Param(zeros(None, (config.r, n_out)))
         self.scaling, self.dropout_rate = config.scaling, float(config.lora_dropout)
 
     def __call__(

@@ -53,7 +53,8 @@ class AutoModelForQuestionAnswering(Readable):
     """An encoder with a span head, made from a Hugging Face config or checkpoint.
 
     Parameters are float32; `dtype` is the compute dtype. Call it with NumPy or JAX arrays `[B, L]`.
-    Make one with `from_pretrained` or `from_config`; the class itself gives parameters of zeros.
+    Make one with `from_pretrained` or `from_config`; the class itself gives parameters of zeros
+    (NumPy's, to be filled).
     With `lora` the encoder is frozen and has adapters: make such a one with `get_peft_model`.
     """
 
@@ -105,7 +106,7 @@ class AutoModelForQuestionAnswering(Readable):
         """
         config = _own_config(config)
         family, sizes = _read(config)
-        return filled(cls._shapes_only(config, dtype), initial_arrays(family, sizes, seed))
+        return filled(cls(config, dtype=dtype), initial_arrays(family, sizes, seed))
 
     @classmethod
     def from_pretrained(
@@ -138,15 +139,8 @@ class AutoModelForQuestionAnswering(Readable):
             return model.with_adapter(directory)
         config = _own_config(load_config(directory) if config is None else config)
         config.name_or_path = str(pretrained_model_name_or_path)
-        model = cls._shapes_only(config, dtype)
+        model = cls(config, dtype=dtype)
         return filled(model, stored_arrays(model, *_read(config), directory, seed))
-
-    @classmethod
-    def _shapes_only(
-        cls, config: PreTrainedConfig, dtype: Any, lora: LoraConfig | None = None
-    ) -> "AutoModelForQuestionAnswering":
-        # No arrays yet, so that nothing is made to be thrown away.
-        return nnx.eval_shape(lambda: cls(config, dtype=dtype, lora=lora))
 
     def take_over(self, params: Any) -> None:
         """Put parameters (a state of the same model, NumPy or JAX arrays) in place of its own."""
@@ -165,8 +159,18 @@ class AutoModelForQuestionAnswering(Readable):
 
     def with_dtype(self, dtype: Any) -> "AutoModelForQuestionAnswering":
         """The same parameters, not copied, in a model made anew from `config` for `dtype`."""
-        graphdef = nnx.graphdef(self._shapes_only(self.config, dtype, self.lora))
+        graphdef = nnx.graphdef(type(self)(self.config, dtype=dtype, lora=self.lora))
         return nnx.merge(graphdef, nnx.state(self))
+
+    def graphdef(self, dtype: Any, remat: bool = False) -> nnx.GraphDef:
+        """How to compute with the model's weights in `dtype`, as its config is now.
+
+        Models of the same architecture have equal ones, with the same hash, whatever else is in
+        their configs (names, paths): what was compiled for one serves another.
+        """
+        model = type(self)(self.config, dtype=dtype, lora=self.lora).with_remat(remat)
+        model._config = _NO_CONFIG
+        return nnx.graphdef(model)
 
     def with_remat(self, remat: bool = True) -> "AutoModelForQuestionAnswering":
         """The same parameters, not copied, with or without gradient checkpointing."""
@@ -183,7 +187,7 @@ class AutoModelForQuestionAnswering(Readable):
         """
         directory = checkpoint_directory(directory)
         given = LoraConfig.from_peft(directory / ADAPTER_CONFIG_FILE)
-        model = self._shapes_only(self.config, self.dtype, _resolved(given, self))
+        model = type(self)(self.config, dtype=self.dtype, lora=_resolved(given, self))
         own = adapter_arrays(directory, adapters.saved(_named(model), given))
         arrays = arrays_of(self) | own
         return filled(model, lambda path, _: arrays[path])
@@ -193,7 +197,7 @@ class AutoModelForQuestionAnswering(Readable):
         if self.lora is None:
             raise ValueError("the model has no adapters")
         arrays = adapters.merged(arrays_of(self), self.lora)
-        return filled(self._shapes_only(self.config, self.dtype), lambda path, _: arrays[path])
+        return filled(type(self)(self.config, dtype=self.dtype), lambda path, _: arrays[path])
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors, each whole or not at all.
@@ -238,7 +242,7 @@ def get_peft_model(
     config = _resolved(peft_config, model)
     arrays, begin = arrays_of(model), adapters.initial_adapters(seed)
     return filled(
-        model._shapes_only(model.config, model.dtype, config),
+        type(model)(model.config, dtype=model.dtype, lora=config),
         lambda path, shape: arrays[path] if path in arrays else begin(path, shape),
     )
 
@@ -255,6 +259,9 @@ class _ByIdentity:
 
     def __init__(self, value: PreTrainedConfig):
         self.value = value
+
+
+_NO_CONFIG: Any = _ByIdentity(PreTrainedConfig())
 
 
 def compute_dtype(dtype: Any) -> jnp.dtype:

@@ -1,7 +1,7 @@
 """Evaluation and prediction of one set of windows, of which each process computes its part."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,9 +13,8 @@ from transformers.trainer_utils import EvalPrediction, PredictionOutput, speed_m
 
 from qa_flax.answers.spans import Candidates, Settings
 from qa_flax.data.windows import Features, Windows
-from qa_flax.device import parallel
 from qa_flax.device.counters import watched
-from qa_flax.device.step import Reduction, make_eval_step
+from qa_flax.device.programs import eval_program
 from qa_flax.distributed import preemption, processes
 from qa_flax.distributed.exchange import concatenated, exchange_json, of_main
 from qa_flax.train.events import Events
@@ -97,7 +96,6 @@ class Evaluator:
     def __init__(self, events: Events, live: LiveState, graphdef: nnx.GraphDef, share: Share):
         self._events, self._live, self._graphdef = events, live, graphdef
         self._share = share
-        self._steps: dict[Reduction | None, Callable] = {}
 
     def run(
         self, dataset: Dataset, prefix: str, candidates: Settings | None, *, gather: bool
@@ -120,7 +118,7 @@ class Evaluator:
         with preemption.heeded():
             with watching as report:
                 predicted = predict_windows(
-                    self._step(candidates),
+                    eval_program(self._graphdef, candidates and reduction(candidates)),
                     weights,
                     windows,
                     per_core,
@@ -139,13 +137,6 @@ class Evaluator:
                 labels, logits = concatenated("labels", labels), _of_all(logits)
         metrics |= speed_metrics(prefix, started, num_samples=count, num_steps=len(widths))
         return Evaluated(logits, labels, losses, metrics)
-
-    def _step(self, candidates: Settings | None) -> Callable:
-        """The evaluation step over the cores, made once for each way to gather."""
-        way = None if candidates is None else reduction(candidates)
-        if way not in self._steps:
-            self._steps[way] = parallel.over_cores(make_eval_step(self._graphdef, way), (0, 0), 0)
-        return self._steps[way]
 
 
 def with_prefix(metrics: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import transformers
-from flax import nnx
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import (
@@ -356,16 +355,11 @@ class Trainer:
         # The newer name; transformers keeps both alike where it has both.
         args = self.args
         remat = getattr(args, "activation_checkpointing", args.gradient_checkpointing)
-        trained = _computing(model, args.bf16).with_remat(bool(remat))
-        self._train_graphdef = nnx.graphdef(trained)
-        graphdef = nnx.graphdef(_computing(model, args.bf16 or args.bf16_full_eval))
+        in_training = "bfloat16" if args.bf16 else model.dtype
+        self._train_graphdef = model.graphdef(in_training, remat=bool(remat))
+        graphdef = model.graphdef("bfloat16" if args.bf16_full_eval else in_training)
         self._share = Share(self.split_by_node)
         self._evaluator = Evaluator(self._events, self._live, graphdef, self._share)
-
-
-def _computing(model: AutoModelForQuestionAnswering, in_bf16: bool) -> Any:
-    """The model as its config is now, in the compute dtype that the arguments ask for."""
-    return model.with_dtype("bfloat16" if in_bf16 else model.dtype)
 
 
 def _require_model(model: Any) -> None:

@@ -19,7 +19,8 @@ from qa_flax.data.windows import Windows
 from qa_flax.device import parallel
 from qa_flax.device.counters import watched
 from qa_flax.device.memory import HELP, memory_plan, state_pattern
-from qa_flax.device.step import TrainState, make_train_step, weights_of
+from qa_flax.device.programs import train_program
+from qa_flax.device.step import TrainState, weights_of
 from qa_flax.distributed import preemption, processes
 from qa_flax.distributed.exchange import of_main
 from qa_flax.train import checkpoints
@@ -124,16 +125,10 @@ class _Training:
             self._had_been_stopped = restore_callbacks(events, events.state.global_step >= last)
         self._start: TrainState | None = state
         self._pattern = pattern
-        step = make_train_step(graphdef, optimizer, float(args.label_smoothing_factor))
         self._reported_memory = 0
         self._steps = Steps(
             live,
-            parallel.over_cores(
-                lambda state, batch, rate, words: step(state, batch, rate, parallel.key_of(words)),
-                (0, 0, 0, 0),
-                (0, None),
-                donate=True,
-            ),
+            train_program(graphdef, optimizer, float(args.label_smoothing_factor)),
             parallel.run_key(args.seed),
             int(state.step),
             partial(self._report_memory, pattern),

@@ -16,7 +16,16 @@ from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES, OTHER_TASKS, Pos
 from qa_flax.models.configs import EncoderConfig
 from qa_flax.models.dropout import dropout
 from qa_flax.models.family import Family
-from qa_flax.models.layers import Dense, embedding, layer_norm, linear, look_up, positions_from_0
+from qa_flax.models.layers import (
+    NO_RNGS,
+    Dense,
+    embedding,
+    layer_norm,
+    linear,
+    look_up,
+    positions_from_0,
+    zeros,
+)
 
 
 @dataclass(frozen=True)
@@ -170,8 +179,9 @@ class Convolution(nnx.Module):
             padding=[(edge, edge)],
             feature_group_count=config.conv_groups,
             dtype=dtype,
-            kernel_init=nnx.initializers.zeros,
-            rngs=nnx.Rngs(0),
+            kernel_init=zeros,
+            bias_init=zeros,
+            rngs=NO_RNGS,
         )
         self.norm = layer_norm(config.hidden_size, config.layer_norm_eps, dtype)
 

@@ -106,7 +106,7 @@ class ModernBertEncoder(Encoder):
         )
         h = config.hidden_size
         self.head_size = h // config.num_attention_heads
-        self.thetas = {GLOBAL: config.global_rope_theta, LOCAL: config.local_rope_theta}
+        self.global_theta, self.local_theta = config.global_rope_theta, config.local_rope_theta
         self.window = config.local_attention // 2
         self.layer_types = config.layer_types
         self.layers = Stack(
@@ -128,7 +128,8 @@ class ModernBertEncoder(Encoder):
             LOCAL: make_local_mask(attention_mask, segment_ids, self.window),
         }
         rotations = {
-            kind: rotation(positions, self.head_size, theta) for kind, theta in self.thetas.items()
+            GLOBAL: rotation(positions, self.head_size, self.global_theta),
+            LOCAL: rotation(positions, self.head_size, self.local_theta),
         }
         return masks, rotations
 
