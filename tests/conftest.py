@@ -15,6 +15,8 @@ import jax
 import numpy as np
 import pytest
 
+from qa_flax.device import programs
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Hundreds of trainers share a handful of steps, and models their operations: each is compiled once
@@ -47,7 +49,7 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(skip)
 
 
-MOST_MEMORY = 3 << 30
+MOST_MEMORY = 6 << 30
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -56,6 +58,7 @@ def _forget_what_is_compiled():
     """After a file, where they take much: all programs together would take 9 GB of each worker."""
     yield
     if int(Path("/proc/self/statm").read_text().split()[1]) * PAGE > MOST_MEMORY:
+        programs.forget()
         jax.clear_caches()
 
 

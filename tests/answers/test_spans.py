@@ -114,7 +114,11 @@ def assert_same(folder, rows, features, predictions, settings, given=None, **ora
 # ------------------------------------------------------------------------------------- parity
 
 
-@pytest.mark.parametrize("block", range(10))
+# More of the same by `pytest -m slow`.
+BLOCKS = [pytest.param(n, marks=[] if n < 4 else [pytest.mark.slow]) for n in range(10)]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
 def test_random_cases_equal_the_oracle(tmp_path, block):
     compared = 0
     for seed in range(block * 40, block * 40 + 40):
@@ -209,9 +213,10 @@ def test_bfloat16_is_computed_in_float32():
     assert postprocess_qa_predictions(rows, features, rounded, **settings) == expected
 
 
-def test_the_mended_result_equals_the_mended_oracle(tmp_path):
+@pytest.mark.parametrize("block", BLOCKS[2:7])
+def test_the_mended_result_equals_the_mended_oracle(tmp_path, block):
     """Also with NaN and infinities, the null anywhere, and texts that are nothing but space."""
-    for seed in range(5000, 5200):
+    for seed in range(5000 + block * 40, 5040 + block * 40):
         rows, features, predictions, settings = case(seed)
         rng = np.random.default_rng(seed)
         for array in predictions:
@@ -265,9 +270,7 @@ def small_cases(draw):
     return rows, draw(st.permutations(features)), predictions, settings
 
 
-@hypothesis.settings(max_examples=300, deadline=None)
-@hypothesis.given(small_cases())
-def test_any_small_case_equals_the_oracle(case):
+def check_small_case(case):
     rows, features, predictions, settings = case
     try:
         oracle.postprocess_plain(rows, features, predictions, argsort=left_first, **settings)
@@ -275,6 +278,19 @@ def test_any_small_case_equals_the_oracle(case):
         hypothesis.assume(False)
     with tempfile.TemporaryDirectory() as folder:
         assert_same(Path(folder), rows, features, predictions, settings, argsort=left_first)
+
+
+@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.given(small_cases())
+def test_any_small_case_equals_the_oracle(case):
+    check_small_case(case)
+
+
+@pytest.mark.slow
+@hypothesis.settings(max_examples=1000, deadline=None)
+@hypothesis.given(small_cases())
+def test_many_small_cases_equal_the_oracle(case):
+    check_small_case(case)
 
 
 # ---------------------------------------------------------------------------------- odd cases

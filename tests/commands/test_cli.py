@@ -1,11 +1,13 @@
 """The command as a whole: its verbs are the folder's modules; one place shows every error."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import python_path
 
 from qa_flax import commands
 from qa_flax.cli import main
@@ -102,59 +104,66 @@ def test_an_unknown_command_gets_a_suggestion(capsys):
 
 
 def in_a_fresh_process(program, *arguments):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    """Without torch, as where only what qa_flax needs is installed."""
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
         capture_output=True,
         text=True,
         check=False,
-        env=environment,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), python_path()])},
         cwd=ROOT,
     )
 
 
+# Every list of arguments in one process: what it takes is the import of transformers.
 WITHOUT_JAX = """
-import sys
+import contextlib, io, json, sys
 for name in ("jax", "flax", "optax", "orbax"):
     sys.modules[name] = None
 from qa_flax.cli import main
-main(sys.argv[1:])
+ended = []
+for arguments in json.loads(sys.argv[1]):
+    status, printed, said = 0, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
+        try:
+            main(arguments)
+        except SystemExit as end:
+            status = end.code or 0
+    ended.append((status, printed.getvalue(), said.getvalue()))
+print(json.dumps(ended))
 """
+HELPS = ("--help", "--version", "score --help", "run --help")
+MISTAKES = {
+    "rnu": "did you mean 'run'?",
+    "run --lerning_rate 1": "did you mean --learning_rate in place of --lerning_rate?",
+    "run --learning_rate=fast": "invalid float value: 'fast'",
+    "env --cordinator=x": "did you mean --coordinator in place of --cordinator?",
+    "demo --sed=1": "did you mean --seed in place of --sed?",
+    "score a": "the following arguments are required: PREDICTIONS",
+    "convert --derectory": "the following arguments are required: DIRECTORY",
+}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status", "message"),
-    [
-        ("--help", 0, ""),
-        ("--version", 0, ""),
-        ("score --help", 0, ""),
-        ("run --help", 0, ""),
-        ("rnu", 2, "did you mean 'run'?"),
-        ("run --lerning_rate 1", 2, "did you mean --learning_rate in place of --lerning_rate?"),
-        ("run --learning_rate=fast", 2, "invalid float value: 'fast'"),
-        ("env --cordinator=x", 2, "did you mean --coordinator in place of --cordinator?"),
-        ("demo --sed=1", 2, "did you mean --seed in place of --sed?"),
-        ("score a", 2, "the following arguments are required: PREDICTIONS"),
-        ("convert --derectory", 2, "the following arguments are required: DIRECTORY"),
-    ],
-)
-def test_help_and_misspelt_arguments_need_no_jax(arguments, status, message):
-    ended = in_a_fresh_process(WITHOUT_JAX, *arguments.split())
-    assert ended.returncode == status, ended.stderr
-    assert message in ended.stderr
-    assert ended.stderr.count("\n") == (1 if status else 0), ended.stderr
-
-
-def test_scoring_needs_no_jax(tmp_path):
+def test_help_scores_and_mistakes_need_no_jax(tmp_path):
     (tmp_path / "data.json").write_text(
         '[{"id": "1", "question": "q", "context": "x y", '
         '"answers": {"text": ["x"], "answer_start": [0]}}]'
     )
     (tmp_path / "answers.json").write_text('{"1": "x"}')
-    files = [str(tmp_path / "data.json"), str(tmp_path / "answers.json")]
-    ended = in_a_fresh_process(WITHOUT_JAX, "score", *files)
+    score = ["score", str(tmp_path / "data.json"), str(tmp_path / "answers.json")]
+    given = [*(text.split() for text in (*HELPS, *MISTAKES)), score]
+    ended = in_a_fresh_process(WITHOUT_JAX, json.dumps(given))
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout == '{"exact_match": 100.0, "f1": 100.0}\n'
+    *found, scored = json.loads(ended.stdout)
+    for text, (status, printed, said) in zip((*HELPS, *MISTAKES), found, strict=True):
+        if text in HELPS:
+            assert (status, said) == (0, ""), (text, said)
+            assert printed, text
+        else:
+            assert (status, printed) == (2, ""), (text, said)
+            assert MISTAKES[text] in said
+            assert said.count("\n") == 1, said
+    assert scored == [0, '{"exact_match": 100.0, "f1": 100.0}\n', ""]
 
 
 def test_log_lines_have_the_commands_format_whatever_is_imported(toy):

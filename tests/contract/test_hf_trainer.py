@@ -11,7 +11,7 @@ from qa_flax import Trainer, prepare_train_features
 torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install '.[parity]'")
 
 
-MOVE_NO_SOFTMAX = ("key.bias", "layer.1.output.LayerNorm.bias", "qa_outputs.bias")
+MOVE_NO_SOFTMAX = ("key.bias", "layer.0.output.LayerNorm.bias", "qa_outputs.bias")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from qa_flax.device.optim import OPTIMIZERS, decay_mask, make_optimizer
 
 
 def test_everything_decays_but_biases_and_norms():
-    mask = decay_mask(nnx.split(tiny.model())[1])
+    mask = decay_mask(nnx.split(tiny.model(num_hidden_layers=2))[1])
     by_name = {
         "/".join(str(getattr(part, "key", part)) for part in path): decays
         for path, decays in jax.tree_util.tree_leaves_with_path(mask)

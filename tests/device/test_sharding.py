@@ -152,7 +152,7 @@ def test_each_core_holds_its_piece_and_no_more(rng):
 
 
 def test_the_plan_is_of_the_compiled_step(rng):
-    model = tiny.model(num_hidden_layers=4, hidden_size=64, intermediate_size=256)
+    model = tiny.model(num_hidden_layers=2, hidden_size=64, intermediate_size=256)
     optimizer = make_optimizer()
     (batch,) = train_batches(features(rng, 8, tokens=64), 8, 1, seed=1, epoch=0)
     plans = []

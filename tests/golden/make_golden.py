@@ -1,5 +1,7 @@
 """Make golden/<family> with PyTorch transformers: a loud checkpoint, its logits, loss, gradients.
 
+And `variations.safetensors`: the logits of `loud_model(4)` with each setting of a config.
+
     python tests/golden/make_golden.py [FAMILY ...]
 
 Run by hand (needs the `parity` extra); the results are committed, so that the default tests compare
@@ -7,6 +9,7 @@ with PyTorch where PyTorch is not installed.
 """
 
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -16,8 +19,10 @@ from transformers import AutoConfig, AutoModelForQuestionAnswering
 
 sys.path.append(str(Path(__file__).parents[1] / "support"))
 from cases import CASES
+from loud import TESTED, batch_of, compared_lengths, golden_name, loud_model, variations
 
 HERE = Path(__file__).parent
+MADE_BY = {"made by": f"torch {torch.__version__}, transformers {transformers.__version__}"}
 
 
 def make(family: str) -> None:
@@ -66,10 +71,28 @@ def make(family: str) -> None:
             **gradients,
         },
         HERE / family / "expected.safetensors",
-        {"made by": f"torch {torch.__version__}, transformers {transformers.__version__}"},
+        MADE_BY,
     )
 
 
+def make_variations(family: str) -> None:
+    found = {}
+    for changes in variations(family):
+        with tempfile.TemporaryDirectory() as folder:
+            loud_model(4, family=family, **changes).save_pretrained(folder)
+            model = AutoModelForQuestionAnswering.from_pretrained(folder).eval()
+        for length in compared_lengths(family, changes):
+            batch = batch_of(family, length, **changes)
+            with torch.no_grad():
+                output = model(**{name: torch.tensor(values) for name, values in batch.items()})
+            for side in ("start", "end"):
+                logits = output[f"{side}_logits"].contiguous()
+                found[golden_name(changes, length, side)] = logits
+    save_file(found, HERE / family / "variations.safetensors", MADE_BY)
+
+
 if __name__ == "__main__":
-    for family in sys.argv[1:] or CASES:
-        make(family)
+    for name in sys.argv[1:] or CASES:
+        make(name)
+        if name in TESTED:
+            make_variations(name)

@@ -31,6 +31,8 @@ def test_with_remat_every_layer_is_computed_again_in_the_backward_pass(family):
     assert str(gradient(family, remat=True)[0].jaxpr).count("remat") >= layers > 0
 
 
+# A training has the same by default: `test_gradient_checkpointing_gives_the_same_updates`.
+@pytest.mark.slow
 def test_computing_again_in_the_backward_pass_changes_no_gradient():
     """Dropout's masks must be drawn again."""
     (plain, params), (saving, _) = gradient("bert", remat=False), gradient("bert", remat=True)

@@ -1,5 +1,6 @@
 """Every family: PyTorch's golden numbers, what must not change its logits, and what must."""
 
+import json
 from functools import cache, partial
 from pathlib import Path
 
@@ -14,12 +15,16 @@ from loud import (
     TESTED,
     assert_same_gradients,
     batch_of,
+    compared_lengths,
+    compiled_logits,
+    golden_name,
     loud_batch,
     loud_config,
     loud_model,
     parameters,
     relative_error,
     torch_gradients,
+    variations,
 )
 from safetensors.numpy import load_file
 from transformers import PreTrainedConfig
@@ -77,7 +82,7 @@ def test_packed_windows_have_the_logits_of_their_own_rows(family):
         with pytest.raises(ValueError, match="several windows in a row"):
             model(**packed, segment_ids=segments)
         return
-    together, alone = model(**packed, segment_ids=segments), model(**batch)
+    together, alone = compiled_logits(model, **packed, segment_ids=segments), model(**batch)
     for ours, theirs in zip(together, alone, strict=True):
         assert relative_error(ours[0, : real.sum()], np.asarray(theirs)[real]) < 1e-5
         assert np.isfinite(np.asarray(ours)).all()
@@ -88,7 +93,7 @@ def test_padding_and_other_rows_do_not_change_a_row(family):
     model, batch = loud_model(2, family=family), batch_of(family)
     padded = {name: np.pad(values, ((0, 2), (0, 9))) for name, values in batch.items()}
     padded["input_ids"][:, 12:] = CASES[family].in_padding
-    short, long = model(**batch), model(**padded)
+    short, long = model(**batch), compiled_logits(model, **padded)
     real = batch["attention_mask"] == 1
     for ours, theirs in zip(long, short, strict=True):
         assert relative_error(np.asarray(ours)[:3, :12][real], np.asarray(theirs)[real]) < 1e-5
@@ -103,7 +108,11 @@ def test_defaults_are_all_real_tokens_of_type_0(family):
         ids[0, 2] = separator
         types[0, 3:] = 1
     said = {"attention_mask": ids**0} | ({"token_type_ids": types} if CASES[family].types else {})
-    for ours, theirs in zip(model(input_ids=ids), model(input_ids=ids, **said), strict=True):
+    found, wanted = (
+        compiled_logits(model, input_ids=ids),
+        compiled_logits(model, input_ids=ids, **said),
+    )
+    for ours, theirs in zip(found, wanted, strict=True):
         assert relative_error(ours, theirs) < 1e-5
 
 
@@ -156,33 +165,58 @@ def test_each_dropout_rate_works_alone(family, rate):
 # ---- configs -------------------------------------------------------------------------------------
 
 
-def observed(family, **changes):
-    """All a config can change, one after the other: first weights, logits without and with dropout.
+@cache
+def golden_variations(family):
+    return load_file(GOLDEN / family / "variations.safetensors")
 
-    In rows of 12 tokens and in the longest, where a local window shows.
-    """
-    config = loud_config(family, **changes)
-    state = nnx.state(AutoModelForQuestionAnswering.from_config(config), (nnx.Param, Fixed))
-    yield [np.asarray(array) for array in jax.tree.leaves(state)]
-    case, model = CASES[family], loud_model(0, family=family, **changes)
-    for length in {12, max(case.lengths)}:
-        for rngs in (None, nnx.Rngs(dropout=0)):
-            logits = model(**batch_of(family, length, **changes), rngs=rngs)
-            yield [np.asarray(array) for array in logits]
+
+def pytorch_s_logits(family, changes, length):
+    found = golden_variations(family)
+    return [found[golden_name(changes, length, side)] for side in ("start", "end")]
+
+
+# Most settings of these change the shapes inside.
+ANEW = ("longformer", "big_bird", "modernbert")
+VARIATIONS = [
+    pytest.param(
+        family,
+        changes,
+        id=f"{family}-{'-'.join(f'{k}={v}' for k, v in changes.items())}",
+        # What a size changes is a shape, and everything is compiled anew for it.
+        marks=[pytest.mark.slow] if changes and changes.keys() <= SIZES else [],
+    )
+    for family in TESTED
+    for changes in variations(family)
+]
+
+
+@pytest.mark.parametrize(("family", "changes"), VARIATIONS)
+def test_logits_of_every_setting_equal_pytorch_s(family, changes):
+    model = loud_model(4, family=family, **changes)
+    # One by one operations are quicker where most of them are compiled for other settings already.
+    is_new = family in ANEW or not changes.keys().isdisjoint(SIZES)
+    for length in compared_lengths(family, changes):
+        batch = batch_of(family, length, **changes)
+        logits = compiled_logits(model, **batch) if is_new else model(**batch)
+        for ours, theirs in zip(logits, pytorch_s_logits(family, changes, length), strict=True):
+            assert relative_error(ours, theirs) < 2e-5
+
+
+def test_the_golden_files_hold_all_settings_and_no_other():
+    for family in TESTED:
+        assert golden_variations(family).keys() == {
+            golden_name(changes, length, side)
+            for changes in variations(family)
+            for length in compared_lengths(family, changes)
+            for side in ("start", "end")
+        }
 
 
 @cache
-def _unchanged(family):
-    return observed(family), []
-
-
-def unchanged(family):
-    """`observed`, each once: most changes show in the first of them."""
-    coming, there = _unchanged(family)
-    yield from there
-    for one in coming:
-        there.append(one)
-        yield one
+def first_weights(family, changes):
+    config = loud_config(family, **json.loads(changes))
+    state = nnx.state(AutoModelForQuestionAnswering.from_config(config), (nnx.Param, Fixed))
+    return [np.asarray(array) for array in jax.tree.leaves(state)]
 
 
 def differ(some, others):
@@ -191,21 +225,24 @@ def differ(some, others):
     )
 
 
-# What a size changes is a shape: those by `pytest -m slow`.
+# Of dropout rates `test_each_dropout_rate_works_alone` shows it.
 CHANGED = [
-    pytest.param(
-        family, field, id=f"{family}-{field}", marks=[pytest.mark.slow] if field in SIZES else []
-    )
+    pytest.param(family, field, id=f"{family}-{field}")
     for family, case in TESTED.items()
     for field in case.changed
+    if "dropout" not in field
 ]
 
 
 @pytest.mark.parametrize(("family", "field"), CHANGED)
 def test_every_config_field_changes_something(family, field):
-    changed = observed(family, **{field: CASES[family].changed[field]})
-    # Stops at the first difference.
-    assert any(map(differ, changed, unchanged(family)))
+    """PyTorch's logits, to which ours are equal, or else the weights that a model begins with."""
+    changes, length = {field: CASES[family].changed[field]}, max(CASES[family].lengths)
+    if changes in variations(family) and differ(
+        *(pytorch_s_logits(family, c, length) for c in (changes, {}))
+    ):
+        return
+    assert differ(*(first_weights(family, json.dumps(c)) for c in (changes, {})))
 
 
 @encoders
@@ -251,6 +288,24 @@ def test_rows_longer_than_the_positions_are_refused(family):
     if CASES[family].packs:
         # Packed, a row may be longer than the positions; its windows may not.
         assert takes(limit + 1, segment_ids=np.repeat([1, 2], [limit - 9, 10])[None])
+
+
+@encoders
+def test_what_is_compiled_for_one_model_serves_its_equals(family):
+    """Their graphdefs are keys of a cache; names in their configs are no difference."""
+    one, other = (
+        AutoModelForQuestionAnswering.from_config(loud_config(family, _name_or_path=name), seed)
+        for seed, name in enumerate(("one", "other"))
+    )
+    graphdef = one.graphdef("float32")
+    assert graphdef == other.graphdef("float32")
+    assert hash(graphdef) == hash(other.graphdef("float32"))
+    for different in (one.graphdef("bfloat16"), one.graphdef("float32", remat=True)):
+        assert graphdef != different
+    dropout = next(field for field in CASES[family].changed if "dropout" in field)
+    config = loud_config(family, **{dropout: CASES[family].changed[dropout]})
+    different = AutoModelForQuestionAnswering.from_config(config).graphdef("float32")
+    assert graphdef != different
 
 
 def test_the_model_works_where_it_is_transformed():

@@ -259,7 +259,8 @@ def test_masks_are_drawn_again_in_the_backward_pass():
     batch, positions = loud_batch(), (jnp.array([3, 0, 1]), jnp.array([5, 1, 1]))
 
     def gradient(remat):
-        model = adapted(lora_dropout=0.3).with_remat(remat)
+        base = loud_model(3, num_hidden_layers=1)
+        model = adapted(base=base, lora_dropout=0.3).with_remat(remat)
         graph, params, fixed = nnx.split(model, nnx.Param, ...)
 
         def loss(params):

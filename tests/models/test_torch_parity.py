@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import CASES
-from cases.case import SIZES
 from conftest import shared_path
 from flax import nnx
 from loud import (
-    TESTED,
     assert_same_gradients,
     batch_of,
+    compared_lengths,
     loud_model,
     relative_error,
     torch_gradients,
+    variations,
 )
 
 from qa_flax.models.model import AutoModelForQuestionAnswering
@@ -72,25 +72,16 @@ def test_real_weights_give_pytorch_s_logits(mini_lm, length):
     assert_same_logits(ours(**batch), theirs(**tensors(batch)), 2e-5)
 
 
-# What only changes shapes, the further names of an encoder, what takes the longest, and what the
-# golden files of `test_families.py` hold, too, by `pytest -m slow`.
-LONG = ("longformer", "big_bird")
+# Golden files (`test_families.py`) hold the same of every encoder; here PyTorch itself is asked.
 VARIATIONS = [
     pytest.param(
         family,
         changes,
         id=f"{family}-{'-'.join(f'{k}={v}' for k, v in changes.items())}",
-        marks=[pytest.mark.slow]
-        if changes.keys() <= SIZES or family not in TESTED or family in LONG
-        else [],
+        marks=[] if family == "bert" and not changes else [pytest.mark.slow],
     )
-    for family, case in CASES.items()
-    for changes in (
-        {},
-        # Dropout is not drawn here, and the weights are made anew.
-        *({n: v} for n, v in case.changed.items() if "dropout" not in n and "init" not in n),
-        *case.variations,
-    )
+    for family in CASES
+    for changes in variations(family)
 ]
 
 
@@ -98,10 +89,8 @@ VARIATIONS = [
 def test_loud_weights_give_pytorch_s_logits(family, changes, tmp_path):
     ours = loud_model(4, family=family, **changes)
     ours.save_pretrained(tmp_path)
-    theirs, case = in_torch(tmp_path), CASES[family]
-    # Every length is compiled anew.
-    several = not changes or changes in case.variations
-    for length in case.lengths if several else [max(case.lengths)]:
+    theirs = in_torch(tmp_path)
+    for length in compared_lengths(family, changes):
         batch = batch_of(family, length, **changes)
         assert_same_logits(ours(**batch), theirs(**tensors(batch)), 2e-5)
 

@@ -52,6 +52,28 @@ def _loud_model(seed: int, dtype, family: str, changes: str) -> AutoModelForQues
     return model
 
 
+def variations(family: str) -> list[dict]:
+    """Every config that is compared with PyTorch, as changes; {} first.
+
+    Dropout is not drawn there, and the weights are made anew.
+    """
+    case = CASES[family]
+    each = [{n: v} for n, v in case.changed.items() if "dropout" not in n and "init" not in n]
+    return [{}, *each, *case.variations]
+
+
+def compared_lengths(family: str, changes: dict) -> tuple[int, ...]:
+    """Rows that are compared with PyTorch; a single field's in the longest only."""
+    case = CASES[family]
+    several = not changes or changes in case.variations
+    return case.lengths if several else (max(case.lengths),)
+
+
+def golden_name(changes: dict, length: int, side: str) -> str:
+    """Of logits in golden/<family>/variations.safetensors."""
+    return f"{json.dumps(changes)} {length} {side}"
+
+
 def loud_batch(
     length: int = 12, rows: int = 3, seed: int = 0, types: int = 2, separator: int | None = None
 ) -> dict:
@@ -79,6 +101,16 @@ def batch_of(family: str, length: int = 12, rows: int = 3, **changes) -> dict:
     case = CASES[family]
     separator = loud_config(family, **changes).sep_token_id if case.needs_separators else None
     return loud_batch(length, rows, types=case.types, separator=separator)
+
+
+def compiled_logits(model, **inputs):
+    """`model(**inputs)` as one program: sooner there than each operation is for new shapes."""
+    return _compiled_logits(*nnx.split(model), inputs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _compiled_logits(graphdef, state, inputs):
+    return nnx.merge(graphdef, state)(**inputs)
 
 
 def relative_error(ours, theirs) -> float:

@@ -29,7 +29,7 @@ def compiler_flags(cores: int) -> str:
     """
     return (
         f"--xla_force_host_platform_device_count={cores} --xla_backend_optimization_level=0 "
-        "--xla_cpu_use_fusion_emitters=false"
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     )
 
 

@@ -93,7 +93,7 @@ def config(**changes) -> BertConfig:
     settings = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 1,
         "num_attention_heads": 4,
         "intermediate_size": 48,
         "max_position_embeddings": 128,
