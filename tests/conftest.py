@@ -1,5 +1,6 @@
 """Every test runs on 8 simulated CPU cores, with no network and JAX at its strictest."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -38,6 +39,12 @@ def shared_path(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs {'/'.join(parts)} below {SHARED} (set QA_FLAX_SHARED)")
     return path
+
+
+def pytest_collection_finish(session):
+    # What is imported stays: the collector need not look at a million objects again and again.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config, items):

@@ -408,7 +408,9 @@ def test_a_job_set_ends(tmp_path, checkout, statuses, tries, ended, started):
     assert cloud.exists() == ["jobset/qa-flax"]
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+# What it is made of by default: `test_a_job_set_ends`, `test_a_run_is_preempted_and_goes_on`.
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_job_set_is_preempted_and_goes_on(tmp_path, checkout, run_arguments, workers):
     cloud = Cloud(tmp_path, checkout)
     folder = cloud.bucket / "runs" / "first"
