@@ -48,9 +48,8 @@ class BlockConfig(Protocol):
     def pad_token_id(self) -> int | None: ...  # noqa: D102
 
 
-# A module is made in the host's memory, in a few microseconds a parameter: `weights.py` fills it
-# from a checkpoint or with `initial_array`. Until then parameters are NumPy's zeros, which take no
-# memory before they are written, and the source of random numbers that NNX asks for gives none.
+# A module is made with parameters that take no memory, for their shapes: `weights.py` fills it from a
+# checkpoint or with `initial_array`. The source of random numbers that NNX asks for gives none.
 
 
 class _NoRandomNumbers:
@@ -64,13 +63,13 @@ NO_RNGS: Any = _NoRandomNumbers()
 
 
 def zeros(key: object, shape: tuple[int, ...], dtype: Any = jnp.float32, *_: Any) -> Any:
-    """An initializer as NNX calls it: `shape` zeros that take no memory yet; `key` is not used."""
-    return np.zeros(shape, dtype)
+    """An initializer as NNX calls it: one zero seen as `shape`, read-only; `key` is not used."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def ones(key: object, shape: tuple[int, ...], dtype: Any = jnp.float32, *_: Any) -> Any:
-    """As `zeros`, of ones; they take memory."""
-    return np.ones(shape, dtype)
+    """As `zeros`, of ones."""
+    return np.broadcast_to(np.ones((), dtype), shape)
 
 
 class Dense(nnx.Linear):

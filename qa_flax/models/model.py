@@ -53,8 +53,8 @@ class AutoModelForQuestionAnswering(Readable):
     """An encoder with a span head, made from a Hugging Face config or checkpoint.
 
     Parameters are float32; `dtype` is the compute dtype. Call it with NumPy or JAX arrays `[B, L]`.
-    Make one with `from_pretrained` or `from_config`; the class itself gives parameters of zeros
-    (NumPy's, to be filled).
+    Make one with `from_pretrained` or `from_config`; the class itself gives read-only zeros, to be
+    filled.
     With `lora` the encoder is frozen and has adapters: make such a one with `get_peft_model`.
     """
 

@@ -59,7 +59,8 @@ def test_a_family_overrides_what_is_different():
 
     encoder = make(Family, block=Layer)
     table = encoder.embeddings.token_type.embedding
-    table[...] = jnp.asarray(np.random.default_rng(0).normal(size=table.shape), jnp.float32)
+    values = np.random.default_rng(0).normal(size=table.shape)
+    table.set_value(jnp.asarray(values, jnp.float32))
     hidden = encoder(IDS, MASK)
     # Every vector of the second type, normalised; no other table has a value.
     wanted = np.asarray(table[1])

@@ -165,7 +165,8 @@ def test_the_scale_is_alpha_by_r_or_by_its_root():
         layer = LoraLinear(
             linear(1, 1, jnp.dtype("float32")), LoraConfig(r=4, lora_alpha=5, **settings)
         )
-        layer.lora_a[...], layer.lora_b[...] = jnp.ones((1, 4)), jnp.ones((4, 1))
+        layer.lora_a.set_value(jnp.ones((1, 4)))
+        layer.lora_b.set_value(jnp.ones((4, 1)))
         np.testing.assert_allclose(layer(jnp.ones((1, 1))), [[4 * scale]])
 
 
@@ -209,7 +210,8 @@ def test_bfloat16_compute_is_close_and_keeps_float32_parameters():
 
 def test_dropout_falls_on_the_adapters_input_alone():
     layer = LoraLinear(linear(1, 1, jnp.dtype("float32")), LoraConfig(r=1, lora_dropout=0.25))
-    layer.kernel[...], layer.lora_a[...], layer.lora_b[...] = jnp.full((3, 1, 1), 1.0)
+    for variable in (layer.kernel, layer.lora_a, layer.lora_b):
+        variable.set_value(jnp.ones((1, 1)))
     inputs = jnp.ones((10_000, 1))
     np.testing.assert_array_equal(layer(inputs), 9.0)
     rngs = nnx.Rngs(dropout=0)
