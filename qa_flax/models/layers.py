@@ -48,8 +48,8 @@ class BlockConfig(Protocol):
     def pad_token_id(self) -> int | None: ...  # noqa: D102
 
 
-# A module is made with parameters that take no memory, for their shapes: `weights.py` fills it from a
-# checkpoint or with `initial_array`. The source of random numbers that NNX asks for gives none.
+# A module is made with parameters that take no memory, for their shapes: `weights.py` fills it
+# from a checkpoint or with `initial_array`. The source of random numbers NNX asks for gives none.
 
 
 class _NoRandomNumbers:
