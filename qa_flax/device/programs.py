@@ -14,7 +14,7 @@ from flax import nnx
 from qa_flax.device import parallel
 from qa_flax.device.step import Reduction, make_eval_step, make_train_step
 
-# A compiled step of a large model takes some 100 MB of the host's memory.
+# Of each kind, the last ones used: what is compiled takes the host's memory while it is kept.
 KEPT = 8
 
 

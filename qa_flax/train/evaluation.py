@@ -115,10 +115,11 @@ class Evaluator:
         weights = self._live.evaluation_weights()
         watching = watched(f"{prefix} of {len(windows)} windows", is_watched(args))
         # Each process computes its windows at its own pace; the exchange brings all together.
+        way = None if candidates is None else reduction(candidates)
         with preemption.heeded():
             with watching as report:
                 predicted = predict_windows(
-                    eval_program(self._graphdef, candidates and reduction(candidates)),
+                    eval_program(self._graphdef, way),
                     weights,
                     windows,
                     per_core,
