@@ -1,6 +1,7 @@
 """Every test runs on 8 simulated CPU cores, with no network and JAX at its strictest."""
 
 import gc
+import importlib
 import os
 import tempfile
 from pathlib import Path
@@ -12,22 +13,41 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
-import jax
 import numpy as np
 import pytest
-
-from qa_flax.device import programs
-
-jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Hundreds of trainers share a handful of steps, and models their operations: each is compiled once
 # in a run of the tests, whose worker processes (`pytest -n`) share what they have compiled.
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="qa_flax-compiled-")
     os.environ["QA_FLAX_TEST_COMPILED"] = _compiled.name
-jax.config.update("jax_compilation_cache_dir", os.environ["QA_FLAX_TEST_COMPILED"])
-for _name, _value in COMPILED_FOR_ALL.items():
-    jax.config.update(_name.lower(), _value)
+
+# jaxtyping's hook keeps what is imported from within qa_flax under names of its own, compiled anew:
+# so the large libraries are imported before.
+LIBRARIES = (
+    "datasets",
+    "flax.nnx",
+    "optax",
+    "orbax.checkpoint",
+    "transformers.integrations.integration_utils",
+    "transformers.modelcard",
+    "transformers.training_args",
+)
+
+
+def pytest_configure(config):
+    # The process that only hands the tests to its workers needs none of it.
+    if config.getoption("numprocesses", None) is not None:
+        return
+    import jax
+
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_compilation_cache_dir", os.environ["QA_FLAX_TEST_COMPILED"])
+    for name, value in COMPILED_FOR_ALL.items():
+        jax.config.update(name.lower(), value)
+    for name in LIBRARIES:
+        importlib.import_module(name)
+
 
 # Real questions and real weights that are not part of the repository.
 SHARED = Path(os.environ.get("QA_FLAX_SHARED", Path(__file__).parents[2] / "shared"))
@@ -65,6 +85,10 @@ def _forget_what_is_compiled():
     """After a file, where they take much: all programs together would take 9 GB of each worker."""
     yield
     if int(Path("/proc/self/statm").read_text().split()[1]) * PAGE > MOST_MEMORY:
+        import jax
+
+        from qa_flax.device import programs
+
         programs.forget()
         jax.clear_caches()
 

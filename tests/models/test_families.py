@@ -16,8 +16,8 @@ from loud import (
     assert_same_gradients,
     batch_of,
     compared_lengths,
-    compiled_logits,
     golden_name,
+    logits_of,
     loud_batch,
     loud_config,
     loud_model,
@@ -36,15 +36,17 @@ from qa_flax.models.qa import span_losses
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-families = pytest.mark.parametrize("family", CASES)
 encoders = pytest.mark.parametrize("family", TESTED)
 # Made of BERT's, RoBERTa's or BART's parts, which the others show these things of: the numbers are
 # compared with PyTorch's all the same.
 OF_OTHERS = ("distilbert", "electra", "mbart", "roberta-prelayernorm", "xlm-roberta-xl")
-kinds = pytest.mark.parametrize(
-    "family",
-    [pytest.param(n, marks=[pytest.mark.slow] if n in OF_OTHERS else []) for n in TESTED],
-)
+
+
+def others_slow(families):
+    return [pytest.param(n, marks=[pytest.mark.slow] if n in OF_OTHERS else []) for n in families]
+
+
+kinds = pytest.mark.parametrize("family", others_slow(TESTED))
 
 
 def test_every_family_is_tested():
@@ -54,70 +56,107 @@ def test_every_family_is_tested():
 # ---- PyTorch's numbers ---------------------------------------------------------------------------
 
 
-@families
+def golden_batch(expected):
+    batch = {name: expected[name] for name in INPUTS if name in expected}
+    return batch, *(jnp.asarray(expected[f"{side}_positions"]) for side in ("start", "end"))
+
+
+def assert_golden(logits, loss, expected):
+    assert relative_error(logits.start, expected["start_logits"]) < 1e-5
+    assert relative_error(logits.end, expected["end_logits"]) < 1e-5
+    assert abs(float(loss) - float(expected["loss"])) < 1e-5
+
+
+@partial(jax.jit, static_argnums=0)
+def loss_and_gradients(graphdef, params, rest, batch, start, end):
+    def loss(params):
+        logits = nnx.merge(graphdef, params, rest)(**batch)
+        return span_losses(logits, start, end).mean(), logits
+
+    return jax.value_and_grad(loss, has_aux=True)(params)
+
+
+@pytest.mark.parametrize("family", others_slow(CASES))
 def test_logits_loss_and_every_gradient_equal_pytorch_s(family):
     model = AutoModelForQuestionAnswering.from_pretrained(GOLDEN / family)
     expected = load_file(GOLDEN / family / "expected.safetensors")
-    batch = {name: expected[name] for name in INPUTS if name in expected}
-    positions = (jnp.asarray(expected[f"{side}_positions"]) for side in ("start", "end"))
-
-    @nnx.jit
-    @partial(nnx.value_and_grad, has_aux=True)
-    def loss_and_gradients(model, batch, start, end):
-        logits = model(**batch)
-        return span_losses(logits, start, end).mean(), logits
-
-    (value, logits), gradients = loss_and_gradients(model, batch, *positions)
-    assert relative_error(logits.start, expected["start_logits"]) < 1e-5
-    assert relative_error(logits.end, expected["end_logits"]) < 1e-5
-    assert abs(float(value) - float(expected["loss"])) < 1e-5
+    (loss, logits), gradients = loss_and_gradients(
+        *nnx.split(model, nnx.Param, ...), *golden_batch(expected)
+    )
+    assert_golden(logits, loss, expected)
     theirs = {n.removeprefix("gradient "): g for n, g in expected.items() if "gradient " in n}
     assert_same_gradients(torch_gradients(gradients, family), theirs)
+
+
+@pytest.mark.parametrize("family", OF_OTHERS)
+def test_logits_and_loss_equal_pytorch_s(family):
+    model = AutoModelForQuestionAnswering.from_pretrained(GOLDEN / family)
+    expected = load_file(GOLDEN / family / "expected.safetensors")
+    batch, *positions = golden_batch(expected)
+    logits = model(**batch)
+    assert_golden(logits, span_losses(logits, *positions).mean(), expected)
 
 
 # ---- what must not change a row's logits ---------------------------------------------------------
 
 
+# Rows of 7 tokens and of 12, three of them: what other tests have compiled already.
+
+
 @kinds
 def test_packed_windows_have_the_logits_of_their_own_rows(family):
-    model, batch = loud_model(1, family=family), batch_of(family)
-    real = batch["attention_mask"] == 1
-    gap = np.zeros(3, np.int64)  # padding at the row's end
-    packed = {name: np.append(values[real], gap)[None] for name, values in batch.items()}
-    segments = np.append(np.nonzero(real)[0] + 1, gap)[None]
+    model, windows = loud_model(1, family=family), batch_of(family, 7)
+    real = windows["attention_mask"] == 1
     if not CASES[family].packs:
         with pytest.raises(ValueError, match="several windows in a row"):
-            model(**packed, segment_ids=segments)
+            model(**windows, segment_ids=windows["attention_mask"])
         return
-    together, alone = compiled_logits(model, **packed, segment_ids=segments), model(**batch)
+    rows = ((0, 1), (2, 0), (1, 2, 2))
+    packed = {name: np.zeros((3, 12), np.int64) for name in [*windows, "segment_ids"]}
+    for row, members in enumerate(rows):
+        lengths = [real[n].sum() for n in members]
+        packed["segment_ids"][row, : sum(lengths)] = np.repeat(np.arange(len(members)) + 1, lengths)
+        for name, values in windows.items():
+            packed[name][row, : sum(lengths)] = np.concatenate(
+                [values[n][real[n]] for n in members]
+            )
+    together, alone = logits_of(model, packed), logits_of(model, windows)
     for ours, theirs in zip(together, alone, strict=True):
-        assert relative_error(ours[0, : real.sum()], np.asarray(theirs)[real]) < 1e-5
         assert np.isfinite(np.asarray(ours)).all()
+        for row, members in enumerate(rows):
+            expected = np.concatenate([np.asarray(theirs)[n][real[n]] for n in members])
+            assert relative_error(ours[row, : len(expected)], expected) < 1e-5
 
 
 @kinds
 def test_padding_and_other_rows_do_not_change_a_row(family):
-    model, batch = loud_model(2, family=family), batch_of(family)
-    padded = {name: np.pad(values, ((0, 2), (0, 9))) for name, values in batch.items()}
-    padded["input_ids"][:, 12:] = CASES[family].in_padding
-    short, long = model(**batch), compiled_logits(model, **padded)
-    real = batch["attention_mask"] == 1
-    for ours, theirs in zip(long, short, strict=True):
-        assert relative_error(np.asarray(ours)[:3, :12][real], np.asarray(theirs)[real]) < 1e-5
-        assert np.isfinite(np.asarray(ours)).all()
+    model, short, others = loud_model(2, family=family), batch_of(family, 7), batch_of(family)
+    alone, real = logits_of(model, short), short["attention_mask"] == 1
+    for row in range(3):
+        padded = {name: values.copy() for name, values in others.items()}
+        for name, values in short.items():
+            padded[name][row, :7] = values[row]
+            padded[name][row, 7:] = CASES[family].in_padding if name == "input_ids" else 0
+        for ours, theirs in zip(logits_of(model, padded), alone, strict=True):
+            theirs = np.asarray(theirs)[row, real[row]]
+            assert relative_error(np.asarray(ours)[row, :7][real[row]], theirs) < 1e-5
+            assert np.isfinite(np.asarray(ours)).all()
 
 
 @kinds
 def test_defaults_are_all_real_tokens_of_type_0(family):
-    model, ids = loud_model(0, family=family), batch_of(family, 6, 1)["input_ids"]
+    model = loud_model(0, family=family)
+    ids = np.repeat(batch_of(family, 12, 1)["input_ids"], 3, axis=0)
     types, separator = ids * 0, CASES[family].types_change_after
     if separator is not None:
-        ids[0, 2] = separator
-        types[0, 3:] = 1
+        ids[ids == separator] = 1
+        for row, place in enumerate((2, 7, 4)):
+            ids[row, place] = separator
+            types[row, place + 1 :] = 1
     said = {"attention_mask": ids**0} | ({"token_type_ids": types} if CASES[family].types else {})
     found, wanted = (
-        compiled_logits(model, input_ids=ids),
-        compiled_logits(model, input_ids=ids, **said),
+        logits_of(model, {"input_ids": ids}),
+        logits_of(model, {"input_ids": ids} | said),
     )
     for ours, theirs in zip(found, wanted, strict=True):
         assert relative_error(ours, theirs) < 1e-5
@@ -125,8 +164,8 @@ def test_defaults_are_all_real_tokens_of_type_0(family):
 
 @kinds
 def test_bfloat16_compute_is_close_and_returns_float32(family):
-    exact = loud_model(0, family=family)(**batch_of(family))
-    rough = loud_model(0, dtype="bfloat16", family=family)(**batch_of(family))
+    exact = logits_of(loud_model(0, family=family), batch_of(family))
+    rough = logits_of(loud_model(0, dtype="bfloat16", family=family), batch_of(family))
     for ours, theirs in zip(rough, exact, strict=True):
         assert ours.dtype == jnp.float32
         assert 1e-4 < relative_error(ours, theirs) < 0.1
@@ -152,21 +191,31 @@ def test_dropout_follows_the_key_and_rngs_none_is_deterministic(family):
 
 
 DROPOUTS = [
-    pytest.param(family, field, id=f"{family}-{field}")
-    for family, case in TESTED.items()
-    for field in case.changed
+    pytest.param(family, field, id=f"{family}-{field}", marks=param.marks)
+    for param in others_slow(TESTED)
+    for family in param.values
+    for field in CASES[family].changed
     if "dropout" in field
 ]
 
 
+def with_rates(family, **changed):
+    """Start logits of a training's forward pass, all dropout rates 0 but for those `changed`."""
+    rates = {p.values[1]: 0.0 for p in DROPOUTS if p.values[0] == family}
+    model = loud_model(0, family=family, **rates | changed)
+    return np.asarray(model(**batch_of(family), rngs=nnx.Rngs(dropout=0)).start)
+
+
+@cache
+def still(family):
+    start = with_rates(family)
+    assert (start == np.asarray(loud_model(0, family=family)(**batch_of(family)).start)).all()
+    return start
+
+
 @pytest.mark.parametrize(("family", "rate"), DROPOUTS)
 def test_each_dropout_rate_works_alone(family, rate):
-    rates = {p.values[1]: 0.0 for p in DROPOUTS if p.values[0] == family}
-    batch, rngs = batch_of(family), nnx.Rngs(dropout=0)
-    still = loud_model(0, family=family, **rates)(**batch, rngs=rngs).start
-    dropped = loud_model(0, family=family, **rates | {rate: 0.5})(**batch, rngs=rngs).start
-    assert (np.asarray(still) == np.asarray(loud_model(0, family=family)(**batch).start)).all()
-    assert np.abs(np.asarray(dropped - still)).max() > 1e-2
+    assert np.abs(with_rates(family, **{rate: 0.5}) - still(family)).max() > 1e-2
 
 
 # ---- configs -------------------------------------------------------------------------------------
@@ -182,31 +231,39 @@ def pytorch_s_logits(family, changes, length):
     return [found[golden_name(changes, length, side)] for side in ("start", "end")]
 
 
-# Most settings of these change the shapes inside.
-ANEW = ("longformer", "big_bird", "modernbert")
+def repeats(family, changes, length):
+    """Whether `pytest -m slow` alone compares it: what it shows, another setting shows too.
+
+    Sizes change shapes, and everything is compiled anew for each; a single field may be part of
+    several that are changed at once, which are compared in rows of one length.
+    """
+    case = CASES[family]
+    if len(changes) == 1 and any(changes.items() < more.items() for more in case.variations):
+        return True
+    if not changes:
+        return family in OF_OTHERS and length != max(case.lengths)
+    return changes.keys() <= SIZES or length != max(case.lengths)
+
+
 VARIATIONS = [
     pytest.param(
         family,
         changes,
-        id=f"{family}-{'-'.join(f'{k}={v}' for k, v in changes.items())}",
-        # What a size changes is a shape, and everything is compiled anew for it.
-        marks=[pytest.mark.slow] if changes and changes.keys() <= SIZES else [],
+        length,
+        id=f"{family}-{'-'.join(f'{k}={v}' for k, v in changes.items())}-{length}",
+        marks=[pytest.mark.slow] if repeats(family, changes, length) else [],
     )
     for family in TESTED
     for changes in variations(family)
+    for length in compared_lengths(family, changes)
 ]
 
 
-@pytest.mark.parametrize(("family", "changes"), VARIATIONS)
-def test_logits_of_every_setting_equal_pytorch_s(family, changes):
-    model = loud_model(4, family=family, **changes)
-    # One by one operations are quicker where most of them are compiled for other settings already.
-    is_new = family in ANEW or not changes.keys().isdisjoint(SIZES)
-    for length in compared_lengths(family, changes):
-        batch = batch_of(family, length, **changes)
-        logits = compiled_logits(model, **batch) if is_new else model(**batch)
-        for ours, theirs in zip(logits, pytorch_s_logits(family, changes, length), strict=True):
-            assert relative_error(ours, theirs) < 2e-5
+@pytest.mark.parametrize(("family", "changes", "length"), VARIATIONS)
+def test_logits_of_every_setting_equal_pytorch_s(family, changes, length):
+    logits = logits_of(loud_model(4, family=family, **changes), batch_of(family, length, **changes))
+    for ours, theirs in zip(logits, pytorch_s_logits(family, changes, length), strict=True):
+        assert relative_error(ours, theirs) < 2e-5
 
 
 def test_the_golden_files_hold_all_settings_and_no_other():
@@ -297,7 +354,7 @@ def test_rows_longer_than_the_positions_are_refused(family):
         assert takes(limit + 1, segment_ids=np.repeat([1, 2], [limit - 9, 10])[None])
 
 
-@encoders
+@kinds
 def test_what_is_compiled_for_one_model_serves_its_equals(family):
     """Their graphdefs are keys of a cache; names in their configs are no difference."""
     one, other = (

@@ -26,7 +26,19 @@ CASE = Case(
         ),
         ({"sep_token_id": None}, "sep_token_id=None is not supported"),
     ),
-    variations=({"block_size": 1}, {"block_size": 2, "num_random_blocks": 2}),
+    variations=(
+        {"block_size": 1},
+        {
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-2,
+            "pad_token_id": 5,
+            "sep_token_id": 22,
+            "use_bias": False,
+            "rescale_embeddings": True,
+            "block_size": 2,
+            "num_random_blocks": 2,
+        },
+    ),
     # The long ones first: a short row turns PyTorch's model to full attention for good.
     lengths=(30, 25, 12),
     types_change_after=SEPARATOR,

@@ -14,6 +14,13 @@ CASE = Case(
         ({"sep_token_id": None}, "sep_token_id=None is not supported for longformer"),
     ),
     variations=(
+        {
+            "hidden_act": "gelu_new",
+            "layer_norm_eps": 1e-2,
+            "pad_token_id": 5,
+            "sep_token_id": 38,
+            "attention_window": 6,
+        },
         {"pad_token_id": 1},
         {"attention_window": (4, 8)},
         {"attention_window": (16, 4), "num_attention_heads": 1},

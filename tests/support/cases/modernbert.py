@@ -74,6 +74,16 @@ CASE = Case(
         ),
     ),
     variations=(
+        {
+            "hidden_activation": "gelu_new",
+            "classifier_activation": "silu",
+            "classifier_bias": True,
+            "norm_eps": 1e-2,
+            "pad_token_id": 5,
+            "rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE},
+            "local_attention": 8,
+        },
+        {"global_attn_every_n_layers": 1, "global_rope_theta": 100.0, "local_rope_theta": 100.0},
         {"local_attention": 1},  # only itself
         {"local_attention": 2, "norm_bias": True, "attention_bias": True, "mlp_bias": True},
         {"local_attention": 128, "pad_token_id": None},
