@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 import tiny
 from datasets.distributed import split_dataset_by_node
-from host_jobs import divided, in_a_script, launch, one_question, train_evaluate_predict
+from host_jobs import (
+    divided,
+    in_a_script,
+    launch,
+    one_question,
+    preempted,
+    train_evaluate_predict,
+)
 from processes import Ended, free_port
 from safetensors.numpy import load_file
 
@@ -48,7 +55,7 @@ def without_times(metrics):
 
 
 class Together(NamedTuple):
-    """Processes that did all the jobs, the last of which fails on one of them."""
+    """Processes that were stopped, went on, and did all the jobs; the last fails on one of them."""
 
     folder: Path
     found: list[dict]
@@ -66,6 +73,7 @@ def together(request, tmp_path_factory, folder):
     here = tmp_path_factory.mktemp("together")
     for name in ("checkpoint", "data"):
         (here / name).symlink_to(folder / name)
+    stop_together(here, count, cores, "evaluating")
     ended = launch("all", count, cores, here, timeout=120.0 * count)
     files = [here / f"all-{index}.json" for index in range(count)]
     assert all(file.exists() for file in files), "\n".join(e.text[-3000:] for e in ended)
@@ -135,6 +143,80 @@ def test_a_process_that_fails_ends_all_with_the_cause_in_every_log(together):
     assert "process 0 ends because process 1 failed: RuntimeError: the disk" in ended[0].text
     assert "Traceback" in ended[1].text
     assert seconds_to_the_end < 60
+
+
+# ---- stopping and going on -----------------------------------------------------------------------
+
+MOMENTS = {
+    "evaluating": ("on_prediction_step", 2),
+    "compiling": ("on_step_begin", 0),
+    "training": ("on_step_end", 3),
+    "saved just now": ("on_save", 4),
+    "predicting": ("on_prediction_step", 4, 6),  # after the five batches of an evaluation
+}
+
+
+def stop_together(folder, count, cores, moment):
+    """Processes that all end at a signal to the last of them; `resumed` goes on in this folder."""
+    (folder / "kill.json").write_text(json.dumps(MOMENTS[moment]))
+    ended = launch("preempted", count, cores, folder)
+    assert [e.status for e in ended] == [143] * count, "\n".join(e.text[-3000:] for e in ended)
+    (folder / "kill.json").unlink()
+    saved = [path.name for path in (folder / "preempted").glob("checkpoint-*")]
+    assert len(saved) == 1
+    # JAX's service stops them at a place that none has passed: a few batches later.
+    step = MOMENTS[moment][1]
+    assert step <= int(saved[0].removeprefix("checkpoint-")) <= step + 2
+
+
+def assert_gone_on(folder, found):
+    """`found` by every process, as in the run that was never stopped."""
+    for job in ("resumed", "never_stopped"):
+        assert all(process[job] == found[0][job] for process in found)
+    resumed, never_stopped = (
+        [without_times(logs) for logs in found[0][job]["history"]]
+        for job in ("resumed", "never_stopped")
+    )
+    assert resumed == never_stopped
+    resumed, never_stopped = (
+        np.load(folder / name / "params.npz") for name in ("preempted", "never_stopped")
+    )
+    for name in never_stopped:
+        np.testing.assert_array_equal(resumed[name], never_stopped[name], err_msg=name)
+
+
+def test_processes_stop_together_and_go_on(together):
+    assert_gone_on(together.folder, together.found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "cores", "moment"), [(2, 2, name) for name in MOMENTS] + [(4, 2, "training")]
+)
+def test_processes_stop_together_at_any_moment(tmp_path, count, cores, moment):
+    stop_together(tmp_path, count, cores, moment)
+    ended = launch("resumed", count, cores, tmp_path)
+    assert [e.status for e in ended] == [0] * count, ended[0].text[-3000:]
+    files = [tmp_path / f"resumed-{index}.json" for index in range(count)]
+    assert_gone_on(tmp_path, [json.loads(file.read_text()) for file in files])
+
+
+@pytest.mark.slow
+def test_a_run_of_two_hosts_goes_on_with_one(tmp_path):
+    """The same rows in the same order: without dropout, whose masks are the cores', the same."""
+    for name in ("stopped", "whole"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "no_dropout").touch()
+    stop_together(tmp_path / "stopped", 2, 2, "training")
+    found = []
+    for name in ("stopped", "whole"):
+        history = preempted(tmp_path / name, tmp_path / name / "preempted")["history"]
+        found.append([logs["loss"] for logs in history if "loss" in logs])
+    assert len(found[0]) == 4
+    np.testing.assert_allclose(*found, rtol=1e-4)
+
+
+# ---- more ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

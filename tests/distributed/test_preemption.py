@@ -9,10 +9,9 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import tiny
-from host_jobs import Kill, launch, preempted
+from host_jobs import Kill
 from processes import environment
 from tiny_trainers import assert_same_run, trainer_in
 
@@ -162,73 +161,6 @@ class _Signalling:
     def from_pretrained(*arguments, **settings):
         os.kill(os.getpid(), signal.SIGTERM)
         return tiny.tokenizer()
-
-
-# ---- several processes ---------------------------------------------------------------------------
-
-MOMENTS = {
-    "evaluating": ("on_prediction_step", 2),
-    "compiling": ("on_step_begin", 0),
-    "training": ("on_step_end", 3),
-    "saved just now": ("on_save", 4),
-    "predicting": ("on_prediction_step", 4, 6),  # after the five batches of an evaluation
-}
-
-
-@pytest.mark.parametrize(
-    ("count", "cores", "moment"),
-    [(2, 2, "evaluating")]
-    + [pytest.param(2, 2, name, marks=pytest.mark.slow) for name in list(MOMENTS)[1:]]
-    + [pytest.param(4, 2, "training", marks=pytest.mark.slow)],
-)
-def test_processes_stop_together_and_go_on(tmp_path, count, cores, moment):
-    step = MOMENTS[moment][1]
-    (tmp_path / "stopped").mkdir()
-    (tmp_path / "stopped" / "kill.json").write_text(json.dumps(MOMENTS[moment]))
-    ended = launch("preempted", count, cores, tmp_path / "stopped")
-    assert [e.status for e in ended] == [143] * count, "\n".join(e.text[-3000:] for e in ended)
-    saved = [path.name for path in (tmp_path / "stopped" / "preempted").glob("checkpoint-*")]
-    assert len(saved) == 1
-    # JAX's service stops them at a place that none has passed: a few batches later.
-    assert step <= int(saved[0].removeprefix("checkpoint-")) <= step + 2
-    (tmp_path / "stopped" / "kill.json").unlink()
-    ended = launch("resumed", count, cores, tmp_path / "stopped")
-    assert [e.status for e in ended] == [0] * count, ended[0].text[-3000:]
-    both = [
-        json.loads((tmp_path / "stopped" / f"resumed-{index}.json").read_text())
-        for index in range(count)
-    ]
-    assert all(histories == both[0] for histories in both)
-    found = {}
-    for job, name in (("resumed", "preempted"), ("never_stopped", "never_stopped")):
-        params = np.load(tmp_path / "stopped" / name / "params.npz")
-        found[job] = _without_times(both[0][job]["history"]), {k: params[k] for k in params}
-    assert found["resumed"][0] == found["never_stopped"][0]
-    for name, array in found["never_stopped"][1].items():
-        np.testing.assert_array_equal(found["resumed"][1][name], array, err_msg=name)
-
-
-@pytest.mark.slow
-def test_a_run_of_two_hosts_goes_on_with_one(tmp_path):
-    """The same rows in the same order: without dropout, whose masks are the cores', the same."""
-    for name in ("stopped", "whole"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "no_dropout").touch()
-    (tmp_path / "stopped" / "kill.json").write_text(json.dumps(MOMENTS["training"]))
-    ended = launch("preempted", 2, 2, tmp_path / "stopped")
-    assert [e.status for e in ended] == [143] * 2, ended[0].text[-3000:]
-    (tmp_path / "stopped" / "kill.json").unlink()
-    found = []
-    for name in ("stopped", "whole"):
-        history = preempted(tmp_path / name, tmp_path / name / "preempted")["history"]
-        found.append([logs["loss"] for logs in history if "loss" in logs])
-    assert len(found[0]) == 4
-    np.testing.assert_allclose(*found, rtol=1e-4)
-
-
-def _without_times(history):
-    times = ("runtime", "per_second", "_time")
-    return [{k: v for k, v in logs.items() if not k.endswith(times)} for logs in history]
 
 
 # ---- without warning -----------------------------------------------------------------------------

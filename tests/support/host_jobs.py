@@ -314,6 +314,8 @@ def late(folder: Path, output: Path) -> dict:
 
 JOBS = {
     "all": [
+        resumed,
+        never_stopped,
         train_evaluate_predict,
         one_question,
         in_a_script,
