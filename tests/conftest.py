@@ -62,9 +62,11 @@ def shared_path(*parts: str) -> Path:
 
 
 def pytest_collection_finish(session):
-    # What is imported stays: the collector need not look at a million objects again and again.
+    # What is imported stays, and what JAX traces goes by itself: the collector need not look at a
+    # million objects again and again.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -58,20 +58,38 @@ def test_rows_are_found_where_they_are(rng, rows, cores):
     np.testing.assert_allclose(joined(np.asarray(grads), (rows, 6)), expected, atol=2e-6)
 
 
-def updated(model, optimizer, is_sharded, batches, cores=8):
-    """State and measurements after an update for each batch, by `pmap` over some cores."""
+@cache
+def step_of(graphdef, optimizer):
+    """One for equal models, so that it is compiled once for each way to put them on the cores."""
+    step = make_train_step(graphdef, optimizer)
+    return parallel.over_cores(step, (0, 0, None, None), (0, None), donate=True)
+
+
+def updated(model, optimizer, is_sharded, batches):
+    """State and measurements after an update for each batch, by `pmap` over all cores."""
     state = TrainState(jnp.int32(0), *weights_of(model), optimizer.init(weights_of(model).params))
-    pattern = state_pattern(model, optimizer, is_sharded)
-    on_cores = parallel.put_parts(state, pattern)
-    step = make_train_step(nnx.graphdef(model), optimizer)
-    step = parallel.over_cores(step, (0, 0, None, None), (0, None), donate=True)
-    said = []
+    on_cores = parallel.put_parts(state, state_pattern(model, optimizer, is_sharded))
+    step, said = step_of(model.graphdef("float32"), optimizer), []
     for batch in batches:
         on_cores, measured = step(
             on_cores, parallel.put(batch.arrays), np.float32(0.01), parallel.run_key(3)
         )
         said.append([float(value) for value in measured])
     return on_cores, said
+
+
+# AdamW divides by the root of a mean of squares: where a gradient is nothing but rounding (the
+# keys' bias), so is its step. The epsilon keeps that below the tolerance.
+OPTIMIZER_OF = {
+    "adamw_torch": {"weight_decay": 0.1, "max_grad_norm": 0.05, "adam_epsilon": 1e-3},
+    "sgd": {"weight_decay": 0.1, "max_grad_norm": 0.05},
+}
+
+
+def batches_of(rng, rows):
+    """Two microbatches an update."""
+    windows = features(rng, rows, tokens=64)
+    return list(train_batches(windows, 8, 1, seed=1, epoch=0, accumulation=2))
 
 
 def model_of_many_words():
@@ -92,14 +110,9 @@ MODELS = {
 def test_updates_are_those_of_the_replicated_step(rng, kind, optim):
     """With dropout, accumulation, a short batch, decay, and a norm that is clipped."""
     model = MODELS[kind]()
-    windows = features(rng, 40, tokens=64)
-    batches = list(train_batches(windows, 8, 1, seed=1, epoch=0, accumulation=2))
+    batches = batches_of(rng, 40)
     assert not batches[-1].valid.all()
-    # AdamW divides by the root of a mean of squares: where a gradient is nothing but rounding (the
-    # keys' bias), so is its step. The epsilon keeps that below the tolerance.
-    optimizer = make_optimizer(
-        optim, weight_decay=0.1, max_grad_norm=0.05, adam_epsilon=1e-3 if "adam" in optim else 1e-8
-    )
+    optimizer = make_optimizer(optim, **OPTIMIZER_OF[optim])
     replicated, expected = updated(model, optimizer, False, batches)
     sharded, found = updated(model, optimizer, True, batches)
     assert min(norm for _, norm in expected) > 0.05, "clipped"
@@ -129,9 +142,9 @@ def test_the_table_of_words_is_never_put_together(rng):
 
 def test_each_core_holds_its_piece_and_no_more(rng):
     """Bytes as computed: rows, or numbers, that 8 does not divide are rounded up."""
-    model, optimizer = model_of_many_words(), make_optimizer()
-    batches = list(train_batches(features(rng, 8, tokens=64), 8, 1, seed=1, epoch=0))
-    state, _ = updated(model, optimizer, True, batches)
+    optimizer = make_optimizer("adamw_torch", **OPTIMIZER_OF["adamw_torch"])
+    model = model_of_many_words()
+    state, _ = updated(model, optimizer, True, batches_of(rng, 16))
     shapes = [array.shape for array in jax.tree.leaves(weights_of(model).params)]
     sizes = [math.prod(shape) for shape in shapes]
     assert any(size % 8 for size in sizes)
@@ -152,14 +165,13 @@ def test_each_core_holds_its_piece_and_no_more(rng):
 
 
 def test_the_plan_is_of_the_compiled_step(rng):
-    model = tiny.model(num_hidden_layers=2, hidden_size=64, intermediate_size=256)
-    optimizer = make_optimizer()
-    (batch,) = train_batches(features(rng, 8, tokens=64), 8, 1, seed=1, epoch=0)
+    model = model_of_many_words()
+    optimizer = make_optimizer("adamw_torch", **OPTIMIZER_OF["adamw_torch"])
+    (batch,) = batches_of(rng, 16)
     plans = []
     for is_sharded in (False, True):
         pattern = state_pattern(model, optimizer, is_sharded)
-        step = make_train_step(nnx.graphdef(model), optimizer)
-        step = parallel.over_cores(step, (0, 0, None, None), (0, None), donate=True)
+        step = step_of(model.graphdef("float32"), optimizer)
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct((8, *a.shape), a.dtype), pattern)
         inputs = abstract, batch.arrays, np.float32(0), parallel.run_key(0)
         plans.append(memory_plan(pattern, step.lower(*inputs).compile()))

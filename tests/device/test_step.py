@@ -1,6 +1,6 @@
 """One core == eight cores == one plain gradient over all valid rows."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -53,17 +53,29 @@ def first_state(model, optimizer, step=0):
     return TrainState(np.int32(step), params, fixed, optimizer.init(params))
 
 
+IDENTITY, ZERO = optax.identity(), optax.set_to_zero()
+
+
+@cache
+def step_of(graphdef, optimizer, smoothing=0.0):
+    """One for equal models, so that it is compiled once."""
+    return make_train_step(graphdef, optimizer, smoothing)
+
+
 def one_step(model, batch, cores, wrap, seed=0, parts=1, smoothing=0.0):
-    optimizer = optax.identity()
-    step = make_train_step(nnx.graphdef(model), optimizer, smoothing)
-    state = first_state(model, optimizer)
+    step = step_of(model.graphdef("float32"), IDENTITY, smoothing)
+    state = first_state(model, IDENTITY)
     return wrap(step, state, over_cores(batch, cores, parts), parallel.run_key(seed))
 
 
+@cache
+def vmapped(step):
+    return jax.jit(jax.vmap(step, in_axes=(0, 0, None, None), out_axes=(0, None), axis_name=CORES))
+
+
 def by_vmap(step, state, batch, key):
-    states = jax.tree.map(lambda x: jnp.stack([x] * len(batch["valid"])), state)
-    mapped = jax.vmap(step, in_axes=(0, 0, None, None), out_axes=(0, None), axis_name=CORES)
-    state, measurements = jax.jit(mapped)(states, batch, LEARNING_RATE, key)
+    states = jax.tree.map(lambda x: np.stack([x] * len(batch["valid"])), state)
+    state, measurements = vmapped(step)(states, batch, LEARNING_RATE, key)
     return jax.tree.map(lambda x: np.asarray(x)[0], state), measurements
 
 
@@ -161,7 +173,7 @@ def test_padding_competes_in_training_and_not_in_evaluation(rng):
     trained, evaluated = [], []
     for b in (batch, wide):
         trained.append(float(one_step(model, b, 8, by_vmap)[1].loss))
-        step = make_eval_step(nnx.graphdef(model))
+        step = make_eval_step(model.graphdef("float32"))
         evaluated.append(jax.jit(step)(weights_of(model), b).losses)
     assert trained[1] > trained[0] + 0.1
     np.testing.assert_allclose(*evaluated, rtol=1e-5)
@@ -189,10 +201,9 @@ def test_dropout_differs_by_core_and_by_step_and_repeats_by_seed(rng):
     same_row_everywhere = {k: np.repeat(v, 2, axis=0) for k, v in row.items()}
     losses = {}
     for seed, step in [(0, 0), (0, 1), (1, 0), (0, 0)]:
-        optimizer = optax.set_to_zero()
         _, measurements = by_vmap(
-            make_train_step(nnx.graphdef(model), optimizer),
-            first_state(model, optimizer, step),
+            step_of(model.graphdef("float32"), ZERO),
+            first_state(model, ZERO, step),
             over_cores(same_row_everywhere, 2),
             parallel.run_key(seed),
         )
