@@ -113,12 +113,12 @@ def put(batch: PyTree) -> PyTree:
 
 def put_copies(tree: PyTree) -> PyTree:
     """`tree` onto every core of this host: each array `[...]` becomes `[D, ...]`."""
+    return put(jax.tree.map(_same_for_every_core, tree))
 
-    def copies(array: Any) -> np.ndarray:
-        array = np.asarray(array)
-        return np.broadcast_to(array, (process_core_count(), *array.shape))
 
-    return jax.device_put(jax.tree.map(copies, tree), _one_slice_a_core())
+def _same_for_every_core(array: Any) -> np.ndarray:
+    array = np.asarray(array)
+    return np.broadcast_to(array, (process_core_count(), *array.shape))
 
 
 def copy_on_first_core(arrays: list[Any]) -> list[Any]:
@@ -143,14 +143,15 @@ def put_parts(tree: PyTree, pattern: PyTree) -> PyTree:
     """`tree` onto the cores, divided where `pattern` has a `Shard`, and elsewhere as copies."""
     nodes, structure = jax.tree.flatten(pattern, is_leaf=is_shard)
     arrays = jax.tree.leaves(tree)
-
-    def put_one(array: Any, node: Any) -> Any:
-        if not is_shard(node):
-            return put_copies(array)
-        pieces = sharding.divided(np.asarray(array), core_count())
-        return Shard(put(pieces[process_cores()]), node.shape)
-
-    return structure.unflatten([put_one(*both) for both in zip(arrays, nodes, strict=True)])
+    whole = [a for a, node in zip(arrays, nodes, strict=True) if not is_shard(node)]
+    copies, placed = iter(put_copies(whole)), []
+    for array, node in zip(arrays, nodes, strict=True):
+        if is_shard(node):  # one at a time: its pieces are a second copy on the host
+            pieces = sharding.divided(np.asarray(array), core_count())
+            placed.append(Shard(put(pieces[process_cores()]), node.shape))
+        else:
+            placed.append(next(copies))
+    return structure.unflatten(placed)
 
 
 def take_whole(tree: PyTree) -> PyTree:

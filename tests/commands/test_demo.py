@@ -126,10 +126,11 @@ def test_training_and_heldout_stories_are_of_one_kind(stories):
         assert shares[1][name] == pytest.approx(share, abs=0.05)
 
 
-def test_the_seed_decides_the_data():
-    first, again, other = (make_stories(seed, train=40, heldout=10) for seed in (3, 3, 4))
+def test_the_seed_decides_the_data(stories):
+    first, again = (make_stories(3, train=40, heldout=10) for _ in range(2))
     assert first == again
-    for one, two in zip(first, other, strict=True):
+    for one, two in zip(first, stories, strict=True):
+        two = two[: len(one)]
         assert {s.context for s in one}.isdisjoint(s.context for s in two)
         share = {n for s in one for n in s.names} & {n for s in two for n in s.names}
         assert len(share) < 10
@@ -167,7 +168,11 @@ def test_the_encoder_is_at_most_2_mb_and_has_no_span_head():
 def test_the_vocabulary_is_what_the_script_makes_of_its_seed():
     made = make_tokenizer(0).get_vocab()
     assert made == AutoTokenizer.from_pretrained(ENCODER).get_vocab()
-    assert made != make_tokenizer(1).get_vocab()
+
+
+@pytest.mark.slow
+def test_another_seed_makes_another_vocabulary():
+    assert make_tokenizer(1).get_vocab() != AutoTokenizer.from_pretrained(ENCODER).get_vocab()
 
 
 def test_the_vocabulary_spells_every_story(stories):

@@ -15,9 +15,7 @@ from qa_flax.commands.run import parse_arguments
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     directory = tmp_path_factory.mktemp("checkpoint")
-    tiny.model(
-        num_hidden_layers=2, initializer_range=0.05, hidden_dropout_prob=0.1
-    ).save_pretrained(directory)
+    tiny.model(initializer_range=0.05, hidden_dropout_prob=0.1).save_pretrained(directory)
     tiny.tokenizer().save_pretrained(directory)
     return directory
 
@@ -152,8 +150,8 @@ def test_adapters_are_trained_written_loaded_and_gone_on_with(capfd, checkpoint,
     arguments += ["--num_train_epochs=30", "--disable_tqdm=True"]
     run(checkpoint, tmp_path, *arguments, "--do_train", "--do_eval")
     printed = capfd.readouterr().out
-    adapters = 4 * 2 * (2 * (32 + 32) + (32 + 32) + 2 * (32 + 48))
-    trained, held = adapters + 66, adapters + tiny.model(num_hidden_layers=2).num_parameters()
+    adapters = 4 * (2 * (32 + 32) + (32 + 32) + 2 * (32 + 48))
+    trained, held = adapters + 66, adapters + tiny.model().num_parameters()
     assert (
         f"Training {trained:,} of {held:,} parameters ({trained / held:.2%}); "
         f"the optimizer's state takes {4 * (2 * trained + 1):,} bytes on each core\n"
@@ -318,7 +316,7 @@ def test_checkpoints_that_cannot_be_used(capfd, checkpoint, data, tmp_path):
             "model_type='llama' is not supported; supported",
         ),
         ("shape", {"intermediate_size": 40}, "wrong shape"),
-        ("layers", {"num_hidden_layers": 3}, "missing: encoder.layer.2"),
+        ("layers", {"num_hidden_layers": 2}, "missing: encoder.layer.1"),
         ("act", {"hidden_act": "snake"}, "hidden_act='snake' is not known here; known: gelu"),
     ]:
         broken = tmp_path / name

@@ -157,7 +157,7 @@ def test_a_custom_fine_tuning_script(tmp_path, checkpoint, with_types):
         learning_rate=1e-3,
         per_device_train_batch_size=1,
         per_device_eval_batch_size=1,
-        num_train_epochs=12,
+        num_train_epochs=5,
         weight_decay=0.01,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",

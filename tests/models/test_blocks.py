@@ -5,7 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from loud import TESTED, assert_same_gradients, batch_of, loud_config, loud_model, torch_gradients
+from loud import (
+    TESTED,
+    assert_same_gradients,
+    batch_of,
+    loud_config,
+    loud_model,
+    others_slow,
+    torch_gradients,
+)
 
 from qa_flax.models.blocks import PostNormBlock, PreNormBlock, Stack
 from qa_flax.models.configs import EncoderConfig
@@ -24,7 +32,7 @@ def gradient(family, remat):
     return jax.jit(jax.grad(loss)).trace(params), params
 
 
-@pytest.mark.parametrize("family", TESTED)
+@pytest.mark.parametrize("family", others_slow(TESTED))
 def test_with_remat_every_layer_is_computed_again_in_the_backward_pass(family):
     modules = [module for _, module in nnx.iter_modules(loud_model(0, family=family))]
     layers = sum(len(module) for module in modules if isinstance(module, Stack))

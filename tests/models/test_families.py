@@ -12,6 +12,7 @@ from cases import CASES
 from cases.case import SIZES
 from flax import nnx
 from loud import (
+    OF_OTHERS,
     TESTED,
     assert_same_gradients,
     batch_of,
@@ -21,6 +22,7 @@ from loud import (
     loud_batch,
     loud_config,
     loud_model,
+    others_slow,
     parameters,
     relative_error,
     torch_gradients,
@@ -37,15 +39,6 @@ from qa_flax.models.qa import span_losses
 GOLDEN = Path(__file__).parents[1] / "golden"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 encoders = pytest.mark.parametrize("family", TESTED)
-# Made of BERT's, RoBERTa's or BART's parts, which the others show these things of: the numbers are
-# compared with PyTorch's all the same.
-OF_OTHERS = ("distilbert", "electra", "mbart", "roberta-prelayernorm", "xlm-roberta-xl")
-
-
-def others_slow(families):
-    return [pytest.param(n, marks=[pytest.mark.slow] if n in OF_OTHERS else []) for n in families]
-
-
 kinds = pytest.mark.parametrize("family", others_slow(TESTED))
 
 

@@ -1,13 +1,22 @@
 """Adapters beside frozen layers: what is trained, what it computes, which files it leaves."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from loud import TESTED, assert_same_gradients, batch_of, loud_batch, loud_model, relative_error
+from loud import (
+    TESTED,
+    assert_same_gradients,
+    batch_of,
+    loud_batch,
+    loud_model,
+    others_slow,
+    relative_error,
+)
 from loud_adapters import adapted
 from safetensors.numpy import load_file, save_file
 
@@ -223,7 +232,7 @@ def test_dropout_falls_on_the_adapters_input_alone():
     assert abs(kept.mean() - 0.75) < 0.02
 
 
-@pytest.mark.parametrize("family", TESTED)
+@pytest.mark.parametrize("family", others_slow(TESTED))
 def test_every_adapter_of_every_family_is_given_the_rngs(family, monkeypatch):
     """A dense layer that is called without them would have no dropout, and say nothing."""
     kept, called = LoraLinear.__call__, []
@@ -283,14 +292,21 @@ def test_masks_are_drawn_again_in_the_backward_pass():
 # ---- files ---------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def files(tmp_path):
-    """A base model and its adapters, each in a folder, and the model of both."""
-    loud_model(3).save_pretrained(tmp_path / "base")
-    base = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "base")
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    loud_model(3).save_pretrained(folder / "base")
+    base = AutoModelForQuestionAnswering.from_pretrained(folder / "base")
     model = adapted(base=base, lora_dropout=0.1)
-    model.save_pretrained(tmp_path / "adapter")
-    return tmp_path / "base", tmp_path / "adapter", model
+    model.save_pretrained(folder / "adapter")
+    return folder / "base", folder / "adapter", model
+
+
+@pytest.fixture
+def files(saved, tmp_path):
+    """A base model and its adapters, each in a folder (the latter's own), the model of both."""
+    base, adapter, model = saved
+    return base, shutil.copytree(adapter, tmp_path / "adapter"), model
 
 
 def change(directory, **settings):

@@ -6,10 +6,12 @@ biases and norms are all large here.
 
 import functools
 import json
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from cases import CASES
 from flax import nnx
 from transformers import AutoConfig, PreTrainedConfig
@@ -21,6 +23,14 @@ from qa_flax.models.weights import torch_layout, weight_name
 # Some are one encoder under several names, which need testing once.
 ENCODERS = {(f.read_config, f.encoder, f.head): name for name, f in reversed(FAMILIES.items())}
 TESTED = {name: CASES[name] for name in list(ENCODERS.values())[::-1]}
+# Made of BERT's, RoBERTa's or BART's parts, which the others show most things of: their logits are
+# compared with PyTorch's all the same.
+OF_OTHERS = ("distilbert", "electra", "mbart", "roberta-prelayernorm", "xlm-roberta-xl")
+
+
+def others_slow(families: Iterable[str]) -> list:
+    """The families as parameters of a test, which is slow for those made of others' parts."""
+    return [pytest.param(n, marks=[pytest.mark.slow] if n in OF_OTHERS else []) for n in families]
 
 
 def loud_config(family: str = "bert", **changes) -> PreTrainedConfig:

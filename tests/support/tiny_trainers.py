@@ -25,7 +25,7 @@ RUN = {
     "save_strategy": "steps",
     "save_steps": 1,
     "logging_steps": 2,
-    "num_train_epochs": 3,
+    "num_train_epochs": 2,
     "learning_rate": 3e-3,
     "warmup_steps": 2,
     "weight_decay": 0.01,
