@@ -179,37 +179,37 @@ def test_a_run_is_preempted_and_goes_on(tmp_path, checkout, run_arguments, worke
     cloud = Cloud(tmp_path, checkout, workers, CHECKED if workers == 1 else None)
     if workers == 2:
         cloud.environment["BUCKET"] = str(cloud.bucket)  # a folder that all workers share
-    arguments = ["--", *run_arguments, "--max_steps=20", "--learning_rate=1e-3"]
+    arguments = ["--", *run_arguments, "--max_steps=12", "--learning_rate=1e-3"]
     cloud.run("create.sh", "--spot")
     out, _ = cloud.run("setup.sh")
     assert workers == 1 or out.count("no problem found") == workers
     assert len(cloud.calls("curl")) == len(cloud.calls("uv venv")) == workers
 
-    checkpoints = str(cloud.bucket / "runs" / "first" / "checkpoint-4*")
+    checkpoints = str(cloud.bucket / "runs" / "first" / "checkpoint-2*")
     cloud.faults({"fault": "preempted", "when": checkpoints})
     out, said = cloud.run(
         "run.sh", "--keep", "--secrets", "HF_TOKEN=hub-token", *arguments, status=75
     )
     assert "the TPU is PREEMPTED" in said
-    assert "Training: 20 steps" in out
-    assert not list(cloud.bucket.glob("runs/first/checkpoint-20"))
+    assert "Training: 12 steps" in out
+    assert not list(cloud.bucket.glob("runs/first/checkpoint-12"))
     assert not (cloud.bucket / "runs" / "first" / "trainer_state.json").exists()
     out, _ = cloud.run("status.sh")
     assert out == "TPU qa-flax: PREEMPTED\nqueued resource qa-flax: SUSPENDED\n"
 
     out, _ = cloud.run("babysit.sh", "--keep", *arguments)
     assert "Going on from" in out
-    first = int(re.search(r"Training: 20 steps from step (\d+)", out)[1])
+    first = int(re.search(r"Training: 12 steps from step (\d+)", out)[1])
     assert first >= 2
-    assert state_of(cloud.bucket)["global_step"] == 20
+    assert state_of(cloud.bucket)["global_step"] == 12
     assert [h["step"] for h in state_of(cloud.bucket)["log_history"] if "loss" in h] == list(
-        range(1, 21)
+        range(1, 13)
     )
     assert (cloud.bucket / "runs" / "first" / "model.safetensors").exists()
     assert len(list(cloud.bucket.glob("runs/first/logs/*.log"))) == workers
     assert {path.name for path in cloud.bucket.iterdir()} == {"compilation_cache", "runs"}
     out, _ = cloud.run("logs.sh")
-    assert f"Training: 20 steps from step {first}" in out
+    assert f"Training: 12 steps from step {first}" in out
     assert cloud.run("status.sh")[0].count("exit status 0") == workers
 
     cloud.run("delete.sh")

@@ -61,7 +61,9 @@ def both(tmp_path, train, evaluated=None, callbacks=(None, None), **settings):
             marks=pytest.mark.slow,
         ),
         pytest.param(14, {"optim": "adafactor", "max_grad_norm": 0.1}, marks=pytest.mark.slow),
-        (14, {"dataloader_drop_last": True, "max_grad_norm": 0.0}),
+        pytest.param(
+            14, {"dataloader_drop_last": True, "max_grad_norm": 0.0}, marks=pytest.mark.slow
+        ),
     ],
     ids=["adamw", "accumulation", "sgd", "adafactor", "drop_last"],
 )

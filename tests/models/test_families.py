@@ -12,6 +12,7 @@ from cases import CASES
 from cases.case import SIZES
 from flax import nnx
 from loud import (
+    COMPILED_WHOLE,
     OF_OTHERS,
     TESTED,
     assert_same_gradients,
@@ -228,14 +229,15 @@ def repeats(family, changes, length):
     """Whether `pytest -m slow` alone compares it: what it shows, another setting shows too.
 
     Sizes change shapes, and everything is compiled anew for each; a single field may be part of
-    several that are changed at once, which are compared in rows of one length.
+    several that are changed at once. Rows of another length have the logits that they have in
+    longer ones, as another test shows; where attention is local each length is computed otherwise.
     """
     case = CASES[family]
     if len(changes) == 1 and any(changes.items() < more.items() for more in case.variations):
         return True
-    if not changes:
-        return family in OF_OTHERS and length != max(case.lengths)
-    return changes.keys() <= SIZES or length != max(case.lengths)
+    if not changes and family in COMPILED_WHOLE:
+        return False
+    return (changes and changes.keys() <= SIZES) or length != max(case.lengths)
 
 
 VARIATIONS = [

@@ -45,7 +45,7 @@ def assert_same_logits(ours, theirs):
 
 
 # One of each kind of encoder; the others by `pytest -m slow`.
-KINDS = ("bert", "deberta-v2", "modernbert")
+KINDS = ("bert", "modernbert")
 FAMILY = [pytest.param(name, marks=[] if name in KINDS else [pytest.mark.slow]) for name in TESTED]
 
 
@@ -97,7 +97,11 @@ ALL_LINEAR = {
     ("family", "settings"),
     [
         ("bert", {"target_modules": ["query", "value"]}),
-        ("distilbert", {"target_modules": ["q_lin", "v_lin"], "modules_to_save": ["qa_outputs"]}),
+        pytest.param(
+            "distilbert",
+            {"target_modules": ["q_lin", "v_lin"], "modules_to_save": ["qa_outputs"]},
+            marks=pytest.mark.slow,
+        ),
         ("roberta", {"target_modules": r".*\.1\..*(key|query)", "use_rslora": True}),
         ("electra", ALL_LINEAR),
     ],

@@ -29,6 +29,7 @@ from qa_flax import (
 from qa_flax.answers.postprocess import postprocess_qa_predictions
 from qa_flax.answers.spans import PADDING_LOGIT
 from qa_flax.data.windows import Features
+from qa_flax.device import parallel
 from qa_flax.device.step import weights_of
 from qa_flax.models.qa import span_losses
 from qa_flax.train.plan import optimizer_bytes
@@ -143,14 +144,30 @@ def test_it_learns_a_handful_of_questions_by_heart(
     assert after["eval_f1"] == 100
 
 
-@pytest.mark.parametrize("cores", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_fewer_cores_train_and_predict_the_same(tmp_path, train_windows, cores):
-    """The same global batch of 8 on 1, 2 and (here) 8 cores, each in a process of its own."""
-    few = tmp_path / "few.npz"
+def test_one_core_trains_and_predicts_the_same(tmp_path, monkeypatch):
+    """The same global batch of 8 on the first core alone and on all eight."""
+    few, many = tmp_path / "few.npz", tmp_path / "many.npz"
+    train_and_predict(many, per_core=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(parallel, "cores", lambda: (jax.devices()[0],))
+        for count in ("core_count", "process_core_count"):
+            patch.setattr(parallel, count, lambda: 1)
+        train_and_predict(few, per_core=8)
+    assert_same_run(few, many, cores=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cores", [1, 2])
+def test_fewer_cores_train_and_predict_the_same(tmp_path, cores):
+    """The same in a process of its own that has no more cores."""
+    few, many = tmp_path / "few.npz", tmp_path / "many.npz"
     command = [sys.executable, __file__, str(few), str(8 // cores)]
     subprocess.run(command, env=processes.environment(cores), check=True)
-    many = tmp_path / "many.npz"
     train_and_predict(many, per_core=1)
+    assert_same_run(few, many, cores)
+
+
+def assert_same_run(few, many, cores):
     few, many = np.load(few), np.load(many)
     assert (few["cores"], many["cores"]) == (cores, 8)
     np.testing.assert_allclose(few["losses"], many["losses"], rtol=1e-5)
@@ -176,7 +193,7 @@ def train_and_predict(path, per_core):
     trainer.train()
     start, end = trainer.predict(windows).predictions
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
-    np.savez(path, start=start, end=end, losses=losses, cores=jax.device_count())
+    np.savez(path, start=start, end=end, losses=losses, cores=parallel.core_count())
 
 
 def test_a_loss_that_is_not_finite_stops_training_and_names_the_step(tmp_path, train_windows):
