@@ -1,11 +1,12 @@
 """Every test runs on 8 simulated CPU cores, with no network and JAX at its strictest."""
 
 import gc
-import importlib
+import importlib.util
 import os
 import tempfile
 from pathlib import Path
 
+from checked import check_shapes
 from processes import COMPILED_FOR_ALL, compiler_flags
 
 os.environ["XLA_FLAGS"] = f"{compiler_flags(8)} {os.environ.get('XLA_FLAGS', '')}"
@@ -21,6 +22,9 @@ import pytest
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _compiled = tempfile.TemporaryDirectory(prefix="qa_flax-compiled-")
     os.environ["QA_FLAX_TEST_COMPILED"] = _compiled.name
+
+# Found without being imported: what is imported before is not checked.
+check_shapes(Path(importlib.util.find_spec("qa_flax").origin).parent)
 
 # jaxtyping's hook keeps what is imported from within qa_flax under names of its own, compiled anew:
 # so the large libraries are imported before.

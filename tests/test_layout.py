@@ -5,6 +5,8 @@ import re
 import subprocess
 from pathlib import Path
 
+import jaxtyping
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -128,3 +130,10 @@ def test_files_and_functions_stay_small_enough_to_read(module):
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno <= 75, node.name
+
+
+def test_the_shapes_of_arrays_are_checked_while_the_tests_run():
+    from qa_flax.models.local_attention import make_local_mask
+
+    with pytest.raises(jaxtyping.TypeCheckError, match="type of: attention_mask|attention_mask"):
+        make_local_mask(np.ones((2, 3, 4), np.int32), None, 2)

@@ -137,9 +137,16 @@ def guesses(rows, seed):
 
 REAL = [("xquad", f"xquad.{code}.json") for code in ("en", "de", "es", "zh", "ar")]
 REAL += [("squadshifts", f"{name}_v1.0.json") for name in ("reddit", "amazon_reviews")]
+# The rules are those of English in all: two scripts, and many questions; the others are slow.
+DEFAULT = ("xquad.zh.json", "xquad.ar.json", "reddit_v1.0.json")
+real_files = pytest.mark.parametrize(
+    "file",
+    [pytest.param(f, marks=[] if f[1] in DEFAULT else [pytest.mark.slow]) for f in REAL],
+    ids=lambda file: file[1],
+)
 
 
-@pytest.mark.parametrize("file", REAL, ids=lambda file: file[1])
+@real_files
 def test_real_questions_version_1(file):
     rows = oracle.nested_to_rows(shared_path("data", *file))
     rows = [row for row in rows if row["answers"]["text"]][:2000]
@@ -150,7 +157,7 @@ def test_real_questions_version_1(file):
     assert 10 < scores["exact_match"] < scores["f1"] < 90
 
 
-@pytest.mark.parametrize("file", REAL, ids=lambda file: file[1])
+@real_files
 @pytest.mark.parametrize("threshold", [1.0, 0.4])
 def test_real_questions_version_2(file, threshold):
     rows = oracle.nested_to_rows(shared_path("data", *file))[:2000]

@@ -29,7 +29,7 @@ FORMS = ["rows", "data set", "features", "cuts"]
 
 
 # The rest of the pairs by `pytest -m slow`.
-DEFAULT = {("en", kind) for kind in KINDS} | {("zh", "metaspace"), ("ar", "byte_level")}
+DEFAULT = {("en", "word_piece"), ("zh", "metaspace"), ("ar", "byte_level")}
 PAIRS = [
     pytest.param(pair, id="-".join(pair), marks=[] if pair in DEFAULT else [pytest.mark.slow])
     for pair in itertools.product(["en", "de", "es", "zh", "ar"], KINDS)

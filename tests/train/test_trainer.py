@@ -254,7 +254,7 @@ def test_with_adapters_nothing_else_is_trained(tmp_path, train_windows):
     config = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1)
     model = get_peft_model(base, config)
     before = jax.tree.map(np.asarray, weights_of(model))
-    args = arguments(tmp_path, num_train_epochs=20, learning_rate=1e-2, weight_decay=0.1)
+    args = arguments(tmp_path, num_train_epochs=8, learning_rate=3e-2, weight_decay=0.1)
     trainer = Trainer(model, args, train_dataset=train_windows)
     loss = trainer.evaluate(train_windows)["eval_loss"]
     trainer.train()
