@@ -171,7 +171,14 @@ def test_bfloat16_compute_is_close_and_returns_float32(family):
 # ---- dropout -------------------------------------------------------------------------------------
 
 
-@kinds
+# The key's way is one for all; `test_each_dropout_rate_works_alone` shows that all families draw.
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(n, marks=[] if n in ("bert", "deberta-v2") else [pytest.mark.slow])
+        for n in TESTED
+    ],
+)
 def test_dropout_follows_the_key_and_rngs_none_is_deterministic(family):
     model, batch = loud_model(0, family=family), batch_of(family)
 
