@@ -1,11 +1,12 @@
 """What each of several real processes does; `test_hosts.py` starts them and compares.
 
-python host_jobs.py JOB FOLDER --distributed --coordinator ... --process_id ...
+python host_jobs.py JOB FOLDER COUNT PORT
 """
 
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import tiny
-from processes import Ended, free_port, joining, run_processes
+from processes import Ended, environment, free_port, joining
 from safetensors.numpy import load_file
 from tiny_trainers import WINDOW, compute_metrics, post_process
 from transformers import HfArgumentParser, TrainerCallback
@@ -36,10 +37,30 @@ GLOBAL_BATCH = 8
 STEPS = 4
 
 
-def launch(job: str, count: int, cores: int, folder: Path, **settings) -> list[Ended]:
-    """Do a job of `JOBS` in several processes until they have ended."""
-    commands = [[__file__, job, folder, *host] for host in joining(count, free_port())]
-    return run_processes(commands, cores, folder / "logs", **settings)
+def launch(
+    job: str, count: int, cores: int, folder: Path, *, timeout: float = 240.0
+) -> list[Ended]:
+    """Do a job of `JOBS` in several processes until they have ended.
+
+    They are forks of one process that has imported what all of them need, which takes longer than
+    many a job; JAX is first used after that.
+    """
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    for status in (folder / "logs").glob("*.status"):  # of an earlier job
+        status.unlink()
+    command = [sys.executable, __file__, job, str(folder), str(count), str(free_port())]
+    process = subprocess.Popen(command, env=environment(cores), start_new_session=True)
+    try:
+        process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+    return [
+        Ended(
+            int(status.read_text()) if status.exists() else -signal.SIGKILL,
+            status.with_suffix(".log").read_text(errors="replace"),
+        )
+        for status in (folder / "logs" / f"{index}.status" for index in range(count))
+    ]
 
 
 def run_arguments(folder: Path, output: Path, *more: str) -> list[str]:
@@ -333,15 +354,31 @@ JOBS = {
 
 
 def main() -> None:
-    job, folder, *rest = sys.argv[1:]
+    job, folder, count, port = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:])
+    children = []
+    for index, arguments in enumerate(joining(count, port)):
+        if not (child := os.fork()):
+            log = os.open(folder / "logs" / f"{index}.log", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+            for stream in (1, 2):
+                os.dup2(log, stream)
+            do(job, folder, arguments)
+            return
+        children.append(child)
+    for index, child in enumerate(children):
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        (folder / "logs" / f"{index}.status").write_text(str(status))
+
+
+def do(job: str, folder: Path, arguments: list[str]) -> None:
+    """All parts of a job, as one of the processes; what they find is written after each."""
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    (arguments,) = HfArgumentParser(HostArguments).parse_args_into_dataclasses(rest)
-    start(arguments)
+    (given,) = HfArgumentParser(HostArguments).parse_args_into_dataclasses(arguments)
+    start(given)
     failure.end_together()
     found = {}
     for part in JOBS[job]:
-        found[part.__name__] = part(Path(folder), Path(folder) / part.__name__)
-        (Path(folder) / f"{job}-{processes.index()}.json").write_text(json.dumps(found))
+        found[part.__name__] = part(folder, folder / part.__name__)
+        (folder / f"{job}-{processes.index()}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

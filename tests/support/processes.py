@@ -1,12 +1,8 @@
 """Real processes of one run on this machine, each with its own simulated cores."""
 
-import contextlib
 import os
 import socket
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,53 +72,3 @@ def environment(cores: int) -> dict[str, str]:
 
 def python_path() -> str:
     return os.pathsep.join([str(WITHOUT_TORCH), str(Path(__file__).parent), *sys.path])
-
-
-def run_processes(
-    commands: Sequence[Sequence[str]],
-    cores: int,
-    folder: Path,
-    *,
-    timeout: float = 240.0,
-    meanwhile: Callable[[list[subprocess.Popen], list[Path]], None] | None = None,
-) -> list[Ended]:
-    """Run `python *command` for each command at once, until all have ended.
-
-    `meanwhile` gets the processes and the files that they write to.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    logs = [folder / f"{index}.log" for index in range(len(commands))]
-    started = []
-    try:
-        for command, log in zip(commands, logs, strict=True):
-            with log.open("wb") as file:
-                started.append(
-                    subprocess.Popen(
-                        [sys.executable, *map(str, command)],
-                        env=environment(cores),
-                        stdout=file,
-                        stderr=subprocess.STDOUT,
-                    )
-                )
-        if meanwhile is not None:
-            meanwhile(started, logs)
-        until = time.monotonic() + timeout
-        for process in started:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.1, until - time.monotonic()))
-    finally:
-        for process in started:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-    texts = [log.read_text(errors="replace") for log in logs]
-    return [Ended(p.returncode, text) for p, text in zip(started, texts, strict=True)]
-
-
-def wait_for(log: Path, text: str, process: subprocess.Popen, timeout: float = 120.0) -> None:
-    """Until the process has written `text`."""
-    until = time.monotonic() + timeout
-    while text not in log.read_text(errors="replace"):
-        assert process.poll() is None, log.read_text(errors="replace")[-4000:]
-        assert time.monotonic() < until, f"no {text!r} in {log.read_text(errors='replace')[-4000:]}"
-        time.sleep(0.02)
