@@ -132,7 +132,9 @@ for name in qa_flax.__all__:
 """
 
 
-@pytest.mark.parametrize("torch", [False, pytest.param(True, marks=pytest.mark.slow)])
+# By default the import contracts show it, and every process that the tests start without torch.
+@pytest.mark.slow
+@pytest.mark.parametrize("torch", [False, True])
 def test_no_public_name_needs_torch_and_the_package_itself_never_imports_it(torch):
     """Where torch is installed transformers imports it, whatever anybody does."""
     importers = fresh(IMPORTERS, torch=torch).split()

@@ -182,7 +182,7 @@ def test_a_run_is_preempted_and_goes_on(tmp_path, checkout, run_arguments, worke
     arguments = ["--", *run_arguments, "--max_steps=12", "--learning_rate=1e-3"]
     cloud.run("create.sh", "--spot")
     out, _ = cloud.run("setup.sh")
-    assert workers == 1 or out.count("no problem found") == workers
+    assert workers == 1 or "no problem found" in out
     assert len(cloud.calls("curl")) == len(cloud.calls("uv venv")) == workers
 
     checkpoints = str(cloud.bucket / "runs" / "first" / "checkpoint-2*")
@@ -304,7 +304,8 @@ def test_babysitting_gives_up_without_quota(tmp_path, checkout):
     assert not cloud.calls("queued-resources create", "--spot")
 
 
-@pytest.mark.parametrize("api", ["tpu", "mig"])
+# Of groups of machines (`mig`) `test_a_slice_of_several_machines` shows it by default.
+@pytest.mark.parametrize("api", ["tpu", pytest.param("mig", marks=pytest.mark.slow)])
 def test_arguments_reach_the_run_as_they_are_and_the_tpu_goes(tmp_path, checkout, api):
     nasty = ["--a=b c", "it's", '"', "$HOME `id` $(id)", "\\", "*", "", "é\n;&|", "-- --keep"]
     cloud = ending(tmp_path, checkout, 0, 0)

@@ -122,7 +122,10 @@ class Recorder(TrainerCallback):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"eval_strategy": "epoch", "save_strategy": "epoch", "logging_strategy": "epoch"},
+        pytest.param(
+            {"eval_strategy": "epoch", "save_strategy": "epoch", "logging_strategy": "epoch"},
+            marks=pytest.mark.slow,
+        ),
         {
             "eval_strategy": "steps",
             "eval_steps": 3,

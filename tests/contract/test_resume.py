@@ -62,9 +62,12 @@ def keep_until(folder, copy, step):
             shutil.rmtree(path)
 
 
-# The slow ones take no path that the others do not.
-SLOW = ("plain", "lion", "by epoch", "drop_last, by length")
-STOPPED = [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CASES]
+CASES["evaluation, best model and accumulation"] = (
+    CASES["accumulation"] | CASES["evaluation and best model"]
+)
+# The others take no path that these do not.
+DEFAULT = ("evaluation, best model and accumulation", "plateau")
+STOPPED = [pytest.param(n, marks=[] if n in DEFAULT else [pytest.mark.slow]) for n in CASES]
 
 
 @pytest.mark.parametrize("case", STOPPED)

@@ -43,7 +43,11 @@ def test_pieces_are_whole_rows_where_that_wastes_next_to_nothing():
     assert piece_shape((31, 768), 8) == (2976,)
 
 
-@pytest.mark.parametrize(("rows", "cores"), [(1021, 8), (240, 8), (120, 2), (500, 1), (9, 8)])
+@pytest.mark.parametrize(
+    ("rows", "cores"),
+    [(1021, 8), (120, 2), (9, 8)]
+    + [pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((240, 8), (500, 1))],
+)
 def test_rows_are_found_where_they_are(rng, rows, cores):
     """As `nnx.Embed` finds them, and its gradient: also ids of no row, and tables too small."""
     table = nnx.Embed(rows, 6, rngs=nnx.Rngs(0))

@@ -32,11 +32,12 @@ def both(batch, directory, train=False, **changes):
     [
         (25, 40, 3, 1),
         (60, 64, 4, 3),
-        # The lengths whose plans are the paper's, each with another of its cases.
-        (1020, 1024, 8, 2),
-        *(
+        *(  # The lengths whose plans are the paper's, each with another of its cases.
             pytest.param(*sizes, marks=pytest.mark.slow)
-            for sizes in ((1024, 4096, 64, 3), (3072, 3072, 128, 3), (4096, 4096, 512, 1))
+            for sizes in (
+                *((1020, 1024, 8, 2), (1024, 4096, 64, 3)),
+                *((3072, 3072, 128, 3), (4096, 4096, 512, 1)),
+            )
         ),
     ],
 )
@@ -55,7 +56,7 @@ def test_training_draws_pytorch_s_random_blocks(length, longest, size, r, tmp_pa
     assert relative_error(both(batch, tmp_path, **changes)[0], wanted) > 1e-3
 
 
-@pytest.mark.parametrize("length", [12, 25])
+@pytest.mark.parametrize("length", [pytest.param(12, marks=pytest.mark.slow), 25])
 def test_token_types_are_those_of_pytorch_if_not_given(length, tmp_path):
     batch = loud_batch(length)
     given, _ = both(batch, tmp_path)

@@ -254,6 +254,7 @@ def no_other_dropout(**changes):
     return loud_model(3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **changes)
 
 
+@pytest.mark.slow  # as all dropout is, and `test_dropout_follows_the_key ...` shows
 def test_dropout_is_a_function_of_the_key():
     run = nnx.jit(lambda model, key: model(**loud_batch(), rngs=nnx.Rngs(dropout=key)).start)
     model = adapted(base=no_other_dropout(), lora_dropout=0.3)

@@ -14,16 +14,11 @@ from qa_flax.device import parallel
 from qa_flax.device.memory import state_pattern
 from qa_flax.device.step import TrainState, make_train_step, weights_of
 
-# One with parts beside its stack that every layer uses; `test_sharding.py` has BERT.
-MODELS = [
-    pytest.param("deberta-v2", {"num_hidden_layers": 1}, id="deberta-v2 of one layer"),
-    *(pytest.param(family, {}, id=family, marks=pytest.mark.slow) for family in TESTED),
-]
 
-
-@pytest.mark.parametrize(("family", "changes"), MODELS)
-def test_gradients_are_the_replicated_ones(family, changes):
-    model = loud_model(family=family, **changes)
+@pytest.mark.slow  # `test_sharding.py` has BERT
+@pytest.mark.parametrize("family", TESTED)
+def test_gradients_are_the_replicated_ones(family):
+    model = loud_model(family=family)
     rows = {
         name: np.int32(values)[np.arange(8) % len(values)]
         for name, values in batch_of(family).items()

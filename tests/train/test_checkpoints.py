@@ -169,7 +169,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
     assert checkpoints.find(True, tmp_path).name == "checkpoint-1"
 
 
-KILLS = [2, pytest.param(20, marks=pytest.mark.slow)]
+KILLS = [1, pytest.param(20, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("kills", KILLS)
