@@ -14,6 +14,7 @@ import pytest
 import tiny
 from datasets.distributed import split_dataset_by_node
 from host_jobs import (
+    STEPS,
     divided,
     in_a_script,
     launch,
@@ -73,8 +74,7 @@ def together(request, tmp_path_factory, folder):
     here = tmp_path_factory.mktemp("together")
     for name in ("checkpoint", "data"):
         (here / name).symlink_to(folder / name)
-    stop_together(here, count, cores, "evaluating")
-    ended = launch("all", count, cores, here, timeout=120.0 * count)
+    ended = stop_together(here, count, cores, "evaluating", "all", timeout=180.0 * count)
     files = [here / f"all-{index}.json" for index in range(count)]
     assert all(file.exists() for file in files), "\n".join(e.text[-3000:] for e in ended)
     seconds = time.time() - max(file.stat().st_mtime for file in files)
@@ -156,17 +156,18 @@ MOMENTS = {
 }
 
 
-def stop_together(folder, count, cores, moment):
-    """Processes that all end at a signal to the last of them; `resumed` goes on in this folder."""
+def stop_together(folder, count, cores, moment, *then, **settings):
+    """Processes that all end at a signal to the last of them; how others ended that did `then`."""
     (folder / "kill.json").write_text(json.dumps(MOMENTS[moment]))
-    ended = launch("preempted", count, cores, folder)
-    assert [e.status for e in ended] == [143] * count, "\n".join(e.text[-3000:] for e in ended)
-    (folder / "kill.json").unlink()
-    saved = [path.name for path in (folder / "preempted").glob("checkpoint-*")]
-    assert len(saved) == 1
+    jobs = ("preempted", *then)
+    stopped, *later = launch(*jobs, count=count, cores=cores, folder=folder, **settings)
+    assert [e.status for e in stopped] == [143] * count, "\n".join(e.text[-3000:] for e in stopped)
     # JAX's service stops them at a place that none has passed: a few batches later.
-    step = MOMENTS[moment][1]
-    assert step <= int(saved[0].removeprefix("checkpoint-")) <= step + 2
+    step, folders = MOMENTS[moment][1], (folder / "preempted").glob("checkpoint-*")
+    saved = sorted(int(path.name.removeprefix("checkpoint-")) for path in folders)
+    assert step <= saved[0] <= step + 2
+    assert set(saved[1:]) <= ({STEPS} if then else set())
+    return later[0] if then else []
 
 
 def assert_gone_on(folder, found):
@@ -194,8 +195,7 @@ def test_processes_stop_together_and_go_on(together):
     ("count", "cores", "moment"), [(2, 2, name) for name in MOMENTS] + [(4, 2, "training")]
 )
 def test_processes_stop_together_at_any_moment(tmp_path, count, cores, moment):
-    stop_together(tmp_path, count, cores, moment)
-    ended = launch("resumed", count, cores, tmp_path)
+    ended = stop_together(tmp_path, count, cores, moment, "resumed", timeout=480.0)
     assert [e.status for e in ended] == [0] * count, ended[0].text[-3000:]
     files = [tmp_path / f"resumed-{index}.json" for index in range(count)]
     assert_gone_on(tmp_path, [json.loads(file.read_text()) for file in files])
@@ -224,7 +224,7 @@ def test_parameters_are_divided_over_the_cores_of_all_hosts(tmp_path):
     """Two processes of two cores against this one's eight, which hold other pieces."""
     (tmp_path / "here").mkdir()
     alone = divided(tmp_path, tmp_path / "here")
-    ended = launch("divided", 2, 2, tmp_path)
+    (ended,) = launch("divided", count=2, cores=2, folder=tmp_path)
     assert [e.status for e in ended] == [0, 0], "\n".join(e.text[-3000:] for e in ended)
     found = [json.loads((tmp_path / f"divided-{i}.json").read_text())["divided"] for i in (0, 1)]
     assert found[0] == found[1]

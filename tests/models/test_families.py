@@ -341,7 +341,7 @@ def test_a_config_that_cannot_be_computed_is_refused(family, changes, message):
         AutoModelForQuestionAnswering.from_config(loud_config(family, **changes))
 
 
-@encoders
+@kinds
 def test_rows_longer_than_the_positions_are_refused(family):
     model, limit = loud_model(0, family=family), CASES[family].longest
 

@@ -27,7 +27,7 @@ from qa_flax.models.lora import LoraLinear, dense_layers
 from qa_flax.models.qa import span_losses
 
 # The dense layers of the other families have BERT's form and place: those are slow.
-OF_THEIR_OWN = {"bert", "albert", "bart", "deberta-v2", "longformer", "modernbert"}
+OF_THEIR_OWN = {"bert", "albert", "bart", "longformer", "modernbert"}
 encoders = pytest.mark.parametrize(
     "family",
     [

@@ -1,6 +1,6 @@
 """What each of several real processes does; `test_hosts.py` starts them and compares.
 
-python host_jobs.py JOB FOLDER COUNT PORT
+python host_jobs.py JOB,JOB... FOLDER COUNT
 """
 
 import json
@@ -38,29 +38,29 @@ STEPS = 4
 
 
 def launch(
-    job: str, count: int, cores: int, folder: Path, *, timeout: float = 240.0
-) -> list[Ended]:
-    """Do a job of `JOBS` in several processes until they have ended.
+    *jobs: str, count: int, cores: int, folder: Path, timeout: float = 240.0
+) -> list[list[Ended]]:
+    """Do some of `JOBS` after each other, each in several processes until they have ended.
 
     They are forks of one process that has imported what all of them need, which takes longer than
     many a job; JAX is first used after that.
     """
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    for status in (folder / "logs").glob("*.status"):  # of an earlier job
-        status.unlink()
-    command = [sys.executable, __file__, job, str(folder), str(count), str(free_port())]
+    command = [sys.executable, __file__, ",".join(jobs), str(folder), str(count)]
     process = subprocess.Popen(command, env=environment(cores), start_new_session=True)
     try:
         process.wait(timeout)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-    return [
-        Ended(
-            int(status.read_text()) if status.exists() else -signal.SIGKILL,
-            status.with_suffix(".log").read_text(errors="replace"),
-        )
-        for status in (folder / "logs" / f"{index}.status" for index in range(count))
-    ]
+    return [[_ended(folder / "logs" / f"{job}-{index}") for index in range(count)] for job in jobs]
+
+
+def _ended(name: Path) -> Ended:
+    log, status = name.with_suffix(".log"), name.with_suffix(".status")
+    return Ended(
+        int(status.read_text()) if status.exists() else -signal.SIGKILL,
+        log.read_text(errors="replace") if log.exists() else "",
+    )
 
 
 def run_arguments(folder: Path, output: Path, *more: str) -> list[str]:
@@ -202,10 +202,11 @@ def in_a_script(folder: Path, output: Path) -> dict:
 
 
 def preempted(folder: Path, output: Path) -> dict:
-    """Train, or go on; where `kill.json` says, the last process gets SIGTERM."""
-    callbacks = []
-    if processes.index() == processes.count() - 1 and (folder / "kill.json").exists():
-        callbacks = [Kill(*json.loads((folder / "kill.json").read_text()))]
+    """Train, or go on; where `kill.json` says, the last process gets SIGTERM, once."""
+    callbacks, kill = [], folder / "kill.json"
+    if processes.index() == processes.count() - 1 and kill.exists():
+        callbacks = [Kill(*json.loads(kill.read_text()))]
+        kill.unlink()
     dropout = 0.0 if (folder / "no_dropout").exists() else 0.2
     trainer = library_trainer(output, callbacks=callbacks, dropout=dropout)
     found = any(output.glob("checkpoint-*"))
@@ -354,19 +355,21 @@ JOBS = {
 
 
 def main() -> None:
-    job, folder, count, port = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:])
-    children = []
-    for index, arguments in enumerate(joining(count, port)):
-        if not (child := os.fork()):
-            log = os.open(folder / "logs" / f"{index}.log", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
-            for stream in (1, 2):
-                os.dup2(log, stream)
-            do(job, folder, arguments)
-            return
-        children.append(child)
-    for index, child in enumerate(children):
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        (folder / "logs" / f"{index}.status").write_text(str(status))
+    jobs, folder, count = sys.argv[1].split(","), Path(sys.argv[2]), int(sys.argv[3])
+    for job in jobs:
+        children = []
+        for index, arguments in enumerate(joining(count, free_port())):
+            name = folder / "logs" / f"{job}-{index}"
+            if not (child := os.fork()):
+                log = os.open(name.with_suffix(".log"), os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+                for stream in (1, 2):
+                    os.dup2(log, stream)
+                do(job, folder, arguments)
+                return
+            children.append((name, child))
+        for name, child in children:
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            name.with_suffix(".status").write_text(str(status))
 
 
 def do(job: str, folder: Path, arguments: list[str]) -> None:
