@@ -47,8 +47,8 @@ def test_train_evaluate_and_predict_leave_the_files_of_run_qa(checkpoint, data, 
         "--do_train",
         "--do_eval",
         "--do_predict",
-        "--num_train_epochs=40",
-        "--learning_rate=3e-3",
+        "--num_train_epochs=20",
+        "--learning_rate=1e-2",
     )
     names = {path.name for path in tmp_path.iterdir()}
     for name in [
