@@ -104,7 +104,7 @@ def _squad_v1(predictions: list, references: list, normalized: "_Normalized") ->
         answer = normalized[texts[row["id"]]]
         golds = [normalized[text] for text in row["answers"]["text"]]
         exact += any(answer.text == gold.text for gold in golds)
-        f1 += max(_f1(gold, answer, both_empty=0.0) for gold in golds)
+        f1 += max(_f1(gold, answer, both_empty=0) for gold in golds)
     return {"exact_match": 100.0 * exact / len(references), "f1": 100.0 * f1 / len(references)}
 
 
@@ -149,7 +149,7 @@ def _raw_scores(
         golds = [gold for gold in map(normalized.__getitem__, gold_texts) if gold.text]
         golds = golds or [normalized[""]]
         exact[id_] = int(any(answer.text == gold.text for gold in golds))
-        f1[id_] = max(_f1(gold, answer, both_empty=1.0) for gold in golds)
+        f1[id_] = max(_f1(gold, answer, both_empty=1) for gold in golds)
     return exact, f1
 
 
@@ -240,13 +240,17 @@ class _Normalized(dict[str, _Answer]):
         return answer
 
 
-def _f1(gold: _Answer, answer: _Answer, both_empty: float) -> float:
-    """F1 over the bags of words; `both_empty` is the score when neither has a word."""
+def _f1(gold: _Answer, answer: _Answer, both_empty: int) -> float:
+    """F1 over the bags of words; `both_empty` is the score when neither has a word.
+
+    0 and 1 are integers, as in the official scorers: from Python 3.12 on `sum` rounds a sum of
+    floats otherwise than one with integers in it, and the last digit is to be theirs.
+    """
     if not gold.tokens and not answer.tokens:
         return both_empty
     common = gold.distinct & answer.distinct
     if not common:
-        return 0.0
+        return 0
     same = sum(min(gold.tokens.count(word), answer.tokens.count(word)) for word in common)
     precision, recall = same / len(answer.tokens), same / len(gold.tokens)
     return (2 * precision * recall) / (precision + recall)
