@@ -221,7 +221,7 @@ def test_file_not_found(name):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", b'{"data": [\n{"id": 1,}]}', r"a\.json: not JSON: .* at line 2, column 1\d"),
+        ("a.json", b'{"data": [\n{"id": 1,}]}', r"a\.json: not JSON: .* at line 2, column \d+"),
         ("a.json", b"", r"not JSON: Expecting value at line 1, column 1"),
         ("a.json", b"hello", r"not JSON: Expecting value at line 1"),
         ("a.jsonl", b'{"id": 1}\n{"id" 2}\n', r"not JSON: .* at line 2, column 7"),
