@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from qa_flax import __version__, commands
 from qa_flax.commands.errors import UsageError, usage_errors
-from qa_flax.distributed import HostError
+from qa_flax.distributed import ProcessError
 
 USAGE = "usage: qa-flax [--help] [--version] COMMAND [arguments]"
 DESCRIPTION = "Extractive question answering in JAX/Flax, on every core."
@@ -52,7 +52,7 @@ def _run(verb: str, argv: list[str]) -> int | None:
         return command.main(parsed)
     except UsageError as error:
         status, message = 2, f"error: {error}"
-    except (FloatingPointError, HostError) as error:
+    except (FloatingPointError, ProcessError) as error:
         status, message = 1, str(error)
     except KeyboardInterrupt:
         status, message = 130, "interrupted"

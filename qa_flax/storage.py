@@ -1,7 +1,7 @@
 """Files and folders wherever they are: on this machine, or in a bucket by their URL (`gs://...`).
 
 Buckets are read and written through etils and fsspec. Libraries that know only files of this
-machine get a copy (`fetched`) or a folder that is uploaded when it is full (`written`).
+machine get a copy (`local_copy`) or a folder that is uploaded when it is full (`output_folder`).
 """
 
 import atexit
@@ -55,7 +55,7 @@ _SCHEMES = ("gs", "s3", "az", "hf")  # those of etils
 _copies: dict[str, tempfile.TemporaryDirectory] = {}
 
 
-def fetched(given: str | os.PathLike) -> Path:
+def local_copy(given: str | os.PathLike) -> Path:
     """A file or folder of this machine with what is at `given`; itself, if it is of this machine.
 
     A copy is made at each call, and stays until the next one of the same, or the process's end.
@@ -84,7 +84,7 @@ def _remove_copies() -> None:
 
 
 @contextmanager
-def written(given: str | os.PathLike) -> Iterator[Path]:
+def output_folder(given: str | os.PathLike) -> Iterator[Path]:
     """A folder of this machine to write files into, which end up in the folder `given`.
 
     It is that folder itself where it is of this machine; it is made. To a bucket the files are

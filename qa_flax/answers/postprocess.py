@@ -37,7 +37,7 @@ import numpy as np
 
 from qa_flax import storage
 from qa_flax.answers.files import Choice, answer_files
-from qa_flax.answers.spans import Candidates, Chunk, Logits, Settings, searches
+from qa_flax.answers.spans import Candidates, Chunk, Logits, SearchSettings, searches
 from qa_flax.data.messages import first_few
 from qa_flax.data.tables import ExampleRows, FeatureRows, example_source, span_source
 
@@ -91,7 +91,7 @@ def postprocess_qa_predictions(
         examples,
         features,
         predictions,
-        Settings(version_2_with_negative, n_best_size, max_answer_length, hf_compatible),
+        SearchSettings(version_2_with_negative, n_best_size, max_answer_length, hf_compatible),
         null_score_diff_threshold,
         output_dir=output_dir if is_world_process_zero else None,
         prefix=prefix,
@@ -116,7 +116,7 @@ def find_answers(
     examples: ExampleRows,
     features: FeatureRows,
     predictions: Any,
-    settings: Settings,
+    settings: SearchSettings,
     null_score_diff_threshold: float = 0.0,
     *,
     output_dir: str | os.PathLike | None = None,
@@ -139,7 +139,7 @@ def find_answers(
         stack.enter_context(np.errstate(invalid="ignore", over="ignore"))
         write = None
         if output_dir is not None:
-            folder = stack.enter_context(storage.written(output_dir))
+            folder = stack.enter_context(storage.output_folder(output_dir))
             files = answer_files(folder, prefix, settings.version_2_with_negative)
             write = stack.enter_context(files)
         for search in searches(ids, windows, predictions, settings):
@@ -162,7 +162,9 @@ def find_answers(
 # ------------------------------------------------------------------------------------ answers
 
 
-def _choose(chunk: Chunk, contexts: list[str], settings: Settings, threshold: float) -> Choice:
+def _choose(
+    chunk: Chunk, contexts: list[str], settings: SearchSettings, threshold: float
+) -> Choice:
     """The answer of each example: the first span (v1), or the first with a text, or "" (v2)."""
     spans, counts = chunk.spans, np.diff(chunk.bounds)
     lengths = np.fromiter(map(len, contexts), np.int64, len(contexts))
@@ -196,7 +198,7 @@ def _choose(chunk: Chunk, contexts: list[str], settings: Settings, threshold: fl
 
 
 def _null_odds(
-    chunk: Chunk, best: np.ndarray, has_word: np.ndarray, settings: Settings
+    chunk: Chunk, best: np.ndarray, has_word: np.ndarray, settings: SearchSettings
 ) -> np.ndarray:
     """The null's score less that of the best span with a text, in this order of subtractions."""
     counts = np.diff(chunk.bounds)
@@ -236,7 +238,7 @@ def _texts(chunk: Chunk, contexts: list[str], spans: np.ndarray) -> list[str]:
 # ------------------------------------------------------------------------------------- checks
 
 
-def _check_arguments(settings: Settings, output_dir: str | os.PathLike | None) -> None:
+def _check_arguments(settings: SearchSettings, output_dir: str | os.PathLike | None) -> None:
     for name in ("n_best_size", "max_answer_length"):
         value = getattr(settings, name)
         if value < 1:
@@ -256,12 +258,12 @@ def _check_distinct(ids: list) -> None:
         )
 
 
-def _checked(predictions: Any, windows: int, settings: Settings) -> Logits | Candidates:
+def _checked(predictions: Any, windows: int, settings: SearchSettings) -> Logits | Candidates:
     """Candidates, or start and end logits [N, L] in one dtype."""
     if isinstance(predictions, Candidates):
         checked, found = predictions, len(predictions)
         kept = predictions.tokens.starts.shape[1]
-        if kept < min(settings.n_best_size, predictions.length):
+        if kept < min(settings.n_best_size, predictions.padded_length):
             raise ValueError(
                 f"n_best_size is {settings.n_best_size}, but only the {kept} best starts and ends "
                 "of each window were gathered: gather as many, or all logits"

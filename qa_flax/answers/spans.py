@@ -46,7 +46,7 @@ class Candidates(NamedTuple):
     tokens: TopTokens
     null_starts: Float[np.ndarray, " n"]
     null_ends: Float[np.ndarray, " n"]
-    length: int  # L, of the logits
+    padded_length: int  # L, of the logits
 
     def __len__(self) -> int:
         return len(self.null_starts)
@@ -74,7 +74,7 @@ class Spans(NamedTuple):
         return Spans(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-class Settings(NamedTuple):
+class SearchSettings(NamedTuple):
     """What decides which spans are kept; the names are Hugging Face's."""
 
     version_2_with_negative: bool
@@ -93,7 +93,7 @@ class Chunk(NamedTuple):
 
 
 def searches(
-    ids: list, features: SpanSource, predictions: Logits | Candidates, settings: Settings
+    ids: list, features: SpanSource, predictions: Logits | Candidates, settings: SearchSettings
 ) -> Iterator["Search"]:
     """Yield a search for each chunk of examples, together all of them in their order.
 
@@ -244,13 +244,13 @@ class Reader:
 
     features: SpanSource
     predictions: Logits | Candidates
-    settings: Settings
+    settings: SearchSettings
 
     def read(self, rows: Int[np.ndarray, " w"]) -> Found:
         """The best tokens of some windows."""
         some = as_slice(rows)
         tokens = self._tokens(some)
-        offsets = self.features.pairs(some)
+        offsets = self.features.offset_lookup(some)
         first, _ = offsets.at(tokens.starts)
         _, last = offsets.at(tokens.ends)
         max_context = self.features.max_context(some, offsets.width)
@@ -266,7 +266,7 @@ class Reader:
         return top_tokens(starts, ends, self.settings.n_best_size)
 
 
-def _known(values: np.ndarray, settings: Settings) -> np.ndarray:
+def _known(values: np.ndarray, settings: SearchSettings) -> np.ndarray:
     """The logits, where it is not to be as in Hugging Face without NaN and infinities."""
     if settings.hf_compatible or values.dtype.kind != "f" or np.isfinite(values).all():
         return values
@@ -367,7 +367,7 @@ class _Null(NamedTuple):
 
 
 def _null_logits(
-    features: SpanSource, predictions: Logits | Candidates, settings: Settings
+    features: SpanSource, predictions: Logits | Candidates, settings: SearchSettings
 ) -> _Null:
     """The logits of each window's null: at its CLS token, or for Hugging Face at the first."""
     if isinstance(predictions, Candidates):

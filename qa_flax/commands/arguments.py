@@ -174,7 +174,7 @@ class DataArguments:
 
 
 @dataclass
-class HostArguments:
+class DistributedArguments:
     """The processes of a run, one on each host, and what they must run on."""
 
     distributed: bool = field(

@@ -74,16 +74,16 @@ def train_batches(
     accumulation: int = 1,
     drop_last: bool = False,
     skip: int = 0,
-    mine: slice = slice(None),
+    local_cores: slice = slice(None),
 ) -> Iterator[HostBatch]:
     """An epoch's batches, with labels: one for each update, of `accumulation` parts [D, A, B, ...].
 
-    Every host has all windows and knows the whole order; it makes the arrays of its own cores,
-    `mine` of all `cores`. The last batch may hold fewer valid rows; with `drop_last` the rows that
-    do not fill all cores' `per_core` are left out. `skip` leaves out the first updates, of which a
-    resumed run knows.
+    Every process has all windows and computes the same order, but builds only the rows of its own
+    cores, `local_cores` of all `cores`. The last batch may hold fewer valid rows; with `drop_last`
+    it is left out unless its rows fill `per_core` on every core. `skip` is the number of updates
+    that a resumed run has already done.
     """
-    lengths = windows.counts
+    lengths = windows.lengths
     part = cores * per_core
     order = epoch_order(lengths, part * accumulation, seed, epoch, strategy)
     if drop_last:
@@ -94,9 +94,11 @@ def train_batches(
     for first in range(skip * place.size, len(order), place.size):
         rows = order[first : first + place.size]
         width, tokens = _width(windows, lengths[rows]), int(lengths[rows].sum())
-        chosen, valid = _filled_up(rows, place.size)
-        mine_of = place[mine]
-        yield _batch(windows, chosen[mine_of], valid[mine_of], width, (len(rows), tokens), True)
+        chosen, valid = _pad_rows(rows, place.size)
+        local_places = place[local_cores]
+        yield _batch(
+            windows, chosen[local_places], valid[local_places], width, (len(rows), tokens), True
+        )
 
 
 class Loader:
@@ -129,14 +131,14 @@ def eval_batches(
     or more, for hosts compute the same shapes equally often. Where its windows have come to an end
     (or it has none) nothing in a batch is valid.
     """
-    lengths = windows.counts
+    lengths = windows.lengths
     order = np.argsort(-lengths, kind="stable")
     labels = windows.start_positions is not None and windows.end_positions is not None
     shape = (cores, per_core)
     for i, width in enumerate(eval_widths(windows, cores, per_core) if widths is None else widths):
         rows = order[i * cores * per_core : (i + 1) * cores * per_core]
         counted = len(rows), int(lengths[rows].sum())
-        chosen, valid = _filled_up(rows, cores * per_core)
+        chosen, valid = _pad_rows(rows, cores * per_core)
         batch = _batch(windows, chosen.reshape(shape), valid.reshape(shape), width, counted, labels)
         if null_positions is not None:
             at = np.broadcast_to(np.int32(null_positions), max(1, len(windows)))[batch.rows]
@@ -146,7 +148,7 @@ def eval_batches(
 
 def eval_widths(windows: Windows, cores: int, per_core: int) -> list[int]:
     """How wide the batches are that `eval_batches` makes of these windows."""
-    lengths = np.sort(windows.counts)[::-1]
+    lengths = np.sort(windows.lengths)[::-1]
     longest = lengths[:: cores * per_core]
     return [_width(windows, longest[i : i + 1]) for i in range(len(longest))]
 
@@ -159,10 +161,10 @@ def scatter(batch: HostBatch, values: np.ndarray, into: np.ndarray, fill: float)
 
 
 def _width(windows: Windows, lengths: Int[np.ndarray, " m"]) -> int:
-    return min(windows.length, -(-int(lengths.max()) // WIDTH_STEP) * WIDTH_STEP)
+    return min(windows.padded_length, -(-int(lengths.max()) // WIDTH_STEP) * WIDTH_STEP)
 
 
-def _filled_up(rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _pad_rows(rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """`size` rows, and which of them are valid.
 
     Rows that fill up repeat the first one: real tokens, no NaN from an empty attention row.

@@ -34,7 +34,7 @@ def arrow_column(values: np.ndarray | Sequence[str]) -> pa.Array:
     return array
 
 
-_PAIRS = pa.list_(pa.list_(pa.int32()))
+_OFFSET_LISTS = pa.list_(pa.list_(pa.int32()))
 
 
 def numpy_column(column: pa.ChunkedArray, name: str) -> np.ndarray:
@@ -47,7 +47,7 @@ def numpy_column(column: pa.ChunkedArray, name: str) -> np.ndarray:
         ValueError: a number is None.
     """
     if pa.types.is_list(column.type) and pa.types.is_null(column.type.value_type):
-        column = column.cast(_PAIRS)  # no token of the column is of a context
+        column = column.cast(_OFFSET_LISTS)  # no token of the column is of a context
     try:
         parts = [_numpy_chunk(chunk) for chunk in column.chunks or [pa.array([], column.type)]]
     except ValueError as error:
@@ -79,7 +79,7 @@ def _numpy_chunk(chunk: pa.Array) -> np.ndarray:
         return chunk.to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
     flat = chunk.flatten()
     pairs = pa.types.is_nested(flat.type)
-    values = _pairs(flat) if pairs else _numpy_chunk(flat)
+    values = _offsets(flat) if pairs else _numpy_chunk(flat)
     if _is_fixed(chunk):
         return values.reshape(len(chunk), chunk.type.list_size, *values.shape[1:])
     count = chunk.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -91,7 +91,7 @@ def _numpy_chunk(chunk: pa.Array) -> np.ndarray:
     return rows
 
 
-def _pairs(lists: pa.Array) -> Int32[np.ndarray, "t 2"]:
+def _offsets(lists: pa.Array) -> Int32[np.ndarray, "t 2"]:
     """Offsets [t, 2] of tokens, (-1, -1) where there is none (None or [])."""
     if _is_fixed(lists):
         return _numpy_chunk(lists.flatten()).reshape(len(lists), lists.type.list_size)
@@ -102,8 +102,8 @@ def _pairs(lists: pa.Array) -> Int32[np.ndarray, "t 2"]:
     return pairs
 
 
-class Pairs(NamedTuple):
-    """Pairs of numbers [w, l, 2] read only where they are asked for, by position in their rows."""
+class OffsetLookup(NamedTuple):
+    """Looks up the offsets of tokens by window and position, without decoding all of [w, l, 2]."""
 
     at: Callable[[Int[np.ndarray, "w c"]], tuple[np.ndarray, np.ndarray]]
     """Both numbers of the pairs at some positions [w, c]; -1 where there is none."""
@@ -112,24 +112,24 @@ class Pairs(NamedTuple):
     """The longest row."""
 
 
-def pairs_of(column: pa.ChunkedArray | np.ndarray, name: str) -> Pairs:
+def offset_lookup(column: pa.ChunkedArray | np.ndarray, name: str) -> OffsetLookup:
     """The pairs of an array [w, l, 2], or of a column as `numpy_column` takes it.
 
     To decode what `Dataset.map` stores takes several times as long as to use it: 40 of the 384
     pairs of a row are looked at.
     """
     if isinstance(column, np.ndarray):
-        return _dense_pairs(column)
+        return _dense_lookup(column)
     array = column.combine_chunks()
     array = array.storage if isinstance(array, pa.ExtensionArray) else array
     kind = array.type
     is_lists = pa.types.is_list(kind) and pa.types.is_list(kind.value_type)
     if not (is_lists and pa.types.is_integer(kind.value_type.value_type)):
-        return _dense_pairs(numpy_column(column, name))
-    return _listed_pairs(array)
+        return _dense_lookup(numpy_column(column, name))
+    return _list_lookup(array)
 
 
-def _dense_pairs(pairs: np.ndarray) -> Pairs:
+def _dense_lookup(pairs: np.ndarray) -> OffsetLookup:
     width = pairs.shape[1]
 
     def at(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -143,10 +143,10 @@ def _dense_pairs(pairs: np.ndarray) -> Pairs:
             first, last = np.where(inside, first, OUTSIDE), np.where(inside, last, OUTSIDE)
         return first, last
 
-    return Pairs(at, width)
+    return OffsetLookup(at, width)
 
 
-def _listed_pairs(rows: pa.ListArray) -> Pairs:
+def _list_lookup(rows: pa.ListArray) -> OffsetLookup:
     """Of rows of lists: by Arrow's offsets, without copying or decoding the lists."""
     begins = rows.offsets.to_numpy()
     first = int(begins[0]) if len(begins) else 0
@@ -172,7 +172,7 @@ def _listed_pairs(rows: pa.ListArray) -> Pairs:
             np.where(is_pair, numbers[second], OUTSIDE).astype(np.int32, copy=False),
         )
 
-    return Pairs(at, int(lengths.max(initial=0)))
+    return OffsetLookup(at, int(lengths.max(initial=0)))
 
 
 def _nothing(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

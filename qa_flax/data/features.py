@@ -317,12 +317,16 @@ def _last_true(mask: np.ndarray) -> np.ndarray:
 def _cls_positions(windows: CutWindows, tokenizer: PreTrainedTokenizerBase) -> Positions:
     """Where the CLS token is first; for tokenizers without one the BOS token, else position 0."""
     before, _ = windows.layout.template.blocks[0]
-    padding = windows.length - windows.counts if windows.is_left_padded else np.zeros(len(windows))
+    padding = (
+        windows.padded_length - windows.lengths
+        if windows.is_left_padded
+        else np.zeros(len(windows))
+    )
     if tokenizer.cls_token_id in before and tokenizer.cls_token_id != tokenizer.pad_token_id:
         return (padding + before.index(tokenizer.cls_token_id)).astype(np.int32)
     result = np.zeros(len(windows), np.int32)
     for rows in blocks(len(windows), WINDOWS_AT_ONCE):
-        input_ids: Rows = windows.inputs(rows, windows.length)["input_ids"]
+        input_ids: Rows = windows.inputs(rows, windows.padded_length)["input_ids"]
         is_cls, is_bos = (
             input_ids == (-1 if token is None else token)
             for token in (tokenizer.cls_token_id, tokenizer.bos_token_id)

@@ -31,7 +31,7 @@ def read(
     """The source's name for messages, and its rows as dicts."""
     if isinstance(source, str | os.PathLike):
         if storage.is_remote(source):
-            return str(source), _read_file(storage.fetched(source))
+            return str(source), _read_file(storage.local_copy(source))
         path = Path(source).expanduser()
         if path.is_file():
             return str(source), _read_file(path)

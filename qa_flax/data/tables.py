@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Int
 
-from qa_flax.data.columns import Pairs, pairs_of
+from qa_flax.data.columns import OffsetLookup, offset_lookup
 from qa_flax.data.windows import Some, Windows
 
 ExampleRows = datasets.Dataset | Sequence[Mapping[str, Any]]
@@ -70,9 +70,9 @@ class WindowTable:
             return None
         return np.array(self._table.values("cls_index", slice(None)))
 
-    def pairs(self, rows: Some) -> Pairs:
+    def offset_lookup(self, rows: Some) -> OffsetLookup:
         """Offsets of some windows' tokens, -1 outside the context."""
-        return self._table.pairs("offset_mapping", rows)
+        return self._table.offset_lookup("offset_mapping", rows)
 
     def max_context(self, rows: Some, width: int) -> Bool[np.ndarray, "w {width}"] | None:
         """Which of the first `width` tokens of some windows an answer may start at; None: all."""
@@ -120,9 +120,9 @@ class _Arrow:
         """Some values of a column as Python objects; ValueError if there is none."""
         return self._column(name, rows).to_pylist()
 
-    def pairs(self, name: str, rows: Some) -> Pairs:
+    def offset_lookup(self, name: str, rows: Some) -> OffsetLookup:
         """Some values of a column of lists of pairs."""
-        return pairs_of(self._column(name, rows), name)
+        return offset_lookup(self._column(name, rows), name)
 
     def _column(self, name: str, rows: Some) -> pa.ChunkedArray:
         if not self.has(name):
@@ -153,13 +153,13 @@ class _Dicts:
             found = sorted(set.intersection(*(set(row) for row in self._rows)))
             raise ValueError(_missing(name, found, self._what)) from None
 
-    def pairs(self, name: str, rows: Some) -> Pairs:
+    def offset_lookup(self, name: str, rows: Some) -> OffsetLookup:
         lists = [
             pairs.tolist() if isinstance(pairs, np.ndarray) else pairs
             for pairs in self.values(name, rows)
         ]
         array = pa.array(lists, pa.list_(pa.list_(pa.int32())))
-        return pairs_of(pa.chunked_array([array]), name)
+        return offset_lookup(pa.chunked_array([array]), name)
 
 
 _Table = _Arrow | _Dicts

@@ -19,11 +19,11 @@ from jaxtyping import Int32, Int64
 
 from qa_flax.data.columns import (
     OUTSIDE,
-    Pairs,
+    OffsetLookup,
     arrow_column,
     blocks,
     numpy_column,
-    pairs_of,
+    offset_lookup,
     ranges,
 )
 from qa_flax.data.readers import arrow_table
@@ -57,12 +57,12 @@ class Windows(ABC):
 
     @property
     @abstractmethod
-    def length(self) -> int:
+    def padded_length(self) -> int:
         """L, padding included."""
 
     @property
     @abstractmethod
-    def counts(self) -> Int64[np.ndarray, " n"]:
+    def lengths(self) -> Int64[np.ndarray, " n"]:
         """How many tokens of each window are not padding."""
 
     @property
@@ -75,7 +75,7 @@ class Windows(ABC):
         """The model's inputs for some windows, without padding beyond `width` tokens."""
 
     @abstractmethod
-    def pairs(self, rows: Some) -> Pairs:
+    def offset_lookup(self, rows: Some) -> OffsetLookup:
         """Offsets of some windows' tokens, to be looked up by position.
 
         Raises:
@@ -96,7 +96,11 @@ class Windows(ABC):
 
     def columns(self, width: int) -> slice:
         """Which of the L columns `inputs` gives."""
-        return slice(self.length - width, self.length) if self.is_left_padded else slice(0, width)
+        return (
+            slice(self.padded_length - width, self.padded_length)
+            if self.is_left_padded
+            else slice(0, width)
+        )
 
 
 # --- Rows of arrays ------------------------------------------------------------------------------
@@ -124,11 +128,11 @@ class Features(Windows):
     cls_index: Positions | None = None
 
     @property
-    def length(self) -> int:
+    def padded_length(self) -> int:
         return self.input_ids.shape[1]
 
     @property
-    def counts(self) -> Int64[np.ndarray, " n"]:
+    def lengths(self) -> Int64[np.ndarray, " n"]:
         return self.attention_mask.sum(axis=1)
 
     @property
@@ -141,13 +145,13 @@ class Features(Windows):
         arrays = {name: getattr(self, name) for name in names}
         return {n: array[rows, columns] for n, array in arrays.items() if array is not None}
 
-    def pairs(self, rows: Some) -> Pairs:
+    def offset_lookup(self, rows: Some) -> OffsetLookup:
         if self.offsets is None:
             raise ValueError(
                 "features have no offsets, which say where in the context a token is: make them "
                 "with prepare_validation_features"
             )
-        return pairs_of(self.offsets[rows], "offsets")
+        return offset_lookup(self.offsets[rows], "offsets")
 
     def features(self) -> "Features":
         return self
@@ -246,7 +250,7 @@ class Layout:
     """How a row is made of a question and a piece of a context."""
 
     template: Template
-    length: int
+    padded_length: int
     is_left_padded: bool  # the context then stands before the question
     pad_token_id: int
     pad_token_type_id: int
@@ -273,12 +277,12 @@ class CutWindows(Windows):
     cls_index: Positions | None = None
 
     @property
-    def length(self) -> int:
-        return self.layout.length
+    def padded_length(self) -> int:
+        return self.layout.padded_length
 
     @property
-    def counts(self) -> Int64[np.ndarray, " n"]:
-        return self._counts(self.cut)
+    def lengths(self) -> Int64[np.ndarray, " n"]:
+        return self._lengths(self.cut)
 
     @property
     def is_left_padded(self) -> bool:
@@ -297,7 +301,7 @@ class CutWindows(Windows):
             del arrays["token_type_ids"]
         return arrays
 
-    def pairs(self, rows: Some) -> Pairs:
+    def offset_lookup(self, rows: Some) -> OffsetLookup:
         cut, offsets = self.cut[rows], self.contexts.offsets
         begin = self._context_begins(cut)[:, None]
         first = (self.contexts.first[cut.example] + cut.start)[:, None] - begin
@@ -308,14 +312,14 @@ class CutWindows(Windows):
             both[inside] = offsets[(positions + first)[inside]]
             return both[..., 0], both[..., 1]
 
-        return Pairs(at, self.length)
+        return OffsetLookup(at, self.padded_length)
 
     def features(self) -> Features:
-        shape = (len(self), self.length)
+        shape = (len(self), self.padded_length)
         arrays: dict[str, Any] = {"offsets": np.empty((*shape, 2), np.int32)}
         for rows in blocks(len(self), WINDOWS_AT_ONCE):
             arrays["offsets"][rows] = self.offsets(rows)
-            for name, values in self.inputs(rows, self.length).items():
+            for name, values in self.inputs(rows, self.padded_length).items():
                 arrays.setdefault(name, np.empty(shape, np.int32))[rows] = values
         return Features(self.example_ids, **arrays, **self._positions())
 
@@ -327,8 +331,8 @@ class CutWindows(Windows):
 
     def padded_to(self, length: int) -> "CutWindows":
         """The same windows with more padding, where others are longer."""
-        layout = dataclasses.replace(self.layout, length=length)
-        shift = np.int32(length - self.length if self.is_left_padded else 0)
+        layout = dataclasses.replace(self.layout, padded_length=length)
+        shift = np.int32(length - self.padded_length if self.is_left_padded else 0)
         moved = {name: array + shift for name, array in self._positions().items()}
         return dataclasses.replace(self, layout=layout, **moved)
 
@@ -376,13 +380,13 @@ class CutWindows(Windows):
         """Offsets of some windows' tokens, (-1, -1) outside the context."""
         cut = self.cut[rows]
         n = len(cut.example)
-        result = np.full((n, self.length, 2), OUTSIDE, np.int32)
-        cell = np.arange(n) * self.length + self._context_begins(cut)
+        result = np.full((n, self.padded_length, 2), OUTSIDE, np.int32)
+        cell = np.arange(n) * self.padded_length + self._context_begins(cut)
         source = ranges(self.contexts.first[cut.example] + cut.start, cut.count)
         result.reshape(-1, 2)[ranges(cell, cut.count)] = self.contexts.offsets[source]
         return result
 
-    def _counts(self, cut: Cut) -> Numbers:
+    def _lengths(self, cut: Cut) -> Numbers:
         texts = self.questions.count[cut.example] + cut.count
         return self.layout.template.special_tokens + texts
 
@@ -390,7 +394,7 @@ class CutWindows(Windows):
         """The column of each window's first context token."""
         before, between, _ = (len(ids) for ids, _ in self.layout.template.blocks)
         if self.layout.is_left_padded:
-            return self.layout.length - self._counts(cut) + before
+            return self.layout.padded_length - self._lengths(cut) + before
         return before + self.questions.count[cut.example] + between
 
     def _fill(
@@ -406,7 +410,7 @@ class CutWindows(Windows):
         # Of each text in the window: its tokens, the first of them and how many.
         question = (questions, questions.first[cut.example], questions.count[cut.example])
         context = (contexts, contexts.first[cut.example] + cut.start, cut.count)
-        left, used = self.layout.is_left_padded, self._counts(cut)
+        left, used = self.layout.is_left_padded, self._lengths(cut)
         cell = np.arange(len(used)) * width + (width - used if left else 0)  # the next token's
         attention_mask[ranges(cell, used)] = 1
         pieces = (context, question, None) if left else (question, context, None)

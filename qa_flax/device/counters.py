@@ -52,7 +52,7 @@ class DeviceReport:
 
 
 @contextmanager
-def watched(what: str, is_wanted: bool) -> Iterator[DeviceReport]:
+def device_report(what: str, is_wanted: bool) -> Iterator[DeviceReport]:
     """Report on what is done inside, where that is wanted; a report to count with in any case."""
     report = DeviceReport()
     if not is_wanted:

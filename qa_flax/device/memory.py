@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from qa_flax.device import parallel
 from qa_flax.device.step import TrainState, weights_of
-from qa_flax.models.sharding import bytes_of, pattern
+from qa_flax.models.sharding import abstract_shards, bytes_of
 
 GIB = 1 << 30
 
@@ -42,7 +42,7 @@ HELP = (
 )
 
 
-def state_pattern(model: Any, optimizer: Any, is_sharded: bool, cores: int = 0) -> TrainState:
+def abstract_state(model: Any, optimizer: Any, is_sharded: bool, cores: int = 0) -> TrainState:
     """What a core holds while the model is trained: shapes and dtypes, `Shard`s if it is divided.
 
     `cores`: how many there are, by default those of all hosts.
@@ -50,7 +50,7 @@ def state_pattern(model: Any, optimizer: Any, is_sharded: bool, cores: int = 0) 
     params, fixed = jax.eval_shape(lambda: weights_of(model))
     if is_sharded:
         count = cores or parallel.core_count()
-        params, fixed = pattern(params, count), pattern(fixed, count)
+        params, fixed = abstract_shards(params, count), abstract_shards(fixed, count)
     step: Any = jax.ShapeDtypeStruct((), jnp.int32)
     return TrainState(step, params, fixed, jax.eval_shape(optimizer.init, params))
 

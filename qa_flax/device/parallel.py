@@ -111,7 +111,7 @@ def put(batch: PyTree) -> PyTree:
     return jax.device_put(batch, _one_slice_a_core())
 
 
-def put_copies(tree: PyTree) -> PyTree:
+def put_replicas(tree: PyTree) -> PyTree:
     """`tree` onto every core of this host: each array `[...]` becomes `[D, ...]`."""
     return put(jax.tree.map(_same_for_every_core, tree))
 
@@ -121,8 +121,8 @@ def _same_for_every_core(array: Any) -> np.ndarray:
     return np.broadcast_to(array, (process_core_count(), *array.shape))
 
 
-def copy_on_first_core(arrays: list[Any]) -> list[Any]:
-    """What `put_copies` put there as new arrays of this process's first core; does not wait.
+def copy_first_replica(arrays: list[Any]) -> list[Any]:
+    """What `put_replicas` put there as new arrays of this process's first core; does not wait.
 
     They are copies: the originals may be given away (`donate`) as soon as this returns.
     """
@@ -134,36 +134,38 @@ def _first_rows(arrays: list[Any]) -> list[Any]:
     return [array[0] for array in arrays]
 
 
-def take_copy(tree: PyTree) -> PyTree:
-    """One core's copy of what `put_copies` put there, as NumPy; waits for the cores."""
+def take_replica(tree: PyTree) -> PyTree:
+    """One core's copy of what `put_replicas` put there, as NumPy; waits for the cores."""
     return jax.tree.map(lambda array: np.asarray(array.addressable_data(0))[0], tree)
 
 
-def put_parts(tree: PyTree, pattern: PyTree) -> PyTree:
-    """`tree` onto the cores, divided where `pattern` has a `Shard`, and elsewhere as copies."""
-    nodes, structure = jax.tree.flatten(pattern, is_leaf=is_shard)
+def put_state(tree: PyTree, abstract: PyTree) -> PyTree:
+    """`tree` onto the cores, divided where `abstract` has a `Shard`, and elsewhere as copies."""
+    nodes, structure = jax.tree.flatten(abstract, is_leaf=is_shard)
     arrays = jax.tree.leaves(tree)
     whole = [a for a, node in zip(arrays, nodes, strict=True) if not is_shard(node)]
-    copies, placed = iter(put_copies(whole)), []
+    copies, placed = iter(put_replicas(whole)), []
     for array, node in zip(arrays, nodes, strict=True):
         if is_shard(node):  # one at a time: its pieces are a second copy on the host
-            pieces = sharding.divided(np.asarray(array), core_count())
+            pieces = sharding.to_shards(np.asarray(array), core_count())
             placed.append(Shard(put(pieces[process_cores()]), node.shape))
         else:
             placed.append(next(copies))
     return structure.unflatten(placed)
 
 
-def take_whole(tree: PyTree) -> PyTree:
-    """What `put_parts` put there, as NumPy; all hosts call it. One array at a time is gathered."""
+def gather_state(tree: PyTree) -> PyTree:
+    """What `put_state` put there, as NumPy; all hosts call it. One array at a time is gathered."""
 
     def take(node: Any) -> Any:
         if not is_shard(node):
-            return take_copy(node)
+            return take_replica(node)
         pieces = (
-            gather(node.part) if processes.count() == 1 else np.asarray(_all_pieces()(node.part))
+            gather(node.data)
+            if processes.count() == 1
+            else np.asarray(_all_gather_on_cores()(node.data))
         )
-        return sharding.joined(pieces, node.shape)
+        return sharding.from_shards(pieces, node.shape)
 
     return jax.tree.map(take, tree, is_leaf=is_shard)
 
@@ -198,7 +200,7 @@ def put_key(key: Any) -> Any:
 
     Keys themselves would go through the host at each call in several processes.
     """
-    return put_copies(jax.random.key_data(key))
+    return put_replicas(jax.random.key_data(key))
 
 
 def key_of(words: Any) -> Any:
@@ -206,7 +208,7 @@ def key_of(words: Any) -> Any:
     return jax.random.wrap_key_data(words, impl=_KEYS)
 
 
-def nothing_crosses() -> Any:
+def no_implicit_transfers() -> Any:
     """Inside, JAX raises if an array goes from host to device or back without being asked to."""
     return jax.transfer_guard("disallow")
 
@@ -217,7 +219,7 @@ def run_key(seed: int) -> Any:
 
 
 @functools.cache
-def _all_pieces() -> Callable[..., Any]:
+def _all_gather_on_cores() -> Callable[..., Any]:
     """`[D, k]` -> the same on every core, so that a host sees those of the others."""
     return over_cores(lambda part: lax.all_gather(part, CORES), (0,), None)
 

@@ -17,7 +17,14 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from qa_flax.models.blocks import Stack
 from qa_flax.models.layers import Table
 from qa_flax.models.qa import SpanLogits, span_losses
-from qa_flax.models.sharding import CORES, added_up, global_norm, has_shards, is_shard, whole
+from qa_flax.models.sharding import (
+    CORES,
+    all_gather,
+    global_norm,
+    has_shards,
+    is_shard,
+    sum_gradients,
+)
 
 Batch = dict[str, Array]
 """int32 `[b, l]`: `input_ids`, `attention_mask`, perhaps `token_type_ids`; int32 `[b]`, to train:
@@ -79,7 +86,7 @@ def _model(graphdef: nnx.GraphDef, weights: Weights) -> Any:
 
     def together(path: tuple[Any, ...], node: Any) -> Any:
         names = tuple(part.key for part in path if isinstance(part, jax.tree_util.DictKey))
-        return node if any(names[: len(module)] == module for module in later) else whole(node)
+        return node if any(names[: len(module)] == module for module in later) else all_gather(node)
 
     parts = (jax.tree_util.tree_map_with_path(together, w, is_leaf=is_shard) for w in weights)
     return nnx.merge(graphdef, *parts)
@@ -149,7 +156,7 @@ def make_train_step(
 
             nothing = jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params)
             (loss, grads), _ = lax.scan(add, nothing, (batch, jnp.arange(count)))
-        loss, grads = lax.psum(loss, CORES), added_up(grads)
+        loss, grads = lax.psum(loss, CORES), sum_gradients(grads)
         direction, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
         measurements = Measurements(loss, global_norm(grads))

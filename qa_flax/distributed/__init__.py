@@ -4,5 +4,5 @@ Beside the stages: with one process everything here is a no-op.
 """
 
 
-class HostError(RuntimeError):
+class ProcessError(RuntimeError):
     """The processes of a run cannot work together; the message says which, and what to do."""

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from safetensors.numpy import load, save
 
-from qa_flax.distributed import HostError
+from qa_flax.distributed import ProcessError
 from qa_flax.distributed.processes import client, count, index, is_main
 
 SECONDS_TO_WAIT = 900.0
@@ -26,11 +26,11 @@ _CHUNK = 1 << 20  # bytes of one value in the store; a message of the service ho
 _numbers = itertools.count()
 
 
-def exchange(what: str, data: bytes, timeout: float = SECONDS_TO_WAIT) -> list[bytes]:
+def all_gather_bytes(what: str, data: bytes, timeout: float = SECONDS_TO_WAIT) -> list[bytes]:
     """The bytes of every process, in their order. All call it, in the same order of calls.
 
     Raises:
-        HostError: a process did not come within `timeout` seconds; `what` says to what.
+        ProcessError: a process did not come within `timeout` seconds; `what` says to what.
     """
     if count() == 1:
         return [data]
@@ -52,7 +52,7 @@ def _received(number: int, process: int, what: str, timeout: float) -> bytes:
         head = store.blocking_key_value_get_bytes(f"{place}/head", round(timeout * 1000))
         other, length = json.loads(head)
         if other != what:
-            raise HostError(
+            raise ProcessError(
                 f"process {process} is at another place ({other}) than process {index()} ({what}): "
                 "start the same command, with the same arguments and data, on every worker"
             )
@@ -61,67 +61,67 @@ def _received(number: int, process: int, what: str, timeout: float) -> bytes:
             for i in range(length)
         ]
     except jax.errors.JaxRuntimeError as error:
-        raise HostError(
+        raise ProcessError(
             f"process {index()} waited {timeout:.0f} s in vain for process {process} ({what}): see "
             f"that one's log ({str(error).splitlines()[0]})"
         ) from error
     return b"".join(chunks)
 
 
-def exchange_json(what: str, value: Any) -> list[Any]:
-    """`exchange` of JSON values; NumPy's numbers and arrays become Python's."""
+def all_gather_json(what: str, value: Any) -> list[Any]:
+    """`all_gather_bytes` of JSON values; NumPy's numbers and arrays become Python's."""
     if count() == 1:
         return [value]
     encoded = json.dumps(value, default=lambda array: array.tolist())
-    return [json.loads(data) for data in exchange(what, encoded.encode())]
+    return [json.loads(data) for data in all_gather_bytes(what, encoded.encode())]
 
 
-def exchange_arrays(what: str, arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """`exchange` of NumPy arrays by name."""
+def all_gather_arrays(what: str, arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """`all_gather_bytes` of NumPy arrays by name."""
     if count() == 1:
         return [dict(arrays)]
     encoded = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-    return [load(data) for data in exchange(what, encoded)]
+    return [load(data) for data in all_gather_bytes(what, encoded)]
 
 
-def concatenated(what: str, tree: Any) -> Any:
+def all_gather_rows(what: str, tree: Any) -> Any:
     """A tree of arrays `[n, ...]` with the rows of all processes, in their order."""
     if count() == 1:
         return tree
     leaves, structure = jax.tree.flatten(tree)
-    parts = exchange_arrays(what, {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves)})
+    parts = all_gather_arrays(what, {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves)})
     joined = [np.concatenate([part[str(i)] for part in parts]) for i in range(len(leaves))]
     return jax.tree.unflatten(structure, joined)
 
 
-def of_main(what: str, value: Any) -> Any:
+def broadcast_from_main(what: str, value: Any) -> Any:
     """The main process's value, in every process; a JSON value."""
-    return exchange_json(what, value if is_main() else None)[0]
+    return all_gather_json(what, value if is_main() else None)[0]
 
 
-def wait_for_all(what: str) -> None:
+def barrier(what: str) -> None:
     """Wait until every process has called this, with the same `what`."""
-    exchange(what, b"")
+    all_gather_bytes(what, b"")
 
 
-def require_shared(folder: Any) -> None:
+def check_shared_folder(folder: Any) -> None:
     """Refuse a folder (`pathlib` or `epath`) that is another one on each host.
 
     Raises:
-        HostError: names the processes that do not see what process 0 writes there.
+        ProcessError: names the processes that do not see what process 0 writes there.
     """
     if count() == 1:
         return
-    probe = folder / of_main("shared folder", f".shared-{uuid.uuid4().hex}")
+    probe = folder / broadcast_from_main("shared folder", f".shared-{uuid.uuid4().hex}")
     if is_main():
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_text("")
-    wait_for_all("a file in the shared folder")
-    seen = exchange_json("the file is seen", probe.exists())
+    barrier("a file in the shared folder")
+    seen = all_gather_json("the file is seen", probe.exists())
     if is_main():
         probe.unlink()
     if blind := [str(process) for process, sees in enumerate(seen) if not sees]:
-        raise HostError(
+        raise ProcessError(
             f"output_dir: what process 0 writes in {folder} is not seen by process "
             f"{', '.join(blind)}, so no checkpoint could be resumed from; give a folder that all "
             "hosts share, such as a bucket (gs://...)"

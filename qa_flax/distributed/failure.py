@@ -12,7 +12,7 @@ from types import TracebackType
 
 import jax
 
-from qa_flax.distributed import HostError
+from qa_flax.distributed import ProcessError
 from qa_flax.distributed.processes import client, count, index
 
 logger = logging.getLogger(__name__)
@@ -33,11 +33,11 @@ def end_together() -> None:
     With one process nothing is changed.
 
     Raises:
-        HostError: JAX runs on the cores of several processes that have not joined.
+        ProcessError: JAX runs on the cores of several processes that have not joined.
     """
     global _is_watching
     if jax.process_count() != count():
-        raise HostError(
+        raise ProcessError(
             f"JAX sees {jax.process_count()} processes that have not joined: call "
             "jax.distributed.initialize() before anything else of JAX (qa-flax: --distributed)"
         )

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import jax
 from jax._src.clusters import ClusterEnv
 
-from qa_flax.distributed import HostError
+from qa_flax.distributed import ProcessError
 
 _LAST_WORDS = 10.0  # seconds that processes may be apart in time
 
@@ -25,7 +25,7 @@ def join(
     of the cluster it runs on (TPU VMs, GKE, Slurm, MPI). A run of one process needs no joining.
 
     Raises:
-        HostError: the cluster is not known, an argument is wrong, or after `timeout` seconds not
+        ProcessError: the cluster is not known, an argument is wrong, or after `timeout` seconds not
             all processes were there; the message names those that are missing.
     """
     found = (coordinator, num_processes, process_id)
@@ -36,16 +36,18 @@ def join(
     if of == 1:
         return
     if address is None or of is None or number is None:
-        raise HostError(
+        raise ProcessError(
             "--distributed: JAX knows no cluster here that would tell coordinator, number of "
             "processes and process id; give --coordinator HOST:PORT --num_processes N "
             "--process_id I, another I from 0 to N-1 in each process"
         )
     if not 0 <= number < of:
-        raise HostError(f"--process_id is {number}; with {of} processes it is one of 0 to {of - 1}")
+        raise ProcessError(
+            f"--process_id is {number}; with {of} processes it must be one of 0 to {of - 1}"
+        )
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise HostError(f"--coordinator is {address!r}; it must be HOST:PORT, of process 0")
+        raise ProcessError(f"--coordinator is {address!r}; it must be HOST:PORT, of process 0")
     if number == 0:
         _call_the_roll(int(port), of, timeout)
     else:
@@ -88,7 +90,7 @@ def _call_the_roll(port: int, of: int, timeout: float) -> None:
             with contextlib.suppress(OSError):  # it has gone since, as one may before JAX's joining
                 connection.sendall(f"{problem}\n".encode())
     if problem:
-        raise HostError(problem)
+        raise ProcessError(problem)
 
 
 def _answer_the_roll(address: tuple[str, int], number: int, of: int, timeout: float) -> None:
@@ -105,15 +107,15 @@ def _answer_the_roll(address: tuple[str, int], number: int, of: int, timeout: fl
                 break
         except OSError as error:
             if time.monotonic() > until:
-                raise HostError(
+                raise ProcessError(
                     f"process {number} of {of} did not reach process 0 at {named} within "
                     f"{timeout:.0f} s ({error}): start the command on every worker"
                 ) from error
         if time.monotonic() > until:
-            raise HostError(f"process 0 at {named} ended while process {number} waited for it")
+            raise ProcessError(f"process 0 at {named} ended while process {number} waited for it")
         time.sleep(0.2)
     if said.strip():
-        raise HostError(said.strip())
+        raise ProcessError(said.strip())
 
 
 def _listening(port: int) -> socket.socket:
@@ -122,7 +124,7 @@ def _listening(port: int) -> socket.socket:
             return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
         return socket.create_server(("", port))
     except OSError as error:
-        raise HostError(
+        raise ProcessError(
             f"process 0 cannot listen at port {port} ({error}): a run that has not ended may hold "
             "it; end that one, or give --coordinator another port"
         ) from error

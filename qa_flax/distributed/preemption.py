@@ -38,7 +38,7 @@ _state = _State()
 
 
 @contextmanager
-def heeded() -> Iterator[None]:
+def sigterm_handled() -> Iterator[None]:
     """Inside, SIGTERM ends nothing by itself: the next `check` raises `Preempted`.
 
     Contexts may be nested. With one process a signal not yet seen by `check` is raised when the

@@ -14,7 +14,7 @@ from qa_flax.models.activations import ACTIVATIONS
 from qa_flax.models.attention import attention
 from qa_flax.models.dropout import dropout
 from qa_flax.models.layers import BlockConfig, layer_norm, linear
-from qa_flax.models.sharding import has_shards, whole
+from qa_flax.models.sharding import all_gather, has_shards
 
 
 class SelfAttention(nnx.Module):
@@ -178,6 +178,6 @@ class Stack(nnx.List):
             if has_shards(state):
                 # Not before it is this layer's turn, or all layers are there at once.
                 state, hidden = jax.lax.optimization_barrier((state, hidden))
-            return call(nnx.merge(graphdef, whole(state)), key, hidden, *rest)
+            return call(nnx.merge(graphdef, all_gather(state)), key, hidden, *rest)
 
         return jax.checkpoint(again)(state, key, *inputs)

@@ -45,7 +45,7 @@ def checkpoint_directory(source: str | os.PathLike[str], **hub: Any) -> Path:
 
     `OSError` if it is none of these.
     """
-    path = storage.fetched(source) if storage.is_remote(source) else Path(source)
+    path = storage.local_copy(source) if storage.is_remote(source) else Path(source)
     if path.is_dir():
         return path
     if path.exists():

@@ -19,7 +19,6 @@ from transformers import AutoConfig, PreTrainedConfig
 from qa_flax import storage
 from qa_flax.models import lora as adapters
 from qa_flax.models.blocks import Stack
-from qa_flax.models.elsewhere import Readable
 from qa_flax.models.families import FAMILIES, Family
 from qa_flax.models.files import (
     ADAPTER_CONFIG_FILE,
@@ -33,6 +32,7 @@ from qa_flax.models.files import (
 from qa_flax.models.layers import BlockConfig, Fixed
 from qa_flax.models.lora import LoraConfig
 from qa_flax.models.qa import SpanLogits
+from qa_flax.models.read_hooks import ReadHooks
 from qa_flax.models.weights import (
     Named,
     adapter_arrays,
@@ -49,7 +49,7 @@ from qa_flax.storage import replacing
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
-class AutoModelForQuestionAnswering(Readable):
+class AutoModelForQuestionAnswering(ReadHooks):
     """An encoder with a span head, made from a Hugging Face config or checkpoint.
 
     Parameters are float32; `dtype` is the compute dtype. Call it with NumPy or JAX arrays `[B, L]`.
@@ -142,7 +142,7 @@ class AutoModelForQuestionAnswering(Readable):
         model = cls(config, dtype=dtype)
         return filled(model, stored_arrays(model, *_read(config), directory, seed))
 
-    def take_over(self, params: Any) -> None:
+    def set_params(self, params: Any) -> None:
         """Put parameters (a state of the same model, NumPy or JAX arrays) in place of its own."""
         nnx.update(self, jax.tree.map(jnp.asarray, params))
 
@@ -205,7 +205,7 @@ class AutoModelForQuestionAnswering(Readable):
         PyTorch transformers' `AutoModelForQuestionAnswering.from_pretrained` reads them exactly.
         Where there are adapters, only they and the span head are written: PEFT's two files.
         """
-        with storage.written(save_directory) as directory:
+        with storage.output_folder(save_directory) as directory:
             self._write(directory)
 
     def _write(self, directory: Path) -> None:

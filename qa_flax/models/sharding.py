@@ -25,15 +25,15 @@ CORES = "cores"
 """The axis of the cores."""
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["part"], meta_fields=["shape"])
+@partial(jax.tree_util.register_dataclass, data_fields=["data"], meta_fields=["shape"])
 @dataclasses.dataclass(frozen=True)
 class Shard:
     """A core's piece of an array: its rows, zeros behind them, cut into D pieces."""
 
-    part: Any
+    data: Any
     """`[k, ...]`: k is the array's rows / D, rounded up; `[k]`, of single numbers, if rows are few.
 
-    `piece_shape` says which. On the host and around the step: `[D, k, ...]`.
+    `shard_shape` says which. On the host and around the step: `[D, k, ...]`.
     """
     shape: tuple[int, ...]
     """The whole array's."""
@@ -52,13 +52,13 @@ def has_shards(tree: PyTree) -> bool:
 # ---- inside the step -----------------------------------------------------------------------------
 
 
-def whole(tree: PyTree) -> PyTree:
+def all_gather(tree: PyTree) -> PyTree:
     """Every `Shard` put together from all cores' pieces; other arrays as they are."""
 
     def gathered(node: Any) -> Any:
         if not is_shard(node):
             return node
-        return _without_padding(lax.all_gather(node.part, CORES, tiled=True), node.shape)
+        return _without_padding(lax.all_gather(node.data, CORES, tiled=True), node.shape)
 
     return jax.tree.map(gathered, tree, is_leaf=is_shard)
 
@@ -69,17 +69,17 @@ def rows_of(table: Shard, ids: Int[Array, "*rows"]) -> Float[Array, "*rows size"
     Where the cores ask for fewer rows than the table has, it is not put together: every core looks
     for all cores' ids among its own rows, and what was found is sent to those that asked.
     """
-    cores, here = lax.axis_size(CORES), table.part.shape[0]
-    if table.part.ndim != len(table.shape) or cores * ids.size >= table.shape[0]:
-        return jnp.take(whole(table), ids, axis=0)
+    cores, here = lax.axis_size(CORES), table.data.shape[0]
+    if table.data.ndim != len(table.shape) or cores * ids.size >= table.shape[0]:
+        return jnp.take(all_gather(table), ids, axis=0)
     at = lax.all_gather(ids, CORES) - lax.axis_index(CORES) * here
     is_here = ((at >= 0) & (at < here))[..., None]
-    found = jnp.where(is_here, table.part[jnp.clip(at, 0, here - 1)], 0.0)
+    found = jnp.where(is_here, table.data[jnp.clip(at, 0, here - 1)], 0.0)
     exists = ((ids >= 0) & (ids < table.shape[0]))[..., None]
     return jnp.where(exists, lax.psum_scatter(found, CORES), jnp.nan)
 
 
-def added_up(grads: PyTree) -> PyTree:
+def sum_gradients(grads: PyTree) -> PyTree:
     """Gradients of all cores added up: those of a `Shard` are already."""
     add = lambda node: node if is_shard(node) else lax.psum(node, CORES)  # noqa: E731
     return jax.tree.map(add, grads, is_leaf=is_shard)
@@ -88,7 +88,7 @@ def added_up(grads: PyTree) -> PyTree:
 def global_norm(tree: PyTree) -> Float[Array, ""]:
     """The norm of all arrays of the tree as one vector, the same on every core."""
     nodes = jax.tree.leaves(tree, is_leaf=is_shard)
-    pieces = [node.part for node in nodes if is_shard(node)]
+    pieces = [node.data for node in nodes if is_shard(node)]
     if not pieces:
         return optax.tree.norm(tree)
     squares = lax.psum(optax.tree.norm(pieces, squared=True), CORES)
@@ -98,7 +98,7 @@ def global_norm(tree: PyTree) -> Float[Array, ""]:
 # ---- on the host ---------------------------------------------------------------------------------
 
 
-def piece_shape(shape: tuple[int, ...], cores: int) -> tuple[int, ...]:
+def shard_shape(shape: tuple[int, ...], cores: int) -> tuple[int, ...]:
     """A piece's shape: whole rows if that wastes less than a hundredth, else single numbers."""
     rows = shape[0] if shape else 0
     if 100 * (-rows % cores) < rows:
@@ -106,27 +106,27 @@ def piece_shape(shape: tuple[int, ...], cores: int) -> tuple[int, ...]:
     return (-(-math.prod(shape) // cores),)
 
 
-def pattern(tree: PyTree, cores: int) -> PyTree:
+def abstract_shards(tree: PyTree, cores: int) -> PyTree:
     """What one of `cores` holds of a tree of arrays, all divided: shapes and dtypes alone."""
 
     def piece(array: Any) -> Shard:
-        found = piece_shape(tuple(array.shape), cores)
+        found = shard_shape(tuple(array.shape), cores)
         return Shard(jax.ShapeDtypeStruct(found, array.dtype), tuple(array.shape))
 
     return jax.tree.map(piece, tree)
 
 
-def divided(array: np.ndarray, cores: int) -> np.ndarray:
-    """The pieces of an array, `[D, *piece_shape]`."""
-    each, *rest = piece_shape(array.shape, cores)
+def to_shards(array: np.ndarray, cores: int) -> np.ndarray:
+    """The pieces of an array, `[D, *shard_shape]`."""
+    each, *rest = shard_shape(array.shape, cores)
     rows = array.reshape(-1, *rest)
     padded = np.zeros((cores * each, *rest), array.dtype)
     padded[: len(rows)] = rows
     return padded.reshape(cores, each, *rest)
 
 
-def joined(pieces: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The array of some pieces, `[D, *piece_shape]`."""
+def from_shards(pieces: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The array of some pieces, `[D, *shard_shape]`."""
     return _without_padding(pieces.reshape(-1, *pieces.shape[2:]), shape)
 
 

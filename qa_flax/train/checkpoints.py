@@ -26,7 +26,7 @@ from qa_flax import storage
 from qa_flax.data.windows import Windows
 from qa_flax.distributed import processes
 from qa_flax.storage import AnyPath
-from qa_flax.train.root_handlers import root_handlers_kept
+from qa_flax.train.root_handlers import keep_root_handlers
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ def find(given: str | os.PathLike | bool, output_dir: AnyPath) -> Path:
                 f"resume_from_checkpoint: {found} cannot be resumed from: {problem}. Give another, "
                 "or True (on the command line: nothing) for the last one that can"
             )
-    copy = storage.fetched(found)
+    copy = storage.local_copy(found)
     # What a bucket has is looked at when it is here.
     if copy != found and (problem := _problem(copy)) is not None:
         raise ResumeError(f"resume_from_checkpoint: {found}, as fetched: {problem}")
@@ -287,7 +287,7 @@ def load_state(directory: Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
 @contextmanager
 def _checkpointer() -> Iterator[Any]:
     """Orbax's, of this process alone: the main process writes, and each reads for itself."""
-    with root_handlers_kept():
+    with keep_root_handlers():
         import orbax.checkpoint as ocp  # here: it takes a second, and who saves nothing needs none
 
         me = processes.index()
@@ -309,7 +309,7 @@ def _named(tree: PyTree) -> dict[str, np.ndarray]:
 def digest(windows: Windows) -> str:
     """A short text that is another for other training windows: ids, lengths and labels."""
     hashed = hashlib.sha256("\n".join(windows.example_ids).encode())
-    for array in (windows.counts, windows.start_positions, windows.end_positions):
+    for array in (windows.lengths, windows.start_positions, windows.end_positions):
         hashed.update(np.ascontiguousarray(array, np.int64).tobytes())
     return hashed.hexdigest()[:16]
 

@@ -11,22 +11,22 @@ from flax import nnx
 from jaxtyping import Float
 from transformers.trainer_utils import EvalPrediction, PredictionOutput, speed_metrics
 
-from qa_flax.answers.spans import Candidates, Settings
+from qa_flax.answers.spans import Candidates, SearchSettings
 from qa_flax.data.windows import Features, Windows
-from qa_flax.device.counters import watched
+from qa_flax.device.counters import device_report
 from qa_flax.device.programs import eval_program
 from qa_flax.distributed import preemption, processes
-from qa_flax.distributed.exchange import concatenated, exchange_json, of_main
+from qa_flax.distributed.exchange import all_gather_json, all_gather_rows, broadcast_from_main
 from qa_flax.train.events import Events
 from qa_flax.train.live_state import LiveState
-from qa_flax.train.plan import is_watched
-from qa_flax.train.prediction import agreed_widths, predict_windows, reduction
+from qa_flax.train.plan import wants_device_report
+from qa_flax.train.prediction import common_widths, predict_windows, reduction
 
 Dataset = datasets.Dataset | Windows
 """What the trainer takes as a data set: Hugging Face style columns, or this package's windows."""
 
 
-class Evaluated(NamedTuple):
+class EvaluationResult(NamedTuple):
     """What the model says of a set's windows, in their order, and what that took.
 
     `logits`: start and end, float32 [N, L] each, or candidates. `labels`: start and end positions,
@@ -59,11 +59,11 @@ class Share:
 
     def count(self, name: str, own: int) -> int:
         """The sum of what every process counted."""
-        return sum(exchange_json(name, own))
+        return sum(all_gather_json(name, own))
 
     def whole_inputs(self, input_ids: np.ndarray) -> np.ndarray:
         """The token ids of all windows, of what the trainer was given."""
-        return concatenated("inputs", input_ids) if self.is_split else input_ids
+        return all_gather_rows("inputs", input_ids) if self.is_split else input_ids
 
     def whole_examples(self, name: str, own: int) -> int:
         """How many there are in all, of what the trainer was given."""
@@ -80,7 +80,7 @@ class Share:
 
 def agreed(output: PredictionOutput) -> PredictionOutput:
     """The same times and speeds in all processes: the main one's."""
-    return output._replace(metrics=of_main("metrics", output.metrics))
+    return output._replace(metrics=broadcast_from_main("metrics", output.metrics))
 
 
 class Evaluator:
@@ -98,8 +98,8 @@ class Evaluator:
         self._share = share
 
     def run(
-        self, dataset: Dataset, prefix: str, candidates: Settings | None, *, gather: bool
-    ) -> Evaluated:
+        self, dataset: Dataset, prefix: str, candidates: SearchSettings | None, *, gather: bool
+    ) -> EvaluationResult:
         """Logits or candidates, labels, losses, the mean loss and the speed.
 
         Of all processes' windows, in their order; logits and labels of this one's if not `gather`.
@@ -108,15 +108,15 @@ class Evaluator:
         windows = self._share.select(as_windows(dataset))
         args = self._events.args
         per_core = args.per_device_eval_batch_size
-        widths = agreed_widths(windows, per_core)
+        widths = common_widths(windows, per_core)
         # The progress callback only asks for the length of what is gone through.
         batches: Any = widths
         self._events.handler.eval_dataloader = batches
         weights = self._live.evaluation_weights()
-        watching = watched(f"{prefix} of {len(windows)} windows", is_watched(args))
+        watching = device_report(f"{prefix} of {len(windows)} windows", wants_device_report(args))
         # Each process computes its windows at its own pace; the exchange brings all together.
         way = None if candidates is None else reduction(candidates)
-        with preemption.heeded():
+        with preemption.sigterm_handled():
             with watching as report:
                 predicted = predict_windows(
                     eval_program(self._graphdef, way),
@@ -132,12 +132,12 @@ class Evaluator:
             labels, losses, metrics, logits = None, None, {}, predicted.logits
             if predicted.losses is not None:
                 labels = (windows.start_positions, windows.end_positions)
-                losses = concatenated("losses", predicted.losses)
+                losses = all_gather_rows("losses", predicted.losses)
                 metrics[f"{prefix}_loss"] = float(np.mean(losses, dtype=np.float64))
             if gather:
-                labels, logits = concatenated("labels", labels), _of_all(logits)
+                labels, logits = all_gather_rows("labels", labels), _of_all(logits)
         metrics |= speed_metrics(prefix, started, num_samples=count, num_steps=len(widths))
-        return Evaluated(logits, labels, losses, metrics)
+        return EvaluationResult(logits, labels, losses, metrics)
 
 
 def with_prefix(metrics: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -155,14 +155,14 @@ def _of_all(logits: Any) -> Any:
     """The logits, or candidates, of all processes' windows."""
     if isinstance(logits, Candidates):
         *arrays, length = logits
-        return Candidates(*concatenated("candidates", arrays), length=length)
-    return concatenated("logits", logits)
+        return Candidates(*all_gather_rows("candidates", arrays), padded_length=length)
+    return all_gather_rows("logits", logits)
 
 
 def _exchanged(answers: tuple[Any, Any]) -> list[tuple[Any, Any]]:
     """What post-processing gave in each process: answers and references."""
     if all(isinstance(part, (list, dict)) for part in answers):
-        return exchange_json("answers", answers)
+        return all_gather_json("answers", answers)
     kinds = ", ".join(type(part).__name__ for part in answers)
     raise ValueError(
         f"split_by_node: post_process_function gave {kinds}; with several processes it must give "

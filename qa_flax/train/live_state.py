@@ -16,12 +16,11 @@ from flax import nnx
 
 from qa_flax.device import parallel
 from qa_flax.device.step import TrainState, Weights, weights_of
-from qa_flax.distributed import HostError, processes
-from qa_flax.distributed.exchange import exchange_json, wait_for_all
-from qa_flax.models.elsewhere import Awaited, before_reading, is_elsewhere
+from qa_flax.distributed import ProcessError, processes
+from qa_flax.distributed.exchange import all_gather_json, barrier
 from qa_flax.models.model import AutoModelForQuestionAnswering
-from qa_flax.models.sharding import Shard, is_shard
-from qa_flax.models.sharding import pattern as shard_pattern
+from qa_flax.models.read_hooks import DeferredArray, has_read_hook, set_read_hook
+from qa_flax.models.sharding import Shard, abstract_shards, is_shard
 
 
 class LiveState:
@@ -41,7 +40,7 @@ class LiveState:
         self._lost: _Lost | None = None
         if is_sharded:  # one core may not have room for all of it
             with parallel.on_host():
-                model.take_over(weights_of(model).params)
+                model.set_params(weights_of(model).params)
 
     @property
     def is_training(self) -> bool:
@@ -54,13 +53,13 @@ class LiveState:
         Raises:
             ValueError: another training has them.
         """
-        if is_elsewhere(self.model):
+        if has_read_hook(self.model):
             raise ValueError("this model is being trained already: one training at a time")
         nodes = nnx.iter_graph(self.model)
         variables = {path: node for path, node in nodes if isinstance(node, nnx.Variable)}
         self._state = state
         self._variables = {path: variables[path] for path in _paths(state.weights)}
-        before_reading(self.model, self._read)
+        set_read_hook(self.model, self._read)
         self._is_read = False
         self._hold_back()
 
@@ -84,12 +83,12 @@ class LiveState:
         if self._state is not None:
             return self.state().weights
         weights = weights_of(self.model)
-        wanted = shard_pattern(weights, parallel.core_count()) if self._is_sharded else weights
-        return parallel.put_parts(weights, wanted)
+        abstract = abstract_shards(weights, parallel.core_count()) if self._is_sharded else weights
+        return parallel.put_state(weights, abstract)
 
-    def taken(self) -> TrainState:
+    def host_copy(self) -> TrainState:
         """The state as NumPy, without what no step changes; every process calls it."""
-        return parallel.take_whole(self.state()._replace(fixed=()))
+        return parallel.gather_state(self.state()._replace(fixed=()))
 
     # ---- in the model ----------------------------------------------------------------------------
 
@@ -101,7 +100,7 @@ class LiveState:
         if self._state is None or self._is_current or not self._is_sharded:
             return
         self._take_what_was_written()
-        wait_for_all("reading the model's shards")  # a process that does not come is named
+        barrier("reading the model's shards")  # a process that does not come is named
         self._bring_up_to_date()
 
     def _bring_up_to_date(self) -> None:
@@ -116,9 +115,9 @@ class LiveState:
         with jax.ensure_compile_time_eval():
             if self._is_sharded:
                 with parallel.on_host():
-                    arrays = [jnp.asarray(a) for a in _leaves(parallel.take_whole(params))]
+                    arrays = [jnp.asarray(a) for a in _leaves(parallel.gather_state(params))]
             else:
-                arrays = parallel.copy_on_first_core(_leaves(params))
+                arrays = parallel.copy_first_replica(_leaves(params))
         for n, (variable, array) in enumerate(zip(self._variables.values(), arrays, strict=False)):
             if variable.get_raw_value() is self._in_model[n]:  # else somebody has written it
                 _put(variable, array)
@@ -131,10 +130,10 @@ class LiveState:
             self._give_back(self.state().params)
 
     def _give_back(self, params: Any) -> None:
-        params = parallel.take_whole(params)
+        params = parallel.gather_state(params)
         self._leave()
         with parallel.on_host() if self._is_sharded else nullcontext():
-            self.model.take_over(params)
+            self.model.set_params(params)
 
     def abandon(self) -> None:
         """After an error: as `end` if that can be done, else the model says why it has no weights.
@@ -155,7 +154,7 @@ class LiveState:
             except jax.errors.JaxRuntimeError as error:  # what the cores computed last has failed
                 reason = f"the cores could not give them ({str(error).splitlines()[0]})"
         self._state, self._lost = None, _Lost(reason)
-        before_reading(self.model, self._lost)
+        set_read_hook(self.model, self._lost)
 
     def _read(self) -> None:
         """Somebody is about to read the model, or to write it."""
@@ -179,13 +178,13 @@ class LiveState:
         for n, variable in enumerate(self._variables.values()):
             value = variable.get_raw_value()
             if n < trained:
-                value = Awaited(variable, tuple(value.shape), self._read)
+                value = DeferredArray(variable, tuple(value.shape), self._read)
                 _put(variable, value)
             self._in_model.append(value)
         self._is_current = self._has_arrays = False
 
     def _leave(self) -> None:
-        before_reading(self.model, None)
+        set_read_hook(self.model, None)
         self._state, self._variables, self._in_model = None, {}, []
         self._is_current = False
 
@@ -206,12 +205,12 @@ class LiveState:
             arrays = {n: _checked(v, leaves[n], names[n]) for n, v in written.items()}
             if not is_alone:
                 _check_alike({".".join(map(str, names[n])): a for n, a in arrays.items()})
-        except (ValueError, HostError):
+        except (ValueError, ProcessError):
             for n, variable in written.items():
                 _put(variable, self._in_model[n])
             raise
         for n, array in arrays.items():
-            leaves[n] = parallel.put_parts([array], [leaves[n]])[0]
+            leaves[n] = parallel.put_state([array], [leaves[n]])[0]
             self._in_model[n] = written[n].get_raw_value()
         params, fixed = jax.tree.unflatten(structure, leaves)
         self._state = self._state._replace(params=params, fixed=fixed)
@@ -278,8 +277,8 @@ def _check_alike(arrays: dict[str, np.ndarray]) -> None:
     if processes.count() == 1:
         return
     written = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}
-    if any(other != written for other in exchange_json("weights written by a callback", written)):
-        raise HostError(
+    if any(other != written for other in all_gather_json("weights written by a callback", written)):
+        raise ProcessError(
             f"a callback wrote other weights into the model in one process than in another "
             f"({', '.join(written)}); write the same in every process"
         )

@@ -8,7 +8,7 @@ import optax
 import transformers
 
 from qa_flax import storage
-from qa_flax.device.memory import state_pattern
+from qa_flax.device.memory import abstract_state
 from qa_flax.device.optim import make_optimizer
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.models.sharding import bytes_of
@@ -107,7 +107,7 @@ def is_sharded(args: transformers.TrainingArguments) -> bool:
     return bool(getattr(args, "shard_params", False))
 
 
-def is_watched(args: transformers.TrainingArguments) -> bool:
+def wants_device_report(args: transformers.TrainingArguments) -> bool:
     """Whether `debug` asks for a report of what the device did."""
     options: Any = args.debug
     return "tpu_metrics_debug" in map(plain_value, options or ())
@@ -122,4 +122,4 @@ def optimizer_bytes(
     args: transformers.TrainingArguments, model: AutoModelForQuestionAnswering
 ) -> int:
     """What the optimizer's state of the trained parameters takes on each core."""
-    return bytes_of(state_pattern(model, optimizer_of(args), is_sharded(args)).opt_state)
+    return bytes_of(abstract_state(model, optimizer_of(args), is_sharded(args)).opt_state)

@@ -17,7 +17,7 @@ from qa_flax.answers.spans import (
     PADDING_LOGIT,
     Candidates,
     Logits,
-    Settings,
+    SearchSettings,
     TopTokens,
     null_positions,
 )
@@ -32,7 +32,7 @@ from qa_flax.distributed import exchange, preemption
 logger = logging.getLogger(__name__)
 
 
-class Predicted(NamedTuple):
+class Predictions(NamedTuple):
     """What the model says of N windows, and each window's loss where it has labels."""
 
     logits: Logits | Candidates
@@ -40,7 +40,7 @@ class Predicted(NamedTuple):
     bytes_to_host: int
 
 
-def reduction(settings: Settings) -> Reduction:
+def reduction(settings: SearchSettings) -> Reduction:
     """How a core reduces logits to the candidates that `settings` need."""
     return Reduction(settings.n_best_size, PADDING_LOGIT, finite=not settings.hf_compatible)
 
@@ -50,10 +50,10 @@ def predict_windows(
     weights: Weights,
     windows: Windows,
     per_core: int,
-    settings: Settings | None,
+    settings: SearchSettings | None,
     on_batch: Callable[[], None],
     widths: Sequence[int] | None = None,
-) -> Predicted:
+) -> Predictions:
     """Run every window through `step` (over the cores), `per_core` rows a core at a time.
 
     Args:
@@ -63,7 +63,7 @@ def predict_windows(
         per_core: rows of a batch on each core.
         settings: None to gather all logits; otherwise the candidates that they need.
         on_batch: called when a batch has come back.
-        widths: of the batches, where several hosts have `agreed_widths`; each has its own windows.
+        widths: of the batches, where several hosts have `common_widths`; each has its own windows.
 
     Raises:
         Preempted: SIGTERM has come; looked for before each batch.
@@ -96,7 +96,7 @@ def predict_windows(
         arrays = parallel.put(batch.arrays)
         width = batch.columns.stop - batch.columns.start
         # A width's first batch may compile the step, and then constants go to the cores.
-        with parallel.nothing_crosses() if width in compiled else nullcontext():
+        with parallel.no_implicit_transfers() if width in compiled else nullcontext():
             output = step(weights, arrays)
         compiled.add(width)
         in_flight.add(batch, output)
@@ -105,10 +105,10 @@ def predict_windows(
     for done in in_flight.all():
         collect(*done)
     _warn_of_bad_logits(windows, np.flatnonzero(~are_finite))
-    return Predicted(result.finished(), losses, bytes_to_host)
+    return Predictions(result.finished(), losses, bytes_to_host)
 
 
-def agreed_widths(windows: Windows, per_core: int) -> list[int]:
+def common_widths(windows: Windows, per_core: int) -> list[int]:
     """The widths of the batches that every host makes of its own windows: the widest of each.
 
     Raises:
@@ -116,7 +116,7 @@ def agreed_widths(windows: Windows, per_core: int) -> list[int]:
     """
     own = eval_widths(windows, parallel.process_core_count(), per_core)
     given, labelled = zip(
-        *exchange.exchange_json("batch widths", (own, windows.start_positions is not None)),
+        *exchange.all_gather_json("batch widths", (own, windows.start_positions is not None)),
         strict=True,
     )
     if len(set(labelled)) > 1:
@@ -145,7 +145,7 @@ class _AllLogits:
     """Start and end logits [N, L], filled batch by batch."""
 
     def __init__(self, windows: Windows):
-        self._starts = np.full((len(windows), windows.length), PADDING_LOGIT, np.float32)
+        self._starts = np.full((len(windows), windows.padded_length), PADDING_LOGIT, np.float32)
         self._ends = self._starts.copy()
 
     def add(self, batch: HostBatch, logits: Any) -> None:
@@ -159,11 +159,11 @@ class _AllLogits:
 class _BestLogits:
     """Candidates [N, C], filled batch by batch."""
 
-    def __init__(self, windows: Windows, settings: Settings):
-        self._length = windows.length
-        shape = (len(windows), min(settings.n_best_size, self._length))
+    def __init__(self, windows: Windows, settings: SearchSettings):
+        self._padded_length = windows.padded_length
+        shape = (len(windows), min(settings.n_best_size, self._padded_length))
         # A batch narrower than C tokens leaves places over: tokens behind the end, no answer's.
-        self._starts, self._ends = np.full((2, *shape), self._length, np.int32)
+        self._starts, self._ends = np.full((2, *shape), self._padded_length, np.int32)
         self._start_logits, self._end_logits = np.full((2, *shape), PADDING_LOGIT, np.float32)
         self._null_starts, self._null_ends = np.zeros((2, len(windows)), np.float32)
 
@@ -179,4 +179,4 @@ class _BestLogits:
 
     def finished(self) -> Candidates:
         tokens = TopTokens(self._starts, self._start_logits, self._ends, self._end_logits)
-        return Candidates(tokens, self._null_starts, self._null_ends, self._length)
+        return Candidates(tokens, self._null_starts, self._null_ends, self._padded_length)

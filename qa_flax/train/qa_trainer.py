@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
-from qa_flax.answers.spans import Settings
+from qa_flax.answers.spans import SearchSettings
 from qa_flax.train.evaluation import Dataset, agreed, prediction_output, with_prefix
 from qa_flax.train.trainer import Trainer
 
@@ -35,7 +35,7 @@ class QuestionAnsweringTrainer(Trainer):
         *args: Any,
         eval_examples: Any = None,
         post_process_function: Callable[..., EvalPrediction] | None = None,
-        candidates: Settings | None = None,
+        candidates: SearchSettings | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)

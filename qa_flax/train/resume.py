@@ -11,7 +11,7 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from qa_flax.data.windows import Windows
 from qa_flax.device.step import TrainState, weights_of
 from qa_flax.distributed import processes
-from qa_flax.distributed.exchange import require_shared, wait_for_all
+from qa_flax.distributed.exchange import barrier, check_shared_folder
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.train import checkpoints
 from qa_flax.train.best import find_best
@@ -60,7 +60,7 @@ class RunCheckpoints:
         if is_needed:
             if processes.is_main():
                 checkpoints.recover(self._output)
-            require_shared(self._output)
+            check_shared_folder(self._output)
 
     def load(
         self, given: Any, like: TrainState, accept_changes: bool
@@ -93,7 +93,7 @@ class RunCheckpoints:
         find_best(state, self._output, directory)
         state.stateful_callbacks = self.callback_states() if callbacks is None else callbacks
         description = run | asdict(position) | {"conditions": self._conditions}
-        taken = None if args.save_only_model else self._live.taken()
+        taken = None if args.save_only_model else self._live.host_copy()
         self._live.gather_shards()
         if processes.is_main():
             with checkpoints.new_folder(directory) as folder:
@@ -103,7 +103,7 @@ class RunCheckpoints:
                 state.save_to_json(str(folder / checkpoints.TRAINER_STATE))
             best = state.best_model_checkpoint
             checkpoints.rotate(self._output, args.save_total_limit, directory, best)
-        wait_for_all(directory.name)
+        barrier(directory.name)
         self._saved = step, position.pending
 
     def has(self, pending: Flags) -> bool:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def root_handlers_kept() -> Iterator[None]:
+def keep_root_handlers() -> Iterator[None]:
     """Inside, absl adds no handler to the root logger.
 
     A root logger without handlers gets Python's handler of last resort for the time, so warnings

@@ -55,7 +55,7 @@ class Steps:
         inputs = self._live.state(), arrays, rates, self._key
         shapes = tuple((name, array.shape) for name, array in arrays.items())
         if shapes in self._compiled:
-            with parallel.nothing_crosses():
+            with parallel.no_implicit_transfers():
                 state, measurements = self._compiled[shapes](*inputs)
         else:
             self._compiled[shapes] = self._compile(inputs, batch.arrays)

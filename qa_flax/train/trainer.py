@@ -18,7 +18,7 @@ from transformers.trainer_callback import (
 from transformers.trainer_utils import EvalPrediction, PredictionOutput, TrainOutput
 
 from qa_flax import storage
-from qa_flax.answers.spans import Settings
+from qa_flax.answers.spans import SearchSettings
 from qa_flax.device import parallel
 from qa_flax.distributed import failure, preemption, processes
 from qa_flax.models.model import AutoModelForQuestionAnswering
@@ -27,7 +27,7 @@ from qa_flax.train import checkpoints
 from qa_flax.train.best import check_best_metric
 from qa_flax.train.evaluation import (
     Dataset,
-    Evaluated,
+    EvaluationResult,
     Evaluator,
     Share,
     agreed,
@@ -210,7 +210,7 @@ class Trainer:
                 "prepare_train_features(examples, tokenizer)"
             )
         check_best_metric(self.args, self.eval_dataset, self.compute_metrics is not None)
-        with preemption.heeded():
+        with preemption.sigterm_handled():
             return run_training(
                 self._events,
                 self._live,
@@ -263,10 +263,10 @@ class Trainer:
         self,
         dataset: Dataset,
         prefix: str,
-        candidates: Settings | None = None,
+        candidates: SearchSettings | None = None,
         *,
         gather: bool = True,
-    ) -> Evaluated:
+    ) -> EvaluationResult:
         return self._evaluator.run(dataset, prefix, candidates, gather=gather)
 
     def _with_raw_metrics(self, dataset: Dataset, prefix: str) -> PredictionOutput:
@@ -303,7 +303,7 @@ class Trainer:
         if not processes.is_main():
             return
         directory = _folder(self.args) if output_dir is None else output_dir
-        with storage.written(directory) as folder:
+        with storage.output_folder(directory) as folder:
             self.model.save_pretrained(folder)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
@@ -312,7 +312,7 @@ class Trainer:
         """Write `trainer_state.json`."""
         if not processes.is_main():
             return
-        with storage.written(_folder(self.args)) as folder:
+        with storage.output_folder(_folder(self.args)) as folder:
             self.state.save_to_json(str(folder / checkpoints.TRAINER_STATE))
 
     def save_metrics(self, split: str, metrics: dict[str, Any], combined: bool = True) -> None:

@@ -17,17 +17,24 @@ from qa_flax import storage
 from qa_flax.data.batches import HostBatch, Loader, train_batches
 from qa_flax.data.windows import Windows
 from qa_flax.device import parallel
-from qa_flax.device.counters import watched
-from qa_flax.device.memory import HELP, memory_plan, state_pattern
+from qa_flax.device.counters import device_report
+from qa_flax.device.memory import HELP, abstract_state, memory_plan
 from qa_flax.device.programs import train_program
 from qa_flax.device.step import TrainState, weights_of
 from qa_flax.distributed import preemption, processes
-from qa_flax.distributed.exchange import of_main
+from qa_flax.distributed.exchange import broadcast_from_main
 from qa_flax.train import checkpoints
 from qa_flax.train.events import Events
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.loop import Actions, TrainingLoop
-from qa_flax.train.plan import Plan, is_sharded, is_watched, optimizer_of, output_dir, schedule_of
+from qa_flax.train.plan import (
+    Plan,
+    is_sharded,
+    optimizer_of,
+    output_dir,
+    schedule_of,
+    wants_device_report,
+)
 from qa_flax.train.resume import (
     Position,
     RunCheckpoints,
@@ -72,7 +79,7 @@ def run_training(
     training = _Training(events, live, windows, graphdef, resume, evaluate, save_model)
     started, first = time.time(), events.state.global_step
     try:
-        with watched("training", is_watched(events.args)) as report:
+        with device_report("training", wants_device_report(events.args)) as report:
             preempted = training.run()
             report.steps = events.state.global_step - first
             report.bytes_to_host = report.steps * BYTES_PER_STEP
@@ -110,7 +117,7 @@ class _Training:
         with parallel.on_host():
             params, fixed = weights_of(model)
             state = TrainState(jnp.int32(0), params, fixed, optimizer.init(params))
-        pattern = state_pattern(model, optimizer, is_sharded(args))
+        abstract = abstract_state(model, optimizer, is_sharded(args))
         events.reset()
         self._checkpoints.prepare(bool(resume.checkpoint) or args.save_strategy != "no")
         run: dict[str, Any] = {}
@@ -124,14 +131,14 @@ class _Training:
             last = min(events.state.max_steps, plan.updates)
             self._had_been_stopped = restore_callbacks(events, events.state.global_step >= last)
         self._start: TrainState | None = state
-        self._pattern = pattern
+        self._abstract = abstract
         self._reported_memory = 0
         self._steps = Steps(
             live,
             train_program(graphdef, optimizer, float(args.label_smoothing_factor)),
             parallel.run_key(args.seed),
             int(state.step),
-            partial(self._report_memory, pattern),
+            partial(self._report_memory, abstract),
         )
         position = Position()
         if run:
@@ -146,7 +153,7 @@ class _Training:
     def run(self) -> preemption.Preempted | None:
         """From `on_train_begin` to the end of the last epoch, or to a signal that has been seen."""
         start, self._start = self._start, None  # the cores have it from now on
-        self._live.begin(parallel.put_parts(start, self._pattern))
+        self._live.begin(parallel.put_state(start, self._abstract))
         del start
         try:
             self._events.notify("on_train_begin")
@@ -178,7 +185,7 @@ class _Training:
         )
         metrics["total_flos"] = state.total_flos
         metrics["train_loss"] = self._steps.mean_loss()
-        metrics = of_main("training metrics", metrics)
+        metrics = broadcast_from_main("training metrics", metrics)
         if args.load_best_model_at_end:
             self._load_best_model()
         self._events.log(metrics)
@@ -201,7 +208,7 @@ class _Training:
         logger.info("The best model is that of %s (%s).", best, self._events.state.best_metric)
         load = model.from_pretrained if model.lora is None else model.with_adapter
         with parallel.on_host() if is_sharded(self._args) else nullcontext():
-            model.take_over(weights_of(load(best)).params)
+            model.set_params(weights_of(load(best)).params)
 
     def _batches(self, epoch: int, skip: int) -> Iterator[HostBatch]:
         """Each process has all windows and computes the same order; it makes its cores' rows."""
@@ -216,7 +223,7 @@ class _Training:
             accumulation=args.gradient_accumulation_steps,
             drop_last=args.dataloader_drop_last,
             skip=skip,
-            mine=parallel.process_cores(),
+            local_cores=parallel.process_cores(),
         )
 
     def _begin_state(self, optimizer: Any) -> None:
@@ -229,9 +236,9 @@ class _Training:
         handler.optimizer, handler.train_dataloader = optimizer, loader
         handler.lr_scheduler = self._schedule  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _report_memory(self, pattern: TrainState, compiled: Any, arrays: Any) -> None:
+    def _report_memory(self, abstract: TrainState, compiled: Any, arrays: Any) -> None:
         """What the step takes, once, and again where a batch of another shape takes more."""
-        plan, limit = memory_plan(pattern, compiled), parallel.memory_limit()
+        plan, limit = memory_plan(abstract, compiled), parallel.memory_limit()
         is_first, is_too_much = not self._reported_memory, limit is not None and plan.total > limit
         if is_first or (is_too_much and plan.total > self._reported_memory):
             rows, tokens = arrays["input_ids"].shape[-2:]

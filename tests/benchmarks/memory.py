@@ -3,7 +3,7 @@
     python tests/benchmarks/memory.py                  # --shard_params, on paper
     python tests/benchmarks/memory.py --tpu v5e:2x4    # needs `pip install libtpu`, but no TPU
 
-On paper: parameters, gradients and AdamW's state are those of `memory.state_pattern`, to the byte.
+On paper: parameters, gradients and AdamW's state are those of `memory.abstract_state`, to the byte.
 Beside them a core holds what `--shard_params` puts together: all that is beside the layers and the
 table of words, with its gradient, and one layer at a time; and the activations that `--bf16` and
 checkpointing leave: each layer's input, and one layer's inside, as XLA compiles it for a CPU in
@@ -37,7 +37,7 @@ from transformers import (
 )
 
 from qa_flax.device import parallel
-from qa_flax.device.memory import MemoryPlan, memory_plan, state_pattern
+from qa_flax.device.memory import MemoryPlan, abstract_state, memory_plan
 from qa_flax.device.optim import make_optimizer
 from qa_flax.device.step import make_loss, make_train_step, weights_of
 from qa_flax.models.blocks import Stack
@@ -136,12 +136,12 @@ def inside_one_layer(config: PreTrainedConfig, rows: int, tokens: int) -> int:
 def on_paper(config: PreTrainedConfig, cores: int, rows: int, tokens: int) -> dict[str, int]:
     """Bytes on each core by what they are of."""
     model = shapes_of(config)
-    pattern = state_pattern(model, make_optimizer(), True, cores)
+    abstract = abstract_state(model, make_optimizer(), True, cores)
     stacks = [module for _, module in nnx.iter_modules(model) if isinstance(module, Stack)]
     layers = [bytes_of(nnx.state(layer)) for stack in stacks for layer in stack]
     beside = bytes_of(weights_of(model).params) - sum(layers)
     words = 4 * config.vocab_size * config.hidden_size  # looked up where their rows are
-    shards, moments = bytes_of(pattern.params), bytes_of(pattern.opt_state)
+    shards, moments = bytes_of(abstract.params), bytes_of(abstract.opt_state)
     return {
         "parameters": shards,
         "gradients": shards,
@@ -157,7 +157,7 @@ def compiled_for(topology: str, case: Case, tokens: int) -> MemoryPlan:
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     model, optimizer = shapes_of(case.config, "bfloat16"), make_optimizer()
     model = model.with_remat() if case.is_divided else model
-    pattern = state_pattern(model, optimizer, case.is_divided, len(devices))
+    abstract = abstract_state(model, optimizer, case.is_divided, len(devices))
     step = make_train_step(nnx.graphdef(model), optimizer)
     step = parallel.over_cores(step, (0, 0, None, None), (0, None), donate=True, devices=devices)
     each = len(devices), 1, case.rows
@@ -166,10 +166,12 @@ def compiled_for(topology: str, case: Case, tokens: int) -> MemoryPlan:
     batch = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), ids)
     batch |= {"start_positions": one, "end_positions": one}
     batch["valid"] = jax.ShapeDtypeStruct(each, jnp.bool)
-    state = jax.tree.map(lambda a: jax.ShapeDtypeStruct((len(devices), *a.shape), a.dtype), pattern)
+    state = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((len(devices), *a.shape), a.dtype), abstract
+    )
     key = jax.eval_shape(lambda: parallel.run_key(0))
     lowered = step.lower(state, batch, jax.ShapeDtypeStruct((), jnp.float32), key)
-    return memory_plan(pattern, lowered.compile())
+    return memory_plan(abstract, lowered.compile())
 
 
 def main() -> None:

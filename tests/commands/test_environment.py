@@ -6,7 +6,7 @@ import re
 import pytest
 
 from qa_flax.cli import main
-from qa_flax.commands.arguments import HostArguments
+from qa_flax.commands.arguments import DistributedArguments
 from qa_flax.commands.env import report as environment
 
 
@@ -55,7 +55,7 @@ def test_arguments_without_distributed_are_refused(capsys):
     said = capsys.readouterr().err
     assert "--coordinator, --num_processes has no effect without --distributed" in said
     with pytest.raises(ValueError, match=r"initialization_timeout is .* must be above 0"):
-        HostArguments(initialization_timeout=0.0)
+        DistributedArguments(initialization_timeout=0.0)
 
 
 def test_a_jaxlib_of_another_release_is_a_problem(monkeypatch):

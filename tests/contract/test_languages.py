@@ -66,7 +66,7 @@ def test_windows_answers_and_files_equal_hugging_face(
     cuts = make_windows(load_examples(rows), tokenizer, labels=True, disable_tqdm=True, **lengths)
     assert_equal(cuts.features(), oracle.prepare_plain(rows, tokenizer, **lengths, labels=True))
     assert len(cuts) > 1.5 * len(rows) or length == 384
-    rng = np.random.default_rng([length, len(cuts), int(cuts.counts.sum())])
+    rng = np.random.default_rng([length, len(cuts), int(cuts.lengths.sum())])
     for n, (n_best, longest, version_2) in enumerate(SETTINGS):
         few = rows[n % 5 :: 13] if n_best == LARGER_THAN_THE_ROW else rows[n % 3 :: 5]
         windows, given = as_given(rng, rng.choice(FORMS), few, tokenizer, lengths)

@@ -291,18 +291,20 @@ def test_cuts_are_read_as_the_rows_they_stand_for(rng, tokenizer, side):
     tokenizer = tokenizer(padding_side=side)
     cuts = make_windows(rows_of_texts(2), tokenizer, max_seq_length=64, doc_stride=16, labels=True)
     rows = cuts.features()
-    assert (len(cuts), cuts.length, cuts.is_left_padded) == (len(rows), 64, side == "left")
-    np.testing.assert_array_equal(cuts.counts, rows.attention_mask.sum(axis=1))
+    assert (len(cuts), cuts.padded_length, cuts.is_left_padded) == (len(rows), 64, side == "left")
+    np.testing.assert_array_equal(cuts.lengths, rows.attention_mask.sum(axis=1))
     for some in (rng.integers(0, len(cuts), 7), slice(3, 9), np.zeros(0, np.int64)):
-        for width in (int(cuts.counts[some].max(initial=20)), 64):
+        for width in (int(cuts.lengths[some].max(initial=20)), 64):
             assert cuts.columns(width) == rows.columns(width)
             mine, theirs = cuts.inputs(some, width), rows.inputs(some, width)
             assert mine.keys() == theirs.keys() >= {"input_ids", "attention_mask"}
             for name, values in theirs.items():
                 np.testing.assert_array_equal(mine[name], values, err_msg=name)
-        positions = rng.integers(0, 70, (len(cuts.counts[some]), 40))  # some behind the end
+        positions = rng.integers(0, 70, (len(cuts.lengths[some]), 40))  # some behind the end
         for mine, theirs in zip(
-            cuts.pairs(some).at(positions), rows.pairs(some).at(positions), strict=True
+            cuts.offset_lookup(some).at(positions),
+            rows.offset_lookup(some).at(positions),
+            strict=True,
         ):
             np.testing.assert_array_equal(mine, theirs)
 
@@ -313,7 +315,7 @@ def test_the_cls_token_is_found_where_padding_is_made_of_it():
     cuts = make_windows(rows_of_texts(2), tokenizer, max_seq_length=64, labels=True, doc_stride=16)
     plain = oracle.prepare_plain(rows_of_texts(2), tokenizer, 64, 16, labels=True)
     assert cuts.start_positions.tolist() == plain["start_positions"]
-    short = cuts.counts < 64
+    short = cuts.lengths < 64
     assert short.any()
     assert cuts.cls_index is None
 

@@ -32,10 +32,10 @@ def test_results_come_back_in_the_order_of_the_cores():
 
 def test_copies_go_out_and_one_comes_back():
     tree = {"w": np.arange(6.0, dtype=np.float32).reshape(2, 3), "n": np.int32(4)}
-    copies = parallel.put_copies(tree)
+    copies = parallel.put_replicas(tree)
     assert copies["w"].shape == (8, 2, 3)
     assert copies["w"].addressable_shards[0].data.shape == (1, 2, 3)
-    jax.tree.map(np.testing.assert_array_equal, parallel.take_copy(copies), tree)
+    jax.tree.map(np.testing.assert_array_equal, parallel.take_replica(copies), tree)
 
 
 def test_a_donated_state_is_reused_and_never_resharded():
@@ -45,13 +45,13 @@ def test_a_donated_state_is_reused_and_never_resharded():
         (0, None),
         donate=True,
     )
-    state = parallel.put_copies(jnp.ones((4, 4)))
+    state = parallel.put_replicas(jnp.ones((4, 4)))
     for _ in range(3):
         before = state
         state, _ = step(state, parallel.put(np.ones((8, 2), np.float32)))
         assert before.is_deleted()
         assert state.sharding == parallel.put(np.ones((8, 1))).sharding
-    np.testing.assert_array_equal(parallel.take_copy(state), np.full((4, 4), 49.0))
+    np.testing.assert_array_equal(parallel.take_replica(state), np.full((4, 4), 49.0))
 
 
 @pytest.mark.parametrize(

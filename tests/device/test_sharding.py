@@ -16,10 +16,18 @@ from tiny_trainers import assert_same_run, trainer_in
 from qa_flax import LoraConfig, get_peft_model
 from qa_flax.data.batches import train_batches
 from qa_flax.device import parallel
-from qa_flax.device.memory import MemoryPlan, memory_plan, state_pattern
+from qa_flax.device.memory import MemoryPlan, abstract_state, memory_plan
 from qa_flax.device.optim import NEED_WHOLE_PARAMETERS, OPTIMIZERS, make_optimizer
 from qa_flax.device.step import TrainState, make_eval_step, make_train_step, weights_of
-from qa_flax.models.sharding import CORES, Shard, bytes_of, divided, joined, piece_shape, rows_of
+from qa_flax.models.sharding import (
+    CORES,
+    Shard,
+    bytes_of,
+    from_shards,
+    rows_of,
+    shard_shape,
+    to_shards,
+)
 from qa_flax.train.training_arguments import TrainingArguments, check_training_arguments
 
 
@@ -29,18 +37,18 @@ from qa_flax.train.training_arguments import TrainingArguments, check_training_a
 @pytest.mark.parametrize("cores", [1, 2, 8])
 def test_pieces_are_the_array(rng, shape, cores):
     array = rng.normal(size=shape).astype(np.float32)
-    pieces = divided(array, cores)
-    assert pieces.shape == (cores, *piece_shape(shape, cores))
+    pieces = to_shards(array, cores)
+    assert pieces.shape == (cores, *shard_shape(shape, cores))
     assert pieces.size - array.size < max(cores, array.size / 100)
-    np.testing.assert_array_equal(joined(pieces, shape), array)
+    np.testing.assert_array_equal(from_shards(pieces, shape), array)
 
 
 def test_pieces_are_whole_rows_where_that_wastes_next_to_nothing():
     """A TPU lays out a matrix of flat pieces anew, with a copy of it."""
-    assert piece_shape((768, 3072), 8) == (96, 3072)
-    assert piece_shape((30522, 768), 8) == (3816, 768)
-    assert piece_shape((2, 768), 8) == (192,)
-    assert piece_shape((31, 768), 8) == (2976,)
+    assert shard_shape((768, 3072), 8) == (96, 3072)
+    assert shard_shape((30522, 768), 8) == (3816, 768)
+    assert shard_shape((2, 768), 8) == (192,)
+    assert shard_shape((31, 768), 8) == (2976,)
 
 
 @pytest.mark.parametrize(
@@ -55,11 +63,13 @@ def test_rows_are_found_where_they_are(rng, rows, cores):
     ids = rng.integers(0, rows, (cores, 2, 5)).astype(np.int32)
     ids[0, 0, 0], ids[-1, 1, 2] = rows - 1, rows + 3
     found = partial(jax.vmap, axis_name=CORES)(lambda piece, i: rows_of(Shard(piece, (rows, 6)), i))
-    np.testing.assert_array_equal(found(divided(array, cores), ids), table(ids))
+    np.testing.assert_array_equal(found(to_shards(array, cores), ids), table(ids))
     weights = rng.normal(size=(*ids.shape, 6)).astype(np.float32)
-    grads = jax.grad(lambda pieces: jnp.nansum(found(pieces, ids) * weights))(divided(array, cores))
+    grads = jax.grad(lambda pieces: jnp.nansum(found(pieces, ids) * weights))(
+        to_shards(array, cores)
+    )
     expected = jax.grad(lambda array: jnp.nansum(jnp.take(array, ids, axis=0) * weights))(array)
-    np.testing.assert_allclose(joined(np.asarray(grads), (rows, 6)), expected, atol=2e-6)
+    np.testing.assert_allclose(from_shards(np.asarray(grads), (rows, 6)), expected, atol=2e-6)
 
 
 @cache
@@ -72,7 +82,7 @@ def step_of(graphdef, optimizer):
 def updated(model, optimizer, is_sharded, batches):
     """State and measurements after an update for each batch, by `pmap` over all cores."""
     state = TrainState(jnp.int32(0), *weights_of(model), optimizer.init(weights_of(model).params))
-    on_cores = parallel.put_parts(state, state_pattern(model, optimizer, is_sharded))
+    on_cores = parallel.put_state(state, abstract_state(model, optimizer, is_sharded))
     step, said = step_of(model.graphdef("float32"), optimizer), []
     for batch in batches:
         on_cores, measured = step(
@@ -121,7 +131,7 @@ def test_updates_are_those_of_the_replicated_step(rng, kind, optim):
     sharded, found = updated(model, optimizer, True, batches)
     assert min(norm for _, norm in expected) > 0.05, "clipped"
     np.testing.assert_allclose(found, expected, rtol=1e-5)
-    one, other = parallel.take_whole(replicated), parallel.take_whole(sharded)
+    one, other = parallel.gather_state(replicated), parallel.gather_state(sharded)
     close = partial(np.testing.assert_allclose, rtol=0, atol=1e-6)
     jax.tree.map(close, other, one)
     first = weights_of(model).params
@@ -136,9 +146,9 @@ def test_the_table_of_words_is_never_put_together(rng):
     arrays = jax.tree.map(lambda a: a[0], batch.arrays)
     programs = []
     for is_sharded in (False, True):
-        pattern = state_pattern(model, optimizer, is_sharded, 8)
+        abstract = abstract_state(model, optimizer, is_sharded, 8)
         step = make_train_step(nnx.graphdef(model), optimizer)
-        inputs = pattern, arrays, np.float32(0), parallel.run_key(0)
+        inputs = abstract, arrays, np.float32(0), parallel.run_key(0)
         programs.append(str(jax.make_jaxpr(step, axis_env=[(CORES, 8)])(*inputs)))
     assert ["f32[1021,32]" in program for program in programs] == [True, False]
     assert "f32[1024,32]" not in programs[1]
@@ -152,8 +162,8 @@ def test_each_core_holds_its_piece_and_no_more(rng):
     shapes = [array.shape for array in jax.tree.leaves(weights_of(model).params)]
     sizes = [math.prod(shape) for shape in shapes]
     assert any(size % 8 for size in sizes)
-    assert piece_shape((1021, 32), 8) == (128, 32)
-    pieces = sum(4 * math.prod(piece_shape(shape, 8)) for shape in shapes)
+    assert shard_shape((1021, 32), 8) == (128, 32)
+    pieces = sum(4 * math.prod(shard_shape(shape, 8)) for shape in shapes)
 
     def on_each_core(tree):
         found = [[s.data.nbytes for s in a.addressable_shards] for a in jax.tree.leaves(tree)]
@@ -162,9 +172,9 @@ def test_each_core_holds_its_piece_and_no_more(rng):
     assert on_each_core(state.params) == {pieces}
     counts = 4 * sum(array.ndim == 1 for array in jax.tree.leaves(state.opt_state))
     assert on_each_core(state.opt_state) == {2 * pieces + counts}
-    pattern = state_pattern(model, optimizer, True)
-    assert bytes_of(pattern.params) == pieces
-    assert bytes_of(pattern.opt_state) == 2 * pieces + counts
+    abstract = abstract_state(model, optimizer, True)
+    assert bytes_of(abstract.params) == pieces
+    assert bytes_of(abstract.opt_state) == 2 * pieces + counts
     assert pieces < 1.01 * bytes_of(weights_of(model).params) / 8 + 4 * len(sizes)
 
 
@@ -174,11 +184,11 @@ def test_the_plan_is_of_the_compiled_step(rng):
     (batch,) = batches_of(rng, 16)
     plans = []
     for is_sharded in (False, True):
-        pattern = state_pattern(model, optimizer, is_sharded)
+        abstract = abstract_state(model, optimizer, is_sharded)
         step = step_of(model.graphdef("float32"), optimizer)
-        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct((8, *a.shape), a.dtype), pattern)
-        inputs = abstract, batch.arrays, np.float32(0), parallel.run_key(0)
-        plans.append(memory_plan(pattern, step.lower(*inputs).compile()))
+        on_cores = jax.tree.map(lambda a: jax.ShapeDtypeStruct((8, *a.shape), a.dtype), abstract)
+        inputs = on_cores, batch.arrays, np.float32(0), parallel.run_key(0)
+        plans.append(memory_plan(abstract, step.lower(*inputs).compile()))
     # What XLA needs beside is as its CPU compiler has it, which makes a reduce-scatter of an
     # all-reduce and a slice: whole gradients. `benchmarks/memory.py --tpu` asks a TPU's compiler.
     whole = bytes_of(weights_of(model).params)
@@ -249,9 +259,9 @@ def test_divided_weights_give_the_same_logits(rng):
     arrays = {name: array[:, 0] for name, array in batch.arrays.items()}
     step = parallel.over_cores(make_eval_step(nnx.graphdef(model)), (0, 0), 0)
     weights = weights_of(model)
-    pattern = state_pattern(model, make_optimizer(), True)
-    pieces = parallel.put_parts(weights, type(weights)(pattern.params, pattern.fixed))
-    one = parallel.gather(step(parallel.put_copies(weights), parallel.put(arrays)))
+    abstract = abstract_state(model, make_optimizer(), True)
+    pieces = parallel.put_state(weights, type(weights)(abstract.params, abstract.fixed))
+    one = parallel.gather(step(parallel.put_replicas(weights), parallel.put(arrays)))
     other = parallel.gather(step(pieces, parallel.put(arrays)))
     np.testing.assert_allclose(other.logits.start, one.logits.start, rtol=0, atol=2e-6)
     np.testing.assert_allclose(other.losses, one.losses, rtol=0, atol=2e-6)

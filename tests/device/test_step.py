@@ -82,8 +82,8 @@ def by_vmap(step, state, batch, key):
 def by_pmap(step, state, batch, key):
     pmapped = parallel.over_cores(step, (0, 0, None, None), (0, None), donate=True)
     rate = np.float32(LEARNING_RATE)
-    state, measurements = pmapped(parallel.put_copies(state), parallel.put(batch), rate, key)
-    return parallel.take_copy(state), measurements
+    state, measurements = pmapped(parallel.put_replicas(state), parallel.put(batch), rate, key)
+    return parallel.take_replica(state), measurements
 
 
 @pytest.mark.parametrize(

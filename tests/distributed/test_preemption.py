@@ -11,7 +11,7 @@ import time
 
 import pytest
 import tiny
-from host_jobs import Kill
+from process_jobs import Kill
 from processes import environment
 from tiny_trainers import assert_same_run, trainer_in
 
@@ -128,7 +128,7 @@ def test_prediction_stops_at_once(tmp_path, examples, tokenizer):
 
 
 def test_a_signal_that_nobody_looked_for_is_not_lost():
-    with pytest.raises(Preempted), preemption.heeded(), preemption.heeded():
+    with pytest.raises(Preempted), preemption.sigterm_handled(), preemption.sigterm_handled():
         os.kill(os.getpid(), signal.SIGTERM)
     preemption.check()  # outside, nothing
 

@@ -70,7 +70,7 @@ def train(model, batch):
     for _ in range(2):
         state, measured = step(state, rows, np.float32(0.1), jax.random.key(0))
         losses.append(float(measured.loss[0]))
-    model.take_over(jax.tree.map(lambda array: array[0], state.params))
+    model.set_params(jax.tree.map(lambda array: array[0], state.params))
     return losses
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 from loud import TESTED, batch_of, loud_model
 
 from qa_flax.device import parallel
-from qa_flax.device.memory import state_pattern
+from qa_flax.device.memory import abstract_state
 from qa_flax.device.step import TrainState, make_train_step, weights_of
 
 
@@ -33,9 +33,9 @@ def test_gradients_are_the_replicated_ones(family):
     for is_sharded in (False, True):
         step = make_train_step(nnx.graphdef(model), optimizer)
         step = parallel.over_cores(step, (0, 0, None, None), (0, None))
-        on_cores = parallel.put_parts(state, state_pattern(model, optimizer, is_sharded))
+        on_cores = parallel.put_state(state, abstract_state(model, optimizer, is_sharded))
         after, measured = step(on_cores, parallel.put(batch), np.float32(1.0), parallel.run_key(0))
-        found.append((parallel.take_whole(after.params), float(measured.grad_norm)))
+        found.append((parallel.gather_state(after.params), float(measured.grad_norm)))
     (one, norm), (other, other_norm) = found
     assert other_norm == pytest.approx(norm, rel=1e-5)
     assert norm > 0.1

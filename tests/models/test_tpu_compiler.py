@@ -11,7 +11,7 @@ from jax.experimental import topologies
 from loud import TESTED, batch_of, loud_model
 
 from qa_flax.device import parallel
-from qa_flax.device.memory import state_pattern
+from qa_flax.device.memory import abstract_state
 from qa_flax.device.optim import make_optimizer
 from qa_flax.device.step import Weights, make_eval_step, make_train_step, model_inputs
 
@@ -49,7 +49,7 @@ def test_a_tpu_can_run_it(cores, family):
     rate = jax.ShapeDtypeStruct((), jnp.float32)
     texts = []
     for is_sharded in (False, True):
-        state = on(cores, state_pattern(model, make_optimizer(), is_sharded, len(cores)))
+        state = on(cores, abstract_state(model, make_optimizer(), is_sharded, len(cores)))
         step = make_train_step(graphdef, make_optimizer())
         inputs = state, on(cores, batch, 1), rate, key
         texts.append(compiled(cores, step, (0, 0, None, None), (0, None), *inputs))

@@ -14,5 +14,5 @@ def adapted(family="bert", base=None, seed=0, **settings):
     model = get_peft_model(loud_model(3, family=family) if base is None else base, config)
     random = np.random.default_rng(seed)
     trained = nnx.state(model, nnx.Param)
-    model.take_over(jax.tree.map(lambda p: random.normal(0, 0.3, p.shape).astype("f4"), trained))
+    model.set_params(jax.tree.map(lambda p: random.normal(0, 0.3, p.shape).astype("f4"), trained))
     return model

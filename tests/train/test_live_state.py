@@ -201,7 +201,7 @@ def test_a_model_is_read_while_jax_traces_a_function_of_it(tmp_path, windows, tr
 
 def test_nothing_is_copied_unless_somebody_reads(tmp_path, windows, monkeypatch):
     copies = []
-    for name in ("copy_on_first_core", "take_whole"):
+    for name in ("copy_first_replica", "gather_state"):
         real = getattr(parallel, name)
         monkeypatch.setattr(
             parallel, name, lambda *a, real=real, name=name: copies.append(name) or real(*a)
@@ -218,7 +218,7 @@ def test_nothing_is_copied_unless_somebody_reads(tmp_path, windows, monkeypatch)
     changes = {"save_strategy": "no", "eval_strategy": "no"}
     trainer_of(tmp_path, base_model(), windows, [Count], **changes).train()
     assert within == {1: [], 2: []}
-    assert copies == ["take_whole"]  # at the end, into the model
+    assert copies == ["gather_state"]  # at the end, into the model
 
 
 def test_a_step_takes_nothing_from_the_host_unasked(tmp_path, windows, monkeypatch):

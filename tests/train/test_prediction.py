@@ -7,7 +7,7 @@ import tiny
 from flax import nnx
 
 from qa_flax.answers.postprocess import find_answers
-from qa_flax.answers.spans import PADDING_LOGIT, Candidates, Settings, top_tokens
+from qa_flax.answers.spans import PADDING_LOGIT, Candidates, SearchSettings, top_tokens
 from qa_flax.data.batches import eval_batches
 from qa_flax.data.features import make_windows
 from qa_flax.device import parallel
@@ -19,7 +19,7 @@ from qa_flax.train.prediction import predict_windows, reduction
 def predict(model, features, settings, per_core=2):
     how = None if settings is None else reduction(settings)
     step = parallel.over_cores(make_eval_step(nnx.graphdef(model), how), (0, 0), 0)
-    weights = parallel.put_copies(weights_of(model))
+    weights = parallel.put_replicas(weights_of(model))
     return predict_windows(step, weights, features, per_core, settings, lambda: None)
 
 
@@ -34,15 +34,15 @@ def windows(side, stride=16):
 @pytest.mark.parametrize(
     "settings",
     [
-        Settings(False, 20, 30, True),
-        Settings(True, 20, 30, True),
-        Settings(True, 12, 60, False),
-        Settings(True, 80, 30, False),
+        SearchSettings(False, 20, 30, True),
+        SearchSettings(True, 20, 30, True),
+        SearchSettings(True, 12, 60, False),
+        SearchSettings(True, 80, 30, False),
     ],
 )
 def test_candidates_give_the_answers_and_files_of_all_logits(tmp_path, side, settings):
     model, features, examples = tiny.model(), windows(side), tiny.examples()
-    assert len({-(-int(n) // 64) for n in features.counts}) > 1  # several widths
+    assert len({-(-int(n) // 64) for n in features.lengths}) > 1  # several widths
     whole, reduced = predict(model, features, None), predict(model, features, settings)
     np.testing.assert_array_equal(whole.losses, reduced.losses)
     assert isinstance(reduced.logits, Candidates)
@@ -96,7 +96,7 @@ def test_a_tenth_of_the_bytes_crosses_to_the_host():
         disable_tqdm=True,
     )
     sizes = []
-    for settings in (None, Settings(False, 20, 30)):
+    for settings in (None, SearchSettings(False, 20, 30)):
         how = None if settings is None else reduction(settings)
         step = jax.jit(make_eval_step(nnx.graphdef(model), how))
         batch = next(eval_batches(features, 1, 4, null_positions=0))
@@ -105,7 +105,7 @@ def test_a_tenth_of_the_bytes_crosses_to_the_host():
     assert sizes == [3073, 249]
 
 
-@pytest.mark.parametrize("settings", [None, Settings(True, 20, 30, False)])
+@pytest.mark.parametrize("settings", [None, SearchSettings(True, 20, 30, False)])
 def test_logits_that_are_not_finite_are_warned_of(caplog, settings):
     """One word that only some questions hold has a NaN in its embedding."""
     model, features = tiny.model(), windows("right").features()
@@ -121,7 +121,7 @@ def test_logits_that_are_not_finite_are_warned_of(caplog, settings):
 
 def test_too_few_candidates_are_refused():
     model, features = tiny.model(), windows("right")
-    few = predict(model, features, Settings(False, 5, 30)).logits
+    few = predict(model, features, SearchSettings(False, 5, 30)).logits
     with pytest.raises(ValueError, match="n_best_size is 20, but only the 5 best starts"):
-        find_answers(tiny.examples(), features, few, Settings(False, 20, 30))
-    assert find_answers(tiny.examples(), features, few, Settings(False, 3, 30)).texts
+        find_answers(tiny.examples(), features, few, SearchSettings(False, 20, 30))
+    assert find_answers(tiny.examples(), features, few, SearchSettings(False, 3, 30)).texts

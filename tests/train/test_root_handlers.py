@@ -4,19 +4,19 @@ import os
 import subprocess
 import sys
 
-from qa_flax.train.root_handlers import root_handlers_kept
+from qa_flax.train.root_handlers import keep_root_handlers
 
 PROGRAM = """
 import logging, sys
 import numpy as np
-from qa_flax.train.root_handlers import root_handlers_kept
+from qa_flax.train.root_handlers import keep_root_handlers
 
-with root_handlers_kept():
+with keep_root_handlers():
     import orbax.checkpoint as ocp
 root = logging.getLogger()
 assert not root.handlers, root.handlers
 assert root.level == logging.WARNING
-with root_handlers_kept(), ocp.StandardCheckpointer() as checkpointer:
+with keep_root_handlers(), ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(sys.argv[1], {"a": np.ones(3)})
     checkpointer.wait_until_finished()
     logging.getLogger("somebody").warning("printed as without handlers")
@@ -41,6 +41,6 @@ def test_an_applications_handlers_stay(caplog):
     import logging
 
     before = list(logging.getLogger().handlers)
-    with root_handlers_kept():
+    with keep_root_handlers():
         assert logging.getLogger().handlers == before
     assert logging.getLogger().handlers == before

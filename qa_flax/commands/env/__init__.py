@@ -2,7 +2,7 @@
 
 import argparse
 
-from qa_flax.commands.arguments import HostArguments, dataclass_parser
+from qa_flax.commands.arguments import DistributedArguments, dataclass_parser
 
 SUMMARY = "versions, devices, processes, and what is wrong with them"
 
@@ -10,7 +10,7 @@ SUMMARY = "versions, devices, processes, and what is wrong with them"
 def parser() -> argparse.ArgumentParser:
     """The arguments of the processes, as of `qa-flax run`."""
     return dataclass_parser(
-        HostArguments,
+        DistributedArguments,
         prog="qa-flax env",
         description="Versions, devices, processes, memory, cache, and what is wrong with them; "
         "exits with 1 if anything is.",

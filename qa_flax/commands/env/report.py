@@ -11,16 +11,16 @@ from typing import Any
 import jax
 from packaging.requirements import Requirement
 
-from qa_flax.commands.arguments import HostArguments
+from qa_flax.commands.arguments import DistributedArguments
 from qa_flax.device import parallel
 from qa_flax.distributed import exchange, join
 
 
-def start(arguments: HostArguments) -> None:
+def start(arguments: DistributedArguments) -> None:
     """Join the other processes, and refuse another backend, as the arguments say.
 
     Raises:
-        HostError: the processes do not come together.
+        ProcessError: the processes do not come together.
         ValueError: JAX runs on another backend.
     """
     if arguments.distributed:
@@ -52,7 +52,7 @@ PACKAGES = [
 _GIB = 1 << 30
 
 
-def report(arguments: HostArguments) -> tuple[list[str], list[str]]:
+def report(arguments: DistributedArguments) -> tuple[list[str], list[str]]:
     """Lines that describe what a run would find here, and what is wrong with it.
 
     Every process gets the same.
@@ -62,7 +62,7 @@ def report(arguments: HostArguments) -> tuple[list[str], list[str]]:
         jax.default_backend()
     except (ValueError, RuntimeError) as error:
         return [f"{name}: {found}" for name, found in _versions().items()], [str(error)]
-    every = exchange.exchange_json("environment", _of_this_process())
+    every = exchange.all_gather_json("environment", _of_this_process())
     return list(_lines(every)), list(_problems(every))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from qa_flax.commands.arguments import (
     DataArguments,
-    HostArguments,
+    DistributedArguments,
     ModelArguments,
     dataclass_parser,
 )
@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         ModelArguments,
         DataArguments,
         TrainingArguments,
-        HostArguments,
+        DistributedArguments,
         prog="qa-flax run",
         usage=USAGE,
         description="Fine-tune, evaluate and predict: the arguments of Hugging Face's run_qa.py, "
@@ -40,7 +40,7 @@ def main(parsed: argparse.Namespace) -> None:
     Raises:
         UsageError: a file, an argument, the data or the model cannot be used.
         FloatingPointError: a loss is not finite.
-        HostError: the processes cannot work together.
+        ProcessError: the processes cannot work together.
         Preempted: SIGTERM has come.
     """
     from qa_flax.commands.run.job import run
@@ -54,7 +54,7 @@ def main(parsed: argparse.Namespace) -> None:
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[Any, ...]:
-    """`ModelArguments, DataArguments, TrainingArguments, HostArguments`, from a line or a file.
+    """The four groups of arguments, from a command line or a JSON or YAML file.
 
     Raises:
         ValueError: a value cannot be used.

@@ -17,8 +17,8 @@ from qa_flax import storage
 from qa_flax.answers.files import spliced
 from qa_flax.answers.metrics import squad_metric
 from qa_flax.answers.postprocess import find_answers
-from qa_flax.answers.spans import Settings
-from qa_flax.commands.arguments import DataArguments, HostArguments, ModelArguments
+from qa_flax.answers.spans import SearchSettings
+from qa_flax.commands.arguments import DataArguments, DistributedArguments, ModelArguments
 from qa_flax.commands.env.report import start
 from qa_flax.commands.errors import usage_errors
 from qa_flax.data.examples import load_examples
@@ -58,20 +58,20 @@ def run(
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: TrainingArguments,
-    host_args: HostArguments | None = None,
+    host_args: DistributedArguments | None = None,
 ) -> dict[str, Any]:
     """Do what `--do_train`, `--do_eval` and `--do_predict` ask for; return all metrics.
 
     Raises:
         UsageError: a file, an argument, the data or the model cannot be used.
-        HostError: the processes of several hosts do not come together.
+        ProcessError: the processes of several hosts do not come together.
         Preempted: SIGTERM has come; the same command goes on from what was saved.
     """
     # Until training starts, a wrong value or file is the user's to mend.
     with usage_errors(ValueError, OSError):
-        start(HostArguments() if host_args is None else host_args)
+        start(DistributedArguments() if host_args is None else host_args)
     failure.end_together()
-    with preemption.heeded():
+    with preemption.sigterm_handled():
         return _run(model_args, data_args, training_args)
 
 
@@ -96,7 +96,7 @@ def _run(
         finetuned_from=model_args.model_name_or_path, **_data_names(data_args)
     )
     # Before JAX's service ends, for which the others would wait less long.
-    exchange.wait_for_all("the end of the run")
+    exchange.barrier("the end of the run")
     _say(f"Everything is in {training_args.output_dir}")
     return metrics
 
@@ -149,14 +149,14 @@ def _files_of_all(output_dir: str | None) -> Iterator[str | None]:
     with tempfile.TemporaryDirectory() as folder:
         yield folder
         for path in sorted(Path(folder).iterdir()):
-            whole = spliced(exchange.exchange(path.name, path.read_bytes()))
+            whole = spliced(exchange.all_gather_bytes(path.name, path.read_bytes()))
             if processes.is_main():
                 storage.write_text(storage.path(output_dir) / path.name, whole.decode())
 
 
-def span_settings(data_args: DataArguments) -> Settings:
+def span_settings(data_args: DataArguments) -> SearchSettings:
     """Which spans are kept, as the arguments say."""
-    return Settings(
+    return SearchSettings(
         data_args.version_2_with_negative,
         data_args.n_best_size,
         data_args.max_answer_length,
@@ -244,7 +244,7 @@ def _prepare(
 
 def _here(source: str) -> str:
     """A hub id or folder as it is, what is in a bucket as a copy on this machine."""
-    return str(storage.fetched(source)) if storage.is_remote(source) else source
+    return str(storage.local_copy(source)) if storage.is_remote(source) else source
 
 
 def _lora_config(model_args: ModelArguments) -> LoraConfig:
@@ -303,11 +303,13 @@ def _stage(
         long_questions=data_args.long_questions,
         disable_tqdm=bool(training_args.disable_tqdm) or not processes.is_main(),
     )
-    found = exchange.exchange_json(f"windows to {stage}", [windows.length, len(windows)])
+    found = exchange.all_gather_json(f"windows to {stage}", [windows.padded_length, len(windows)])
     lengths, counts = zip(*found, strict=True)
     windows = windows.padded_to(max(lengths))
     if stage == "train" and processes.count() > 1:
-        windows = windows.joined(exchange.exchange_arrays("training windows", windows.to_arrays()))
+        windows = windows.joined(
+            exchange.all_gather_arrays("training windows", windows.to_arrays())
+        )
     return Stage(part, windows, sum(counts))
 
 
@@ -338,7 +340,7 @@ def _checkpoint(args: Any) -> str | bool | None:
     if processes.is_main():
         checkpoints.recover(output_dir(args))
         last = checkpoints.last(output_dir(args))
-    last = exchange.of_main("last checkpoint", None if last is None else str(last))
+    last = exchange.broadcast_from_main("last checkpoint", None if last is None else str(last))
     if last is not None:
         _say(f"Going on from {last}; --overwrite_output_dir starts anew", sys.stderr)
     return last

@@ -15,7 +15,7 @@ class Case:
     without_effect: frozenset[str]
     """Fields of transformers' config class that change nothing in question answering."""
     refused: tuple[tuple[Changes, str], ...] = ()
-    """Settings that are not computed, with the message."""
+    """SearchSettings that are not computed, with the message."""
     variations: tuple[Changes, ...] = ()
     """More settings to compare with PyTorch."""
     lengths: tuple[int, ...] = (12, 7)

@@ -1,6 +1,6 @@
-"""What each of several real processes does; `test_hosts.py` starts them and compares.
+"""What each of several real processes does; `test_processes.py` starts them and compares.
 
-python host_jobs.py JOB,JOB... FOLDER COUNT
+python process_jobs.py JOB,JOB... FOLDER COUNT
 """
 
 import json
@@ -25,13 +25,13 @@ from qa_flax import (
     prepare_train_features,
     prepare_validation_features,
 )
-from qa_flax.commands.arguments import HostArguments
+from qa_flax.commands.arguments import DistributedArguments
 from qa_flax.commands.env.report import start
 from qa_flax.commands.run import parse_arguments
 from qa_flax.commands.run.job import run
 from qa_flax.device import parallel
 from qa_flax.device.step import weights_of
-from qa_flax.distributed import HostError, exchange, failure, processes
+from qa_flax.distributed import ProcessError, exchange, failure, processes
 
 GLOBAL_BATCH = 8
 STEPS = 4
@@ -314,7 +314,7 @@ def writing_apart(folder: Path, output: Path) -> dict:
     trainer = library_trainer(output, callbacks=[AtEveryStep(read)], save_strategy="no")
     try:
         trainer.train()
-    except HostError as error:
+    except ProcessError as error:
         return {"error": str(error)}
     return {}
 
@@ -329,8 +329,8 @@ def late(folder: Path, output: Path) -> dict:
     if processes.index() == 1:
         time.sleep(2)
     try:
-        exchange.exchange("a race", b"", timeout=1.0 if processes.index() == 0 else 60.0)
-    except HostError as error:
+        exchange.all_gather_bytes("a race", b"", timeout=1.0 if processes.index() == 0 else 60.0)
+    except ProcessError as error:
         return {"error": str(error)}
     return {}
 
@@ -375,7 +375,7 @@ def main() -> None:
 def do(job: str, folder: Path, arguments: list[str]) -> None:
     """All parts of a job, as one of the processes; what they find is written after each."""
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    (given,) = HfArgumentParser(HostArguments).parse_args_into_dataclasses(arguments)
+    (given,) = HfArgumentParser(DistributedArguments).parse_args_into_dataclasses(arguments)
     start(given)
     failure.end_together()
     found = {}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 from datasets.distributed import split_dataset_by_node
-from host_jobs import (
+from process_jobs import (
     STEPS,
     divided,
     in_a_script,
@@ -25,7 +25,7 @@ from host_jobs import (
 from processes import Ended, free_port
 from safetensors.numpy import load_file
 
-from qa_flax.distributed import HostError, join, processes
+from qa_flax.distributed import ProcessError, join, processes
 from qa_flax.distributed.processes import part_of
 
 TIMES = ("runtime", "per_second", "_time")
@@ -259,7 +259,7 @@ def join_in_threads(monkeypatch, *processes, timeout=1.0):
         try:
             join.join(address, of, number, timeout)
             said[place] = ""
-        except HostError as error:
+        except ProcessError as error:
             said[place] = str(error)
 
     threads = [
@@ -297,15 +297,15 @@ def test_arguments_that_do_not_fit_are_refused(monkeypatch):
         in join_in_threads(monkeypatch, (0, 2), (1, 3), timeout=20)[0]
     )
     for arguments, message in (
-        (("127.0.0.1:1", 2, 2), "--process_id is 2; with 2 processes it is one of 0 to 1"),
+        (("127.0.0.1:1", 2, 2), "--process_id is 2; with 2 processes it must be one of 0 to 1"),
         (("localhost", 2, 0), "--coordinator is 'localhost'; it must be HOST:PORT"),
         ((None, 2, 0), "JAX knows no cluster here"),
     ):
-        with pytest.raises(HostError, match=message):
+        with pytest.raises(ProcessError, match=message):
             join.join(*arguments)
 
 
 def test_a_port_in_use_is_named(monkeypatch):
     message = r"cannot listen at port .* end that one"
-    with socket.create_server(("", 0)) as taken, pytest.raises(HostError, match=message):
+    with socket.create_server(("", 0)) as taken, pytest.raises(ProcessError, match=message):
         join.join(f"127.0.0.1:{taken.getsockname()[1]}", 2, 0, 1.0)

@@ -13,35 +13,35 @@ import jax
 import numpy as np
 from flax import nnx
 
-_BEFORE_READING: WeakKeyDictionary[nnx.Module, Callable[[], None]] = WeakKeyDictionary()
+_READ_HOOKS: WeakKeyDictionary[nnx.Module, Callable[[], None]] = WeakKeyDictionary()
 
 # All ways to a model's weights go through these: calls, nnx.state, nnx.split, jax.tree, copies.
 _HOLDS_WEIGHTS = frozenset({"encoder", "head", "__dict__"})
 
 
-class Readable(nnx.Module):
-    """A module that calls what `before_reading` was given before anybody gets at its parts."""
+class ReadHooks(nnx.Module):
+    """A module that calls what `set_read_hook` was given before anybody gets at its parts."""
 
     def __getattribute__(self, name: str) -> Any:
-        if name in _HOLDS_WEIGHTS and (call := _BEFORE_READING.get(self)) is not None:
+        if name in _HOLDS_WEIGHTS and (call := _READ_HOOKS.get(self)) is not None:
             call()
         return super().__getattribute__(name)
 
 
-def is_elsewhere(model: Readable) -> bool:
+def has_read_hook(model: ReadHooks) -> bool:
     """Whether somebody else holds the model's weights."""
-    return model in _BEFORE_READING
+    return model in _READ_HOOKS
 
 
-def before_reading(model: Readable, call: Callable[[], None] | None) -> None:
+def set_read_hook(model: ReadHooks, call: Callable[[], None] | None) -> None:
     """Call this from now on before `model` is read or written; None: nothing."""
     if call is None:
-        _BEFORE_READING.pop(model, None)
+        _READ_HOOKS.pop(model, None)
     else:
-        _BEFORE_READING[model] = call
+        _READ_HOOKS[model] = call
 
 
-class Awaited:
+class DeferredArray:
     """Stands for a variable's array that is on the cores, and becomes it when it is read.
 
     Only who kept a part of the model from before (`kernel = model.head.outputs.kernel`) meets one:
@@ -53,7 +53,7 @@ class Awaited:
         self.dtype = np.dtype(np.float32)
 
     def __repr__(self) -> str:
-        return f"Awaited({self.shape}, on the cores while the model is trained)"
+        return f"DeferredArray({self.shape}, on the cores while the model is trained)"
 
     @property
     def ndim(self) -> int:
