@@ -1,22 +1,23 @@
-"""Extractive question answering in JAX/Flax, on every core.
+"""Extractive question answering in JAX/Flax on all TPU, GPU or CPU cores.
 
     SQuAD JSON, rows -> data/     host      examples, windows, batches [cores, B, L]
-                        models/   device    hidden states -> SpanLogits
-                        device/   device    what one core does; all cores: put, gather
-                        answers/  host      the best spans, answers, files, EM / F1
+                        models/   device    input ids -> hidden states -> SpanLogits
+                        device/   device    steps of one core, run on all cores
+                        answers/  host      best spans, answer texts, files, EM and F1
 
-Data flows one way. `train/` ties the stages together as the Hugging Face trainer contract,
-`distributed/` joins the processes of several hosts, `commands/` are the verbs of `qa-flax`.
+`train/` combines these stages into a trainer with the API of Hugging Face's. `distributed/` joins
+several processes, `storage.py` reads and writes buckets, and `commands/` has the subcommands of
+`qa-flax`.
 
-The public names below are imported when they are first used, so that `import qa_flax` costs
-nothing and data, answers and scores need no JAX.
+The public names below are imported when they are first used: `import qa_flax` is fast, and
+preparing data and scoring answers does not import JAX.
 """
 
 import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# On import transformers advises to install PyTorch; that it is absent is as it should be here.
+# Without this, transformers advises on import to install PyTorch, which qa_flax does not need.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ _MODULES = {
     "prepare_validation_features": "qa_flax.data.features",
     "squad_metric": "qa_flax.answers.metrics",
 }
-"""Where each public name is defined."""
+"""The module that defines each public name."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""`python -m qa_flax` is `qa-flax`."""
+"""Make `python -m qa_flax` the same as the command `qa-flax`."""
 
 from qa_flax.cli import main
 

@@ -1,4 +1,4 @@
-"""The command `qa-flax`: a loop over the folder `commands/`, whose modules are its verbs."""
+"""The command `qa-flax`: runs one of the subcommands in `commands/` and reports its errors."""
 
 import argparse
 import logging
@@ -12,11 +12,19 @@ from qa_flax.commands.errors import UsageError, usage_errors
 from qa_flax.distributed import ProcessError
 
 USAGE = "usage: qa-flax [--help] [--version] COMMAND [arguments]"
-DESCRIPTION = "Extractive question answering in JAX/Flax, on every core."
+DESCRIPTION = "Fine-tune and evaluate extractive question answering models with JAX and Flax."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; exits with 2 and one message where the user's input cannot be used."""
+    """Run the command line.
+
+    Args:
+        arguments: the command line without the program's name; None: `sys.argv[1:]`.
+
+    Raises:
+        SystemExit: the exit status is not 0: 2 for invalid input, 1 for a failed run, 130 for
+            Ctrl-C, 143 for SIGTERM, or what the subcommand returns.
+    """
     argv = list(sys.argv[1:] if arguments is None else arguments)
     if not argv:
         print(help_text(), file=sys.stderr)
@@ -32,21 +40,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def help_text() -> str:
-    """What `qa-flax --help` prints: each verb with its summary."""
-    verbs = commands.found()
-    width = max(map(len, verbs))
-    lines = [f"  {verb:{width}}  {module.SUMMARY}" for verb, module in verbs.items()]
-    ending = "qa-flax COMMAND --help lists the arguments of a command."
-    return "\n".join([USAGE, "", DESCRIPTION, "", "commands:", *lines, "", ending])
+    """The text of `qa-flax --help`: each subcommand with its summary."""
+    modules = commands.discover()
+    width = max(map(len, modules))
+    lines = [f"  {name:{width}}  {module.SUMMARY}" for name, module in modules.items()]
+    footer = "qa-flax COMMAND --help lists the arguments of a command."
+    return "\n".join([USAGE, "", DESCRIPTION, "", "commands:", *lines, "", footer])
 
 
-def _run(verb: str, argv: list[str]) -> int | None:
-    """Run one verb; returns the exit status. Every error a verb may end with is handled here."""
+def _run(name: str, argv: list[str]) -> int | None:
+    """Run one subcommand and return its exit status; expected errors are printed, not raised."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        command = _command(verb)
+        command = _command(name)
         parser = command.parser()
-        parser.prog = f"qa-flax {verb}"
+        parser.prog = f"qa-flax {name}"
         with usage_errors(ValueError, OSError, TypeError, KeyError):
             parsed = _parse(parser, argv)
         return command.main(parsed)
@@ -57,42 +65,43 @@ def _run(verb: str, argv: list[str]) -> int | None:
     except KeyboardInterrupt:
         status, message = 130, "interrupted"
     print(f"qa-flax: {message}", file=sys.stderr)
-    if sys.modules.get("jax"):  # without it no process has joined another
-        from qa_flax.distributed.failure import end_all
+    if sys.modules.get("jax"):  # without JAX this process cannot have joined other processes
+        from qa_flax.distributed.failure import exit_all
 
-        end_all(status, message)
+        exit_all(status, message)
     return status
 
 
-def _command(verb: str) -> ModuleType:
-    verbs = commands.found()
-    if verb not in verbs:
-        near = _nearest(verb, list(verbs))
-        hint = f"; did you mean {near!r}?" if near else ""
-        raise UsageError(f"there is no command {verb!r}{hint} (qa-flax --help lists the commands)")
-    return verbs[verb]
+def _command(name: str) -> ModuleType:
+    modules = commands.discover()
+    if name not in modules:
+        similar = _most_similar(name, list(modules))
+        hint = f"; did you mean {similar!r}?" if similar else ""
+        raise UsageError(f"there is no command {name!r}{hint} (qa-flax --help lists the commands)")
+    return modules[name]
 
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    def refuse(message: str) -> NoReturn:  # argparse would print the usage, 170 arguments of run
+    def raise_usage_error(message: str) -> NoReturn:
         hint = _hint(argv, list(parser._option_string_actions))
         raise UsageError(f"{message}{hint} ({parser.prog} --help lists the arguments)")
 
-    parser.error = refuse
+    # argparse would print the usage before each message; `qa-flax run` has 170 arguments.
+    parser.error = raise_usage_error
     return parser.parse_args(argv)
 
 
 def _hint(argv: list[str], options: list[str]) -> str:
-    """A suggestion for the first option that is none, nor the beginning of one."""
+    """A suggestion for the first misspelled option in `argv`, or ""; abbreviations are valid."""
     for argument in argv:
         name = argument.split("=")[0]
         if name.startswith("--") and not any(option.startswith(name) for option in options):
-            near = _nearest(name, options)
-            return f"; did you mean {near} in place of {name}?" if near else ""
+            similar = _most_similar(name, options)
+            return f"; did you mean {similar} instead of {name}?" if similar else ""
     return ""
 
 
-def _nearest(name: str, names: list[str]) -> str | None:
+def _most_similar(name: str, names: list[str]) -> str | None:
     from difflib import get_close_matches
 
     return next(iter(get_close_matches(name, names, n=1)), None)

@@ -1,7 +1,7 @@
-"""Files and folders wherever they are: on this machine, or in a bucket by their URL (`gs://...`).
+"""Read and write files and folders on this machine or in a bucket (`gs://...`).
 
-Buckets are read and written through etils and fsspec. Libraries that know only files of this
-machine get a copy (`local_copy`) or a folder that is uploaded when it is full (`output_folder`).
+Buckets are accessed through etils and fsspec. For libraries that need local files, `local_copy`
+downloads a file or folder, and `output_folder` uploads a local folder.
 """
 
 import atexit
@@ -20,59 +20,61 @@ if TYPE_CHECKING:
     AnyPath = Path
 else:
     AnyPath = PurePath
-    """A path on this machine or in a bucket: of etils, which has `pathlib.Path`'s methods."""
+    """A `pathlib.Path`, or an `etils.epath.Path` with the same methods for a bucket."""
 
 
-def is_remote(given: Any) -> bool:
-    """Whether this is a URL."""
-    return "://" in os.fspath(given)
+def is_remote(location: Any) -> bool:
+    """Whether a path or string is a URL."""
+    return "://" in os.fspath(location)
 
 
-def path(given: str | os.PathLike) -> AnyPath:
-    """What can be done with a `pathlib.Path`, also with a URL.
+def path(location: str | os.PathLike) -> AnyPath:
+    """A path object for a local path or a URL, with `pathlib.Path`'s methods.
 
     Raises:
-        ValueError: no file system for that kind of URL is known, or installed.
+        ValueError: the URL's scheme is not supported, or its file system is not installed.
     """
-    if not is_remote(given):
-        return Path(given)
-    scheme = os.fspath(given).partition("://")[0]
+    if not is_remote(location):
+        return Path(location)
+    scheme = os.fspath(location).partition("://")[0]
     if scheme not in _SCHEMES:
         raise ValueError(
-            f"{given}: {scheme}:// is not known; give a path, or a URL of "
-            f"{', '.join(f'{known}://' for known in _SCHEMES)}"
+            f"{location}: {scheme}:// is not supported; use a local path, or a URL with "
+            f"{', '.join(f'{supported}://' for supported in _SCHEMES)}"
         )
     try:
         fsspec.get_filesystem_class(scheme)
     except ImportError as error:
         help_ = ": pip install 'qa-flax[gcs]'" if scheme == "gs" else ""
-        raise ValueError(f"{given}: {error}{help_}") from error
-    return cast(AnyPath, epath.Path(given))
+        raise ValueError(f"{location}: {error}{help_}") from error
+    return cast(AnyPath, epath.Path(location))
 
 
-_SCHEMES = ("gs", "s3", "az", "hf")  # those of etils
+_SCHEMES = ("gs", "s3", "az", "hf")  # those that etils supports
 
 _copies: dict[str, tempfile.TemporaryDirectory] = {}
 
 
-def local_copy(given: str | os.PathLike) -> Path:
-    """A file or folder of this machine with what is at `given`; itself, if it is of this machine.
+def local_copy(location: str | os.PathLike) -> Path:
+    """Download a remote file or folder to a temporary folder; a local path is returned as it is.
 
-    A copy is made at each call, and stays until the next one of the same, or the process's end.
+    Every call downloads again. A copy exists until the next call for the same URL, or until the
+    process exits.
 
     Raises:
-        FileNotFoundError: there is nothing.
+        FileNotFoundError: the URL does not exist.
+        ValueError: see `path`.
     """
-    source = path(given)
-    if not is_remote(given):
+    source = path(location)
+    if not is_remote(location):
         return source
     if not source.exists():
-        raise FileNotFoundError(f"{given} does not exist")
-    holder = tempfile.TemporaryDirectory(prefix="qa_flax-")
-    if (before := _copies.pop(str(given), None)) is not None:
-        before.cleanup()
-    _copies[str(given)] = holder
-    target = Path(holder.name) / source.name
+        raise FileNotFoundError(f"{location} does not exist")
+    folder = tempfile.TemporaryDirectory(prefix="qa_flax-")
+    if (previous := _copies.pop(str(location), None)) is not None:
+        previous.cleanup()
+    _copies[str(location)] = folder
+    target = Path(folder.name) / source.name
     copy(source, target)
     return target
 
@@ -84,17 +86,17 @@ def _remove_copies() -> None:
 
 
 @contextmanager
-def output_folder(given: str | os.PathLike) -> Iterator[Path]:
-    """A folder of this machine to write files into, which end up in the folder `given`.
+def output_folder(location: str | os.PathLike) -> Iterator[Path]:
+    """A context with a local folder whose files end up in the folder `location`.
 
-    It is that folder itself where it is of this machine; it is made. To a bucket the files are
-    uploaded at the end, and none after an error.
+    A local `location` is created and used directly. For a URL, the context has a temporary folder,
+    which is uploaded on exit, but not after an exception.
     """
-    if not is_remote(given):
-        Path(given).mkdir(parents=True, exist_ok=True)
-        yield Path(given)
+    if not is_remote(location):
+        Path(location).mkdir(parents=True, exist_ok=True)
+        yield Path(location)
         return
-    target = path(given)
+    target = path(location)
     with tempfile.TemporaryDirectory(prefix="qa_flax-") as folder:
         yield Path(folder)
         copy(Path(folder), target)
@@ -102,9 +104,9 @@ def output_folder(given: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A file to write in place of `file`, which has what it had until that is whole.
+    """A context with a temporary path that replaces `file` atomically on exit.
 
-    After an error `file` stays as it was, and nothing else is left.
+    After an exception `file` is unchanged and the temporary file is deleted.
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
@@ -115,17 +117,17 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def write_text(file: AnyPath, text: str) -> None:
-    """Write a small file so that it is whole at any moment; its folder is made."""
+    """Write a small text file atomically; its folder is created if necessary."""
     file.parent.mkdir(parents=True, exist_ok=True)
     if is_remote(file):
-        file.write_text(text)  # an object appears when it is whole
+        file.write_text(text)  # an object in a bucket appears once its upload is complete
         return
     with replacing(file) as temporary:
         temporary.write_text(text)
 
 
 def delete(folder: AnyPath) -> None:
-    """Delete a folder and all that is in it."""
+    """Delete a folder and its contents, local or remote."""
     if is_remote(folder):
         cast(Any, folder).rmtree()
     else:
@@ -133,11 +135,11 @@ def delete(folder: AnyPath) -> None:
 
 
 def copy(source: AnyPath, target: AnyPath) -> None:
-    """Copy a file, or a folder with all that is in it, between this machine and a bucket."""
+    """Copy a file, or a folder and its contents; both paths may be local or remote."""
     if source.is_dir():
         target.mkdir(parents=True, exist_ok=True)
-        for one in source.iterdir():
-            copy(one, target / one.name)
+        for child in source.iterdir():
+            copy(child, target / child.name)
     else:
-        with source.open("rb") as read, target.open("wb") as write:
-            shutil.copyfileobj(read, write, 1 << 22)
+        with source.open("rb") as reader, target.open("wb") as writer:
+            shutil.copyfileobj(reader, writer, 1 << 22)

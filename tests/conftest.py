@@ -1,4 +1,4 @@
-"""Every test runs on 8 simulated CPU cores, with no network and JAX at its strictest."""
+"""Run every test on 8 simulated CPU cores, without network, with strict rank promotion in JAX."""
 
 import gc
 import importlib.util
@@ -17,17 +17,17 @@ os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 import numpy as np
 import pytest
 
-# Hundreds of trainers share a handful of steps, and models their operations: each is compiled once
-# in a run of the tests, whose worker processes (`pytest -n`) share what they have compiled.
+# Many tests compile the same steps and operations. All of a test run, including the worker
+# processes of `pytest -n`, share one compilation cache, so each is compiled once.
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    _compiled = tempfile.TemporaryDirectory(prefix="qa_flax-compiled-")
-    os.environ["QA_FLAX_TEST_COMPILED"] = _compiled.name
+    _compilation_cache = tempfile.TemporaryDirectory(prefix="qa_flax-compiled-")
+    os.environ["QA_FLAX_TEST_COMPILED"] = _compilation_cache.name
 
-# Found without being imported: what is imported before is not checked.
+# Locates the package without importing it: modules that are already imported are not checked.
 check_shapes(Path(importlib.util.find_spec("qa_flax").origin).parent)
 
-# jaxtyping's hook keeps what is imported from within qa_flax under names of its own, compiled anew:
-# so the large libraries are imported before.
+# Under jaxtyping's import hook, modules that qa_flax imports do not use Python's cached bytecode.
+# The large libraries are therefore imported before.
 LIBRARIES = (
     "datasets",
     "flax.nnx",
@@ -40,7 +40,7 @@ LIBRARIES = (
 
 
 def pytest_configure(config):
-    # The process that only hands the tests to its workers needs none of it.
+    # The controller of `pytest -n` runs no tests, so it needs no JAX.
     if config.getoption("numprocesses", None) is not None:
         return
     import jax
@@ -53,12 +53,12 @@ def pytest_configure(config):
         importlib.import_module(name)
 
 
-# Real questions and real weights that are not part of the repository.
+# Public data sets and pretrained weights that are not part of the repository.
 SHARED = Path(os.environ.get("QA_FLAX_SHARED", Path(__file__).parents[2] / "shared"))
 
 
 def shared_path(*parts: str) -> Path:
-    """A file of the shared real data, or a skip that says what is absent."""
+    """A file of the shared data; skips the test if it is missing."""
     path = SHARED.joinpath(*parts)
     if not path.exists():
         pytest.skip(f"needs {'/'.join(parts)} below {SHARED} (set QA_FLAX_SHARED)")
@@ -66,8 +66,8 @@ def shared_path(*parts: str) -> Path:
 
 
 def pytest_collection_finish(session):
-    # What is imported stays, and what JAX traces goes by itself: the collector need not look at a
-    # million objects again and again.
+    # Freeze the million objects that imports created, so that the garbage collector does not scan
+    # them repeatedly.
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 20)
@@ -81,20 +81,20 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if "slow" not in item.keywords]
 
 
-MOST_MEMORY = 6 << 30
-PAGE = os.sysconf("SC_PAGE_SIZE")
+MEMORY_LIMIT = 6 << 30
+PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _forget_what_is_compiled():
-    """After a file, where they take much: all programs together would take 9 GB of each worker."""
+def _clear_compiled_programs():
+    """After a test file, free compiled programs if the process is large; all would take 9 GB."""
     yield
-    if int(Path("/proc/self/statm").read_text().split()[1]) * PAGE > MOST_MEMORY:
+    if int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_SIZE > MEMORY_LIMIT:
         import jax
 
         from qa_flax.device import programs
 
-        programs.forget()
+        programs.clear()
         jax.clear_caches()
 
 

@@ -1,11 +1,14 @@
-"""`import qa_flax`: its public names are imported when used, and bring in what they need only."""
+"""`import qa_flax` is lazy: public names are imported on first use, most without JAX or torch."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tiny
+from flax import nnx
 from processes import WITHOUT_TORCH
 
 import qa_flax
@@ -23,14 +26,14 @@ HOST_NAMES = [
 ]
 
 
-def fresh(program: str, *, torch: bool = False) -> str:
-    """What a program prints in a process of its own, in which it must not fail.
+def run_in_new_process(program: str, *, torch: bool = False) -> str:
+    """The output of a program in a new process, which must succeed.
 
-    There is no torch unless it is asked for: transformers imports it where it is installed.
+    torch is hidden from it unless `torch` is True: transformers imports it where it is installed.
     """
     path = os.pathsep.join([str(ROOT), *([] if torch else [str(WITHOUT_TORCH)])])
     environment = os.environ | {"PYTHONPATH": path}
-    ended = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
@@ -38,11 +41,11 @@ def fresh(program: str, *, torch: bool = False) -> str:
         env=environment,
         cwd=ROOT,
     )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
-def test_every_public_name_is_there():
+def test_every_public_name_can_be_imported():
     assert set(qa_flax.__all__) <= set(dir(qa_flax))
     for name in qa_flax.__all__:
         assert getattr(qa_flax, name).__name__ == name
@@ -60,7 +63,7 @@ def test_an_unknown_name_is_an_attribute_error_with_a_suggestion():
     assert not hasattr(qa_flax, "__wrapped__")
 
 
-def test_importing_the_package_costs_nothing_and_touches_no_logger():
+def test_importing_the_package_imports_no_large_library_and_configures_no_logger():
     program = (
         "import logging, sys\n"
         "import qa_flax\n"
@@ -69,10 +72,10 @@ def test_importing_the_package_costs_nothing_and_touches_no_logger():
         "assert not logging.getLogger().handlers\n"
         "assert not logging.getLogger('qa_flax').handlers\n"
     )
-    fresh(program)
+    run_in_new_process(program)
 
 
-HOST_PATH = """
+HOST_PROGRAM = """
 import sys
 for name in ("jax", "flax", "optax", "orbax"):
     sys.modules[name] = None
@@ -110,14 +113,14 @@ print(scores["exact_match"])
 """.replace("NAMES", ", ".join(HOST_NAMES))
 
 
-def test_the_hosts_names_and_their_path_need_no_jax():
-    assert fresh(HOST_PATH).split()[-1] == "100.0"
+def test_preparing_data_and_scoring_answers_need_no_jax():
+    assert run_in_new_process(HOST_PROGRAM).split()[-1] == "100.0"
 
 
 IMPORTERS = """
 import sys
 
-class Watch:
+class ReportImporter:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
             frame = sys._getframe(1)
@@ -125,18 +128,41 @@ class Watch:
                 frame = frame.f_back
             print(frame.f_globals["__name__"])
 
-sys.meta_path.insert(0, Watch())
+sys.meta_path.insert(0, ReportImporter())
 import qa_flax
 for name in qa_flax.__all__:
     getattr(qa_flax, name)
 """
 
 
-# By default the import contracts show it, and every process that the tests start without torch.
+# Slow; the import contracts and every test process without torch cover most of it by default.
 @pytest.mark.slow
 @pytest.mark.parametrize("torch", [False, True])
 def test_no_public_name_needs_torch_and_the_package_itself_never_imports_it(torch):
-    """Where torch is installed transformers imports it, whatever anybody does."""
-    importers = fresh(IMPORTERS, torch=torch).split()
-    assert importers, "nobody looked for it, so nothing was tested"
+    """transformers, in contrast, always imports torch where it is installed."""
+    importers = run_in_new_process(IMPORTERS, torch=torch).split()
+    assert importers, "no module tried to import torch, so this tests nothing"
     assert not [name for name in importers if name.startswith("qa_flax")]
+
+
+def test_renamed_names_still_work_and_warn(tmp_path):
+    from qa_flax import distributed
+    from qa_flax.answers import spans
+
+    with pytest.warns(DeprecationWarning, match="use SearchSettings"):
+        settings = spans.Settings(False, 20, 30)
+    assert isinstance(settings, spans.SearchSettings)
+    with pytest.warns(DeprecationWarning, match="use ProcessError"):
+        assert distributed.HostError is distributed.ProcessError
+    for module in (spans, distributed):
+        with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+            _ = module.nothing
+    model = tiny.model()
+    arguments = qa_flax.TrainingArguments(str(tmp_path), report_to="none")
+    with pytest.warns(DeprecationWarning, match="use search_settings"):
+        trainer = qa_flax.QuestionAnsweringTrainer(model, arguments, candidates=settings)
+    assert trainer.search_settings is settings
+    with pytest.warns(DeprecationWarning, match="use set_params"):
+        model.take_over(nnx.state(tiny.model(seed=1), nnx.Param))
+    kernels = [m.head.outputs.kernel[...] for m in (model, tiny.model(seed=1))]
+    np.testing.assert_array_equal(*kernels)

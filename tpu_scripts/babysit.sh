@@ -1,32 +1,33 @@
 #!/usr/bin/env bash
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
-ABOUT='Run to the end on spot capacity: create, set up and run, again and again under one run id, so that each
-start goes on from the last checkpoint. Exit status 2 (arguments that cannot be used) ends it at once; 1 (the
-run failed on a TPU that is there) is tried twice more. At the end the TPU is deleted, unless --keep.'
+ABOUT='Create a spot TPU, set it up and start the run. After a preemption, repeat this until the run has finished. Each
+start resumes from the latest checkpoint of the run id. Exit status 2 (invalid arguments) is not retried; 1 (the
+run failed although the TPU is ready) is retried twice. The script deletes the TPU when it ends, unless --keep
+is given.'
 TAKES='arguments of qa-flax run'
 
-# shellcheck disable=SC2329 # by trap
-leave() {
+# shellcheck disable=SC2329 # called by trap
+cleanup() {
   local status=$?
   trap - EXIT
   trap '' INT TERM HUP
   [[ ! $child ]] || kill -- "-$child" 2>/dev/null || true
   if [[ ! $keep ]]; then
-    # A run that was told to stop has time to save; one that has ended is left as it is.
-    if ((status > 128)) && [[ ! $DRY_RUN ]]; then "$here/stop.sh" || true; fi
-    "$here/delete.sh" || status=$((status ? status : 1))
+    # After a signal the run may still be running: let it save a checkpoint.
+    if ((status > 128)) && [[ ! $DRY_RUN ]]; then "$scripts/stop.sh" || true; fi
+    "$scripts/delete.sh" || status=$((status ? status : 1))
   fi
   exit "$status"
 }
 
-attempt() { # one start of the run; its exit status
+attempt() { # create the TPU if necessary, set it up and start the run; returns the run's exit status
   if [[ $(tpu_state) != READY || $DRY_RUN ]]; then
-    "$here/delete.sh" || return
-    "$here/create.sh" || return 75
+    "$scripts/delete.sh" || return
+    "$scripts/create.sh" || return 75
   fi
-  "$here/setup.sh" || return
-  exec "$here/run.sh" -- "${ARGUMENTS[@]}"
+  "$scripts/setup.sh" || return
+  exec "$scripts/run.sh" -- "${ARGUMENTS[@]}"
 }
 
 parse 'api project zone name accelerator-type runtime-version service-account bucket run-id backend secrets tries wait-seconds stop-seconds retry-seconds machine-type topology workers image-family image-project' 'on-demand keep' "$@"
@@ -35,15 +36,16 @@ parse 'api project zone name accelerator-type runtime-version service-account bu
 keep=$KEEP failed=0 child=''
 export KEEP=1 SPOT=1
 [[ ! $ON_DEMAND ]] || export SPOT=
-trap leave EXIT
+trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 trap 'exit 129' HUP
 
 for ((try = 1; try <= TRIES; try++)); do
-  say "try $try of $TRIES of the run $RUN_ID"
+  info "try $try of $TRIES of the run $RUN_ID"
   status=0
-  # In the background, as bash heeds a signal only while it waits; with a process group, to end it whole.
+  # In the background, because bash handles signals only while it waits; in its own process group, so that
+  # cleanup can stop all of its processes.
   set -m
   attempt </dev/null &
   child=$!
@@ -53,12 +55,12 @@ for ((try = 1; try <= TRIES; try++)); do
   case $status in
   0 | 2) exit "$status" ;;
   1)
-    # On a TPU that is gone any command fails, through no fault of the run.
+    # If the TPU has been lost, every command on it fails; that is not a failure of the run.
     if [[ $(tpu_state) == READY ]] && ((++failed > 2)); then fail 'the run failed three times' 1; fi
     ;;
   130 | 129) exit "$status" ;;
   esac
-  say "try $try ended with exit status $status"
+  info "try $try ended with exit status $status"
   ((try == TRIES)) || sleep "$RETRY_SECONDS"
 done
-fail "the run $RUN_ID did not end in $TRIES tries; repeat the command to go on" "$status"
+fail "the run $RUN_ID did not finish in $TRIES tries; repeat the command to resume" "$status"

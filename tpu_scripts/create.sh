@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
-ABOUT='Ask for a TPU and wait until it is ready: a queued resource (--api tpu), or a managed instance
-group of Compute Engine (--api mig) for what the Cloud TPU API no longer reaches, as TPU7x.'
+ABOUT='Request a TPU and wait until it is ready. --api tpu requests a queued resource of the Cloud TPU API; --api mig
+creates a managed instance group of Compute Engine, for TPU types that the Cloud TPU API does not offer, such
+as TPU7x.'
 
-of_queue() {
+create_queued_resource() {
   local state until=$((SECONDS + WAIT_SECONDS))
-  cloud compute tpus queued-resources create "$NAME" "${place[@]}" "--node-id=$NAME" \
+  cloud compute tpus queued-resources create "$NAME" "${location[@]}" "--node-id=$NAME" \
     "--accelerator-type=$ACCELERATOR_TYPE" "--runtime-version=$RUNTIME_VERSION" \
     "--valid-until-duration=${WAIT_SECONDS}s" "${account[@]}" ${SPOT:+--spot} --async
   while :; do
-    state=$(cloud compute tpus queued-resources describe "$NAME" "${place[@]}" '--format=value(state.state)')
+    state=$(cloud compute tpus queued-resources describe "$NAME" "${location[@]}" '--format=value(state.state)')
     [[ ! $DRY_RUN ]] || state=ACTIVE
     case $state in
     ACTIVE) break ;;
@@ -21,9 +22,9 @@ of_queue() {
   done
 }
 
-of_group() {
+create_group() {
   local policy=() model=()
-  [[ $IMAGE_FAMILY ]] || fail "no image for the workers; give --image-family (gcloud compute images list --project=$IMAGE_PROJECT names them)"
+  [[ $IMAGE_FAMILY ]] || fail "no image for the workers; give --image-family (to list them: gcloud compute images list --project=$IMAGE_PROJECT)"
   [[ ! $SPOT ]] || model=(--provisioning-model=SPOT --instance-termination-action=STOP)
   cloud compute instance-templates create "$NAME" "--project=$PROJECT" "--machine-type=$MACHINE_TYPE" \
     "--image-family=$IMAGE_FAMILY" "--image-project=$IMAGE_PROJECT" --maintenance-policy=TERMINATE \
@@ -33,15 +34,16 @@ of_group() {
       --type=HIGH_THROUGHPUT "--accelerator-topology=$TOPOLOGY"
     policy=("--workload-policy=projects/$PROJECT/regions/$(region)/resourcePolicies/$NAME")
   fi
-  # A worker alone, made anew, is no part of the slice: preemption is babysit.sh's work.
-  cloud compute instance-groups managed create "$NAME" "${place[@]}" "--size=$WORKERS" "--template=$NAME" \
+  # Do not let the group replace a preempted worker: a new machine is not part of the slice. babysit.sh
+  # creates the whole TPU again instead.
+  cloud compute instance-groups managed create "$NAME" "${location[@]}" "--size=$WORKERS" "--template=$NAME" \
     --default-action-on-vm-failure=do-nothing "${policy[@]}"
-  cloud compute instance-groups managed wait-until "$NAME" "${place[@]}" --stable "--timeout=$WAIT_SECONDS"
+  cloud compute instance-groups managed wait-until "$NAME" "${location[@]}" --stable "--timeout=$WAIT_SECONDS"
 }
 
 parse 'api project zone name accelerator-type runtime-version service-account wait-seconds retry-seconds machine-type topology workers image-family image-project' 'spot' "$@"
-place=("--project=$PROJECT" "--zone=$ZONE")
+location=("--project=$PROJECT" "--zone=$ZONE")
 account=()
 [[ ! $SERVICE_ACCOUNT ]] || account=("--service-account=$SERVICE_ACCOUNT")
-if [[ $API == tpu ]]; then of_queue; else of_group; fi
-say "$NAME is ready"
+if [[ $API == tpu ]]; then create_queued_resource; else create_group; fi
+info "$NAME is ready"

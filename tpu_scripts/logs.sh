@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
-ABOUT='Show the log of a run, of worker 0. Of a TPU that is gone: BUCKET/runs/RUN_ID/logs has one of each worker.'
+ABOUT='Print the log of a run on worker 0. When the run ends, each worker copies its log to BUCKET/runs/RUN_ID/logs, where
+it stays after the TPU is deleted.'
 
 parse 'api project zone name run-id workers' 'follow' "$@"
 verb=log

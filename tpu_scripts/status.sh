@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 set -euo pipefail
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
-ABOUT='Tell the state of the TPU, of its queued resource and, with a run id, of the run on every worker.'
+ABOUT='Print the state of the TPU, of its queued resource and, if a run id is given, of the run on every worker.'
 
 RUN_ID=${RUN_ID:-none}
 parse 'api project zone name run-id workers' '' "$@"

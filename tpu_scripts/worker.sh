@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# What the other scripts do on a worker, in its home folder. RUN_ID, BUCKET, PROJECT, SECRETS and BACKEND
-# come by the environment. Not for people.
+# The part of the other scripts that runs on a worker, in its home folder. Users do not call it. The other
+# scripts pass RUN_ID, BUCKET, PROJECT, SECRETS and BACKEND as environment variables.
 set -euo pipefail
-here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+scripts=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 venv=$HOME/qa_flax_venv
 folder=$HOME/qa_flax_runs/${RUN_ID:-none}
 export PATH=$HOME/.local/bin:$PATH
 
 install() {
-  # The images carry Python 3.10, for which pip finds a JAX of 2025 and says nothing.
+  # The TPU images have Python 3.10, for which pip would silently install a JAX version of 2025.
   command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh || exit 1
-  # uv fails with 2, which babysit.sh takes for arguments that cannot be used.
+  # Exit with 1, because uv fails with 2, which babysit.sh does not retry (invalid arguments).
   uv venv --allow-existing --python 3.12 "$venv" || exit 1
-  uv pip install --python "$venv/bin/python" --reinstall-package qa-flax "$(dirname -- "$here")[tpu]" || exit 1
+  uv pip install --python "$venv/bin/python" --reinstall-package qa-flax "$(dirname -- "$scripts")[tpu]" || exit 1
 }
 
 environment() { # arguments of qa-flax env
@@ -25,18 +25,18 @@ is_running() { [[ -e $folder/pid && ! -e $folder/exit_status ]] && kill -0 "$(<"
 start() { # arguments of qa-flax run
   mkdir -p "$folder"
   if is_running; then
-    echo "the run $RUN_ID is going already: this start only follows it" >&2
+    echo "the run $RUN_ID is already running and is not started again" >&2
     return
   fi
   rm -f "$folder/pid" "$folder/exit_status"
-  # A session of its own: the end of the connection is no signal to it.
-  setsid nohup bash "$here/worker.sh" work "$@" >"$folder/log" 2>&1 </dev/null &
+  # In a new session, so that the run gets no SIGHUP when the connection ends.
+  setsid nohup bash "$scripts/worker.sh" work "$@" >"$folder/log" 2>&1 </dev/null &
   echo $! >"$folder/pid"
 }
 
 work() {
   local pair value pairs status=0
-  trap : TERM # stop sends it to the whole session; what counts is the status of qa-flax
+  trap : TERM # stop signals the whole session; this shell must live to write the status of qa-flax
   export JAX_COMPILATION_CACHE_DIR=$BUCKET/compilation_cache PYTHONUNBUFFERED=1
   IFS=, read -ra pairs <<<"$SECRETS"
   for pair in "${pairs[@]}"; do
@@ -47,12 +47,12 @@ work() {
     "$venv/bin/qa-flax" run "$@" --distributed --require_backend "$BACKEND" \
       --output_dir "$BUCKET/runs/$RUN_ID" || status=$?
   fi
-  keep_log || echo 'the log was not copied to the bucket'
+  copy_log || echo 'the log was not copied to the bucket'
   echo "$status" >"$folder/exit_status.new"
   mv "$folder/exit_status.new" "$folder/exit_status"
 }
 
-keep_log() { # in the bucket: the worker may be gone soon
+copy_log() { # to the bucket, because the worker may be deleted soon
   local name
   name=logs/$(date -u +%Y%m%dT%H%M%S)-$(hostname)-$$.log
   case $BUCKET in
@@ -63,27 +63,27 @@ keep_log() { # in the bucket: the worker may be gone soon
 
 log() { cat "$folder/log"; }
 
-show() { # BYTES: the log from there, until the run ends
+show() { # BYTES: print the log after its first BYTES bytes, and follow it until the run ends
   while is_running; do sleep 0.5; done </dev/null >/dev/null 2>&1 &
   watcher=$!
-  # tail ends with the connection, too; nothing is left then.
+  # tail also ends when the connection drops; then the watcher must end, too.
   trap 'kill "$watcher" 2>/dev/null || true' EXIT
   tail -c "+$(($1 + 1))" -s 0.2 --pid="$watcher" -f "$folder/log"
 }
 
 state() {
-  local found=none
+  local status=none
   if [[ -e $folder/exit_status ]]; then
-    found=$(<"$folder/exit_status")
+    status=$(<"$folder/exit_status")
   elif is_running; then
-    found=running
+    status=running
   elif [[ -e $folder/pid ]]; then
-    found=lost # killed with no time to say so
+    status=lost # killed before it could write its exit status
   fi
-  echo "worker $(hostname): exit status $found"
+  echo "worker $(hostname): exit status $status"
 }
 
-stop() { # SECONDS to wait
+stop() { # SECONDS: send SIGTERM to the run and wait at most SECONDS until it has ended
   local until=$((SECONDS + $1))
   ! is_running || kill -TERM -- "-$(<"$folder/pid")"
   while is_running; do
@@ -96,6 +96,6 @@ stop() { # SECONDS to wait
   state
 }
 
-verb=${1:?a verb is needed: install, environment, start, log, show, state or stop}
+command=${1:?give a command: install, environment, start, log, show, state or stop}
 shift
-"$verb" "$@"
+"$command" "$@"

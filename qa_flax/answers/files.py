@@ -1,6 +1,6 @@
 """Stage 6 of 7: answers -> the JSON files that Hugging Face's scripts write (host, strings).
 
-A file is one entry of `FILES`. Its bytes are those of `json.dumps(..., indent=4)` and a new line.
+Each file is an entry of `FILES`. Its bytes are those of `json.dumps(..., indent=4)` plus a newline.
 """
 
 import itertools
@@ -18,71 +18,74 @@ from jaxtyping import Bool
 from qa_flax import storage
 from qa_flax.answers.spans import Chunk
 
-_quoted = json.encoder.encode_basestring_ascii
+_quote = json.encoder.encode_basestring_ascii
 
 
-class Choice(NamedTuple):
-    """What is answered for each example of a chunk."""
+class ChunkAnswers(NamedTuple):
+    """The answers to the E examples of a chunk."""
 
-    answers: list[str]
-    best_texts: list[str]
-    null_odds: list[float] | None
-    has_word: Bool[np.ndarray, " e"]  # where Hugging Face puts the word "empty" in front
-    strip: bool  # no space around a text
-    has_blank: bool  # a span, not the null, has no text
+    texts: list[str]
+    best_texts: list[str]  # the best span's text, even if the null prediction won
+    null_odds: list[float] | None  # v2: the null score minus the best span's score
+    has_placeholder: Bool[np.ndarray, " e"]  # Hugging Face inserts a fake prediction "empty" there
+    strip: bool  # whether whitespace around texts is removed
+    has_blank: bool  # whether a span other than a null prediction has no text
 
 
 class OutputFile(NamedTuple):
-    """One of the files: an object with a value for each example's id."""
+    """One of the files: a JSON object that maps each example's id to a value."""
 
     name: str
-    """Without prefix and ending."""
+    """The file name without prefix and `.json`."""
 
     only_v2: bool
 
-    values: Callable[[Chunk, list[str], Choice], Iterable[str]]
-    """The values of a chunk's examples as JSON, from their spans, contexts and answers."""
+    values: Callable[[Chunk, list[str], ChunkAnswers], Iterable[str]]
+    """Return the values of a chunk's examples as JSON, from their spans, contexts and answers."""
 
 
-def _answers(chunk: Chunk, contexts: list[str], chosen: Choice) -> Iterator[str]:
-    """The answer of each example."""
-    return map(_quoted, chosen.answers)
+def _answers(chunk: Chunk, contexts: list[str], answers: ChunkAnswers) -> Iterator[str]:
+    """Return the answer to each example as JSON."""
+    return map(_quote, answers.texts)
 
 
-def _nbest_lists(chunk: Chunk, contexts: list[str], chosen: Choice) -> Iterator[str]:
-    """The n-best list of each example."""
+def _nbest_lists(chunk: Chunk, contexts: list[str], answers: ChunkAnswers) -> Iterator[str]:
+    """Yield the n-best list of each example as JSON."""
     spans, bounds = chunk.spans, chunk.bounds.tolist()
     probabilities = _probabilities(spans.scores, chunk.bounds).tolist()
-    invented = dict.fromkeys(np.flatnonzero(chosen.has_word).tolist(), "")
-    for i in invented:
+    placeholders = dict.fromkeys(np.flatnonzero(answers.has_placeholder).tolist(), "")
+    for i in placeholders:
         lo, hi = bounds[i : i + 2]
-        share, *probabilities[lo:hi] = _probabilities_with_empty(spans.scores[lo:hi])
-        invented[i] = _EMPTY % _numbers([share])[0]
+        probability, *probabilities[lo:hi] = _probabilities_with_placeholder(spans.scores[lo:hi])
+        placeholders[i] = _PLACEHOLDER % _numbers([probability])[0]
     texts = [
         contexts[owner][first:last]
         for owner, first, last in zip(spans.owner.tolist(), *spans.chars.T.tolist(), strict=True)
     ]
-    if chosen.strip:
+    if answers.strip:
         texts = map(str.strip, texts)
     entries = [
         _ENTRY % entry
         for entry in zip(
             _repeated_numbers(spans.start_logits),
             _repeated_numbers(spans.end_logits),
-            map(_quoted, texts),
+            map(_quote, texts),
             _numbers(probabilities),
             strict=True,
         )
     ]
     for i, (lo, hi) in enumerate(itertools.pairwise(bounds)):
-        block = ",\n".join([invented[i], *entries[lo:hi]] if i in invented else entries[lo:hi])
+        example_entries = entries[lo:hi]
+        if i in placeholders:
+            example_entries.insert(0, placeholders[i])
+        block = ",\n".join(example_entries)
         yield f"[\n{block}\n    ]" if block else "[]"
 
 
-def _null_odds(chunk: Chunk, contexts: list[str], chosen: Choice) -> list[str]:
-    """How much more the null scores than the best span of each example."""
-    assert chosen.null_odds is not None
-    return _numbers(chosen.null_odds)
+def _null_odds(chunk: Chunk, contexts: list[str], answers: ChunkAnswers) -> list[str]:
+    """Return the null odds of each example as JSON."""
+    assert answers.null_odds is not None
+    return _numbers(answers.null_odds)
 
 
 FILES = (
@@ -91,27 +94,28 @@ FILES = (
     OutputFile("null_odds", True, _null_odds),
 )
 
-Write = Callable[[list, Chunk, list[str], Choice], None]
+Write = Callable[[list, Chunk, list[str], ChunkAnswers], None]
+"""Add a chunk to all files: its examples' ids, spans, contexts and answers."""
 
 
 @contextmanager
 def answer_files(folder: str | os.PathLike, prefix: str | None, v2: bool) -> Iterator[Write]:
-    """A function that adds the examples of a chunk, given with their ids, to all files of `folder`.
+    """Open the output files in `folder` and yield a function that adds a chunk to all of them.
 
-    The files appear at the end, and none after an error.
+    The files appear when the context exits. After an error existing files stay as they are.
     """
-    start = "" if prefix is None else f"{prefix}_"
+    stem = "" if prefix is None else f"{prefix}_"
     with ExitStack() as stack:
         objects = [
-            (file, stack.enter_context(_json_object(Path(folder) / f"{start}{file.name}.json")))
+            (file, stack.enter_context(_json_object(Path(folder) / f"{stem}{file.name}.json")))
             for file in FILES
             if v2 or not file.only_v2
         ]
 
-        def write(ids: list, chunk: Chunk, contexts: list[str], chosen: Choice) -> None:
-            keys = [_quoted(id_ if isinstance(id_, str) else json.dumps(id_)) for id_ in ids]
+        def write(ids: list, chunk: Chunk, contexts: list[str], answers: ChunkAnswers) -> None:
+            keys = [_quote(id_ if isinstance(id_, str) else json.dumps(id_)) for id_ in ids]
             for file, add in objects:
-                values = file.values(chunk, contexts, chosen)
+                values = file.values(chunk, contexts, answers)
                 add(f"    {key}: {value}" for key, value in zip(keys, values, strict=True))
 
         yield write
@@ -119,7 +123,7 @@ def answer_files(folder: str | os.PathLike, prefix: str | None, v2: bool) -> Ite
 
 @contextmanager
 def _json_object(path: Path) -> Iterator[Callable[[Iterable[str]], None]]:
-    """A function that adds entries, each `"key": value` in JSON, to a file of one object."""
+    """Open a file for one JSON object and yield a function that adds `"key": value` entries."""
     separator = "{\n"
 
     def add(entries: Iterable[str]) -> None:
@@ -133,9 +137,9 @@ def _json_object(path: Path) -> Iterator[Callable[[Iterable[str]], None]]:
         file.write("{}\n" if separator == "{\n" else "\n}\n")
 
 
-def spliced(parts: Sequence[bytes]) -> bytes:
-    """One of these files for all, from those that several hosts have written of their examples."""
-    bodies = [part[2:-3] for part in parts if part != b"{}\n"]  # without {\n and \n}\n
+def merge_files(parts: Sequence[bytes]) -> bytes:
+    """Merge the contents of one file as several processes wrote it, each for its own examples."""
+    bodies = [part[2:-3] for part in parts if part != b"{}\n"]  # without "{\n" and "\n}\n"
     return b"{\n" + b",\n".join(bodies) + b"\n}\n" if bodies else b"{}\n"
 
 
@@ -149,7 +153,7 @@ _ENTRY = """\
             "text": %s,
             "probability": %s
         }"""
-_EMPTY = """\
+_PLACEHOLDER = """\
         {
             "text": "empty",
             "start_logit": 0.0,
@@ -159,13 +163,11 @@ _EMPTY = """\
 
 
 def _probabilities(scores: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """Softmax over the spans of each example, in the scores' dtype.
-
-    Examples with the same number of spans go together, so that each row is added up in the order in
-    which NumPy adds up that many numbers: padding a row would change its last digit.
-    """
+    """Return the softmax over the spans of each example, in the scores' dtype."""
     result = np.empty_like(scores)
     counts = np.diff(bounds)
+    # Examples with the same number of spans are computed together. Padding them all to one length
+    # would change the order in which NumPy sums a row, and so the last digit.
     for count in np.unique(counts[counts > 0]):
         rows = bounds[:-1][counts == count][:, None] + np.arange(count)
         exponentials = np.exp(scores[rows] - scores[rows].max(axis=1, keepdims=True))
@@ -173,23 +175,29 @@ def _probabilities(scores: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     return result
 
 
-def _probabilities_with_empty(scores: np.ndarray) -> list[float]:
-    """Hugging Face's softmax over its invented entry, a Python 0.0, and the real ones: float64."""
+def _probabilities_with_placeholder(scores: np.ndarray) -> list[float]:
+    """Return the softmax over the placeholder's score 0.0 and `scores`.
+
+    It is computed in float64, as by Hugging Face, whose placeholder has a Python float as score.
+    """
     values = np.array([0.0, *scores.astype(np.float64)])
     exponentials = np.exp(values - np.max(values))
     return (exponentials / exponentials.sum()).tolist()
 
 
 def _numbers(values: list[float]) -> list[str]:
-    """Floats as the json module writes them."""
+    """Format floats as the json module does."""
     if all(map(math.isfinite, values)):
         return list(map(float.__repr__, values))
     return [json.dumps(value) for value in values]
 
 
 def _repeated_numbers(values: np.ndarray) -> list[str]:
-    """`_numbers` of values among which a few come again and again, as a window's best logits do."""
-    # Compared as bits: 0.0 and -0.0 are two texts.
-    bits, place = np.unique(values.view(f"i{values.itemsize}"), return_inverse=True)
+    """Format floats as `_numbers` does, but each distinct value only once.
+
+    This is faster for the logits of spans: a window's best logits are in many of its spans.
+    """
+    # Compare bits, because 0.0 and -0.0 are equal but have different texts.
+    bits, index = np.unique(values.view(f"i{values.itemsize}"), return_inverse=True)
     texts = np.array(_numbers(bits.view(values.dtype).tolist()), object)
-    return texts[place].tolist()
+    return texts[index].tolist()

@@ -1,26 +1,30 @@
 """Stage 7 of 7: answers -> exact match and F1, as the official SQuAD scorers count them (host).
 
-Version 1.1 is `evaluate-v1.1.py` (Rajpurkar et al., 2016, arXiv:1606.05250), version 2.0 is
-`evaluate-v2.0.py` (Rajpurkar et al., 2018, arXiv:1806.03822), with the inputs and keys of Hugging
-Face's `squad` and `squad_v2` metrics. Sums are taken in the order of the official scripts, so the
-last digit is theirs too. The two versions differ more than in name:
+Version 1.1 follows `evaluate-v1.1.py` (Rajpurkar et al., 2016, arXiv:1606.05250), version 2.0
+follows `evaluate-v2.0.py` (Rajpurkar et al., 2018, arXiv:1806.03822). Inputs and keys are those of
+Hugging Face's `squad` and `squad_v2` metrics. Sums are computed in the order of the official
+scripts, so that every digit of a score is the same. The two versions differ in these cases:
 
 | case | v1.1 | v2.0 |
 |---|---|---|
-| both texts are empty once normalised | exact match 1, F1 0 | both 1 |
-| a gold answer that is empty once normalised | counts | left out |
-| no gold answer | refused (the script crashes) | right when the prediction is "" |
-| no prediction for a question | counts as wrong, with a warning | refused (the script crashes) |
-| the same question id twice | counts twice | the last one counts |
+| answer and gold answer are both empty after normalisation | exact match 1, F1 0 | both 1 |
+| a gold answer is empty after normalisation | used | ignored |
+| a question has no gold answer | ValueError (the script crashes) | "" is correct |
+| a question has no prediction | counts as wrong, with a warning | ValueError (the script crashes) |
+| a question id occurs twice | both count | only the last one counts |
 
-In both, the last of several predictions for an id counts and predictions for other ids are ignored.
-`best_exact` and `best_f1` look at the prediction as it is, not as normalised: "the" for a question
-without an answer is right in `exact` and costs a point here. They mean something only if
-`no_answer_probability` does: with one value for all they depend on the order of the questions.
-Normalising knows English articles and ASCII punctuation only, and words are parted by spaces. With
-a `language` it is that of MLQA's scorer (Lewis et al., 2019, arXiv:1910.07475): the language's
-articles, all of Unicode's punctuation, and in Chinese each character is a word. These are other
-scores than SQuAD's, in English too.
+In both versions only the last of several predictions for one id counts, and predictions for other
+ids are ignored.
+
+`best_exact` and `best_f1` (v2.0) test whether the raw prediction is empty, not the normalised one:
+"the" as answer to a question without answer is correct in `exact`, but lowers `best_exact`. These
+two scores are meaningful only if `no_answer_probability` differs between questions. If it is the
+same for all, they depend on the order of the questions.
+
+SQuAD's normalisation removes English articles and ASCII punctuation and splits words at whitespace.
+With a `language`, texts are normalised as by MLQA's scorer (Lewis et al., 2019, arXiv:1910.07475):
+this removes the articles of that language and all Unicode punctuation, and splits Chinese text into
+characters. These scores are not comparable with SQuAD's, not even in English.
 """
 
 import logging
@@ -48,32 +52,43 @@ def squad_metric(
     no_answer_threshold: float = 1.0,
     language: str | None = None,
 ) -> dict[str, float]:
-    """Score answers against gold answers.
+    """Compute exact match and F1 of answers against gold answers.
 
     Args:
-        predictions: `{"id": str, "prediction_text": str}`; in v2 also `"no_answer_probability"`, a
-            number that grows with the belief that there is no answer (a probability, or the null
-            odds of `postprocess_qa_predictions`); 0.0 if absent.
-        references: `{"id": str, "answers": {"text": [str, ...], ...}}`.
+        predictions: `{"id": str, "prediction_text": str}` for each question; in v2 also
+            `"no_answer_probability"`, a number that is higher the more likely the question has no
+            answer (a probability, or the null odds that `postprocess_qa_predictions` writes);
+            default 0.0.
+        references: `{"id": str, "answers": {"text": [str, ...], ...}}` for each question.
         version_2_with_negative: score as SQuAD v2.0, where a question may have no answer.
-        no_answer_threshold: v2 only: an answer with a greater `no_answer_probability` counts as "".
-        language: one of `LANGUAGES`, to normalise as MLQA's scorer does; None: as SQuAD's do.
+        no_answer_threshold: v2 only: a prediction whose `no_answer_probability` is higher counts as
+            "".
+        language: one of `LANGUAGES`: normalise texts as MLQA's scorer does for this language. None:
+            as SQuAD's scorers do.
 
     Returns:
-        v1: `exact_match` and `f1`. v2: `exact`, `f1`, `total`, the same with `HasAns_` and `NoAns_`
-        where there are such questions, and `best_exact`, `best_exact_thresh`, `best_f1`,
-        `best_f1_thresh`: the best scores that a threshold on `no_answer_probability` could reach.
-        Scores are percentages.
+        v1: `exact_match` and `f1`. v2: `exact`, `f1` and `total` (the number of questions), the
+        same with the prefixes `HasAns_` and `NoAns_` if there are such questions, and `best_exact`,
+        `best_exact_thresh`, `best_f1` and `best_f1_thresh`: the best scores that a threshold on
+        `no_answer_probability` could reach, and that threshold. Scores are percentages.
 
     Raises:
-        ValueError: rows are malformed, or lacking as the module's table says; all are named. Or the
-            language is not known.
+        ValueError: `language` is not supported, there are no references, rows are malformed, or v1
+            or v2 requires something that is missing (see the table in this module's docstring).
+            The message has the ids of the first few rows.
+
+    Example:
+        >>> from qa_flax import squad_metric
+        >>> predictions = [{"id": "q0", "prediction_text": "Saint Bernadette Soubirous"}]
+        >>> references = [{"id": "q0", "answers": {"text": ["Soubirous"], "answer_start": [17]}}]
+        >>> squad_metric(predictions, references)
+        {'exact_match': 0.0, 'f1': 50.0}
     """
     predictions, references = list(predictions), list(references)
     _check_rows(predictions, _prediction_problem, "predictions")
     _check_rows(references, _reference_problem, "references")
     if not references:
-        raise ValueError("there are no references to score against: pass at least one question")
+        raise ValueError("references is empty: pass at least one question with its answers")
     normalized = _Normalized(language)
     if version_2_with_negative:
         return _squad_v2(predictions, references, no_answer_threshold, normalized)
@@ -81,12 +96,14 @@ def squad_metric(
 
 
 def _squad_v1(predictions: list, references: list, normalized: "_Normalized") -> dict[str, float]:
-    without = [row["id"] for row in references if len(row["answers"]["text"]) == 0]
-    if without:
+    """Return the scores of `evaluate-v1.1.py`."""
+    without_gold = [row["id"] for row in references if len(row["answers"]["text"]) == 0]
+    if without_gold:
         raise ValueError(
-            f"{len(without)} of {len(references)} questions have no gold answer "
-            f"({first_few(without)}), which SQuAD v1.1 cannot score: pass "
-            "version_2_with_negative=True, or leave them out"
+            f"{len(without_gold)} of {len(references)} questions have no gold answer "
+            f"({first_few(without_gold)}), which SQuAD v1.1 cannot score: pass "
+            "version_2_with_negative=True (--version_2_with_negative on the command line), or "
+            "remove these questions"
         )
     texts = {row["id"]: row["prediction_text"] for row in predictions}
     unanswered = [row["id"] for row in references if row["id"] not in texts]
@@ -111,6 +128,7 @@ def _squad_v1(predictions: list, references: list, normalized: "_Normalized") ->
 def _squad_v2(
     predictions: list, references: list, threshold: float, normalized: "_Normalized"
 ) -> dict[str, float]:
+    """Return the scores of `evaluate-v2.0.py`."""
     texts = {row["id"]: row["prediction_text"] for row in predictions}
     no_answer = {row["id"]: row.get("no_answer_probability", 0.0) for row in predictions}
     golds_of = {row["id"]: row["answers"]["text"] for row in references}
@@ -118,31 +136,31 @@ def _squad_v2(
     if unanswered:
         raise ValueError(
             f"{len(unanswered)} of {len(golds_of)} questions have no prediction "
-            f'({first_few(unanswered)}): SQuAD v2.0 needs one for each, "" for no answer'
+            f'({first_few(unanswered)}): SQuAD v2.0 needs one for each question, "" for no answer'
         )
     has_answer = {id_: len(golds) > 0 for id_, golds in golds_of.items()}
     exact, f1 = _raw_scores(texts, golds_of, normalized)
-    right_if_none = {id_: float(not has) for id_, has in has_answer.items()}
-    taken_as_none = {id_ for id_ in golds_of if no_answer[id_] > threshold}
-    exact_at = {k: right_if_none[k] if k in taken_as_none else v for k, v in exact.items()}
-    f1_at = {k: right_if_none[k] if k in taken_as_none else v for k, v in f1.items()}
+    score_if_empty = {id_: float(not has) for id_, has in has_answer.items()}
+    counts_as_empty = {id_ for id_ in golds_of if no_answer[id_] > threshold}
+    exact_at = {k: score_if_empty[k] if k in counts_as_empty else v for k, v in exact.items()}
+    f1_at = {k: score_if_empty[k] if k in counts_as_empty else v for k, v in f1.items()}
 
     result = _means("", list(exact_at), exact_at, f1_at)
-    for prefix, wanted in (("HasAns_", True), ("NoAns_", False)):
-        ids = [id_ for id_, has in has_answer.items() if has == wanted]
+    for prefix, group in (("HasAns_", True), ("NoAns_", False)):
+        ids = [id_ for id_, has in has_answer.items() if has == group]
         if ids:
             result |= _means(prefix, ids, exact_at, f1_at)
     in_order = sorted((id_ for id_ in no_answer if id_ in exact), key=no_answer.__getitem__)
     for name, scores in (("exact", exact), ("f1", f1)):
-        best, at = _best_threshold(in_order, scores, texts, has_answer, no_answer)
-        result |= {f"best_{name}": best, f"best_{name}_thresh": at}
+        best, best_at = _best_threshold(in_order, scores, texts, has_answer, no_answer)
+        result |= {f"best_{name}": best, f"best_{name}_thresh": best_at}
     return result
 
 
 def _raw_scores(
     texts: dict, golds_of: dict, normalized: "_Normalized"
 ) -> tuple[dict[Any, int], dict[Any, float]]:
-    """Exact match and F1 of each question, before any threshold."""
+    """Return exact match and F1 (0 to 1) of each question, before the threshold is applied."""
     exact, f1 = {}, {}
     for id_, gold_texts in golds_of.items():
         answer = normalized[texts[id_]]
@@ -154,6 +172,7 @@ def _raw_scores(
 
 
 def _means(prefix: str, ids: list, exact: dict, f1: dict) -> dict[str, float]:
+    """Return the mean scores of the questions `ids` in percent, and their number."""
     total = len(ids)
     return {
         f"{prefix}exact": 100.0 * sum(exact[id_] for id_ in ids) / total,
@@ -165,10 +184,11 @@ def _means(prefix: str, ids: list, exact: dict, f1: dict) -> dict[str, float]:
 def _best_threshold(
     in_order: list, scores: dict, texts: dict, has_answer: dict, no_answer: dict
 ) -> tuple[float, float]:
-    """The best mean score of answering only the first questions in order, and where that ends.
+    """Return the best mean score (percent) of any threshold on `no_answer`, and that threshold.
 
-    The official `find_best_thresh`: it begins with answering none (threshold 0.0), and equal
-    probabilities are taken one by one.
+    This is the official `find_best_thresh`. It starts with "" for every question (threshold 0.0),
+    then accepts the predictions in ascending order of `no_answer`, one by one even where it is
+    equal.
     """
     current = best = sum(not has for has in has_answer.values())
     threshold = 0.0
@@ -182,10 +202,10 @@ def _best_threshold(
     return 100.0 * best / len(scores), threshold
 
 
-# ------------------------------------------------------------------------------------ one answer
+# --------------------------------------------------------------------------------- normalisation
 
 
-def _squad_tokens(text: str) -> list[str]:
+def _squad_words(text: str) -> list[str]:
     return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
 
 
@@ -202,7 +222,7 @@ LANGUAGES = tuple(_MLQA_ARTICLES)
 _HAN = re.compile(r"([\u4e00-\u9fa5])")
 
 
-def _mlqa_tokens(language: str, text: str) -> list[str]:
+def _mlqa_words(language: str, text: str) -> list[str]:
     text = text.lower().translate(_unicode_punctuation())
     articles = _MLQA_ARTICLES[language]
     text = text if articles is None else articles.sub(" ", text)
@@ -217,42 +237,42 @@ def _unicode_punctuation() -> dict[int, None]:
 
 
 class _Answer(NamedTuple):
+    """A normalised answer."""
+
     text: str
-    tokens: list[str]
+    words: list[str]
     distinct: frozenset[str]
 
 
 class _Normalized(dict[str, _Answer]):
-    """Text -> its normalised form, worked out once for each distinct text: gold answers repeat."""
+    """Maps a text to its normalised form, computed once per text because gold answers repeat."""
 
     def __init__(self, language: str | None):
         super().__init__()
         if language is not None and language not in LANGUAGES:
             raise ValueError(
-                f"language is {language!r}; MLQA's rules know {', '.join(LANGUAGES)}: give one of "
-                "these, or none for SQuAD's rules"
+                f"language {language!r} is not supported; MLQA's rules exist for "
+                f"{', '.join(LANGUAGES)}: choose one of these, or no language for SQuAD's rules"
             )
-        self._tokens = _squad_tokens if language is None else partial(_mlqa_tokens, language)
+        self._words = _squad_words if language is None else partial(_mlqa_words, language)
 
     def __missing__(self, text: str) -> _Answer:
-        tokens = self._tokens(text)
-        answer = self[text] = _Answer(" ".join(tokens), tokens, frozenset(tokens))
+        words = self._words(text)
+        answer = self[text] = _Answer(" ".join(words), words, frozenset(words))
         return answer
 
 
 def _f1(gold: _Answer, answer: _Answer, both_empty: int) -> float:
-    """F1 over the bags of words; `both_empty` is the score when neither has a word.
-
-    0 and 1 are integers, as in the official scorers: from Python 3.12 on `sum` rounds a sum of
-    floats otherwise than one with integers in it, and the last digit is to be theirs.
-    """
-    if not gold.tokens and not answer.tokens:
+    """Return F1 over the bags of words; `both_empty` is the score if neither has a word."""
+    # 0 and 1 are integers, as in the official scorers: from Python 3.12 on, `sum` rounds a list of
+    # floats differently from one that also has integers, which would change the last digit.
+    if not gold.words and not answer.words:
         return both_empty
     common = gold.distinct & answer.distinct
     if not common:
         return 0
-    same = sum(min(gold.tokens.count(word), answer.tokens.count(word)) for word in common)
-    precision, recall = same / len(answer.tokens), same / len(gold.tokens)
+    same = sum(min(gold.words.count(word), answer.words.count(word)) for word in common)
+    precision, recall = same / len(answer.words), same / len(gold.words)
     return (2 * precision * recall) / (precision + recall)
 
 
@@ -260,10 +280,16 @@ def _f1(gold: _Answer, answer: _Answer, both_empty: int) -> float:
 
 
 def _check_rows(rows: list, problem_of: Any, what: str) -> None:
-    """Refuse malformed rows, all at once.
+    """Check all rows.
+
+    Args:
+        rows: predictions or references.
+        problem_of: returns what is wrong with a row, or None.
+        what: the name of the argument, for the message.
 
     Raises:
-        ValueError: with what is wrong, how often, and the first ids (or row numbers).
+        ValueError: rows are malformed. The message lists each problem, the number of rows that have
+            it, and the first few of their ids (or row numbers).
     """
     problems: dict[str, list] = {}
     for number, row in enumerate(rows):
@@ -283,7 +309,7 @@ def _prediction_problem(row: Any) -> str | None:
         return 'no string under "prediction_text"'
     score = row.get("no_answer_probability", 0.0)
     if not isinstance(score, Real) or score != score:
-        return '"no_answer_probability" is no number'
+        return '"no_answer_probability" is not a number'
     return None
 
 
@@ -296,5 +322,5 @@ def _reference_problem(row: Any) -> str | None:
     texts = answers["text"]
     is_list = isinstance(texts, Iterable) and not isinstance(texts, str)
     if not is_list or not all(isinstance(text, str) for text in texts):
-        return '"answers" have a "text" that is no list of strings'
+        return '"text" under "answers" is not a list of strings'
     return None

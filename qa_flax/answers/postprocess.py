@@ -1,29 +1,30 @@
 """Stage 6 of 7: the best spans -> answers (host, NumPy and strings).
 
-`postprocess_qa_predictions` gives the result of the last function of this name in Hugging Face's
-`utils_qa.py`, byte for byte, its defects included; with `hf_compatible=False`, and wherever this
-package works on its own account, they are mended. Python sees a row only to cut its text out of the
-context and to write it down.
+With `hf_compatible=True`, `postprocess_qa_predictions` returns and writes the same bytes as the
+newest function of this name in Hugging Face's `utils_qa.py`, including that function's defects.
+With `hf_compatible=False`, the default of `qa-flax run`, these defects are fixed:
 
 | case | Hugging Face | `hf_compatible=True` | `hf_compatible=False` |
 |---|---|---|---|
-| example without any span | the word "empty" | the same | "", null odds the largest float |
-| one span, without a text | "empty" goes in front of it | the same | "", largest float |
-| v1, the best span has no text | answer "" | the same | the first with a text |
-| example without windows, v2 | null score of the example before it | the same | "", largest float |
-| ... and none before it | UnboundLocalError | "", largest float | "", largest float |
-| the null's logits | the first token's, padding or not | the same | the CLS token's (`cls_index`) |
-| NaN logits | NaN first, then as Python sorts | the same; all NaN are equal | take no part |
-| infinite logits | NaN probabilities | the same | count as +-10000 |
-| duplicate example ids | windows go to the last, place of the first | the same | ValueError |
-| space around a text | stays | stays | is stripped |
-| no span has a text, v2 | IndexError | "", null odds against the best | "", largest float |
-| equal logits in a row | order of an unstable sort | left to right, as `jax.lax.top_k` | the same |
-| equal span scores | by window, start rank, end rank; null last | the same | the same |
-| integer or bfloat16 logits | TypeError when writing | in float32 | in float32 |
+| an example has no span | answer "empty" | the same | "", null odds: the largest float |
+| its only span has no text | "empty" is inserted before it | the same | "", largest float |
+| v1, the best span has no text | answer "" | the same | the best span with a text |
+| v2, an example has no windows | null score of the one before it | the same | "", largest float |
+| ... and is the first example | UnboundLocalError | "", largest float | "", largest float |
+| null prediction's logits | token 0's, even if it is padding | the same | the CLS token's |
+| NaN logits | NaN first, then Python's sort | the same; all NaN are equal | replaced by -10000 |
+| infinite logits | NaN probabilities | the same | replaced by +-10000 |
+| duplicate example ids | windows of the last, place of the first | the same | ValueError |
+| whitespace around a text | unchanged | unchanged | removed |
+| v2, no span has a text | IndexError | "", null odds with the best span | "", largest float |
+| equal logits in a window | unstable sort | left to right, as `jax.lax.top_k` | left to right |
+| equal scores of spans | by window, start rank, end rank; null last | the same | the same |
+| integer or bfloat16 logits | TypeError when writing | computed in float32 | computed in float32 |
 | offsets (-1, -1) | a span without text | outside the context | outside the context |
-| window of an unknown example | KeyError | ValueError with the ids | the same |
+| a window's example is unknown | KeyError | ValueError with the ids | the same |
 | `n_best_size`, `max_answer_length` < 1 | no spans | ValueError | ValueError |
+
+Everything except the texts is computed on NumPy arrays.
 """
 
 import logging
@@ -36,8 +37,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qa_flax import storage
-from qa_flax.answers.files import Choice, answer_files
-from qa_flax.answers.spans import Candidates, Chunk, Logits, SearchSettings, searches
+from qa_flax.answers.files import ChunkAnswers, answer_files
+from qa_flax.answers.spans import Candidates, Chunk, Logits, SearchSettings, make_searches
 from qa_flax.data.messages import first_few
 from qa_flax.data.tables import ExampleRows, FeatureRows, example_source, span_source
 
@@ -58,34 +59,52 @@ def postprocess_qa_predictions(
     is_world_process_zero: bool = True,
     hf_compatible: bool = True,
 ) -> "OrderedDict[Any, str]":
-    """Turn the logits of all windows into one answer an example, and write Hugging Face's files.
+    """Turn the logits of all windows into one answer per example; optionally write HF's files.
 
     Args:
-        examples: rows with `id` and `context`.
-        features: the windows, N of them, in any order: `Windows`, or rows with `example_id`,
+        examples: rows with the columns `id` and `context`.
+        features: N windows in any order: `Windows`, or rows with the columns `example_id` and
             `offset_mapping` (None, [] or (-1, -1) outside the context; rows may be shorter than
-            the logits) and perhaps `token_is_max_context` ({"token": bool}, asked of starts).
-        predictions: start and end logits, two arrays [N, L], or `Candidates`. float16, float32 and
-            float64 are computed in their own dtype as Hugging Face does, anything else in float32.
-        version_2_with_negative: some questions have no answer: "" competes with the spans.
-        n_best_size: starts and ends looked at in a window, and spans kept for an example.
-        max_answer_length: longest span, in tokens.
-        null_score_diff_threshold: the answer is "" when the null score exceeds the best span's
-            score by more than this (logits).
-        output_dir: an existing folder for `predictions.json`, `nbest_predictions.json` and, in v2,
-            `null_odds.json`; None writes nothing. Each appears whole or not at all.
-        prefix: puts `{prefix}_` before the file names.
-        log_level: level set on this module's logger, as Hugging Face does.
-        is_world_process_zero: False raises the log level to WARNING (the older keyword), and
-            writes nothing, where Hugging Face has every process write the same files.
-        hf_compatible: keep Hugging Face's result where it is defective; the module's table tells.
+            the logits). Optional columns: `token_is_max_context`, {"token": bool}: an answer may
+            start only at tokens that are True; `cls_index`: the position of the CLS token, used
+            with `hf_compatible=False`.
+        predictions: start logits and end logits, two arrays [N, L], or `Candidates`. float16,
+            float32 and float64 are computed in their own dtype, all others in float32.
+        version_2_with_negative: questions may have no answer (SQuAD v2.0): the empty answer
+            competes with the spans.
+        n_best_size: number of starts and of ends that are combined in each window, and of spans
+            in an example's n-best list.
+        max_answer_length: length of the longest span, in tokens.
+        null_score_diff_threshold: the answer is "" if the null score (the sum of the null
+            prediction's two logits) exceeds the best span's score by more than this.
+        output_dir: an existing folder. `predictions.json`, `nbest_predictions.json` and, in v2,
+            `null_odds.json` are written there, all or none of them. None: no files.
+        prefix: prepends `{prefix}_` to the file names.
+        log_level: level of this module's logger.
+        is_world_process_zero: an older argument of Hugging Face's function. If False, the log
+            level is at least WARNING and no files are written (in Hugging Face's function every
+            process writes them).
+        hf_compatible: reproduce the defects of Hugging Face's function, listed in the docstring
+            of this module.
 
     Returns:
-        id -> answer, in the order of `examples`.
+        The answer to each example by id, in the order of `examples`.
 
     Raises:
-        ValueError: counts, shapes or columns do not fit together.
+        ValueError: the number of windows, a shape, a column or an id does not match the others, or
+            `n_best_size` or `max_answer_length` is below 1.
         OSError: `output_dir` is not a folder.
+
+    Example:
+        >>> import numpy as np
+        >>> from qa_flax import postprocess_qa_predictions
+        >>> examples = [{"id": "q0", "context": "Paris is big"}]
+        >>> offsets = [None, (0, 5), (6, 8), (9, 12), None]  # [CLS] paris is big [SEP]
+        >>> features = [{"example_id": "q0", "offset_mapping": offsets}]
+        >>> start_logits = np.array([[0.0, 3.0, 1.0, 0.5, -1.0]])
+        >>> end_logits = np.array([[0.0, 4.0, 1.0, 0.5, -1.0]])
+        >>> postprocess_qa_predictions(examples, features, (start_logits, end_logits))["q0"]
+        'Paris'
     """
     return find_answers(
         examples,
@@ -100,16 +119,16 @@ def postprocess_qa_predictions(
 
 
 class Answers(NamedTuple):
-    """What was found for every example, by id, in the order of the examples."""
+    """The answers to all examples by id, in the order of the examples."""
 
     texts: "OrderedDict[Any, str]"
-    """The answer; "" where the null won."""
+    """The answer; "" if the null prediction won."""
 
     best_texts: dict[Any, str]
-    """v2: the best span's text, whether or not the null won."""
+    """v2: the text of the best span, even if the null prediction won. v1: empty."""
 
     null_odds: dict[Any, float]
-    """v2: the null's score less the best span's; it grows with the belief in no answer."""
+    """v2: the null score minus the best span's score; high means no answer. v1: empty."""
 
 
 def find_answers(
@@ -123,18 +142,21 @@ def find_answers(
     prefix: str | None = None,
     log_level: int = logging.WARNING,
 ) -> Answers:
-    """`postprocess_qa_predictions`, with all that it finds out."""
+    """Do the work of `postprocess_qa_predictions`; also return the best texts and null odds.
+
+    Arguments and errors are those of `postprocess_qa_predictions`.
+    """
     logger.setLevel(log_level)
     _check_arguments(settings, output_dir)
-    windows, texts = span_source(features), example_source(examples)
-    predictions = _checked(predictions, len(windows), settings)
-    ids = texts.ids()
+    windows, example_table = span_source(features), example_source(examples)
+    predictions = _check_predictions(predictions, len(windows), settings)
+    ids = example_table.ids()
     if not settings.hf_compatible:
         _check_distinct(ids)
     logger.info(
         "Post-processing %d example predictions split into %d features.", len(ids), len(windows)
     )
-    found = Answers(OrderedDict(), {}, {})
+    answers = Answers(OrderedDict(), {}, {})
     with ExitStack() as stack:
         stack.enter_context(np.errstate(invalid="ignore", over="ignore"))
         write = None
@@ -142,21 +164,22 @@ def find_answers(
             folder = stack.enter_context(storage.output_folder(output_dir))
             files = answer_files(folder, prefix, settings.version_2_with_negative)
             write = stack.enter_context(files)
-        for search in searches(ids, windows, predictions, settings):
-            contexts = texts.contexts(search.examples)
+        for search in make_searches(ids, windows, predictions, settings):
+            contexts = example_table.contexts(search.examples)
             keys = [ids[row] for row in search.examples.tolist()]
             chunk = search.n_best() if write else search.best()
-            chosen = _choose(chunk, contexts, settings, null_score_diff_threshold)
-            if not write and chosen.has_blank:  # a best span is blank; others may not be
+            chunk_answers = _choose(chunk, contexts, settings, null_score_diff_threshold)
+            if not write and chunk_answers.has_blank:
+                # A best span has no text: an answer may come from the rest of the n-best list.
                 chunk = search.n_best()
-                chosen = _choose(chunk, contexts, settings, null_score_diff_threshold)
-            found.texts.update(zip(keys, chosen.answers, strict=True))
-            if chosen.null_odds is not None:
-                found.best_texts.update(zip(keys, chosen.best_texts, strict=True))
-                found.null_odds.update(zip(keys, chosen.null_odds, strict=True))
+                chunk_answers = _choose(chunk, contexts, settings, null_score_diff_threshold)
+            answers.texts.update(zip(keys, chunk_answers.texts, strict=True))
+            if chunk_answers.null_odds is not None:
+                answers.best_texts.update(zip(keys, chunk_answers.best_texts, strict=True))
+                answers.null_odds.update(zip(keys, chunk_answers.null_odds, strict=True))
             if write:
-                write(keys, chunk, contexts, chosen)
-    return found
+                write(keys, chunk, contexts, chunk_answers)
+    return answers
 
 
 # ------------------------------------------------------------------------------------ answers
@@ -164,8 +187,12 @@ def find_answers(
 
 def _choose(
     chunk: Chunk, contexts: list[str], settings: SearchSettings, threshold: float
-) -> Choice:
-    """The answer of each example: the first span (v1), or the first with a text, or "" (v2)."""
+) -> ChunkAnswers:
+    """Choose the answers: the first span with a text, or "" where the null prediction wins (v2).
+
+    In v1 with `hf_compatible` it is the first span, even if it has no text. "empty" is the answer
+    where Hugging Face inserts its placeholder.
+    """
     spans, counts = chunk.spans, np.diff(chunk.bounds)
     lengths = np.fromiter(map(len, contexts), np.int64, len(contexts))
     has_text = spans.chars[:, 0] < np.minimum(spans.chars[:, 1], lengths[spans.owner])
@@ -173,54 +200,57 @@ def _choose(
     has_blank = bool((np.bincount(spans.owner[~has_text], minlength=1) > nulls).any())
     best = _first_of_examples(chunk, has_text)
     texts = _texts(chunk, contexts, best)
-    has_word = np.zeros(len(counts), bool)
+    has_placeholder = np.zeros(len(counts), bool)
     if settings.hf_compatible:
         first = chunk.bounds[:-1]
-        has_word = counts == 0
-        has_word[counts == 1] = ~has_text[first[counts == 1]]
+        has_placeholder = counts == 0
+        has_placeholder[counts == 1] = ~has_text[first[counts == 1]]
         if not settings.version_2_with_negative:
             texts = _texts(chunk, contexts, np.where(counts > 0, first, -1))
-        for i in np.flatnonzero(has_word):
+        for i in np.flatnonzero(has_placeholder):
             texts[i] = "empty"
     else:
         texts = [text.strip() for text in texts]
         for i in np.flatnonzero(best >= 0):
-            if not texts[i]:  # nothing but space: look further
+            if not texts[i]:  # only whitespace
                 has_blank = True
                 best[i], texts[i] = _first_not_blank(chunk, contexts[i], int(i))
-    if not settings.version_2_with_negative:
-        return Choice(texts, texts, None, has_word, not settings.hf_compatible, has_blank)
-    odds = _null_odds(chunk, best, has_word, settings)
-    is_null = (odds > threshold) | ((best < 0) & ~has_word)
-    answers = ["" if null else text for null, text in zip(is_null.tolist(), texts, strict=True)]
     strip = not settings.hf_compatible
-    return Choice(answers, texts, odds.tolist(), has_word, strip, has_blank)
+    if not settings.version_2_with_negative:
+        return ChunkAnswers(texts, texts, None, has_placeholder, strip, has_blank)
+    odds = _null_odds(chunk, best, has_placeholder, settings)
+    is_null = (odds > threshold) | ((best < 0) & ~has_placeholder)
+    answers = ["" if null else text for null, text in zip(is_null.tolist(), texts, strict=True)]
+    return ChunkAnswers(answers, texts, odds.tolist(), has_placeholder, strip, has_blank)
 
 
 def _null_odds(
-    chunk: Chunk, best: np.ndarray, has_word: np.ndarray, settings: SearchSettings
+    chunk: Chunk, best: np.ndarray, has_placeholder: np.ndarray, settings: SearchSettings
 ) -> np.ndarray:
-    """The null's score less that of the best span with a text, in this order of subtractions."""
+    """Return the null score minus the score of the best span with a text, for each example [E]."""
     counts = np.diff(chunk.bounds)
-    at = np.where(best < 0, chunk.bounds[:-1], best)
-    logits = np.zeros((2, len(at)), chunk.spans.scores.dtype)
-    real = (counts > 0) & ~has_word  # Hugging Face's word has the logits 0
-    logits[:, real] = chunk.spans.start_logits[at[real]], chunk.spans.end_logits[at[real]]
+    rows = np.where(best < 0, chunk.bounds[:-1], best)
+    logits = np.zeros((2, len(rows)), chunk.spans.scores.dtype)
+    is_real = (counts > 0) & ~has_placeholder  # the placeholder's logits are 0
+    real_rows = rows[is_real]
+    logits[:, is_real] = chunk.spans.start_logits[real_rows], chunk.spans.end_logits[real_rows]
+    # Two subtractions, as in Hugging Face's code: their order decides the last digit.
     odds = (chunk.null_scores - logits[0]) - logits[1]
     if not settings.hf_compatible:
-        odds[best < 0] = np.finfo(odds.dtype).max  # there is nothing to compare the null with
+        odds[best < 0] = np.finfo(odds.dtype).max  # no span has a text
     return odds
 
 
-def _first_of_examples(chunk: Chunk, chosen: np.ndarray) -> np.ndarray:
-    """The first chosen span of each example [E], -1 if there is none."""
+def _first_of_examples(chunk: Chunk, selected: np.ndarray) -> np.ndarray:
+    """Return the row of each example's first selected span [E], -1 if there is none."""
     first = np.full(len(chunk.examples), -1)
-    rows = np.flatnonzero(chosen)[::-1]
-    first[chunk.spans.owner[rows]] = rows  # written backwards: the first of each example stays
+    rows = np.flatnonzero(selected)[::-1]
+    first[chunk.spans.owner[rows]] = rows  # in reverse order, so that the first one is written last
     return first
 
 
 def _first_not_blank(chunk: Chunk, context: str, example: int) -> tuple[int, str]:
+    """Return the row and text of an example's first span that is not blank, else -1 and ""."""
     for row in range(*chunk.bounds[example : example + 2].tolist()):
         first, last = chunk.spans.chars[row].tolist()
         if text := context[first:last].strip():
@@ -228,10 +258,10 @@ def _first_not_blank(chunk: Chunk, context: str, example: int) -> tuple[int, str
     return -1, ""
 
 
-def _texts(chunk: Chunk, contexts: list[str], spans: np.ndarray) -> list[str]:
-    """The text of one span an example; "" where there is none (-1)."""
+def _texts(chunk: Chunk, contexts: list[str], rows: np.ndarray) -> list[str]:
+    """Return the text of one span per example, given its row [E]; "" where the row is -1."""
     chars = np.zeros((len(contexts), 2), np.int64)
-    chars[spans >= 0] = chunk.spans.chars[spans[spans >= 0]]
+    chars[rows >= 0] = chunk.spans.chars[rows[rows >= 0]]
     return [text[a:b] for text, (a, b) in zip(contexts, chars.tolist(), strict=True)]
 
 
@@ -242,9 +272,9 @@ def _check_arguments(settings: SearchSettings, output_dir: str | os.PathLike | N
     for name in ("n_best_size", "max_answer_length"):
         value = getattr(settings, name)
         if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1: give a positive number")
+            raise ValueError(f"{name} is {value}; it must be at least 1")
     if output_dir is None or storage.is_remote(output_dir):
-        return  # a bucket's folders are there when a file is
+        return  # a bucket has no empty folders: writing a file creates its folder
     if not Path(output_dir).is_dir():
         raise OSError(f"output_dir {str(output_dir)!r} is not a folder: create it first")
 
@@ -253,45 +283,56 @@ def _check_distinct(ids: list) -> None:
     repeated = [id_ for id_, count in Counter(map(str, ids)).items() if count > 1]
     if repeated:
         raise ValueError(
-            f"{len(repeated)} ids stand for several of the {len(ids)} examples "
-            f"(first: {first_few(repeated)}): give each example an id of its own"
+            f"{len(repeated)} ids are shared by several of the {len(ids)} examples "
+            f"(first: {first_few(repeated)}): give each example a unique id"
         )
 
 
-def _checked(predictions: Any, windows: int, settings: SearchSettings) -> Logits | Candidates:
-    """Candidates, or start and end logits [N, L] in one dtype."""
+def _check_predictions(
+    predictions: Any, windows: int, settings: SearchSettings
+) -> Logits | Candidates:
+    """Return `predictions` as `Candidates`, or as start and end logits [N, L] of one dtype.
+
+    Raises:
+        ValueError: they do not fit N windows or the settings.
+    """
     if isinstance(predictions, Candidates):
-        checked, found = predictions, len(predictions)
-        kept = predictions.tokens.starts.shape[1]
-        if kept < min(settings.n_best_size, predictions.padded_length):
+        checked, count = predictions, len(predictions)
+        gathered = predictions.tokens.starts.shape[1]
+        if gathered < min(settings.n_best_size, predictions.padded_length):
             raise ValueError(
-                f"n_best_size is {settings.n_best_size}, but only the {kept} best starts and ends "
-                "of each window were gathered: gather as many, or all logits"
+                f"n_best_size is {settings.n_best_size}, but only the {gathered} best starts and "
+                "ends of each window were gathered from the device: reduce n_best_size, or gather "
+                "more candidates or all logits"
             )
     else:
         checked = _logits(predictions)
-        found = len(checked[0])
-    if found != windows:
+        count = len(checked[0])
+    if count != windows:
         raise ValueError(
-            f"predictions hold the logits of {found} windows, but there are {windows} "
-            "features: pass the features that the predictions were made from, all of them"
+            f"predictions hold the logits of {count} windows, but there are {windows} "
+            "features: pass all features that the predictions were computed from, and no others"
         )
     return checked
 
 
 def _logits(predictions: Any) -> Logits:
-    """Start and end logits [N, L] in one dtype, checked."""
+    """Return start and end logits [N, L] of one float dtype.
+
+    Raises:
+        ValueError: there are not two arrays, or their shapes are not the same [N, L].
+    """
     if len(predictions) != 2:
         raise ValueError(
-            f"predictions has {len(predictions)} parts; pass the pair (start_logits, end_logits)"
+            f"predictions has {len(predictions)} parts; pass a pair (start_logits, end_logits)"
         )
     arrays = [np.asarray(part) for part in predictions]
-    known = (np.float16, np.float32, np.float64)
-    starts, ends = (a if a.dtype in known else a.astype(np.float32) for a in arrays)
+    supported = (np.float16, np.float32, np.float64)
+    starts, ends = (a if a.dtype in supported else a.astype(np.float32) for a in arrays)
     if starts.shape != ends.shape or starts.ndim != 2:
         raise ValueError(
             f"start logits have shape {starts.shape} and end logits {ends.shape}; both must be "
-            "[windows, tokens]: pass the arrays that the model gave for all windows"
+            "[windows, tokens]: pass the model's logits for all windows"
         )
     dtype = np.result_type(starts, ends)
     return starts.astype(dtype, copy=False), ends.astype(dtype, copy=False)

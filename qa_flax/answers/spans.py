@@ -1,17 +1,26 @@
 """Stage 6 of 7: start and end logits -> the best spans of each example (host, NumPy).
 
-The spans are those of the last `postprocess_qa_predictions` in Hugging Face's `utils_qa.py`, but
-the work is done on whole arrays, chunk by chunk: extra memory does not grow with the windows.
+Finds the same spans as the newest `postprocess_qa_predictions` in Hugging Face's `utils_qa.py`, but
+with array operations on one chunk of examples at a time. Temporary memory does not grow with the
+number of windows.
 
     logits [W, L] -> TopTokens [W, C] -> Spans [M] -> best Spans of each example
 
-The n best starts and n best ends of a window are chosen over the whole row, question and padding
-included, and filtered afterwards, as Hugging Face does: filtering first gives other n-best lists.
-Equal logits go from left to right, as with `jax.lax.top_k`. The first arrow may also be taken on
-the device (`step.reduce`): then `Candidates` come instead of logits.
+As in Hugging Face's code, the n best starts and the n best ends are chosen among all tokens of a
+window, including the question and padding. Pairs that are no spans of the context are removed
+afterwards; removing them first would give different n-best lists. Equal logits are ordered from
+left to right, as by `jax.lax.top_k`. The first step can also run on the device (`step.reduce`); the
+input is then `Candidates` instead of logits.
+
+The null prediction of a window is Hugging Face's name for "no answer": its score is the sum of the
+CLS token's start and end logits. "v2" means SQuAD v2.0, where a question may have no answer.
+
+Dimensions: N all windows, W windows of a chunk, L tokens, C candidates of a window, E examples,
+M spans.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -22,12 +31,12 @@ from qa_flax.data.columns import blocks
 from qa_flax.data.messages import first_few
 from qa_flax.data.tables import SpanSource, as_slice
 
-# What one step looks at together: windows per chunk of examples, and (start, end) pairs per search.
+# How much is processed at once: windows of a chunk of examples, and (start, end) pairs of tokens.
 CHUNK_WINDOWS = 1024
 CHUNK_PAIRS = 1 << 19
 
-# The logit of a token that cannot be an answer: far below any real one, and two of them still add
-# up in float16.
+# The logit of a token that cannot be an answer. It is far below every real logit, and the sum of
+# two of them does not overflow in float16.
 PADDING_LOGIT = -1e4
 
 
@@ -41,41 +50,41 @@ class TopTokens(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """All that answers need of N windows' logits: their best tokens, and the null's two logits."""
+    """The part of N windows' logits that answers need: the best tokens and the null's logits."""
 
     tokens: TopTokens
     null_starts: Float[np.ndarray, " n"]
     null_ends: Float[np.ndarray, " n"]
-    padded_length: int  # L, of the logits
+    padded_length: int  # L, the number of tokens that the best ones were chosen from
 
     def __len__(self) -> int:
         return len(self.null_starts)
 
 
-Logits = tuple[np.ndarray, np.ndarray]  # of starts and ends, [N, L] each
+Logits = tuple[np.ndarray, np.ndarray]  # start logits [N, L], end logits [N, L]
 
 
 class Spans(NamedTuple):
-    """Spans of several examples, one a row, in Hugging Face's order of insertion or best first."""
+    """M spans of several examples, in the order in which Hugging Face finds them or best first."""
 
-    owner: Int[np.ndarray, " m"]  # which example of the chunk
-    chars: Int[np.ndarray, "m 2"]  # first character, and the one after the last
+    owner: Int[np.ndarray, " m"]  # index of the example in the chunk
+    chars: Int[np.ndarray, "m 2"]  # first character, and the character after the last
     start_logits: Float[np.ndarray, " m"]
     end_logits: Float[np.ndarray, " m"]
     scores: Float[np.ndarray, " m"]  # start + end, in the logits' dtype
 
     def take(self, rows: Any) -> "Spans":
-        """The given rows, in the given order."""
+        """Select rows, in the order of `rows`."""
         return Spans(*(column[rows] for column in self))
 
     @staticmethod
     def concatenate(parts: Sequence["Spans"]) -> "Spans":
-        """All rows of `parts`, one part after the other."""
+        """Concatenate the rows of `parts`."""
         return Spans(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 class SearchSettings(NamedTuple):
-    """What decides which spans are kept; the names are Hugging Face's."""
+    """Settings of the search for spans; the names are those of `postprocess_qa_predictions`."""
 
     version_2_with_negative: bool
     n_best_size: int
@@ -84,81 +93,88 @@ class SearchSettings(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """The best spans of some examples: those of example i are rows bounds[i]:bounds[i + 1]."""
+    """The best spans of E examples; the spans of example i are rows bounds[i]:bounds[i + 1]."""
 
     examples: Int[np.ndarray, " e"]  # rows of the example table
     bounds: Int[np.ndarray, " e+1"]
     spans: Spans
-    null_scores: Float[np.ndarray, " e"]
+    null_scores: Float[np.ndarray, " e"]  # the smallest null score of each example's windows
 
 
-def searches(
+def make_searches(
     ids: list, features: SpanSource, predictions: Logits | Candidates, settings: SearchSettings
 ) -> Iterator["Search"]:
-    """Yield a search for each chunk of examples, together all of them in their order.
+    """Yield a search for each chunk of examples, in the order of the examples.
 
     Args:
         ids: the id of each example; a repeated id stands for its last row.
-        features: N windows.
+        features: N windows, in any order.
         predictions: start and end logits [N, L], or the candidates among them.
-        settings: which spans to keep.
+        settings: which spans to return.
+
+    Raises:
+        ValueError: a window's example id is not in `ids`.
     """
     row_of = {str(id_): row for row, id_ in enumerate(ids)}
     examples = np.fromiter(row_of.values(), np.intp, len(row_of))
-    owner = _owners(features.example_ids, row_of)
+    owner = _example_indices(features.example_ids, row_of)
     order = np.argsort(owner, kind="stable")
     bounds = np.searchsorted(owner[order], np.arange(len(examples) + 1))
-    null = _null_logits(features, predictions, settings)
-    nulls, null_scores = _nulls(null.scores, order, bounds, settings.hf_compatible)
-    nulls = nulls if settings.version_2_with_negative else nulls[:0]
+    nulls = _null_predictions(features, predictions, settings)
+    null_rows, null_scores = _smallest_nulls(nulls.scores, order, bounds, settings.hf_compatible)
+    null_rows = null_rows if settings.version_2_with_negative else null_rows[:0]
     for first, last in _example_chunks(bounds):
         rows = order[bounds[first] : bounds[last]]
         yield Search(
             examples[first:last],
             rows,
             owner[rows] - first,
-            _null_spans(null, nulls[first:last]),
+            _null_spans(nulls, null_rows[first:last]),
             null_scores[first:last],
-            Reader(features, predictions, settings),
+            TokenReader(features, predictions, settings),
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """The search for the best spans of some examples, which can be done in two ways."""
+    """Searches for the best spans of E examples: `n_best` of each, or only the `best`."""
 
     examples: Int[np.ndarray, " e"]  # rows of the example table
-    rows: Int[np.ndarray, " w"]  # their windows, in order of example
-    owner: Int[np.ndarray, " w"]  # the example of each window
-    nulls: Spans  # v2: the smallest null of each example
+    rows: Int[np.ndarray, " w"]  # their windows, sorted by example
+    owner: Int[np.ndarray, " w"]  # index of each window's example in `examples`
+    nulls: Spans  # v2: each example's null prediction with the smallest score; v1: empty
     null_scores: Float[np.ndarray, " e"]
-    reader: "Reader"
+    reader: "TokenReader"
 
     def n_best(self) -> Chunk:
-        """The `n_best_size` best spans of each example; in v2 the null is among them."""
-        settings, parts = self.reader.settings, [_no_spans(self.null_scores.dtype)]
-        for part in self._parts():
-            found = self.reader.read(self.rows[part])
-            spans = spans_of_tokens(found, self.owner[part], settings.max_answer_length)
-            if len(found.first) < len(self.rows):  # one part of many: keep it small
+        """Return the `n_best_size` best spans of each example; v2: with its null prediction."""
+        settings, blocks_of_spans = self.reader.settings, [_empty_spans(self.null_scores.dtype)]
+        for block in self._window_blocks():
+            candidates = self.reader.read(self.rows[block])
+            spans = spans_of_tokens(candidates, self.owner[block], settings.max_answer_length)
+            if len(candidates.start_chars) < len(self.rows):
+                # One block of several: drop all but its best spans now, to save memory.
                 spans = _best_of_examples(spans, len(self.examples), settings.n_best_size)
-            parts.append(spans)
-        spans = Spans.concatenate(parts)
+            blocks_of_spans.append(spans)
+        spans = Spans.concatenate(blocks_of_spans)
         return self._chunk(
             _best_of_examples(spans, len(self.examples), settings.n_best_size, self.nulls)
         )
 
     def best(self) -> Chunk:
-        """The best span of each example, and in v2 the null: what most answers are made of.
+        """Return only the best span of each example; v2: with its null prediction.
 
-        Where that would not do (a score is not finite, a span is without characters, or in v2
-        `n_best_size` is 1) it is `n_best`.
+        This is faster than `n_best`, and enough to answer most questions. Returns `n_best` where
+        the answer may depend on other spans: a score is not finite, a span has no characters, or
+        `n_best_size` is 1 in v2.
         """
-        settings, parts = self.reader.settings, [_no_spans(self.null_scores.dtype)]
-        for part in self._parts():
-            found = self.reader.read(self.rows[part])
-            parts.append(best_of_windows(found, self.owner[part], settings.max_answer_length))
-        spans = Spans.concatenate(parts)
+        settings, blocks_of_spans = self.reader.settings, [_empty_spans(self.null_scores.dtype)]
+        for block in self._window_blocks():
+            candidates = self.reader.read(self.rows[block])
+            blocks_of_spans.append(
+                best_of_windows(candidates, self.owner[block], settings.max_answer_length)
+            )
+        spans = Spans.concatenate(blocks_of_spans)
         is_finite = np.isfinite(spans.scores).all() and np.isfinite(self.nulls.scores).all()
         has_chars = (spans.chars[:, 0] < spans.chars[:, 1]).all()
         is_cut = settings.version_2_with_negative and settings.n_best_size == 1
@@ -167,8 +183,8 @@ class Search:
         best = _best_of_examples(spans, len(self.examples), 1)
         return self._chunk(_best_of_examples(best, len(self.examples), 2, self.nulls))
 
-    def _parts(self) -> Iterator[slice]:
-        """Ranges of windows, so that one step holds about CHUNK_PAIRS pairs of tokens."""
+    def _window_blocks(self) -> Iterator[slice]:
+        """Yield slices of windows with about CHUNK_PAIRS pairs of tokens each."""
         pairs = self.reader.settings.n_best_size**2
         size = min(CHUNK_WINDOWS, max(1, CHUNK_PAIRS // pairs))
         return blocks(len(self.rows), size)
@@ -184,7 +200,7 @@ class Search:
 def top_tokens(
     starts: Float[np.ndarray, "w l"], ends: Float[np.ndarray, "w l"], count: int
 ) -> TopTokens:
-    """The `count` best starts and ends of each window (all L if it has fewer), best first."""
+    """Return the min(count, L) best starts and ends of each window, best first."""
     best_starts, best_ends = _top(starts, count), _top(ends, count)
     return TopTokens(
         best_starts,
@@ -195,13 +211,14 @@ def top_tokens(
 
 
 def _top(logits: np.ndarray, count: int) -> np.ndarray:
-    """Positions [W, C] of the largest values of each row; equal values from left to right."""
+    """Return the positions [W, C] of each row's largest values; equal values from left to right."""
     width = logits.shape[1]
     if count >= width:
         return np.argsort(_descending(logits), axis=1, kind="stable")
-    # NumPy finds the bound with vector instructions; which of the equals are in is then a count.
+    # `np.partition` finds the count-th largest value of a row much faster than sorting does. Every
+    # larger value is selected. Of the values equal to it, the leftmost fill the remaining places.
     largest = np.partition(logits, width - count, axis=1)[:, width - count :]
-    if np.isnan(largest).any():  # NaN cannot be compared; integers in its place can
+    if np.isnan(largest).any():  # NaN has no order, but `_descending` gives it one
         logits = _descending(logits)
         bound = np.partition(logits, count - 1, axis=1)[:, count - 1 : count]
         inside, at_bound = logits <= bound, logits == bound
@@ -221,109 +238,135 @@ def _top(logits: np.ndarray, count: int) -> np.ndarray:
 
 
 def _descending(values: np.ndarray) -> np.ndarray:
-    """Integers that sort as `values` from the largest: NaN first, -0.0 equal to 0.0."""
+    """Return integers whose ascending order is the descending order of `values`, NaN first."""
     floats = values.astype(np.float32) if values.dtype == np.float16 else values
+    # Adding 0.0 turns -0.0 into 0.0, so that the two are equal.
     bits = (floats + 0.0).view(np.int64 if floats.dtype == np.float64 else np.int32)
     largest = np.iinfo(bits.dtype).max
-    # Two's complement orders the positive floats; the negative ones run backwards.
+    # The bits of positive floats, read as integers, are in the order of the floats. Those of
+    # negative floats are in reverse order.
     ascending = np.where(bits < 0, bits ^ largest, bits)
     return ~np.where(np.isnan(floats), largest, ascending)
 
 
-class Found(NamedTuple):
-    """The best tokens of some windows, and where they are in the context."""
+class LocatedTokens(NamedTuple):
+    """The best tokens of W windows, and their characters in the context."""
 
     tokens: TopTokens
-    first: Int[np.ndarray, "w c"]  # first character of each best start; -1: not of the context
-    last: Int[np.ndarray, "w c"]  # the character after each best end; -1: not of the context
+    start_chars: Int[np.ndarray, "w c"]  # first character of each start; -1: outside the context
+    end_chars: Int[np.ndarray, "w c"]  # the character after each end; -1: outside the context
 
 
 @dataclasses.dataclass(frozen=True)
-class Reader:
-    """Reads of windows and predictions what a search needs, some windows at a time."""
+class TokenReader:
+    """Reads the best tokens and their offsets, a block of windows at a time."""
 
     features: SpanSource
     predictions: Logits | Candidates
     settings: SearchSettings
 
-    def read(self, rows: Int[np.ndarray, " w"]) -> Found:
-        """The best tokens of some windows."""
-        some = as_slice(rows)
-        tokens = self._tokens(some)
-        offsets = self.features.offset_lookup(some)
-        first, _ = offsets.at(tokens.starts)
-        _, last = offsets.at(tokens.ends)
-        max_context = self.features.max_context(some, offsets.width)
+    def read(self, rows: Int[np.ndarray, " w"]) -> LocatedTokens:
+        """Return the best tokens of the windows `rows`."""
+        selection = as_slice(rows)
+        tokens = self._tokens(selection)
+        offsets = self.features.offset_lookup(selection)
+        start_chars, _ = offsets.at(tokens.starts)
+        _, end_chars = offsets.at(tokens.ends)
+        max_context = self.features.max_context(selection, offsets.width)
         if max_context is not None:
-            first = np.where(_is_max(max_context, tokens.starts), first, -1)
-        return Found(tokens, first, last)
+            start_chars = np.where(_is_max(max_context, tokens.starts), start_chars, -1)
+        return LocatedTokens(tokens, start_chars, end_chars)
 
     def _tokens(self, rows: slice | np.ndarray) -> TopTokens:
         if isinstance(self.predictions, Candidates):
-            given, count = self.predictions.tokens, self.settings.n_best_size
-            return TopTokens(*(_known(part[rows, :count], self.settings) for part in given))
-        starts, ends = (_known(logits[rows], self.settings) for logits in self.predictions)
+            arrays, count = self.predictions.tokens, self.settings.n_best_size
+            return TopTokens(
+                *(_finite_logits(array[rows, :count], self.settings) for array in arrays)
+            )
+        starts, ends = (_finite_logits(logits[rows], self.settings) for logits in self.predictions)
         return top_tokens(starts, ends, self.settings.n_best_size)
 
 
-def _known(values: np.ndarray, settings: SearchSettings) -> np.ndarray:
-    """The logits, where it is not to be as in Hugging Face without NaN and infinities."""
+def _finite_logits(values: np.ndarray, settings: SearchSettings) -> np.ndarray:
+    """Replace NaN and infinities by +-10000, but leave them with `hf_compatible`."""
     if settings.hf_compatible or values.dtype.kind != "f" or np.isfinite(values).all():
         return values
     return np.nan_to_num(values, nan=PADDING_LOGIT, posinf=-PADDING_LOGIT, neginf=PADDING_LOGIT)
 
 
-def spans_of_tokens(found: Found, owner: Int[np.ndarray, " w"], max_answer_length: int) -> Spans:
-    """Pair the best starts with the best ends, and keep the pairs that are spans of the context.
+def spans_of_tokens(
+    candidates: LocatedTokens, owner: Int[np.ndarray, " w"], max_answer_length: int
+) -> Spans:
+    """Return every pair of a best start and a best end that is a span of the context.
 
-    `owner` [W] says which example a window belongs to.
+    Args:
+        candidates: the best tokens of W windows.
+        owner: index of each window's example.
+        max_answer_length: the longest span, in tokens.
     """
-    tokens = found.tokens
-    pairs = np.flatnonzero(_are_spans(found, max_answer_length))
-    start_at, j = np.divmod(pairs, tokens.ends.shape[1])
-    w = start_at // tokens.starts.shape[1]
-    return _spans(found, owner, w, start_at, w * tokens.ends.shape[1] + j)
+    tokens = candidates.tokens
+    pairs = np.flatnonzero(_are_spans(candidates, max_answer_length))
+    start_index, j = np.divmod(pairs, tokens.ends.shape[1])
+    w = start_index // tokens.starts.shape[1]
+    return _make_spans(candidates, owner, w, start_index, w * tokens.ends.shape[1] + j)
 
 
-def best_of_windows(found: Found, owner: Int[np.ndarray, " w"], max_answer_length: int) -> Spans:
-    """The first of the best spans of each window that has any.
+def best_of_windows(
+    candidates: LocatedTokens, owner: Int[np.ndarray, " w"], max_answer_length: int
+) -> Spans:
+    """Return the best span of each window that has any; of equal ones, the first.
 
-    Where a window's scores are not all finite, one of those that are not is given.
+    A window in which a span's score is NaN or +inf, or all of them are -inf, gets a span with such
+    a score, so that `Search.best` notices it. The arguments are those of `spans_of_tokens`.
     """
-    tokens = found.tokens
-    are_spans = _are_spans(found, max_answer_length)
+    tokens = candidates.tokens
+    are_spans = _are_spans(candidates, max_answer_length)
     scores = tokens.start_logits[:, :, None] + tokens.end_logits[:, None, :]
     scores[~are_spans] = -np.inf
     best = scores.reshape(len(owner), -1).argmax(axis=1)
     w = np.flatnonzero(are_spans.any(axis=(1, 2)))
+    # If all spans of a window score -inf, the maximum found may be a pair that is no span.
+    is_span = are_spans.reshape(len(owner), -1)
+    no_span = w[~is_span[w, best[w]]]
+    best[no_span] = is_span[no_span].argmax(axis=1)
     i, j = np.divmod(best[w], tokens.ends.shape[1])
-    return _spans(found, owner, w, w * tokens.starts.shape[1] + i, w * tokens.ends.shape[1] + j)
+    start_index, end_index = w * tokens.starts.shape[1] + i, w * tokens.ends.shape[1] + j
+    return _make_spans(candidates, owner, w, start_index, end_index)
 
 
-def _are_spans(found: Found, max_answer_length: int) -> Bool[np.ndarray, "w c c"]:
-    """Which pairs of a start and an end are spans of the context, not too long."""
-    # Invalid starts go far right and invalid ends far left. As a uint32, end - start is then larger
-    # than any allowed length, as it is where the end comes before the start: one comparison
+def _are_spans(candidates: LocatedTokens, max_answer_length: int) -> Bool[np.ndarray, "w c c"]:
+    """Return which (start, end) pairs are spans of the context within `max_answer_length`."""
+    # Move invalid starts far right and invalid ends far left. Read as uint32, `end - start` then
+    # exceeds every allowed length for invalid tokens and for end < start alike, so one comparison
     # rejects all three.
     far = np.int32(1 << 30)
-    start = np.where(found.first >= 0, found.tokens.starts, far).astype(np.int32)
-    end = np.where(found.last >= 0, found.tokens.ends, -far).astype(np.int32)
+    start = np.where(candidates.start_chars >= 0, candidates.tokens.starts, far).astype(np.int32)
+    end = np.where(candidates.end_chars >= 0, candidates.tokens.ends, -far).astype(np.int32)
     distance = (end[:, None, :] - start[:, :, None]).view(np.uint32)
     return distance < np.uint32(min(max_answer_length, 1 << 29))
 
 
-def _spans(
-    found: Found, owner: np.ndarray, w: np.ndarray, start_at: np.ndarray, end_at: np.ndarray
+def _make_spans(
+    candidates: LocatedTokens,
+    owner: np.ndarray,
+    w: np.ndarray,
+    start_index: np.ndarray,
+    end_index: np.ndarray,
 ) -> Spans:
-    """The spans of windows `w` from flat places of starts to flat places of ends."""
-    start_logits = found.tokens.start_logits.ravel()[start_at]
-    end_logits = found.tokens.end_logits.ravel()[end_at]
-    chars = np.stack([found.first.ravel()[start_at], found.last.ravel()[end_at]], axis=1)
+    """Build the spans of windows `w` from indices into the flattened starts and ends."""
+    start_logits = candidates.tokens.start_logits.ravel()[start_index]
+    end_logits = candidates.tokens.end_logits.ravel()[end_index]
+    start_chars = candidates.start_chars.ravel()[start_index]
+    end_chars = candidates.end_chars.ravel()[end_index]
+    chars = np.stack([start_chars, end_chars], axis=1)
     return Spans(owner[w], chars, start_logits, end_logits, start_logits + end_logits)
 
 
 def _best_of_examples(spans: Spans, examples: int, count: int, nulls: Spans | None = None) -> Spans:
-    """The `count` best of each example's spans and null, best first; the null is never cut."""
+    """Return the `count` best of each example's spans and null prediction, best first.
+
+    The null prediction is returned even if it is not among the `count` best.
+    """
     real = len(spans.owner)
     spans = spans if nulls is None else Spans.concatenate([spans, nulls])
     order = _best_first(spans)
@@ -331,7 +374,8 @@ def _best_of_examples(spans: Spans, examples: int, count: int, nulls: Spans | No
     rank = np.arange(len(order)) - _bounds(owner, examples)[owner]
     keep = rank < count
     if real < len(order):
-        # What Hugging Face looks for is a kept span with characters (0, 0), whatever it is.
+        # Hugging Face adds the null prediction back unless one of the best spans has the offsets
+        # (0, 0). Such a span may also be a real one.
         has_null = np.zeros(examples, bool)
         has_null[owner[keep & ~spans.chars[order].any(axis=1)]] = True
         keep |= (order >= real) & ~has_null[owner]
@@ -339,13 +383,14 @@ def _best_of_examples(spans: Spans, examples: int, count: int, nulls: Spans | No
 
 
 def _best_first(spans: Spans) -> np.ndarray:
-    """Order by example, then from the best score; equal scores stay as they are."""
+    """Return the stable order of spans by example, then by descending score."""
     rank = _descending(spans.scores)
-    if rank.dtype == np.int32:  # both in one number: several times faster than two keys
+    if rank.dtype == np.int32:  # sorting one int64 is several times faster than two keys
         order = np.argsort((spans.owner.astype(np.int64) << 32) + rank, kind="stable")
     else:
         order = np.lexsort((rank, spans.owner))
-    # With NaN there is no order; what Python's sort makes of the insertion order is Hugging Face's.
+    # NaN scores have no order, so Hugging Face's result depends on how Python's `sorted` works:
+    # apply `sorted` to the same list.
     for owner in np.unique(spans.owner[np.isnan(spans.scores)]):
         rows = np.flatnonzero(spans.owner == owner).tolist()
         first = np.searchsorted(spans.owner[order], owner)
@@ -354,99 +399,101 @@ def _best_first(spans: Spans) -> np.ndarray:
 
 
 def _bounds(owner: np.ndarray, examples: int) -> np.ndarray:
-    """Where each example's rows begin [E + 1], the rows being in order of example."""
+    """Return where each example's rows begin [E + 1]; the rows are sorted by example."""
     return np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=examples))])
 
 
-class _Null(NamedTuple):
-    """The null of each window [N]."""
+class _NullPredictions(NamedTuple):
+    """The null predictions of N windows: start logits, end logits and scores."""
 
     starts: np.ndarray
     ends: np.ndarray
     scores: np.ndarray
 
 
-def _null_logits(
+def _null_predictions(
     features: SpanSource, predictions: Logits | Candidates, settings: SearchSettings
-) -> _Null:
-    """The logits of each window's null: at its CLS token, or for Hugging Face at the first."""
+) -> _NullPredictions:
+    """Return each window's null prediction."""
     if isinstance(predictions, Candidates):
         starts, ends = predictions.null_starts, predictions.null_ends
     else:
-        at = null_positions(features.cls_index, settings.hf_compatible)
+        position = null_positions(features.cls_index, settings.hf_compatible)
         window = np.arange(len(predictions[0]))
-        starts, ends = (logits[window, at] for logits in predictions)
-    starts, ends = _known(starts, settings), _known(ends, settings)
-    return _Null(starts, ends, starts + ends)
+        starts, ends = (logits[window, position] for logits in predictions)
+    starts, ends = _finite_logits(starts, settings), _finite_logits(ends, settings)
+    return _NullPredictions(starts, ends, starts + ends)
 
 
 def null_positions(
     cls_index: Int[np.ndarray, " n"] | None, hf_compatible: bool
 ) -> Int[np.ndarray, " n"] | int:
-    """The token [N] whose logits are the null's: the windows' `cls_index`, or without it the first.
+    """Return the position of the null prediction's token in each window [N].
 
-    Hugging Face always takes the first, which with padding on the left is padding.
+    It is the CLS token, or token 0 where `cls_index` is None. With `hf_compatible` it is always
+    token 0, which is a padding token if the tokenizer pads on the left.
     """
     return 0 if hf_compatible or cls_index is None else cls_index
 
 
-def _nulls(
-    null: np.ndarray, order: np.ndarray, bounds: np.ndarray, hf_compatible: bool
+def _smallest_nulls(
+    null_scores: np.ndarray, order: np.ndarray, bounds: np.ndarray, hf_compatible: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The window with the smallest null score of each example (-1: no windows), and that score.
+    """Return each example's window with the smallest null score [E], and that score [E].
 
-    An example without windows has the largest float, so that its answer is "". With Hugging Face it
-    has the score of the example before it, if there is one.
+    An example without windows gets the window -1 and the largest float as score, so that its answer
+    is "". With `hf_compatible` it gets the score of the example before it, if there is one.
     """
     examples = len(bounds) - 1
     rows = np.full(examples, -1)
-    scores = np.full(examples, np.finfo(null.dtype).max, null.dtype)
+    scores = np.full(examples, np.finfo(null_scores.dtype).max, null_scores.dtype)
     first = bounds[:-1][np.diff(bounds) > 0]
     if len(first) == 0:
         return rows, scores
-    null = null[order]
-    # HF's loop keeps the first window's score until it meets a smaller one. No comparison with NaN
-    # is true: a NaN never replaces what is kept, and one in the first window stays.
-    rank = np.where(np.isnan(null), np.inf, null)
-    rank[first[np.isnan(null[first])]] = -np.inf
+    null_scores = null_scores[order]
+    # As in HF's loop: NaN never replaces the current minimum, and a NaN in an example's first
+    # window is never replaced.
+    rank = np.where(np.isnan(null_scores), np.inf, null_scores)
+    rank[first[np.isnan(null_scores[first])]] = -np.inf
     smallest = np.lexsort((rank, np.repeat(np.arange(examples), np.diff(bounds))))[first]
     rows[np.diff(bounds) > 0] = order[smallest]
-    seen = np.cumsum(rows >= 0)
-    known = seen > 0 if hf_compatible else rows >= 0
-    scores[known] = null[smallest][seen[known] - 1]
+    examples_with_windows = np.cumsum(rows >= 0)  # up to and including each example
+    has_score = examples_with_windows > 0 if hf_compatible else rows >= 0
+    scores[has_score] = null_scores[smallest][examples_with_windows[has_score] - 1]
     return rows, scores
 
 
-def _null_spans(null: _Null, rows: np.ndarray) -> Spans:
+def _null_spans(nulls: _NullPredictions, rows: np.ndarray) -> Spans:
+    """Return the null predictions of the windows `rows` [E] as spans; -1: no window."""
     owner = np.flatnonzero(rows >= 0)
-    at = rows[owner]
+    rows = rows[owner]
     chars = np.zeros((len(owner), 2), np.int32)
-    return Spans(owner, chars, null.starts[at], null.ends[at], null.scores[at])
+    return Spans(owner, chars, nulls.starts[rows], nulls.ends[rows], nulls.scores[rows])
 
 
-def _no_spans(dtype: np.dtype) -> Spans:
-    none = np.zeros(0, dtype)
-    return Spans(np.zeros(0, np.intp), np.zeros((0, 2), np.int32), none, none, none)
+def _empty_spans(dtype: np.dtype) -> Spans:
+    empty = np.zeros(0, dtype)
+    return Spans(np.zeros(0, np.intp), np.zeros((0, 2), np.int32), empty, empty, empty)
 
 
 # -------------------------------------------------------------------------------------- input
 
 
-def _owners(example_ids: list, row_of: dict[str, int]) -> np.ndarray:
-    """For each window, the place of its example among the distinct ids [N]."""
-    place = {id_: n for n, id_ in enumerate(row_of)}
-    unknown = dict.fromkeys(str(id_) for id_ in example_ids if str(id_) not in place)
+def _example_indices(example_ids: list, row_of: dict[str, int]) -> np.ndarray:
+    """Return the index [N] of each window's example among the distinct ids."""
+    index_of = {id_: n for n, id_ in enumerate(row_of)}
+    unknown = dict.fromkeys(str(id_) for id_ in example_ids if str(id_) not in index_of)
     if unknown:
         raise ValueError(
             f"{len(unknown)} example ids of the {len(example_ids)} features are not among the "
             f"{len(row_of)} examples (first: {first_few(list(unknown))}): pass the examples "
-            "that the features were made from"
+            "that the features were computed from"
         )
-    return np.fromiter((place[str(id_)] for id_ in example_ids), np.intp, len(example_ids))
+    return np.fromiter((index_of[str(id_)] for id_ in example_ids), np.intp, len(example_ids))
 
 
 def _example_chunks(bounds: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Ranges of examples with about CHUNK_WINDOWS windows, never less than one example."""
+    """Yield (first, last) of chunks of examples with about CHUNK_WINDOWS windows, at least one."""
     first, count = 0, len(bounds) - 1
     while first < count:
         last = int(np.searchsorted(bounds, bounds[first] + CHUNK_WINDOWS, side="right")) - 1
@@ -456,9 +503,17 @@ def _example_chunks(bounds: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _is_max(allowed: Bool[np.ndarray, "w l"], tokens: np.ndarray) -> np.ndarray:
-    """Whether tokens [W, C] are allowed; behind the last column none is."""
+    """Return whether tokens [W, C] are allowed; tokens beyond the last column are not."""
     width = allowed.shape[1]
     if width == 0:
         return np.zeros(tokens.shape, bool)
     window = np.arange(len(tokens))[:, None]
     return (tokens < width) & allowed[window, np.minimum(tokens, width - 1)]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Settings":
+        message = "qa_flax.answers.spans.Settings is deprecated; use SearchSettings instead"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return SearchSettings
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)

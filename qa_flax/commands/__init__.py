@@ -1,13 +1,13 @@
-"""The verbs of `qa-flax`: one module each, found by `cli.py`; what a person types comes in here.
+"""The subcommands of `qa-flax`, one module or package each; `cli.py` runs them.
 
-A verb is a module or package in this folder that has
+A module or package in this folder is a subcommand if it defines
 
     SUMMARY             one line for `qa-flax --help`
-    parser()            its `argparse.ArgumentParser`, built only when the verb is chosen
-    main(parsed)        the work, given what the parser returns; returns the exit status, or None
+    parser()            returns its `argparse.ArgumentParser`
+    main(parsed)        does the work, given the parsed arguments; returns the exit status or None
 
-To list the verbs all modules of the folder are imported, so they import nothing that takes time:
-such imports stand in `parser` and `main`, or in a module of the verb's own package.
+To list the subcommands, `discover` imports every module in this folder, so their top-level imports
+must be fast. Slow imports go inside `parser` and `main`, or into another module of the package.
 """
 
 import pkgutil
@@ -15,8 +15,8 @@ from importlib import import_module
 from types import ModuleType
 
 
-def found() -> dict[str, ModuleType]:
-    """The verbs and their modules, sorted by name."""
+def discover() -> dict[str, ModuleType]:
+    """The subcommands' modules by name, sorted."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     modules = {name: import_module(f"{__name__}.{name}") for name in names}
     return {name: module for name, module in modules.items() if hasattr(module, "SUMMARY")}

@@ -1,4 +1,4 @@
-"""The arguments of a run: Hugging Face's names, defaults and checks (host, no JAX)."""
+"""The arguments of `qa-flax run`, with the names and defaults of run_qa.py (host, no JAX)."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,57 +8,69 @@ from typing import Any
 
 @dataclass
 class ModelArguments:
-    """Which model and tokenizer to start from."""
+    """The model to start from: its weights, config, tokenizer, dtype and LoRA adapters."""
 
     model_name_or_path: str = field(
         metadata={
-            "help": "Directory or hub id of a checkpoint (config.json and model.safetensors)."
+            "help": "Model to fine-tune or evaluate: a directory with config.json and "
+            "model.safetensors, or a model id on the Hugging Face Hub."
         }
     )
     config_name: str | None = field(
-        default=None, metadata={"help": "Directory or hub id of the config, if not the model's."}
+        default=None,
+        metadata={"help": "Directory or Hub id of the config, if it differs from the model's."},
     )
     tokenizer_name: str | None = field(
-        default=None, metadata={"help": "Directory or hub id of the tokenizer, if not the model's."}
+        default=None,
+        metadata={"help": "Directory or Hub id of the tokenizer, if it differs from the model's."},
     )
     cache_dir: str | None = field(
-        default=None, metadata={"help": "Where models and data from the hub are kept."}
+        default=None,
+        metadata={"help": "Directory for models and data sets downloaded from the Hub."},
     )
     model_revision: str = field(
-        default="main", metadata={"help": "Branch, tag or commit of the model on the hub."}
+        default="main", metadata={"help": "Branch, tag or commit of the model on the Hub."}
     )
     token: str | None = field(
         default=None,
         metadata={
-            "help": "Hub token. Prefer `hf auth login` or HF_TOKEN: other users of a machine "
-            "can read command lines."
+            "help": "Access token for the Hub. Prefer `hf auth login` or the environment variable "
+            "HF_TOKEN, because other users of the machine can read command lines."
         },
     )
     dtype: str = field(
         default="float32",
         metadata={
-            "help": "What the model computes in; parameters are float32. --bf16 is the same.",
+            "help": "Data type of the computation; parameters are always float32. --bf16 has the "
+            "same effect as --dtype bfloat16.",
             "choices": ["float32", "bfloat16"],
         },
     )
     trust_remote_code: bool = field(
-        default=False, metadata={"help": "Refused: models are this package's own."}
+        default=False,
+        metadata={"help": "Not supported: only the model code of qa-flax itself is run."},
     )
     lora_r: int = field(
         default=0,
-        metadata={"help": "Train LoRA adapters of this rank and the span head; 0: everything."},
+        metadata={
+            "help": "Rank of LoRA adapters. If above 0, only the adapters and the span head are "
+            "trained; if 0, all parameters are."
+        },
     )
     lora_alpha: float = field(
-        default=16.0, metadata={"help": "What adapters add is multiplied by lora_alpha / lora_r."}
+        default=16.0,
+        metadata={
+            "help": "LoRA scaling: the adapters' output is multiplied by lora_alpha / lora_r."
+        },
     )
     lora_dropout: float = field(
-        default=0.0, metadata={"help": "Dropout of what goes into the adapters."}
+        default=0.0, metadata={"help": "Dropout probability of the adapters' input."}
     )
     lora_target_modules: str | None = field(
         default=None,
         metadata={
-            "help": "Layers that get adapters, by PyTorch's names with commas between: query,value "
-            "for BERT; or all-linear."
+            "help": "Layers that get adapters: comma-separated PyTorch names (query,value for "
+            "BERT), or all-linear."
         },
     )
 
@@ -69,75 +81,106 @@ class ModelArguments:
             raise ValueError("--lora_target_modules has no effect without --lora_r")
         if self.trust_remote_code:
             raise ValueError(
-                "--trust_remote_code: models are this package's own, and no checkpoint's code is "
-                "run; leave it out"
+                "--trust_remote_code is not supported: qa-flax never runs code that comes with a "
+                "checkpoint; remove the argument"
             )
 
 
 @dataclass
 class DataArguments:
-    """Which data to use, how to cut it into windows and how to choose answers."""
+    """The data, how to cut it into windows, and how to choose the answers."""
 
-    dataset_name: str | None = field(default=None, metadata={"help": "Hub id of a data set."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Data set id on the Hub."})
     dataset_config_name: str | None = field(
-        default=None, metadata={"help": "Configuration of that data set."}
+        default=None, metadata={"help": "Configuration name of the Hub data set."}
     )
     train_file: str | None = field(
         default=None,
-        metadata={"help": "SQuAD JSON (nested or flat), JSONL, CSV or Parquet to train on."},
+        metadata={
+            "help": "Training data: a SQuAD JSON (nested or flat), JSONL, CSV or Parquet file."
+        },
     )
     validation_file: str | None = field(
-        default=None, metadata={"help": "The same, to evaluate on."}
+        default=None, metadata={"help": "Evaluation data, in the same formats."}
     )
-    test_file: str | None = field(default=None, metadata={"help": "The same, to predict."})
+    test_file: str | None = field(
+        default=None,
+        metadata={"help": "Data for --do_predict, in the same formats; answers are optional."},
+    )
     max_seq_length: int = field(
-        default=384, metadata={"help": "Tokens in a window; longer contexts give several."}
+        default=384,
+        metadata={
+            "help": "Maximum tokens of a window (question and context). Longer contexts are cut "
+            "into several overlapping windows."
+        },
     )
     doc_stride: int = field(
-        default=128, metadata={"help": "Tokens that two neighbouring windows share."}
+        default=128,
+        metadata={"help": "Overlap of two consecutive windows of a context, in tokens."},
     )
     pad_to_max_length: bool = field(
         default=True,
-        metadata={"help": "Make windows max_seq_length long, else as long as the longest."},
+        metadata={
+            "help": "Pad every window to max_seq_length. --no_pad_to_max_length pads to the "
+            "longest window of the data instead."
+        },
     )
     overwrite_cache: bool = field(
-        default=False, metadata={"help": "Without effect: windows are made anew, and kept nowhere."}
+        default=False,
+        metadata={"help": "No effect: windows are computed in each run and never cached."},
     )
     preprocessing_num_workers: int | None = field(
-        default=None, metadata={"help": "Without effect: the tokenizer uses every core by itself."}
+        default=None,
+        metadata={"help": "No effect: the tokenizer always uses all CPU cores."},
     )
     max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on the first examples only."}
+        default=None,
+        metadata={"help": "Use only the first N training examples."},
     )
     max_eval_samples: int | None = field(
         default=None,
-        metadata={"help": "Evaluate on the first examples only.", "aliases": ["--max_val_samples"]},
+        metadata={
+            "help": "Use only the first N evaluation examples.",
+            "aliases": ["--max_val_samples"],
+        },
     )
     max_predict_samples: int | None = field(
-        default=None, metadata={"help": "Predict the first examples only."}
+        default=None,
+        metadata={"help": "Use only the first N examples of the test data."},
     )
     version_2_with_negative: bool = field(
-        default=False, metadata={"help": "Some questions have no answer (as in SQuAD v2.0)."}
+        default=False,
+        metadata={"help": "The data may have questions without an answer (SQuAD v2.0)."},
     )
     null_score_diff_threshold: float = field(
         default=0.0,
         metadata={
-            "help": 'Answer "" if the null score exceeds the best span\'s by more than this.'
+            "help": "Predict no answer if the null score exceeds the best span's score by more "
+            "than this (with --version_2_with_negative)."
         },
     )
     n_best_size: int = field(
-        default=20, metadata={"help": "Spans kept per question; starts and ends tried per window."}
+        default=20,
+        metadata={
+            "help": "Number of best answers to write for each question; also the number of best "
+            "starts and of best ends to combine in each window."
+        },
     )
-    max_answer_length: int = field(default=30, metadata={"help": "Longest answer, in tokens."})
+    max_answer_length: int = field(
+        default=30, metadata={"help": "Maximum length of an answer, in tokens."}
+    )
     accept_changes: bool = field(
         default=False,
-        metadata={"help": "Resume though seed, batch size, data or model are others."},
+        metadata={
+            "help": "Resume from a checkpoint even if the seed, batch size, data or model differ "
+            "from the interrupted run's."
+        },
     )
     misaligned_answers: str = field(
         default="keep",
         metadata={
-            "help": "Answers that are not in the context at their answer_start: keep, repair or "
-            "refuse.",
+            "help": "What to do with answers that do not occur in the context at their "
+            "answer_start: keep them and warn, repair answer_start, or refuse the data.",
             "choices": ["keep", "repair", "refuse"],
         },
     )
@@ -145,20 +188,24 @@ class DataArguments:
     long_questions: str = field(
         default="truncate",
         metadata={
-            "help": "Questions that leave a context no room in the window: truncate or refuse.",
+            "help": "What to do with questions that leave no room for the context in the window: "
+            "truncate them and warn, or refuse the data.",
             "choices": ["truncate", "refuse"],
         },
     )
     hf_compatible: bool = field(
         default=False,
-        metadata={"help": "Keep Hugging Face's answers where they are defective, as `empty`."},
+        metadata={
+            "help": "Post-process answers exactly as Hugging Face's utils_qa.py does, with its "
+            'defects, such as the answer "empty".'
+        },
     )
 
     gather: str = field(
         default="topk",
         metadata={
-            "help": "What the cores send to the host: the best starts and ends of each window "
-            "(topk), or all logits. The answers are the same.",
+            "help": "What is copied from the devices to the host in evaluation: only the best "
+            "starts and ends of each window (topk), or all logits. The answers are the same.",
             "choices": ["topk", "logits"],
         },
     )
@@ -175,43 +222,48 @@ class DataArguments:
 
 @dataclass
 class DistributedArguments:
-    """The processes of a run, one on each host, and what they must run on."""
+    """How the processes of a run find each other, and the backend they must run on."""
 
     distributed: bool = field(
         default=False,
         metadata={
-            "help": "Join the processes that the same command has started on the other hosts; JAX "
-            "finds them on TPU VMs, GKE, Slurm and MPI."
+            "help": "Run as one of several processes: start the same command on every host. On TPU "
+            "VMs, GKE, Slurm and MPI, JAX detects the other processes."
         },
     )
     coordinator: str | None = field(
-        default=None, metadata={"help": "HOST:PORT of process 0, where JAX does not find it."}
+        default=None,
+        metadata={"help": "Address of process 0, HOST:PORT, if JAX cannot detect it."},
     )
     num_processes: int | None = field(
-        default=None, metadata={"help": "How many processes take part, where JAX cannot tell."}
+        default=None,
+        metadata={"help": "Number of processes of the run, if JAX cannot detect it."},
     )
     process_id: int | None = field(
-        default=None, metadata={"help": "Which one this is, from 0, where JAX cannot tell."}
+        default=None,
+        metadata={"help": "Index of this process, counted from 0, if JAX cannot detect it."},
     )
     initialization_timeout: float = field(
-        default=300.0, metadata={"help": "Seconds to wait for the other processes."}
+        default=300.0,
+        metadata={"help": "Seconds to wait for the other processes at the start."},
     )
     require_backend: str | None = field(
         default=None,
         metadata={
-            "help": "Refuse to run on anything else: without it JAX falls back to the CPU.",
+            "help": "Stop with an error if JAX runs on another backend. Without this argument, JAX "
+            "may silently fall back to the CPU.",
             "choices": ["cpu", "gpu", "tpu"],
         },
     )
 
     def __post_init__(self):
-        given = [
+        flags = [
             f"--{name}"
             for name in ("coordinator", "num_processes", "process_id")
             if getattr(self, name) is not None
         ]
-        if given and not self.distributed:
-            raise ValueError(f"{', '.join(given)} has no effect without --distributed")
+        if flags and not self.distributed:
+            raise ValueError(f"{', '.join(flags)} has no effect without --distributed")
         if self.initialization_timeout <= 0:
             raise ValueError(
                 f"--initialization_timeout is {self.initialization_timeout}; it must be above 0"
@@ -219,12 +271,16 @@ class DistributedArguments:
 
 
 def dataclass_parser(*kinds: Any, **options: Any) -> argparse.ArgumentParser:
-    """A parser whose `parse_args(...).dataclasses` is one instance of each of these dataclasses.
+    """Build a parser with one argument for each field of the given dataclasses.
 
-    Built by transformers' `HfArgumentParser`, from whose import on this takes time. One argument
-    that ends in .json, .yaml or .yml names a file that holds all of them.
+    `parse_args(...).dataclasses` is a tuple with one instance of each dataclass. A single argument
+    that ends in .json, .yaml or .yml is read as a file with the values of all arguments.
+
+    Args:
+        kinds: dataclasses as transformers' `HfArgumentParser` takes them.
+        options: passed to `argparse.ArgumentParser`, such as `prog` and `description`.
     """
-    from transformers import HfArgumentParser
+    from transformers import HfArgumentParser  # here, because this import is slow
 
     class Parser(HfArgumentParser):
         def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride]

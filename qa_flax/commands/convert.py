@@ -1,6 +1,7 @@
-"""`qa-flax convert`: PyTorch's pickled weights -> safetensors; only this needs PyTorch (host).
+"""`qa-flax convert`: convert PyTorch's pickled weights to safetensors (host).
 
-A pickle can run code, so that it is read only on this request and only as plain tensors.
+This is the only command that needs PyTorch. A pickle can run code when it is loaded, so it is read
+only by this command, and only if it consists of plain tensors.
 """
 
 import argparse
@@ -10,50 +11,58 @@ from typing import Any
 
 from qa_flax.commands.errors import usage_errors
 
-SUMMARY = "pytorch_model.bin -> model.safetensors (needs PyTorch)"
+SUMMARY = "convert pytorch_model.bin to model.safetensors (needs PyTorch)"
 
 PICKLE_FILE = "pytorch_model.bin"
 PICKLE_INDEX_FILE = "pytorch_model.bin.index.json"
 
 
 def parser() -> argparse.ArgumentParser:
-    """One directory."""
+    """Return the parser; its only argument is the checkpoint's directory."""
     parser = argparse.ArgumentParser(
         prog="qa-flax convert",
-        description="Write model.safetensors beside a checkpoint's pytorch_model.bin. A pickle can "
-        "run code: only plain tensors are read.",
+        description="Write model.safetensors next to the pytorch_model.bin of a checkpoint. A "
+        "pickle can run code when it is loaded, so one that holds more than tensors is rejected.",
     )
-    parser.add_argument("directory", metavar="DIRECTORY", type=Path, help="of the checkpoint")
+    parser.add_argument("directory", metavar="DIRECTORY", type=Path, help="the checkpoint")
     return parser
 
 
 def main(parsed: argparse.Namespace) -> None:
-    """Convert, and print which file was written.
+    """Convert the checkpoint and print the path of the new file.
 
     Raises:
-        UsageError: there is nothing to convert, it holds more than tensors, or PyTorch is absent.
+        UsageError: there is nothing to convert, a pickle holds more than tensors, or PyTorch is
+            not installed.
     """
     with usage_errors(ValueError, OSError, ModuleNotFoundError):
         print(f"{convert(parsed.directory)} written")
 
 
 def convert(directory: str | os.PathLike[str]) -> Path:
-    """Write `model.safetensors` from the `pytorch_model.bin` in `directory`; returns its path.
+    """Convert the `pytorch_model.bin` in `directory` to `model.safetensors`.
 
-    Names, shapes and dtypes are kept; tensors that share memory are written once each. The pickle
-    stays where it is.
+    Names, shapes and dtypes do not change. Tensors that share memory are each written in full. The
+    pickle is not deleted.
+
+    Args:
+        directory: a checkpoint with `pytorch_model.bin`, or with its shards and
+            `pytorch_model.bin.index.json`.
+
+    Returns:
+        The path of `model.safetensors`.
 
     Raises:
         ModuleNotFoundError: PyTorch is not installed.
-        OSError: there is no such file, or there are weights in safetensors already.
-        ValueError: a file does not hold tensors by name, or wants to run code.
+        OSError: there is no `pytorch_model.bin`, or `model.safetensors` already exists.
+        ValueError: a file is not a dict of tensors by name, or would run code when loaded.
     """
     from qa_flax.models.files import WEIGHTS_FILE
     from qa_flax.storage import replacing
 
     directory = Path(directory)
     if (directory / WEIGHTS_FILE).exists():
-        raise FileExistsError(f"{directory / WEIGHTS_FILE} exists already; nothing to convert")
+        raise FileExistsError(f"{directory / WEIGHTS_FILE} already exists; nothing to convert")
     try:
         from safetensors.torch import save_file
     except ModuleNotFoundError as error:
@@ -69,22 +78,27 @@ def convert(directory: str | os.PathLike[str]) -> Path:
 
 
 def _files(directory: Path) -> list[Path]:
+    """Return the pickle, or the shards that its index names."""
     from qa_flax.models.files import CONFIG_FILE, listing, shard_names
 
     if (directory / PICKLE_FILE).is_file():
         return [directory / PICKLE_FILE]
     index = directory / PICKLE_INDEX_FILE
     if not index.is_file():
-        found = listing(directory) if directory.is_dir() else "no such directory"
+        contents = listing(directory) if directory.is_dir() else "no such directory"
         raise FileNotFoundError(
-            f"{directory} has no {PICKLE_FILE} and no {PICKLE_INDEX_FILE} ({found}); give the "
-            f"directory that holds them and {CONFIG_FILE}"
+            f"{directory} has no {PICKLE_FILE} and no {PICKLE_INDEX_FILE} ({contents}); give the "
+            f"directory that contains one of them and {CONFIG_FILE}"
         )
     return [directory / name for name in shard_names(index)]
 
 
 def _tensors(file: Path) -> dict[str, Any]:
-    """The tensors of one pickle by name."""
+    """Return the tensors of one pickle by name.
+
+    Raises:
+        ValueError: the file is not a pickled dict of plain tensors.
+    """
     import pickle
 
     import torch
@@ -92,12 +106,12 @@ def _tensors(file: Path) -> dict[str, Any]:
     from qa_flax.data.messages import first_few
 
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        contents = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{file} is no pickle of plain tensors: {reason}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} holds a {type(found).__name__}, not tensors by name")
-    if bad := [str(n) for n, t in found.items() if not isinstance(t, torch.Tensor)]:
-        raise ValueError(f"{file}: {first_few(bad)} ({len(bad)} in all) are no tensors")
-    return {name: tensor.contiguous() for name, tensor in found.items()}
+        raise ValueError(f"{file} is not a pickle of plain tensors: {reason}") from error
+    if not isinstance(contents, dict):
+        raise ValueError(f"{file} contains a {type(contents).__name__}, not tensors by name")
+    if bad := [str(n) for n, t in contents.items() if not isinstance(t, torch.Tensor)]:
+        raise ValueError(f"{file}: {first_few(bad)} ({len(bad)} in all) are not tensors")
+    return {name: tensor.contiguous() for name, tensor in contents.items()}

@@ -1,19 +1,19 @@
-"""Errors the user can mend: one message, exit status 2, no traceback (`cli.py` shows them)."""
+"""Errors that the user can fix: `cli.py` prints one message, no traceback, and exits with 2."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class UsageError(ValueError):
-    """What the user gave cannot be used; the message is all that need be shown."""
+    """The user's input is invalid; the message says how to fix it, so no traceback is printed."""
 
 
 @contextmanager
 def usage_errors(*kinds: type[Exception]) -> Iterator[None]:
-    """Inside, errors of these kinds are the user's to mend, not defects to trace.
+    """Turn exceptions of the given types into `UsageError`: the user's input causes them.
 
     Raises:
-        UsageError: in place of one of `kinds`, with its message.
+        UsageError: with the original message, in place of an exception of one of `kinds`.
     """
     try:
         yield

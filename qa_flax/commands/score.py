@@ -1,4 +1,4 @@
-"""`qa-flax score`: files in, what the official scorers print out (host)."""
+"""`qa-flax score`: print the same scores as the official SQuAD scorers (host)."""
 
 import argparse
 import json
@@ -7,33 +7,50 @@ from typing import Any
 
 from qa_flax.commands.errors import usage_errors
 
-SUMMARY = "EM and F1 of a file of answers, as the official SQuAD scorers print them"
+SUMMARY = "compute exact match and F1 of a file of answers, as the official SQuAD scorers do"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments of the official scorers, and of MLQA's."""
-    parser = argparse.ArgumentParser(prog="qa-flax score", description=f"{SUMMARY}.")
-    parser.add_argument("dataset", metavar="DATASET", help="SQuAD JSON, JSONL, CSV or Parquet")
-    parser.add_argument("predictions", metavar="PREDICTIONS", help="JSON, {id: answer}")
-    parser.add_argument("--na-prob-file", "-n", help="JSON, {id: number}, such as null_odds.json")
-    parser.add_argument(
-        "--na-prob-thresh", "-t", type=float, default=1.0, help='a greater number counts as "" (1)'
+    """Return the parser; the arguments are those of the official SQuAD and MLQA scorers."""
+    parser = argparse.ArgumentParser(
+        prog="qa-flax score",
+        description="Compute exact match and F1 of a file of answers, and print them as the "
+        "official SQuAD scorers do.",
     )
-    parser.add_argument("--out-file", "-o", help="write there instead of printing")
+    parser.add_argument("dataset", metavar="DATASET", help="SQuAD JSON, JSONL, CSV or Parquet")
+    parser.add_argument("predictions", metavar="PREDICTIONS", help="JSON file {id: answer}")
+    parser.add_argument(
+        "--na-prob-file",
+        "-n",
+        help="JSON file {id: number}, such as null_odds.json: the higher the number, the more "
+        "likely the question has no answer",
+    )
+    parser.add_argument(
+        "--na-prob-thresh",
+        "-t",
+        type=float,
+        default=1.0,
+        help='an answer with a higher number counts as "" (default: 1)',
+    )
+    parser.add_argument("--out-file", "-o", help="write the scores to this file, print nothing")
     parser.add_argument(
         "--version_2_with_negative",
         action="store_true",
-        help="score as SQuAD v2.0 (default where a question has no answer)",
+        help="score as SQuAD v2.0 (default if a question of DATASET has no answer, or with "
+        "--na-prob-file)",
     )
-    parser.add_argument("--language", help="MLQA's rules for ar, de, en, es, hi, vi or zh")
+    parser.add_argument(
+        "--language",
+        help="normalise answers as MLQA's scorer does for ar, de, en, es, hi, vi or zh",
+    )
     return parser
 
 
 def main(parsed: argparse.Namespace) -> None:
-    """Print the scores, or write them.
+    """Print the scores, or write them to `--out-file`.
 
     Raises:
-        UsageError: a file cannot be read, or does not hold what it should.
+        UsageError: a file cannot be read or has the wrong contents.
     """
     from qa_flax import storage
 
@@ -56,19 +73,23 @@ def score(
     version_2_with_negative: bool = False,
     language: str | None = None,
 ) -> dict[str, float]:
-    """Score a file of answers against a data set, with the official scorers' keys in their order.
+    """Score a file of answers against a data set.
 
     Args:
-        dataset: any file that `load_examples` reads. It is scored as SQuAD v2.0 if a question of it
-            has no answer, or `version_2_with_negative` or a `na_prob_file` says so.
-        predictions: JSON, {id: answer}.
-        na_prob_file: JSON, {id: number}: how far to believe that there is no answer, such as
-            `null_odds.json`. The best thresholds are looked for only with it.
-        na_prob_thresh: an answer with a greater number counts as "".
-        language: MLQA's rules for this language in place of SQuAD's.
+        dataset: any file that `load_examples` reads.
+        predictions: JSON file {id: answer}.
+        na_prob_file: JSON file {id: number}, such as `null_odds.json`: the higher the number, the
+            more likely the question has no answer. Without it the result has no `best_...` scores.
+        na_prob_thresh: an answer with a higher number counts as "".
+        version_2_with_negative: score as SQuAD v2.0. This is also done if a question of `dataset`
+            has no answer, or with a `na_prob_file`.
+        language: normalise answers as MLQA's scorer does for this language.
+
+    Returns:
+        Scores with the keys of the official scorers, in their order; see `squad_metric`.
 
     Raises:
-        ValueError: a file does not hold what it should, or rows cannot be scored.
+        ValueError: a file has the wrong contents, or its rows cannot be scored.
         OSError: a file cannot be read.
     """
     from qa_flax.answers.metrics import squad_metric
@@ -79,15 +100,16 @@ def score(
     references = [{"id": row["id"], "answers": row["answers"]} for row in _rows(examples)]
     answers = _read(predictions, str, "string")
     odds = {} if na_prob_file is None else _read(na_prob_file, (int, float), "number")
-    without = any(not row["answers"]["text"] for row in references)
-    version_2 = version_2_with_negative or na_prob_file is not None or without
+    has_unanswerable = any(not row["answers"]["text"] for row in references)
+    version_2 = version_2_with_negative or na_prob_file is not None or has_unanswerable
     missing = [row["id"] for row in references if row["id"] not in odds]
     if na_prob_file is not None and missing:
         raise ValueError(
             f"{na_prob_file} has no number for {len(missing)} of the {len(references)} questions "
-            f"(first: {first_few(missing)}): give one for each"
+            f"(first: {first_few(missing)}): it needs one for each question"
         )
-    # Equal numbers are looked at in the order of their file, as by the official scorer.
+    # The official scorer sorts the numbers; equal ones stay in the order of the file. The best
+    # thresholds depend on this order.
     order = answers if na_prob_file is None else [id_ for id_ in odds if id_ in answers]
     scores = squad_metric(
         [
@@ -108,15 +130,17 @@ def score(
 
 
 def as_printed(scores: dict[str, float]) -> str:
-    """The text that the official scorer of this version prints."""
+    """Format scores as the official v1.1 or v2.0 scorer prints them."""
     return json.dumps(scores, indent=2 if "exact" in scores else None)
 
 
 def _rows(examples: Any) -> list[dict[str, Any]]:
+    """Return the ids and answers of a `Dataset` as rows."""
     return examples.select_columns(["id", "answers"]).to_list()
 
 
 def _read(path: str | os.PathLike, kind: type | tuple[type, ...], what: str) -> dict[str, Any]:
+    """Read a JSON file {id: value}; every value is of type `kind`, called `what` in messages."""
     from qa_flax import storage
     from qa_flax.data.messages import first_few
 
@@ -125,10 +149,11 @@ def _read(path: str | os.PathLike, kind: type | tuple[type, ...], what: str) -> 
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}; it must be {{id: {what}}}")
+        raise ValueError(f"{path} contains a {type(values).__name__}; it must be {{id: {what}}}")
     bad = [id_ for id_, value in values.items() if not isinstance(value, kind)]
     if bad:
         raise ValueError(
-            f"{path}: {len(bad)} of {len(values)} ids have no {what} (first: {first_few(bad)})"
+            f"{path}: the values of {len(bad)} of {len(values)} ids are not a {what} "
+            f"(first: {first_few(bad)})"
         )
     return values

@@ -1,1 +1,1 @@
-"""Stages 1 to 3 of 7: any data -> examples -> windows -> batches (host; never JAX)."""
+"""Stages 1 to 3 of 7: data in any format -> examples -> windows -> batches (host; never JAX)."""

@@ -1,9 +1,9 @@
 """Stage 3 of 7: windows -> batches of fixed shapes, `[D, B, L]` or `[D, A, B, L]` (host, NumPy).
 
-The order of an epoch is a pure function of (seed, epoch). Every row is used exactly once; rows
-that only fill a batch up say so in `valid`. A batch is as wide as its longest window needs,
-rounded up to one of a few widths, so that the step is compiled a few times and little is spent on
-padding.
+D is the number of cores, A the number of gradient accumulation steps, B the rows per core and L
+the tokens per row. The order of an epoch depends only on (seed, epoch). Every window is used
+exactly once; `valid` is False for padding rows. A batch is as wide as its longest window, rounded
+up to a multiple of `WIDTH_STEP`, so that few shapes are compiled and little padding is computed.
 """
 
 import math
@@ -16,32 +16,37 @@ from jaxtyping import Bool, Int
 from qa_flax.data.windows import Windows
 
 WIDTH_STEP = 64
-"""Batches are a multiple of this many tokens wide: 6 compiled shapes at 384."""
+"""Batch widths are multiples of this many tokens: at most 6 compiled shapes for 384 tokens."""
 
 
 class HostBatch(NamedTuple):
-    """This host's part of a batch: which windows, and the arrays [D, B, ...] of its D cores.
+    """One process's rows of a batch: arrays [D, B, ...] in host memory for its D local cores.
 
-    To train, [D, A, B, ...]. What fills up is not `valid`.
+    Arrays of a training batch are [D, A, B, ...].
     """
 
-    rows: Int[np.ndarray, "*shape"]
-    valid: Bool[np.ndarray, "*shape"]
-    arrays: dict[str, np.ndarray]
-    columns: slice  # of the windows' L
-    windows: int  # of the whole batch, on all hosts; to evaluate, on this one
-    tokens: int  # real ones, of these windows
+    rows: Int[np.ndarray, "*shape"]  # index of each row's window
+    valid: Bool[np.ndarray, "*shape"]  # False for padding rows
+    arrays: dict[str, np.ndarray]  # inputs of the training or evaluation step
+    columns: slice  # which of the windows' L columns the batch holds
+    windows: int  # valid rows: of all processes in training, of this process in evaluation
+    tokens: int  # tokens of these windows, without padding
 
 
 def epoch_order(
     lengths: Int[np.ndarray, " n"], batch_size: int, seed: int, epoch: int, strategy: str = "random"
 ) -> Int[np.ndarray, " n"]:
-    """The order of an epoch's windows; `lengths` are their real tokens.
+    """Return the order of an epoch's windows, as indices.
 
-    `random` is a permutation, `sequential` the order of the data. `group_by_length` sorts a
-    permutation by length inside large groups of batches (50 batches, or a quarter of the data),
-    then shuffles the batches: rows of one batch are of like length, and long batches do not come
-    first.
+    Args:
+        lengths: tokens of each window, without padding.
+        batch_size: windows per update.
+        seed: seed of the order; each (seed, epoch) has its own order.
+        epoch: number of the epoch, from 0.
+        strategy: "random" shuffles the windows. "sequential" keeps the order of the data.
+            "group_by_length" shuffles the windows, sorts them by length inside groups of 50 batches
+            (or of a quarter of the data, if that is less), then shuffles the batches: the rows of a
+            batch have similar lengths, and long batches do not all come first.
     """
     rng = np.random.default_rng([seed, epoch])
     n = len(lengths)
@@ -50,17 +55,18 @@ def epoch_order(
     order = rng.permutation(n)
     if strategy == "random":
         return order
-    group = batch_size * max(1, min(50, n // (4 * batch_size)))
+    group_size = batch_size * max(1, min(50, n // (4 * batch_size)))
     order = np.concatenate(
         [
-            part[np.argsort(-lengths[part], kind="stable")]
-            for part in (order[i : i + group] for i in range(0, n, group))
+            group[np.argsort(-lengths[group], kind="stable")]
+            for group in (order[i : i + group_size] for i in range(0, n, group_size))
         ]
     )
     batches = [order[i : i + batch_size] for i in range(0, n, batch_size)]
-    # Only whole batches change place: a short one in the middle would shift all that follow.
-    whole = len(batches) - (n % batch_size > 0)
-    return np.concatenate([batches[i] for i in rng.permutation(whole)] + batches[whole:])
+    # Only full batches are shuffled: a partial one in the middle would shift all later batches.
+    full_count = len(batches) - (n % batch_size > 0)
+    shuffled = [batches[i] for i in rng.permutation(full_count)]
+    return np.concatenate(shuffled + batches[full_count:])
 
 
 def train_batches(
@@ -76,33 +82,43 @@ def train_batches(
     skip: int = 0,
     local_cores: slice = slice(None),
 ) -> Iterator[HostBatch]:
-    """An epoch's batches, with labels: one for each update, of `accumulation` parts [D, A, B, ...].
+    """Yield an epoch's batches with labels, one batch [D, A, B, ...] for each update.
 
-    Every process has all windows and computes the same order, but builds only the rows of its own
-    cores, `local_cores` of all `cores`. The last batch may hold fewer valid rows; with `drop_last`
-    it is left out unless its rows fill `per_core` on every core. `skip` is the number of updates
-    that a resumed run has already done.
+    Each process holds all windows and computes the same epoch order, but builds only the rows of
+    its local cores.
+
+    Args:
+        windows: the full training set, with labels.
+        cores: number of cores of all processes.
+        per_core: rows of a microbatch on each core (B).
+        seed: seed of the epoch order.
+        epoch: number of the epoch, from 0.
+        strategy: order of the windows, see `epoch_order`.
+        accumulation: microbatches in an update (A).
+        drop_last: drop the last windows of the epoch if they do not fill a microbatch of
+            `cores * per_core` rows. In either case padding rows complete the last batch.
+        skip: updates of this epoch that a resumed run has already done.
+        local_cores: which of the `cores` belong to this process.
     """
     lengths = windows.lengths
-    part = cores * per_core
-    order = epoch_order(lengths, part * accumulation, seed, epoch, strategy)
+    microbatch = cores * per_core
+    order = epoch_order(lengths, microbatch * accumulation, seed, epoch, strategy)
     if drop_last:
-        order = order[: len(order) // part * part]
+        order = order[: len(order) // microbatch * microbatch]
     shape = (cores, accumulation, per_core)
-    # The parts follow one another in the order, each divided over the cores.
-    place = np.arange(math.prod(shape)).reshape(accumulation, cores, per_core).swapaxes(0, 1)
-    for first in range(skip * place.size, len(order), place.size):
-        rows = order[first : first + place.size]
+    # Microbatches are consecutive in the order, and each is split over the cores.
+    position = np.arange(math.prod(shape)).reshape(accumulation, cores, per_core).swapaxes(0, 1)
+    local_position = position[local_cores]
+    for first in range(skip * position.size, len(order), position.size):
+        rows = order[first : first + position.size]
         width, tokens = _width(windows, lengths[rows]), int(lengths[rows].sum())
-        chosen, valid = _pad_rows(rows, place.size)
-        local_places = place[local_cores]
-        yield _batch(
-            windows, chosen[local_places], valid[local_places], width, (len(rows), tokens), True
-        )
+        padded, valid = _pad_rows(rows, position.size)
+        counts = len(rows), tokens
+        yield _batch(windows, padded[local_position], valid[local_position], width, counts, True)
 
 
 class Loader:
-    """What callbacks know as a data loader: can be gone through again, and has a length."""
+    """The data loader that callbacks receive: it can be iterated repeatedly and has a length."""
 
     def __init__(self, batches: Callable[[], Iterable[HostBatch]], count: int):
         self._batches, self._count = batches, count
@@ -121,15 +137,22 @@ def eval_batches(
     null_positions: Int[np.ndarray, " n"] | int | None = None,
     widths: Sequence[int] | None = None,
 ) -> Iterator[HostBatch]:
-    """Every window once, longest first, so that a batch's rows are of like length.
+    """Yield batches [D, B, ...] that hold every window once, longest first.
 
-    `rows` says where each row belongs: `scatter` by it and the order of the data is restored.
-    Labels are in the arrays where the windows have some; `null_positions`, if given, are in them as
-    columns of the batch, below 0 or beyond where the token was cut off as padding.
+    Sorting by length gives the rows of a batch similar lengths; `scatter` restores the order of the
+    data. The arrays include the labels if the windows have any.
 
-    `widths` are what all hosts have agreed on, if there are several: this one's own `eval_widths`
-    or more, for hosts compute the same shapes equally often. Where its windows have come to an end
-    (or it has none) nothing in a batch is valid.
+    Args:
+        windows: the windows of this process; there may be none.
+        cores: number of local cores (D).
+        per_core: rows on each core (B).
+        null_positions: int [N], or one for all windows: the token whose logits score "no answer".
+            If given, the arrays include it as a column of the batch. It is below 0 or beyond the
+            batch's last column if that token was removed together with the padding.
+        widths: tokens per row of each batch; default `eval_widths`. Several processes need a common
+            list, because all of them must run the same steps: at least this process's own widths,
+            and as many as any process needs. Batches beyond this process's windows hold padding
+            rows only.
     """
     lengths = windows.lengths
     order = np.argsort(-lengths, kind="stable")
@@ -137,27 +160,34 @@ def eval_batches(
     shape = (cores, per_core)
     for i, width in enumerate(eval_widths(windows, cores, per_core) if widths is None else widths):
         rows = order[i * cores * per_core : (i + 1) * cores * per_core]
-        counted = len(rows), int(lengths[rows].sum())
-        chosen, valid = _pad_rows(rows, cores * per_core)
-        batch = _batch(windows, chosen.reshape(shape), valid.reshape(shape), width, counted, labels)
+        counts = len(rows), int(lengths[rows].sum())
+        padded, valid = _pad_rows(rows, cores * per_core)
+        batch = _batch(windows, padded.reshape(shape), valid.reshape(shape), width, counts, labels)
         if null_positions is not None:
-            at = np.broadcast_to(np.int32(null_positions), max(1, len(windows)))[batch.rows]
-            batch.arrays["null_positions"] = at - np.int32(batch.columns.start)
+            positions = np.broadcast_to(np.int32(null_positions), max(1, len(windows)))[batch.rows]
+            batch.arrays["null_positions"] = positions - np.int32(batch.columns.start)
         yield batch
 
 
 def eval_widths(windows: Windows, cores: int, per_core: int) -> list[int]:
-    """How wide the batches are that `eval_batches` makes of these windows."""
+    """Return the width in tokens of each batch that `eval_batches` yields for these windows."""
     lengths = np.sort(windows.lengths)[::-1]
     longest = lengths[:: cores * per_core]
     return [_width(windows, longest[i : i + 1]) for i in range(len(longest))]
 
 
 def scatter(batch: HostBatch, values: np.ndarray, into: np.ndarray, fill: float) -> None:
-    """Put a batch's `values` [D, B, l] in their places in `into` [N, L]; padding gets `fill`."""
+    """Write a batch's values to the rows of its windows.
+
+    Args:
+        batch: a batch of `eval_batches`.
+        values: [D, B, l], one value for each token of the batch.
+        into: [N, L], changed in place.
+        fill: the value for padding tokens.
+    """
     rows = batch.rows[batch.valid]
-    real = batch.arrays["attention_mask"][batch.valid] > 0
-    into[rows, batch.columns] = np.where(real, values[batch.valid], fill)
+    is_token = batch.arrays["attention_mask"][batch.valid] > 0
+    into[rows, batch.columns] = np.where(is_token, values[batch.valid], fill)
 
 
 def _width(windows: Windows, lengths: Int[np.ndarray, " m"]) -> int:
@@ -165,12 +195,10 @@ def _width(windows: Windows, lengths: Int[np.ndarray, " m"]) -> int:
 
 
 def _pad_rows(rows: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """`size` rows, and which of them are valid.
-
-    Rows that fill up repeat the first one: real tokens, no NaN from an empty attention row.
-    """
-    filler = np.full(size - len(rows), rows[0] if len(rows) else 0, rows.dtype)
-    return np.concatenate([rows, filler]), np.arange(size) < len(rows)
+    """Pad `rows` to `size`, and return which rows are valid."""
+    # Padding rows repeat a real window: an all-zero attention mask would give NaN.
+    padding = np.full(size - len(rows), rows[0] if len(rows) else 0, rows.dtype)
+    return np.concatenate([rows, padding]), np.arange(size) < len(rows)
 
 
 def _batch(
@@ -178,18 +206,18 @@ def _batch(
     rows: np.ndarray,
     valid: np.ndarray,
     width: int,
-    counted: tuple[int, int],
+    counts: tuple[int, int],
     labels: bool,
 ) -> HostBatch:
     columns, shape = windows.columns(width), rows.shape
     if len(windows):
         arrays = windows.inputs(rows.reshape(-1), width)
-    else:  # one token in every row, of which nobody asks
+    else:  # Only padding rows. They hold one token: an all-zero attention mask would give NaN.
         names = windows.inputs(slice(0), width)
         arrays = {name: np.zeros((rows.size, width), np.int32) for name in names}
         arrays["attention_mask"][:, 0] = 1
     for name in ("start_positions", "end_positions") if labels else ():
-        given = getattr(windows, name) if len(windows) else np.zeros(1, np.int32)
-        arrays[name] = given[rows.reshape(-1)] - np.int32(columns.start)
+        positions = getattr(windows, name) if len(windows) else np.zeros(1, np.int32)
+        arrays[name] = positions[rows.reshape(-1)] - np.int32(columns.start)
     arrays = {name: array.reshape(*shape, *array.shape[1:]) for name, array in arrays.items()}
-    return HostBatch(rows, valid, arrays | {"valid": valid}, columns, *counted)
+    return HostBatch(rows, valid, arrays | {"valid": valid}, columns, *counts)

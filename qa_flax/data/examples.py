@@ -1,4 +1,4 @@
-"""Stage 1 of 7: rows -> examples, every problem told once, with ids (host, text)."""
+"""Stage 1 of 7: rows -> checked examples; one message lists all problems with their ids (host)."""
 
 import ast
 import json
@@ -38,44 +38,56 @@ def load_examples(
     require_answers: bool = False,
     **load_dataset_kwargs: Any,
 ) -> datasets.Dataset:
-    """Read question answering examples from any supported source.
+    """Load question answering examples from a file, the hub, a data set or a list of dicts.
 
     Args:
         source: a path to nested SQuAD v1.1/v2.0 JSON, flat JSON (``{"data": [...]}`` or a list),
-            JSONL, CSV/TSV or Parquet (told apart by content); a hub id; a ``datasets.Dataset``;
-            or a list of dicts.
-        split: the split of a hub id or ``DatasetDict``; needed where there are several.
+            JSONL, CSV/TSV or Parquet; a hub id; a ``datasets.Dataset`` or ``DatasetDict``; or a
+            list of dicts. A path may name an object in a bucket (``gs://...``).
+        split: the split of a hub id or ``DatasetDict``; required if there are several.
         config_name: the configuration of a hub id.
         misaligned: what to do with an answer whose text is not in the context at its
-            ``answer_start``. ``"keep"`` leaves it and warns once; ``"repair"`` moves it to the
-            nearest place where the text does occur, leaving and counting those that occur
-            nowhere; ``"refuse"`` raises.
-        require_answers: raise for a row without an ``answers`` value (training). An empty list of
-            answers is a value: the question is unanswerable.
-        load_dataset_kwargs: ``cache_dir``, ``token``, ``revision``... for a hub id.
+            ``answer_start``. ``"keep"`` leaves it unchanged and logs one warning. ``"repair"``
+            moves it to the nearest occurrence of its text; an answer that does not occur in the
+            context is left unchanged, and a warning counts both. ``"refuse"`` raises.
+        require_answers: raise for a row without ``answers``, as training needs them. A row with an
+            empty list of answers is accepted: its question is unanswerable.
+        load_dataset_kwargs: arguments of ``datasets.load_dataset`` for a hub id, such as
+            ``cache_dir``, ``token`` or ``revision``.
 
     Returns:
-        A dataset with the columns ``id`` (str), ``title`` (str, "" where absent), ``context``,
-        ``question`` and ``answers`` {``text``: list of str, ``answer_start``: list of int32,
-        in code points}. Other columns are dropped. Ids become strings; a row without one gets
-        ``"row-<n>"``, n its row number from 0, so it is the same at every reading of the data.
+        A data set with the columns ``id`` (str), ``title`` (str, "" if missing), ``context`` (str),
+        ``question`` (str) and ``answers`` (``text``: list of str; ``answer_start``: list of int32,
+        in code points from the start of the context). Other columns are dropped. Ids are converted
+        to strings; a row without an id gets ``"row-<n>"``, where n is its row number from 0.
 
     Raises:
-        FileNotFoundError: ``source`` looks like a path and nothing is there.
-        ExampleError: the data cannot be read or used; all bad rows are in the one message.
+        FileNotFoundError: ``source`` looks like a path, but there is no such file.
+        ExampleError: the data cannot be read, or rows are invalid. The message lists every kind of
+            problem with the ids of the rows.
+        ValueError: ``misaligned`` is none of the values above.
+
+    Example:
+        >>> from qa_flax import load_examples
+        >>> examples = load_examples("dev-v1.1.json")
+        >>> len(examples), examples["id"][0]
+        (12, 'q0')
+        >>> row = {"question": "Who?", "context": "Ada did.", "answers": []}
+        >>> load_examples([row])[0]["answers"]
+        {'text': [], 'answer_start': []}
     """
     if misaligned not in MISALIGNED:
         raise ValueError(f"misaligned must be one of {MISALIGNED}, got {misaligned!r}.")
     name, rows = read(source, split, config_name, load_dataset_kwargs)
     if not rows:
-        raise ExampleError(f"{name}: no examples in it. Check the path and the split.")
+        raise ExampleError(f"{name}: contains no examples. Check the path and the split.")
     _require_columns(name, rows, require_answers)
     report = _Report(name, len(rows))
     columns: dict[str, list[Any]] = {key: [] for key in FEATURES}
     for number, row in enumerate(rows):
         for key, value in _example(row, number, report, misaligned, require_answers).items():
             columns[key].append(value)
-    report.duplicates(columns["id"])
+    report.add_duplicates(columns["id"])
     report.finish(misaligned)
     return datasets.Dataset(pa.table(columns, schema=FEATURES.arrow_schema))
 
@@ -84,15 +96,15 @@ def load_examples(
 
 
 def _example(row: Row, number: int, report: "_Report", misaligned: str, required: bool) -> Row:
-    """The row in the one form; what is wrong with it goes to `report`."""
+    """Convert a row to the columns of `FEATURES`, and add its problems to `report`."""
     id_ = row.get("id")
     id_ = f"row-{number}" if _is_missing(id_) or id_ == "" else _id_text(id_)
     context = _text(row.get("context"), "context", id_, report)
     question = _text(row.get("question"), "question", id_, report)
-    raw = _raw_answers(row)
-    if required and _is_missing(raw):
-        report.bad("no answers (training needs them; use an empty list where there is none)", id_)
-    texts, starts = _answers(raw, id_, report)
+    raw_answers = _raw_answers(row)
+    if required and _is_missing(raw_answers):
+        report.add("no answers (for training, an unanswerable question needs an empty list)", id_)
+    texts, starts = _parse_answers(raw_answers, id_, report)
     for k, (text, start) in enumerate(zip(texts, starts, strict=True)):
         starts[k] = _aligned_start(context, text, start, id_, report, misaligned)
     title = row.get("title")
@@ -106,53 +118,53 @@ def _example(row: Row, number: int, report: "_Report", misaligned: str, required
 
 
 def _is_missing(value: object) -> bool:
-    """None, or the NaN that table readers put in an empty cell."""
+    """Return whether a value is None, or NaN, which table readers use for an empty cell."""
     return value is None or (isinstance(value, float) and value != value)
 
 
 def _is_unicode(text: str) -> bool:
-    """False for half a surrogate pair, which JSON can write and UTF-8 (and so Arrow) cannot."""
+    """Return False for unpaired surrogates: JSON can contain them, but Arrow's UTF-8 cannot."""
     return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _id_text(value: object) -> str:
-    # A table column of integers with a gap arrives as floats; 7.0 is the id "7".
+    # pandas stores a column of integers with missing values as floats: 7.0 is the id "7".
     text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     return text if _is_unicode(text) else text.encode("unicode_escape").decode("ascii")
 
 
 def _text(value: object, column: str, id_: str, report: "_Report") -> str:
     if _is_missing(value):
-        report.bad(f"{column} is missing", id_)
+        report.add(f"{column} is missing", id_)
     elif not isinstance(value, str):
-        report.bad(f"{column} is not text but {type(value).__name__}", id_)
+        report.add(f"{column} must be a string, got {type(value).__name__}", id_)
     elif not value.strip():
-        report.bad(f"{column} is empty or only white space", id_)
+        report.add(f"{column} is empty or only white space", id_)
     elif not _is_unicode(value):
-        report.bad(f"{column} holds half of a surrogate pair, which is not Unicode text", id_)
+        report.add(f"{column} contains an unpaired surrogate, which is not valid Unicode", id_)
     else:
         return value
     return ""
 
 
 def _raw_answers(row: Row) -> Any:
-    """The `answers` value, or the `answer_text` and `answer_start` columns in its place."""
+    """Return the `answers` value, or build it from the columns `answer_text` and `answer_start`."""
     if "answers" in row or "answer_text" not in row:
         return row.get("answers")
-    text, start = _parsed(row["answer_text"]), _parsed(row.get("answer_start"))
+    text, start = _parse_cell(row["answer_text"]), _parse_cell(row.get("answer_start"))
     if _is_missing(text) and _is_missing(start):
         return None
     return {"text": text, "answer_start": start}
 
 
-def _parsed(value: Any) -> Any:
-    """A cell that holds a list, written as JSON or Python, as that list; else the cell itself."""
+def _parse_cell(value: Any) -> Any:
+    """Parse a cell that contains a list in JSON or Python syntax; return other cells unchanged."""
     is_list = isinstance(value, str) and value.lstrip().startswith("[")
-    return _literal(value) if is_list else value
+    return _parse_literal(value) if is_list else value
 
 
-def _literal(text: str) -> Any:
-    """JSON, or a Python literal (also with the `array(...)` that pandas writes); else the text."""
+def _parse_literal(text: str) -> Any:
+    """Parse JSON or a Python literal, also with pandas' `array(...)`; else return the text."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -164,36 +176,39 @@ def _literal(text: str) -> Any:
 
 
 class _WithoutArrays(ast.NodeTransformer):
-    """`array([...], dtype=...)` -> `[...]`: how numpy prints inside a CSV written by pandas."""
+    """Replaces `array([...], dtype=...)`, as pandas writes NumPy arrays to CSV, by `[...]`."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         is_array = isinstance(node.func, ast.Name) and node.func.id == "array" and node.args
         return self.visit(node.args[0]) if is_array else node
 
 
-def _answers(raw: Any, id_: str, report: "_Report") -> tuple[list[str], list[int]]:
-    """The answers' texts and starts, from any of the forms in use."""
+def _parse_answers(raw: Any, id_: str, report: "_Report") -> tuple[list[str], list[int]]:
+    """Return the texts and starts of the answers, from any of the supported layouts."""
     if isinstance(raw, str):
-        raw = _literal(raw) if raw.strip() else None
+        raw = _parse_literal(raw) if raw.strip() else None
     if _is_missing(raw):
         return [], []
     if isinstance(raw, Sequence) and not isinstance(raw, str):
         if not all(isinstance(a, Mapping) and {"text", "answer_start"} <= a.keys() for a in raw):
-            report.bad(_MALFORMED, id_)
+            report.add(_MALFORMED, id_)
             return [], []
         raw = {key: [a[key] for a in raw] for key in ("text", "answer_start")}
     if not isinstance(raw, Mapping) or not {"text", "answer_start"} <= raw.keys():
-        report.bad(_MALFORMED, id_)
+        report.add(_MALFORMED, id_)
         return [], []
-    texts, starts = _listed(raw["text"]), _listed(raw["answer_start"])
-    if len(texts) != len(starts):
-        report.bad("answers.text and answers.answer_start differ in length", id_)
+    texts, raw_starts = _as_list(raw["text"]), _as_list(raw["answer_start"])
+    if len(texts) != len(raw_starts):
+        report.add("answers.text and answers.answer_start differ in length", id_)
         return [], []
-    whole = [_whole_number(start) for start in starts]
-    if not all(isinstance(t, str) and _is_unicode(t) for t in texts) or None in whole:
-        report.bad("an answer's text is not text or its answer_start not a whole number", id_)
+    starts = [_int32(start) for start in raw_starts]
+    if not all(isinstance(t, str) and _is_unicode(t) for t in texts) or None in starts:
+        report.add(
+            "an answer's text is not a valid string or its answer_start is not a 32-bit integer",
+            id_,
+        )
         return [], []
-    return texts, [start for start in whole if start is not None]
+    return texts, [start for start in starts if start is not None]
 
 
 _MALFORMED = (
@@ -201,14 +216,14 @@ _MALFORMED = (
 )
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     if _is_missing(value):
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _whole_number(value: Any) -> int | None:
-    """An int32 from 7, 7.0 or "7", else None."""
+def _int32(value: Any) -> int | None:
+    """Convert a value such as 7, 7.0 or "7" to an int in the range of int32; else return None."""
     try:
         number = int(value)
         return number if number == float(value) and abs(number) <= INT32_MAX else None
@@ -219,60 +234,64 @@ def _whole_number(value: Any) -> int | None:
 def _aligned_start(
     context: str, text: str, start: int, id_: str, report: "_Report", misaligned: str
 ) -> int:
-    """`start`, or where the text really begins if it is to be repaired."""
+    """Return `start`, or the nearest occurrence of the text if a wrong start is to be repaired."""
     if start >= 0 and context.startswith(text, start):
         return start
     if not context:  # already reported
         return start
-    if misaligned == "repair" and (found := _nearest(context, text, start)) is not None:
+    if misaligned == "repair" and (nearest := _nearest(context, text, start)) is not None:
         report.repaired.append(id_)
-        return found
+        return nearest
     if start < 0:
-        report.bad("answer_start is negative (an unanswerable question has no answers)", id_)
+        report.add("answer_start is negative (an unanswerable question has no answers)", id_)
     elif misaligned == "refuse":
-        report.bad("an answer is not in the context at its answer_start", id_)
+        report.add("an answer is not in the context at its answer_start", id_)
     else:
         report.misaligned.append(id_)
     return start
 
 
 def _nearest(context: str, text: str, start: int) -> int | None:
-    """The occurrence of `text` that begins nearest to `start` (the earlier of two), or None."""
+    """Return the start of the occurrence of `text` that is nearest to `start`, or None."""
     before = context.rfind(text, 0, max(start, 0) + len(text))
     after = context.find(text, max(start, 0))
-    found = [place for place in (before, after) if place >= 0]
-    return min(found, key=lambda place: abs(place - start)) if text and found else None
+    occurrences = [begin for begin in (before, after) if begin >= 0]
+    return min(occurrences, key=lambda b: abs(b - start)) if text and occurrences else None
 
 
-# --- What went wrong -----------------------------------------------------------------------------
+# --- Problems ------------------------------------------------------------------------------------
 
 
 class _Report:
-    """Every problem of one source, by kind, to be told once."""
+    """Collects the problems of a source, to report all of them in one message."""
 
     def __init__(self, name: str, rows: int):
         self.name, self.rows = name, rows
-        self.kinds: dict[str, list[str]] = {}
+        self.problems: dict[str, list[str]] = {}  # problem -> ids of its rows
         self.misaligned: list[str] = []
         self.repaired: list[str] = []
 
-    def bad(self, kind: str, id_: str) -> None:
-        self.kinds.setdefault(kind, []).append(id_)
+    def add(self, problem: str, id_: str) -> None:
+        self.problems.setdefault(problem, []).append(id_)
 
-    def duplicates(self, ids: list[str]) -> None:
+    def add_duplicates(self, ids: list[str]) -> None:
         if len(set(ids)) == len(ids):
             return
-        seen: set[str] = set()
-        repeated = [id_ for id_ in ids if id_ in seen or seen.add(id_)]
-        self.kinds["id was already used by an earlier row"] = repeated
+        earlier: set[str] = set()
+        repeated = [id_ for id_ in ids if id_ in earlier or earlier.add(id_)]
+        self.problems["id was already used by an earlier row"] = repeated
 
     def finish(self, misaligned: str) -> None:
-        """Warn about answers out of place; raise if any row cannot be used."""
-        if self.kinds:
-            lines = [f"  - {kind}: {_counted(ids)}" for kind, ids in self.kinds.items()]
+        """Raise if any row is invalid, and warn about misaligned answers.
+
+        Raises:
+            ExampleError: rows are invalid.
+        """
+        if self.problems:
+            lines = [f"  - {problem}: {_summary(ids)}" for problem, ids in self.problems.items()]
             hint = ""
-            if any("answer_start" in kind for kind in self.kinds) and misaligned != "repair":
-                hint = ' misaligned="repair" moves answers to where their text occurs.'
+            if any("answer_start" in problem for problem in self.problems):
+                hint = "" if misaligned == "repair" else f" {_REPAIR}."
             raise ExampleError(
                 f"{self.name}: some of the {self.rows} examples cannot be used:\n"
                 + "\n".join(lines)
@@ -280,35 +299,43 @@ class _Report:
             )
         if self.repaired:
             logger.warning(
-                "%s: answers moved to their text: %s", self.name, _counted(self.repaired)
+                "%s: answers moved to where their text occurs in the context: %s",
+                self.name,
+                _summary(self.repaired),
             )
         if self.misaligned:
             tail = (
-                "Their text occurs nowhere in the context, so they are kept as they are."
+                "Their text occurs nowhere in the context; they are left unchanged."
                 if misaligned == "repair"
-                else 'They are kept as they are; misaligned="repair" moves them, "refuse" stops.'
+                else f"They are left unchanged. {_REPAIR}."
             )
-            ids = _counted(self.misaligned)
+            ids = _summary(self.misaligned)
             logger.warning("%s: answers not at their answer_start: %s. %s", self.name, ids, tail)
 
 
-def _counted(ids: list[str]) -> str:
-    """`3 (ids "a", "b", "c")`, the first few of them, in the order met."""
+_REPAIR = (
+    'misaligned="repair" (command line: --misaligned_answers repair) moves answers to where their '
+    "text occurs"
+)
+
+
+def _summary(ids: list[str]) -> str:
+    """Format the number of ids and the first few, as in `3 (ids "a", "b", "c")`."""
     distinct = list(dict.fromkeys(ids))
     names = first_few(distinct, lambda id_: json.dumps(id_, ensure_ascii=False))
     return f"{len(ids)} (ids {names})"
 
 
 def _require_columns(name: str, rows: list[Row], require_answers: bool) -> None:
-    found = list(dict.fromkeys(key for row in rows for key in row))
-    missing = [column for column in ("question", "context") if column not in found]
-    if require_answers and not {"answers", "answer_text"} & set(found):
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    missing = [column for column in ("question", "context") if column not in columns]
+    if require_answers and not {"answers", "answer_text"} & set(columns):
         missing.append("answers")
-    if "answer_text" in found and "answers" not in found and "answer_start" not in found:
+    if "answer_text" in columns and "answers" not in columns and "answer_start" not in columns:
         missing.append("answer_start")
     if missing:
         raise ExampleError(
             f"{name}: missing column{'s' * (len(missing) > 1)} {', '.join(missing)}. "
-            f"Columns found: {', '.join(map(str, found)) or 'none'}. "
-            "Needed: question, context, and for training answers; used if there: id, title."
+            f"Columns found: {', '.join(map(str, columns)) or 'none'}. "
+            "Required: question and context, and answers for training. Optional: id and title."
         )

@@ -1,17 +1,17 @@
-"""What messages to the user have in common (host, text)."""
+"""Text helpers shared by error messages and warnings (host, text)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-SHOWN = 5  # how many of many a message names
+MAX_SHOWN = 5  # items that a message lists before it ends in "..."
 
 
 def first_few(items: Sequence, show: Callable[[Any], str] = str, separator: str = ", ") -> str:
-    """The first of `items` as text, and `...` where there are more."""
-    shown = [show(item) for item in items[:SHOWN]]
-    return separator.join(shown + ["..."] * (len(items) > SHOWN))
+    """Join the first few of `items` as text, followed by `...` if there are more."""
+    shown = [show(item) for item in items[:MAX_SHOWN]]
+    return separator.join(shown + ["..."] * (len(items) > MAX_SHOWN))
 
 
 def quoted(text: Any) -> str:
-    """An id in quotation marks."""
+    """Put an id in quotation marks."""
     return f'"{text}"'

@@ -1,4 +1,4 @@
-"""Stage 1 of 7: files, data sets and lists of dicts -> rows as dicts (host, text)."""
+"""Stage 1 of 7: files, hub data sets, data sets and lists -> rows as dicts (host, text)."""
 
 import csv
 import io
@@ -14,7 +14,10 @@ import pyarrow.parquet as pq
 
 from qa_flax import storage
 
-FORMATS = "nested SQuAD JSON, flat JSON, JSONL, CSV/TSV, Parquet, a hub id, or a datasets.Dataset"
+FORMATS = (
+    "nested SQuAD JSON, flat JSON, JSONL, CSV/TSV, Parquet, a hub id, a datasets.Dataset or a list "
+    "of dicts"
+)
 FILE_SUFFIXES = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet"}
 INT32_MAX = 2**31 - 1
 
@@ -22,13 +25,27 @@ Row = dict[str, Any]
 
 
 class ExampleError(ValueError):
-    """The examples cannot be used; the message says which, why and what to do."""
+    """The examples cannot be read or are invalid; the message lists the problems and what to do."""
 
 
 def read(
     source: Any, split: str | None, config_name: str | None, kwargs: dict[str, Any]
 ) -> tuple[str, list[Row]]:
-    """The source's name for messages, and its rows as dicts."""
+    """Read all rows of a source.
+
+    Args:
+        source: see `load_examples`.
+        split: the split of a hub id or `DatasetDict`, if there are several.
+        config_name: the configuration of a hub id.
+        kwargs: further arguments of `datasets.load_dataset`.
+
+    Returns:
+        The source's name for messages, and its rows as dicts.
+
+    Raises:
+        FileNotFoundError: `source` looks like a path, but there is no such file.
+        ExampleError: the source cannot be read.
+    """
     if isinstance(source, str | os.PathLike):
         if storage.is_remote(source):
             return str(source), _read_file(storage.local_copy(source))
@@ -37,7 +54,7 @@ def read(
             return str(source), _read_file(path)
         is_folder = path.is_dir() and bool(str(source))  # Path("") is the working directory
         if not is_folder and _looks_like_path(str(source)):
-            raise FileNotFoundError(f"{source}: no such file. Readable: {FORMATS}.")
+            raise FileNotFoundError(f"{source}: no such file. Supported sources: {FORMATS}.")
         return str(source), _table_rows(_load_hub(str(source), split, config_name, kwargs))
     if isinstance(source, datasets.DatasetDict):
         return "the DatasetDict", _table_rows(_one_split(source, split, "the DatasetDict"))
@@ -46,12 +63,12 @@ def read(
     if isinstance(source, list) and all(isinstance(row, Mapping) for row in source):
         return "the list of examples", [dict(row) for row in source]
     raise ExampleError(
-        f"cannot read examples from {type(source).__name__}. Give {FORMATS}, or a list of dicts."
+        f"cannot read examples from {type(source).__name__}. Supported sources: {FORMATS}."
     )
 
 
 def _looks_like_path(source: str) -> bool:
-    """A hub id is `name` or `owner/name`; anything else, or a data file's suffix, is a path."""
+    """Return False for a hub id: `name` or `owner/name` without the suffix of a data file."""
     return (
         source.startswith((".", "~", os.sep))
         or source.count("/") > 1
@@ -66,10 +83,10 @@ def _load_hub(
     try:
         loaded = datasets.load_dataset(name, config_name, split=split, **kwargs)
     except (OSError, ValueError, RuntimeError) as error:
-        # RuntimeError: a repository that holds a loading script, which datasets >= 4 refuses.
+        # RuntimeError: the repository has a loading script, which datasets >= 4 does not run.
         raise ExampleError(
-            f"{name}: could not be loaded as a hub data set: {error}. "
-            "Check the name, the split, the token and the network, or give a local file."
+            f"{name}: could not be loaded with datasets.load_dataset: {error}. "
+            "Check the name, the split, the token and the network, or use a local file."
         ) from error
     return _one_split(loaded, split, name)
 
@@ -79,31 +96,32 @@ def _one_split(loaded: Any, split: str | None, name: str) -> datasets.Dataset:
         if split is None and len(loaded) == 1:
             return next(iter(loaded.values()))
         if split not in loaded:
-            wanted = "choose one" if split is None else f"there is no split {split!r}"
-            raise ExampleError(f"{name}: {wanted}; split may be {', '.join(map(repr, loaded))}.")
+            problem = "there are several splits" if split is None else f"no split {split!r}"
+            raise ExampleError(f"{name}: {problem}; choose one of {', '.join(map(repr, loaded))}.")
         return loaded[split]
     if not isinstance(loaded, datasets.Dataset):
-        raise ExampleError(f"{name}: streaming data sets cannot be windowed; load it whole.")
+        raise ExampleError(f"{name}: a streaming data set is not supported; omit streaming=True.")
     return loaded
 
 
 def arrow_table(dataset: datasets.Dataset) -> pa.Table:
-    """All rows of a data set, in its order, whatever its format; the data set stays as it is."""
-    # A data set of no rows cannot be sliced.
+    """Return all rows of a data set in order, for any `set_format`; the data set is not changed."""
+    # A data set without rows cannot be sliced.
     rows = dataset.with_format("arrow")[:] if len(dataset) else dataset.data.table.slice(0, 0)
     return cast(pa.Table, rows)
 
 
-_KEPT = ("id", "title", "context", "question", "answers", "answer_text", "answer_start")
+_USED_COLUMNS = ("id", "title", "context", "question", "answers", "answer_text", "answer_start")
 
 
 def _table_rows(dataset: datasets.Dataset) -> list[Row]:
-    """A data set's rows as plain Python; columns of no use are never decoded."""
+    """Convert a data set's rows to Python objects; columns that are not used are not decoded."""
     table = arrow_table(dataset)
-    kept = [column for column in table.column_names if column in _KEPT]
-    if not {"question", "context"} <= set(kept):
+    used = [column for column in table.column_names if column in _USED_COLUMNS]
+    if not {"question", "context"} <= set(used):
+        # One row with all column names is enough for the error message about missing columns.
         return [dict.fromkeys(table.column_names)] * min(len(dataset), 1)
-    return table.select(kept).to_pylist()
+    return table.select(used).to_pylist()
 
 
 def _read_file(path: Path) -> list[Row]:
@@ -114,7 +132,8 @@ def _read_file(path: Path) -> list[Row]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ExampleError(
-            f"{path}: not UTF-8 text (byte {error.start}) and not Parquet. Readable: {FORMATS}."
+            f"{path}: neither UTF-8 text (byte {error.start} is invalid) nor Parquet. "
+            f"Supported sources: {FORMATS}."
         ) from error
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
@@ -128,18 +147,19 @@ def _read_parquet(path: Path) -> list[Row]:
     try:
         return _table_rows(datasets.Dataset(pq.read_table(path)))
     except pa.ArrowException as error:
-        raise ExampleError(f"{path}: not a readable Parquet file: {error}") from error
+        raise ExampleError(f"{path}: not a valid Parquet file: {error}") from error
 
 
 def _read_csv(path: Path, text: str, delimiter: str) -> list[Row]:
-    """Rows of strings. Python's reader, as pandas takes the answer "NA" for an empty cell."""
-    limit = csv.field_size_limit(INT32_MAX)  # the default, 128 KiB, is shorter than some contexts
+    """Read rows of strings."""
+    # Python's own reader, because pandas reads the answer "NA" as an empty cell.
+    limit = csv.field_size_limit(INT32_MAX)  # some contexts exceed the default of 128 KiB
     try:
-        # newline="" keeps a context's own \r\n, which the answers' offsets count.
+        # newline="" preserves \r\n in a context, which the answers' offsets count.
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         return [{k: v for k, v in row.items() if k is not None} for row in reader]
     except csv.Error as error:
-        raise ExampleError(f"{path}: not readable as CSV: {error}.") from error
+        raise ExampleError(f"{path}: not valid CSV: {error}.") from error
     finally:
         csv.field_size_limit(limit)
 
@@ -148,17 +168,18 @@ def _read_json(path: Path, text: str) -> list[Row]:
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # several values: one a line
+        if error.msg == "Extra data":  # several values, one on each line
             return _read_json_lines(path, text)
         raise _not_json(path, error, error.lineno) from error
     except RecursionError as error:
-        raise ExampleError(f"{path}: not usable JSON: nested too deeply.") from error
+        raise ExampleError(f"{path}: cannot parse JSON: it is nested too deeply.") from error
     return _json_rows(str(path), content)
 
 
 def _not_json(path: Path, error: json.JSONDecodeError, line: int) -> ExampleError:
     return ExampleError(
-        f"{path}: not JSON: {error.msg} at line {line}, column {error.colno}. Readable: {FORMATS}."
+        f"{path}: not valid JSON: {error.msg} at line {line}, column {error.colno}. "
+        f"Supported sources: {FORMATS}."
     )
 
 
@@ -175,7 +196,7 @@ def _read_json_lines(path: Path, text: str) -> list[Row]:
 
 
 def _json_rows(name: str, content: Any) -> list[Row]:
-    """Rows of a parsed file: nested SQuAD, `{"data": [...]}`, a list, or a single row."""
+    """Return the rows of parsed JSON: nested SQuAD, `{"data": [...]}`, a list, or one row."""
     if isinstance(content, Mapping) and "data" in content:
         content = content["data"]
     if isinstance(content, Mapping) and {"question", "context"} & content.keys():
@@ -191,19 +212,21 @@ def _json_rows(name: str, content: Any) -> list[Row]:
 
 
 def _nested(name: str, articles: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
-    """Official SQuAD: articles of paragraphs of questions. `plausible_answers` are not answers."""
+    """Yield a row for each question of nested SQuAD; `plausible_answers` are ignored."""
     for a, article in enumerate(articles):
         for p, paragraph in enumerate(_objects(name, article, "paragraphs", f"data[{a}]")):
-            where = f"data[{a}].paragraphs[{p}]"
-            for qa in _objects(name, paragraph, "qas", where):
+            location = f"data[{a}].paragraphs[{p}]"
+            for qa in _objects(name, paragraph, "qas", location):
                 row = {key: qa[key] for key in ("id", "question", "answers") if key in qa}
                 row |= {"title": article.get("title")}
                 yield row | ({"context": paragraph["context"]} if "context" in paragraph else {})
 
 
-def _objects(name: str, holder: Mapping[str, Any], key: str, where: str) -> list[Any]:
-    value = holder.get(key)
+def _objects(name: str, parent: Mapping[str, Any], key: str, location: str) -> list[Any]:
+    value = parent.get(key)
     if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
-        found = ", ".join(map(str, holder)) or "nothing"
-        raise ExampleError(f'{name}: {where} needs a list of objects "{key}"; it has: {found}.')
+        keys = ", ".join(map(str, parent)) or "none"
+        raise ExampleError(
+            f'{name}: {location} needs the key "{key}" with a list of objects; keys found: {keys}.'
+        )
     return value

@@ -1,6 +1,6 @@
 """Stage 2 of 7: texts -> token ids and offsets (host, NumPy).
 
-Each distinct text is tokenised once, long ones in pieces, so that memory stays bounded.
+Each distinct text is tokenized once. A long text is split into overlapping chunks to bound memory.
 """
 
 import dataclasses
@@ -13,30 +13,33 @@ from jaxtyping import Int32, Int64
 from tokenizers import Encoding, Tokenizer
 from tqdm import tqdm
 
-CHARACTERS_AT_ONCE = 1 << 20  # bounds what the tokenizer holds (about 100 bytes a token)
-LONG_TEXT = 1 << 18  # characters; longer texts are tokenised in pieces, which
-PIECES_SHARE = 1 << 11  # share this many, so that they can be put together where they agree
+BATCH_CHARACTERS = 1 << 20  # bounds the tokenizer's memory (about 100 bytes a token)
+CHUNK_SIZE = 1 << 18  # characters; longer texts are split into chunks of this size
+CHUNK_OVERLAP = 1 << 11  # characters that two neighbouring chunks share
 
-Numbers = Int64[np.ndarray, " n"]  # one a text
+Int64Array = Int64[np.ndarray, " n"]  # one number for each text
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Tokens of the distinct texts, end to end; text e of all has count[e] from first[e] on."""
+    """The tokens of e texts; equal texts share their tokens.
 
-    ids: Int32[np.ndarray, " t"]
-    offsets: Int32[np.ndarray, "k 2"]  # k is t; 0 where offsets are not needed
-    first: Numbers
-    count: Numbers
+    Text i has the tokens `ids[first[i] : first[i] + count[i]]`.
+    """
+
+    ids: Int32[np.ndarray, " t"]  # tokens of all distinct texts, concatenated
+    offsets: Int32[np.ndarray, "k 2"]  # in code points; k = t, or 0 if offsets are not needed
+    first: Int64Array
+    count: Int64Array
 
 
 def encode_distinct(texts: list[str], backend: Tokenizer, *, disable: bool) -> Tokens:
-    """Tokens of every text, without special tokens; a progress bar unless `disable`."""
-    number = {text: n for n, text in enumerate(dict.fromkeys(texts))}
+    """Tokenize texts without special tokens, with a progress bar unless `disable`."""
+    index = {text: n for n, text in enumerate(dict.fromkeys(texts))}
     ids, offsets = [np.zeros(0, np.int32)], [np.zeros((0, 2), np.int32)]
-    with tqdm(total=len(texts), desc="Tokenising", unit="ex", disable=disable) as bar:
-        for batch in _batches(list(number)):
-            if len(batch[0]) > LONG_TEXT:
+    with tqdm(total=len(texts), desc="Tokenizing", unit="ex", disable=disable) as bar:
+        for batch in _batches(list(index)):
+            if len(batch[0]) > CHUNK_SIZE:
                 encoded = [_encode_long(batch[0], backend)]
             else:
                 encodings = backend.encode_batch(batch, add_special_tokens=False)
@@ -44,12 +47,12 @@ def encode_distinct(texts: list[str], backend: Tokenizer, *, disable: bool) -> T
             for text_ids, text_offsets in encoded:
                 ids.append(text_ids)
                 offsets.append(text_offsets)
-            bar.update(len(texts) * len(batch) // len(number))
+            bar.update(len(texts) * len(batch) // len(index))
         bar.update(bar.total - bar.n)
     count = np.array([len(tokens) for tokens in ids[1:]], np.int64)
-    of_text = np.array([number[text] for text in texts], np.int64)
+    row = np.array([index[text] for text in texts], np.int64)
     first = np.cumsum(count) - count
-    return Tokens(np.concatenate(ids), np.concatenate(offsets), first[of_text], count[of_text])
+    return Tokens(np.concatenate(ids), np.concatenate(offsets), first[row], count[row])
 
 
 def _ids_and_offsets(encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
@@ -60,92 +63,96 @@ def _ids_and_offsets(encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _encode_long(text: str, backend: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of a long text in bounded memory: pieces, put together where neighbours agree.
+    """Tokenize a long text in bounded memory: in overlapping chunks, which are then merged.
 
-    A tokenizer looks at words, or a little further. Two pieces that share PIECES_SHARE characters
-    have the same tokens there but at their edges; that is checked, and a text for which it does not
-    hold is tokenised whole.
+    If the tokens of two chunks differ in the overlap, the text is tokenized as a whole.
     """
+    # A token depends on its word and perhaps on neighbouring words. So the tokens of two chunks
+    # agree inside the overlap, except near its ends: a quarter of it is left out on each side.
     ids, offsets = [], []
-    begin, kept = 0, 0  # characters up to `kept` have their tokens in the lists
+    begin, seam = 0, 0  # the previous chunk provides the tokens before character `seam`
     while True:
-        end = min(begin + LONG_TEXT, len(text))
+        end = min(begin + CHUNK_SIZE, len(text))
         encoding = backend.encode(text[begin:end], add_special_tokens=False)
-        piece_ids, piece_offsets = _ids_and_offsets(encoding)
-        piece_offsets += begin
+        chunk_ids, chunk_offsets = _ids_and_offsets(encoding)
+        chunk_offsets += begin
         if begin:
-            margin = PIECES_SHARE // 4
-            last = begin + PIECES_SHARE - margin
-            ours, theirs = (
-                (starts >= kept) & (starts < last)
-                for starts in (piece_offsets[:, 0], offsets[-1][:, 0])
+            margin = CHUNK_OVERLAP // 4
+            last = begin + CHUNK_OVERLAP - margin
+            shared, previous_shared = (
+                (starts >= seam) & (starts < last)
+                for starts in (chunk_offsets[:, 0], offsets[-1][:, 0])
             )
             if not (
-                ours.any()
-                and np.array_equal(piece_ids[ours], ids[-1][theirs])
-                and np.array_equal(piece_offsets[ours], offsets[-1][theirs])
+                shared.any()
+                and np.array_equal(chunk_ids[shared], ids[-1][previous_shared])
+                and np.array_equal(chunk_offsets[shared], offsets[-1][previous_shared])
             ):
                 return _ids_and_offsets(backend.encode(text, add_special_tokens=False))
-            before = offsets[-1][:, 0] < kept
+            before = offsets[-1][:, 0] < seam
             ids[-1], offsets[-1] = ids[-1][before], offsets[-1][before]
-            after = piece_offsets[:, 0] >= kept
-            piece_ids, piece_offsets = piece_ids[after], piece_offsets[after]
-        ids.append(piece_ids)
-        offsets.append(piece_offsets)
+            after = chunk_offsets[:, 0] >= seam
+            chunk_ids, chunk_offsets = chunk_ids[after], chunk_offsets[after]
+        ids.append(chunk_ids)
+        offsets.append(chunk_offsets)
         if end == len(text):
             return np.concatenate(ids), np.concatenate(offsets)
-        begin = end - PIECES_SHARE
-        kept = begin + PIECES_SHARE // 4
+        begin = end - CHUNK_OVERLAP
+        seam = begin + CHUNK_OVERLAP // 4
 
 
 def _batches(texts: list[str]) -> Iterator[list[str]]:
-    """The texts in order, about CHARACTERS_AT_ONCE at a time; a long one by itself."""
+    """Yield the texts in batches of about BATCH_CHARACTERS; a long text is a batch by itself."""
     begin, characters = 0, 0
     for n, text in enumerate(texts):
-        if n > begin and (len(text) > LONG_TEXT or characters >= CHARACTERS_AT_ONCE):
+        if n > begin and (len(text) > CHUNK_SIZE or characters >= BATCH_CHARACTERS):
             yield texts[begin:n]
             begin, characters = n, 0
-        # Nothing joins a long text.
-        characters += CHARACTERS_AT_ONCE if len(text) > LONG_TEXT else len(text)
+        # A long text fills its batch, so that no text is added to it.
+        characters += BATCH_CHARACTERS if len(text) > CHUNK_SIZE else len(text)
     if texts:
         yield texts[begin:]
 
 
 @contextmanager
 def plain_encoding(backend: Tokenizer, split_special_tokens: bool) -> Iterator[None]:
-    """Whole texts, unpadded; afterwards the tokenizer is as the user had it.
+    """Disable truncation and padding in a `with` block; restore the user's settings after it.
 
-    A `tokenizer.json` may carry its own truncation and padding (all-MiniLM-L6-v2: both 128).
+    A `tokenizer.json` may enable both (all-MiniLM-L6-v2 truncates and pads to 128 tokens).
     """
     truncation, padding = backend.truncation, backend.padding
-    split_before = backend.encode_special_tokens
+    encode_special_tokens = backend.encode_special_tokens
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = split_special_tokens
     try:
         yield
     finally:
-        backend.encode_special_tokens = split_before
+        backend.encode_special_tokens = encode_special_tokens
         if truncation is not None:
             backend.enable_truncation(**truncation)
         if padding is not None:
             backend.enable_padding(**padding)
 
 
-# --- The pair's special tokens -------------------------------------------------------------------
+# --- Special tokens of a pair --------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """How the tokenizer joins two texts: block 0, text, block 1, text, block 2."""
+    """The special tokens around a pair of texts: block 0, text 0, block 1, text 1, block 2."""
 
-    blocks: tuple[tuple[list[int], list[int]], ...]  # (token ids, token types) of each block
-    types: tuple[int, int]  # token type of each text
-    special_tokens: int
+    blocks: tuple[tuple[list[int], list[int]], ...]  # (token ids, token type ids) of each block
+    types: tuple[int, int]  # token type id of each text
+    special_tokens: int  # number of tokens in all blocks
 
 
 def read_template(backend: Tokenizer) -> Template:
-    """Read off a pair encoded by the tokenizer itself; it must hold the texts' own tokens."""
+    """Find the tokenizer's special tokens from a pair of texts that it encodes.
+
+    Raises:
+        ValueError: the texts' tokens in the pair differ from those of the texts alone.
+    """
     probe = ("What is it?", "It is a probe, nothing more.")
     pair = backend.encode(*probe)
     alone = [backend.encode(text, add_special_tokens=False) for text in probe]
@@ -155,8 +162,8 @@ def read_template(backend: Tokenizer) -> Template:
     ]
     if [token for token in in_pair if token[0] is not None] != expected:
         raise ValueError(
-            "this tokenizer encodes a pair of texts in another way than the two texts alone, so "
-            "its windows cannot be put together. Please report the tokenizer."
+            "this tokenizer gives two texts other tokens in a pair than alone, so windows cannot "
+            "be built from their tokens. Please report the tokenizer as an issue."
         )
     begins = [pair.sequence_ids.index(0), pair.sequence_ids.index(1), len(pair)]
     ends = [0, *(begin + len(e) for begin, e in zip(begins, alone, strict=False))]

@@ -1,8 +1,9 @@
-"""Stage 2 of 7: windows, and the two ways to hold N of them (host, NumPy).
+"""Stage 2 of 7: the two representations of N windows (host, NumPy).
 
-`Features` are rows of arrays, as Hugging Face's; a user's own data set becomes them. `CutWindows`
-are the tokens of the distinct texts and where each window lies in them: an order of magnitude
-fewer bytes, and rows are put together when a batch asks for them.
+`Features` holds one array row for each window, as Hugging Face's features do; data sets prepared by
+users are converted to it. `LazyWindows` holds the tokens of each distinct text once and the slice
+that each window takes of them, and builds rows when a batch needs them. It uses about a tenth of
+the memory.
 """
 
 import dataclasses
@@ -29,22 +30,23 @@ from qa_flax.data.columns import (
 from qa_flax.data.readers import arrow_table
 from qa_flax.data.tokens import Template, Tokens
 
-Rows = Int32[np.ndarray, "n l"]
-Numbers = Int64[np.ndarray, " n"]  # one an example or one a window
-Positions = Int32[np.ndarray, " n"]
-Some = slice | np.ndarray  # some of the windows
+Rows = Int32[np.ndarray, "n l"]  # one value for each token of n windows
+Int64Array = Int64[np.ndarray, " n"]  # one number for each example or window
+Positions = Int32[np.ndarray, " n"]  # one token position for each window
+RowIndex = slice | np.ndarray  # selects windows
 
 WINDOWS_AT_ONCE = 1024  # bounds the temporary index arrays
 
 
 class Windows(ABC):
-    """N windows of L tokens, of which some may be padding.
+    """N windows of L tokens, including padding.
 
     Attributes:
-        example_ids: the example that each window was cut from [N].
-        start_positions, end_positions: int32 [N], tokens of the first answer, both the CLS token
-            where the answer is not wholly inside the window; None without labels.
-        cls_index: int32 [N], where the CLS token is; None: the first token everywhere.
+        example_ids: the id of each window's example [N].
+        start_positions, end_positions: int32 [N], first and last token of the example's first
+            answer; both the CLS token if the window does not contain the whole answer. None
+            without labels.
+        cls_index: int32 [N], position of the CLS token; None if it is always the first token.
     """
 
     example_ids: list[str]
@@ -58,44 +60,49 @@ class Windows(ABC):
     @property
     @abstractmethod
     def padded_length(self) -> int:
-        """L, padding included."""
+        """L, the tokens of each window including padding."""
 
     @property
     @abstractmethod
     def lengths(self) -> Int64[np.ndarray, " n"]:
-        """How many tokens of each window are not padding."""
+        """The tokens of each window without padding [N]."""
 
     @property
     @abstractmethod
     def is_left_padded(self) -> bool:
-        """Whether padding stands before the text."""
+        """Whether padding precedes the text."""
 
     @abstractmethod
-    def inputs(self, rows: Some, width: int) -> dict[str, Rows]:
-        """The model's inputs for some windows, without padding beyond `width` tokens."""
+    def inputs(self, rows: RowIndex, width: int) -> dict[str, Rows]:
+        """Return the model inputs of some windows, padded to `width` tokens instead of L.
+
+        Returns:
+            int32 [n, width] arrays `input_ids`, `attention_mask` and, if the model has them,
+            `token_type_ids`.
+        """
 
     @abstractmethod
-    def offset_lookup(self, rows: Some) -> OffsetLookup:
-        """Offsets of some windows' tokens, to be looked up by position.
+    def offset_lookup(self, rows: RowIndex) -> OffsetLookup:
+        """Return a lookup of the token offsets of some windows.
 
         Raises:
-            ValueError: there are no offsets.
+            ValueError: the windows have no offsets.
         """
 
     @abstractmethod
     def features(self) -> "Features":
-        """The same windows as rows of arrays."""
+        """Convert the windows to array rows."""
 
-    def max_context(self, rows: Some, width: int) -> None:
-        """Which tokens of the context an answer may start at: all of them (`SpanSource`)."""
+    def max_context(self, rows: RowIndex, width: int) -> None:
+        """Return None: an answer may start at any context token (see `WindowTable.max_context`)."""
         return None
 
     @abstractmethod
     def select(self, rows: slice) -> "Windows":
-        """Some of the windows."""
+        """Return some of the windows."""
 
     def columns(self, width: int) -> slice:
-        """Which of the L columns `inputs` gives."""
+        """Return which of the L columns `inputs` contains."""
         return (
             slice(self.padded_length - width, self.padded_length)
             if self.is_left_padded
@@ -103,17 +110,17 @@ class Windows(ABC):
         )
 
 
-# --- Rows of arrays ------------------------------------------------------------------------------
+# --- Array rows ----------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Features(Windows):
-    """Windows as a struct of arrays, one row a window.
+    """Windows as a struct of arrays, with one row for each window.
 
-    Attributes, further to those of `Windows`:
+    Attributes, in addition to those of `Windows`:
         input_ids: int32 [N, L].
         attention_mask: int32 [N, L], 1 for a token and 0 for padding.
-        token_type_ids: int32 [N, L], or None where the tokenizer does not make them.
+        token_type_ids: int32 [N, L]; None if the model does not have them.
         offsets: int32 [N, L, 2], start and end of each token in the context, in code points;
             (-1, -1) for tokens outside the context.
     """
@@ -139,17 +146,17 @@ class Features(Windows):
     def is_left_padded(self) -> bool:
         return bool((self.attention_mask[:, 0] == 0).any())
 
-    def inputs(self, rows: Some, width: int) -> dict[str, Rows]:
+    def inputs(self, rows: RowIndex, width: int) -> dict[str, Rows]:
         columns = self.columns(width)
         names = ("input_ids", "attention_mask", "token_type_ids")
         arrays = {name: getattr(self, name) for name in names}
         return {n: array[rows, columns] for n, array in arrays.items() if array is not None}
 
-    def offset_lookup(self, rows: Some) -> OffsetLookup:
+    def offset_lookup(self, rows: RowIndex) -> OffsetLookup:
         if self.offsets is None:
             raise ValueError(
-                "features have no offsets, which say where in the context a token is: make them "
-                "with prepare_validation_features"
+                "features have no offsets, which map tokens to the context: create them with "
+                "prepare_validation_features"
             )
         return offset_lookup(self.offsets[rows], "offsets")
 
@@ -157,47 +164,48 @@ class Features(Windows):
         return self
 
     def select(self, rows: slice) -> "Features":
-        given = {name: getattr(self, name) for name in _COLUMNS}
-        some = {name: value[rows] for name, value in given.items() if value is not None}
-        return Features(**some)
+        fields = {name: getattr(self, name) for name in _COLUMNS}
+        selected = {name: value[rows] for name, value in fields.items() if value is not None}
+        return Features(**selected)
 
     def to_dataset(self) -> datasets.Dataset:
-        """The same windows as a data set with Hugging Face's column names, without a copy."""
+        """Convert to a data set with Hugging Face's column names, without copying the arrays."""
         columns = {name: getattr(self, field) for field, name in _COLUMNS.items()}
         arrays = {name: arrow_column(value) for name, value in columns.items() if value is not None}
-        # Given no fingerprint, datasets would read all the data to make one.
+        # Without a fingerprint, datasets would hash all the data.
         return datasets.Dataset(pa.table(arrays), fingerprint=uuid.uuid4().hex[:16])
 
     @classmethod
     def from_dataset(cls, dataset: datasets.Dataset) -> "Features":
-        """Windows from Hugging Face style columns, the user's own or those of `to_dataset`.
+        """Convert a data set with Hugging Face's column names, from `to_dataset` or a user.
 
-        Rows may be ragged: they are padded on the right to the longest (attention mask 0). A token
-        outside the context may have the offsets None, [] or (-1, -1). Without `attention_mask`
-        every token of a row is real; without `example_id` a row's id is its number. Arrays may be
+        Ragged rows are padded on the right to the longest row (attention mask 0). A token outside
+        the context may have the offsets None, [] or (-1, -1). Without a column `attention_mask` no
+        token is padding; without a column `example_id` a row's id is its number. Arrays may be
         read-only views of the data set's memory.
 
         Raises:
-            ValueError: there is no column `input_ids`, a number is None, or the columns of tokens
-                differ in width.
+            ValueError: there is no column `input_ids`, a number is None, or the columns with a
+                value for each token differ in width.
         """
         if "input_ids" not in dataset.column_names:
-            found = ", ".join(dataset.column_names) or "none"
-            raise ValueError(f"windows need the column input_ids; columns found: {found}.")
+            names = ", ".join(dataset.column_names) or "none"
+            raise ValueError(f"windows need the column input_ids; columns found: {names}.")
         table = arrow_table(dataset)
-        found = {
+        arrays = {
             field: numpy_column(table[name], name)
             for field, name in _COLUMNS.items()
             if name in table.column_names and field != "example_ids"
         }
-        if "attention_mask" not in found:
-            found["attention_mask"] = _real_tokens(table["input_ids"], found["input_ids"].shape)
-        _check_shapes(found)
+        if "attention_mask" not in arrays:
+            arrays["attention_mask"] = _default_mask(table["input_ids"], arrays["input_ids"].shape)
+        _check_shapes(arrays)
         has_ids = "example_id" in table.column_names
         ids = table["example_id"].to_pylist() if has_ids else range(len(table))
-        return cls(example_ids=[str(id_) for id_ in ids], **found)
+        return cls(example_ids=[str(id_) for id_ in ids], **arrays)
 
 
+# Field of Features -> column of the data set.
 _COLUMNS = {
     "input_ids": "input_ids",
     "token_type_ids": "token_type_ids",
@@ -210,67 +218,67 @@ _COLUMNS = {
 }
 
 
-def _real_tokens(column: pa.ChunkedArray, shape: tuple[int, ...]) -> Rows:
-    """Ones over each row's own length."""
+def _default_mask(column: pa.ChunkedArray, shape: tuple[int, ...]) -> Rows:
+    """Return an attention mask of ones for the tokens of each ragged row."""
     lengths = [chunk.value_lengths().to_numpy(zero_copy_only=False) for chunk in column.chunks]
     count = np.concatenate([*lengths, np.zeros(0, np.int64)])
     return (np.arange(shape[1]) < count[:, None]).astype(np.int32)
 
 
-def _check_shapes(found: dict[str, np.ndarray]) -> None:
-    length = found["input_ids"].shape[1]
+def _check_shapes(arrays: dict[str, np.ndarray]) -> None:
+    length = arrays["input_ids"].shape[1]
     for name in ("attention_mask", "token_type_ids", "offsets"):
-        if name in found and found[name].shape[1] != length:
+        if name in arrays and arrays[name].shape[1] != length:
             raise ValueError(
-                f"column {_COLUMNS[name]} is {found[name].shape[1]} tokens wide, and input_ids "
+                f"column {_COLUMNS[name]} is {arrays[name].shape[1]} tokens wide, but input_ids is "
                 f"{length}: every row needs one value for each token."
             )
 
 
-# --- Cuts of the texts' tokens -------------------------------------------------------------------
+# --- Slices of the texts' tokens -----------------------------------------------------------------
 
 
 _POSITIONS = ("start_positions", "end_positions", "cls_index")
 
 
 @dataclasses.dataclass(frozen=True)
-class Cut:
-    """Which context tokens each window holds: `count` of its example's from `start` on."""
+class ContextSlices:
+    """The context tokens of each window: `start` to `start + count` of its example's context."""
 
-    example: Numbers
-    start: Numbers
-    count: Numbers
+    example: Int64Array  # index of the example
+    start: Int64Array
+    count: Int64Array
 
-    def __getitem__(self, rows: Some) -> "Cut":
-        return Cut(self.example[rows], self.start[rows], self.count[rows])
+    def __getitem__(self, rows: RowIndex) -> "ContextSlices":
+        return ContextSlices(self.example[rows], self.start[rows], self.count[rows])
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a row is made of a question and a piece of a context."""
+    """How a row is built from a question and a part of a context."""
 
     template: Template
     padded_length: int
-    is_left_padded: bool  # the context then stands before the question
+    is_left_padded: bool  # if so, the context precedes the question
     pad_token_id: int
     pad_token_type_id: int
     has_token_types: bool
 
 
 @dataclasses.dataclass(frozen=True)
-class CutWindows(Windows):
-    """Windows as cuts of the tokens of questions and contexts, each distinct text once.
+class LazyWindows(Windows):
+    """Windows as slices of the tokens of questions and contexts; rows are built when needed.
 
-    Attributes, further to those of `Windows`:
-        questions, contexts: the tokens of every example's texts; offsets of the contexts only.
-        cut: where each window lies in its example's context [N].
-        layout: how a row is put together.
+    Attributes, in addition to those of `Windows`:
+        questions, contexts: the tokens of every example's texts; only contexts have offsets.
+        slices: the part of the context that each window contains [N].
+        layout: how a row is built.
     """
 
     example_ids: list[str]
     questions: Tokens
     contexts: Tokens
-    cut: Cut
+    slices: ContextSlices
     layout: Layout
     start_positions: Positions | None = None
     end_positions: Positions | None = None
@@ -282,35 +290,35 @@ class CutWindows(Windows):
 
     @property
     def lengths(self) -> Int64[np.ndarray, " n"]:
-        return self._lengths(self.cut)
+        return self._lengths(self.slices)
 
     @property
     def is_left_padded(self) -> bool:
         return self.layout.is_left_padded
 
-    def inputs(self, rows: Some, width: int) -> dict[str, Rows]:
-        cut, layout = self.cut[rows], self.layout
-        shape = (len(cut.example), width)
+    def inputs(self, rows: RowIndex, width: int) -> dict[str, Rows]:
+        slices, layout = self.slices[rows], self.layout
+        shape = (len(slices.example), width)
         arrays = {
             "input_ids": np.full(shape, layout.pad_token_id, np.int32),
             "attention_mask": np.zeros(shape, np.int32),
             "token_type_ids": np.full(shape, layout.pad_token_type_id, np.int32),
         }
-        self._fill(cut, width, **{name: array.reshape(-1) for name, array in arrays.items()})
+        self._fill(slices, width, **{name: array.reshape(-1) for name, array in arrays.items()})
         if not layout.has_token_types:
             del arrays["token_type_ids"]
         return arrays
 
-    def offset_lookup(self, rows: Some) -> OffsetLookup:
-        cut, offsets = self.cut[rows], self.contexts.offsets
-        begin = self._context_begins(cut)[:, None]
-        first = (self.contexts.first[cut.example] + cut.start)[:, None] - begin
+    def offset_lookup(self, rows: RowIndex) -> OffsetLookup:
+        slices, offsets = self.slices[rows], self.contexts.offsets
+        begin = self._context_begins(slices)[:, None]
+        shift = (self.contexts.first[slices.example] + slices.start)[:, None] - begin
 
         def at(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            inside = (positions >= begin) & (positions < begin + cut.count[:, None])
-            both = np.full((*positions.shape, 2), OUTSIDE, np.int32)
-            both[inside] = offsets[(positions + first)[inside]]
-            return both[..., 0], both[..., 1]
+            inside = (positions >= begin) & (positions < begin + slices.count[:, None])
+            pairs = np.full((*positions.shape, 2), OUTSIDE, np.int32)
+            pairs[inside] = offsets[(positions + shift)[inside]]
+            return pairs[..., 0], pairs[..., 1]
 
         return OffsetLookup(at, self.padded_length)
 
@@ -323,83 +331,88 @@ class CutWindows(Windows):
                 arrays.setdefault(name, np.empty(shape, np.int32))[rows] = values
         return Features(self.example_ids, **arrays, **self._positions())
 
-    def select(self, rows: slice) -> "CutWindows":
-        some = {name: array[rows] for name, array in self._positions().items()}
+    def select(self, rows: slice) -> "LazyWindows":
+        positions = {name: array[rows] for name, array in self._positions().items()}
         return dataclasses.replace(
-            self, example_ids=self.example_ids[rows], cut=self.cut[rows], **some
+            self, example_ids=self.example_ids[rows], slices=self.slices[rows], **positions
         )
 
-    def padded_to(self, length: int) -> "CutWindows":
-        """The same windows with more padding, where others are longer."""
+    def padded_to(self, length: int) -> "LazyWindows":
+        """Return these windows padded to `length` tokens, at least `padded_length`."""
         layout = dataclasses.replace(self.layout, padded_length=length)
         shift = np.int32(length - self.padded_length if self.is_left_padded else 0)
-        moved = {name: array + shift for name, array in self._positions().items()}
-        return dataclasses.replace(self, layout=layout, **moved)
+        positions = {name: array + shift for name, array in self._positions().items()}
+        return dataclasses.replace(self, layout=layout, **positions)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """What another host needs to train on these windows, if it knows their layout (`joined`).
+        """Convert to arrays that can be sent to other processes, for `joined`.
 
-        Offsets, which say where in its text a token is, stay here.
+        They contain what training needs: neither the offsets nor the layout.
         """
-        cut = self.cut
+        slices = self.slices
         return {
             "example_ids": np.frombuffer(json.dumps(self.example_ids).encode(), np.uint8),
             "question_ids": self.questions.ids,
             "questions": np.stack([self.questions.first, self.questions.count]),
             "context_ids": self.contexts.ids,
             "contexts": np.stack([self.contexts.first, self.contexts.count]),
-            "cut": np.stack([cut.example, cut.start, cut.count]),
+            "slices": np.stack([slices.example, slices.start, slices.count]),
         } | self._positions()
 
-    def joined(self, parts: Sequence[Mapping[str, np.ndarray]]) -> "CutWindows":
-        """The windows of several hosts, all of this layout, as one: from their `to_arrays`."""
-        examples = np.cumsum([0] + [part["questions"].shape[1] for part in parts[:-1]])
-        cuts = [
-            part["cut"] + np.array([[e], [0], [0]]) for part, e in zip(parts, examples, strict=True)
+    def joined(self, parts: Sequence[Mapping[str, np.ndarray]]) -> "LazyWindows":
+        """Concatenate the windows of all processes, which have the layout of these windows.
+
+        Args:
+            parts: the `to_arrays` of each process.
+        """
+        first_example = np.cumsum([0] + [part["questions"].shape[1] for part in parts[:-1]])
+        slices = [
+            part["slices"] + np.array([[e], [0], [0]])
+            for part, e in zip(parts, first_example, strict=True)
         ]
         positions = {
             name: np.concatenate([part[name] for part in parts])
             for name in _POSITIONS
             if all(name in part for part in parts)
         }
-        return CutWindows(
+        return LazyWindows(
             [id_ for part in parts for id_ in json.loads(part["example_ids"].tobytes())],
             _joined_tokens([(part["question_ids"], part["questions"]) for part in parts]),
             _joined_tokens([(part["context_ids"], part["contexts"]) for part in parts]),
-            Cut(*np.concatenate(cuts, axis=1)),
+            ContextSlices(*np.concatenate(slices, axis=1)),
             self.layout,
             **positions,
         )
 
     def _positions(self) -> dict[str, Any]:
-        """Labels and the CLS token's positions, where there are some."""
-        found = {name: getattr(self, name) for name in _POSITIONS}
-        return {name: array for name, array in found.items() if array is not None}
+        """Return the labels and the CLS token's positions, if the windows have them."""
+        fields = {name: getattr(self, name) for name in _POSITIONS}
+        return {name: array for name, array in fields.items() if array is not None}
 
-    def offsets(self, rows: Some) -> Int32[np.ndarray, "n l 2"]:
-        """Offsets of some windows' tokens, (-1, -1) outside the context."""
-        cut = self.cut[rows]
-        n = len(cut.example)
+    def offsets(self, rows: RowIndex) -> Int32[np.ndarray, "n l 2"]:
+        """Return the token offsets of some windows, (-1, -1) outside the context."""
+        slices = self.slices[rows]
+        n = len(slices.example)
         result = np.full((n, self.padded_length, 2), OUTSIDE, np.int32)
-        cell = np.arange(n) * self.padded_length + self._context_begins(cut)
-        source = ranges(self.contexts.first[cut.example] + cut.start, cut.count)
-        result.reshape(-1, 2)[ranges(cell, cut.count)] = self.contexts.offsets[source]
+        target = np.arange(n) * self.padded_length + self._context_begins(slices)
+        source = ranges(self.contexts.first[slices.example] + slices.start, slices.count)
+        result.reshape(-1, 2)[ranges(target, slices.count)] = self.contexts.offsets[source]
         return result
 
-    def _lengths(self, cut: Cut) -> Numbers:
-        texts = self.questions.count[cut.example] + cut.count
-        return self.layout.template.special_tokens + texts
+    def _lengths(self, slices: ContextSlices) -> Int64Array:
+        text_tokens = self.questions.count[slices.example] + slices.count
+        return self.layout.template.special_tokens + text_tokens
 
-    def _context_begins(self, cut: Cut) -> Numbers:
-        """The column of each window's first context token."""
+    def _context_begins(self, slices: ContextSlices) -> Int64Array:
+        """Return the column of each window's first context token."""
         before, between, _ = (len(ids) for ids, _ in self.layout.template.blocks)
         if self.layout.is_left_padded:
-            return self.layout.padded_length - self._lengths(cut) + before
-        return before + self.questions.count[cut.example] + between
+            return self.layout.padded_length - self._lengths(slices) + before
+        return before + self.questions.count[slices.example] + between
 
     def _fill(
         self,
-        cut: Cut,
+        slices: ContextSlices,
         width: int,
         input_ids: np.ndarray,
         attention_mask: np.ndarray,
@@ -407,30 +420,32 @@ class CutWindows(Windows):
     ) -> None:
         """Write windows into flat arrays [n * width]."""
         questions, contexts, template = self.questions, self.contexts, self.layout.template
-        # Of each text in the window: its tokens, the first of them and how many.
-        question = (questions, questions.first[cut.example], questions.count[cut.example])
-        context = (contexts, contexts.first[cut.example] + cut.start, cut.count)
-        left, used = self.layout.is_left_padded, self._lengths(cut)
-        cell = np.arange(len(used)) * width + (width - used if left else 0)  # the next token's
-        attention_mask[ranges(cell, used)] = 1
-        pieces = (context, question, None) if left else (question, context, None)
-        for (ids, types), piece, type_ in zip(
-            template.blocks, pieces, (*template.types, None), strict=True
+        example = slices.example
+        # Each text as (tokens, first token of each window, number of tokens of each window).
+        question = (questions, questions.first[example], questions.count[example])
+        context = (contexts, contexts.first[example] + slices.start, slices.count)
+        left, lengths = self.layout.is_left_padded, self._lengths(slices)
+        # The flat index where the next token of each window is written.
+        next_ = np.arange(len(lengths)) * width + (width - lengths if left else 0)
+        attention_mask[ranges(next_, lengths)] = 1
+        texts = (context, question, None) if left else (question, context, None)
+        for (ids, types), text, type_ in zip(
+            template.blocks, texts, (*template.types, None), strict=True
         ):
-            to = cell[:, None] + np.arange(len(ids))
-            input_ids[to], token_type_ids[to] = ids, types
-            cell = cell + len(ids)
-            if piece is not None:
-                tokens, first, count = piece
-                to = ranges(cell, count)
-                input_ids[to], token_type_ids[to] = tokens.ids[ranges(first, count)], type_
-                cell = cell + count
+            target = next_[:, None] + np.arange(len(ids))
+            input_ids[target], token_type_ids[target] = ids, types
+            next_ = next_ + len(ids)
+            if text is not None:
+                tokens, first, count = text
+                target = ranges(next_, count)
+                input_ids[target], token_type_ids[target] = tokens.ids[ranges(first, count)], type_
+                next_ = next_ + count
 
 
 def _joined_tokens(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Tokens:
-    """Tokens of several hosts' texts, each given as ids [t] and (first, count) [2, e]."""
-    before = np.cumsum([0] + [len(ids) for ids, _ in parts[:-1]])
-    texts = [of + np.array([[b], [0]]) for (_, of), b in zip(parts, before, strict=True)]
+    """Concatenate the tokens of several processes, each as ids [t] and (first, count) [2, e]."""
+    begins = np.cumsum([0] + [len(ids) for ids, _ in parts[:-1]])
+    texts = [text + np.array([[b], [0]]) for (_, text), b in zip(parts, begins, strict=True)]
     first, count = np.concatenate(texts, axis=1)
     ids = np.concatenate([ids for ids, _ in parts])
     return Tokens(ids, np.zeros((0, 2), np.int32), first, count)

@@ -1,1 +1,1 @@
-"""Stage 5 of 7: what the cores do: a step, all cores, the optimizer, memory (device, JAX)."""
+"""Stage 5 of 7: train and evaluation steps on all cores, optimizers, memory (device, JAX)."""

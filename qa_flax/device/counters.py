@@ -1,4 +1,4 @@
-"""What the device did: `debug=tpu_metrics_debug` prints it (device, JAX)."""
+"""Count compilations, steps and copies to the host for `debug=tpu_metrics_debug` (device, JAX)."""
 
 import sys
 import time
@@ -9,10 +9,11 @@ import jax
 
 
 class DeviceReport:
-    """Counts compilations, steps, and bytes that came to the host, from `start` on.
+    """Counts compilations, steps and bytes copied to the host, for performance debugging.
 
-    The counterpart of what `torch_xla`'s metrics report said after an evaluation: what is compiled
-    again and again, or copied without need, is seen here.
+    It plays the role of `torch_xla`'s metrics report, which transformers prints for the same
+    option. It reveals repeated compilations and unnecessary copies. The caller sets `steps` and
+    `bytes_to_host`.
     """
 
     def __init__(self):
@@ -22,28 +23,28 @@ class DeviceReport:
         self._began = time.monotonic()
 
     def start(self) -> None:
-        """Listen to JAX's compilations."""
+        """Start to count JAX's compilations."""
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
 
     def stop(self) -> None:
-        """Listen no longer."""
+        """Stop counting compilations."""
         jax.monitoring.unregister_event_duration_listener(self._on_event)
 
     def text(self) -> str:
-        """A line for each figure."""
+        """The report, one line for each number."""
         seconds = time.monotonic() - self._began
         compiling = sum(self._compilations)
-        each = (seconds - compiling) / self.steps if self.steps else 0.0
+        per_step = (seconds - compiling) / self.steps if self.steps else 0.0
         lines = [
             f"compiled: {len(self._compilations)} times, {compiling:.1f} s",
-            f"steps: {self.steps}, {1000 * each:.1f} ms each without compiling",
-            f"to the host: {self.bytes_to_host:,} bytes",
+            f"steps: {self.steps}, {1000 * per_step:.1f} ms each without compilation",
+            f"copied to the host: {self.bytes_to_host:,} bytes",
         ]
         for device in jax.local_devices():
-            found = device.memory_stats() or {}
-            if "bytes_in_use" in found:
-                in_use, most = found["bytes_in_use"], found.get("peak_bytes_in_use", 0)
-                lines.append(f"{device}: {in_use:,} bytes in use, {most:,} at most")
+            stats = device.memory_stats() or {}
+            if "bytes_in_use" in stats:
+                in_use, peak = stats["bytes_in_use"], stats.get("peak_bytes_in_use", 0)
+                lines.append(f"{device}: {in_use:,} bytes in use, {peak:,} at the peak")
         return "\n".join(f"  {line}" for line in lines)
 
     def _on_event(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
@@ -52,10 +53,15 @@ class DeviceReport:
 
 
 @contextmanager
-def device_report(what: str, is_wanted: bool) -> Iterator[DeviceReport]:
-    """Report on what is done inside, where that is wanted; a report to count with in any case."""
+def device_report(label: str, is_enabled: bool) -> Iterator[DeviceReport]:
+    """Yield a `DeviceReport` to count in; if enabled, print it to stderr on exit.
+
+    Args:
+        label: names the measured work in the printed report, such as `training`.
+        is_enabled: whether compilations are counted and the report is printed.
+    """
     report = DeviceReport()
-    if not is_wanted:
+    if not is_enabled:
         yield report
         return
     report.start()
@@ -63,4 +69,4 @@ def device_report(what: str, is_wanted: bool) -> Iterator[DeviceReport]:
         yield report
     finally:
         report.stop()
-        print(f"Device, {what}:\n{report.text()}", file=sys.stderr, flush=True)
+        print(f"Device, {label}:\n{report.text()}", file=sys.stderr, flush=True)

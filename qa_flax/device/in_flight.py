@@ -1,4 +1,4 @@
-"""Work that the cores do while the host goes on (host and device)."""
+"""Results that the cores still compute while the host continues (host and device)."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -8,32 +8,34 @@ from qa_flax.device import parallel
 
 Label = TypeVar("Label")
 
-AHEAD = 1
-"""Calls that are started before the oldest one's result is waited for: enough to keep the cores
-busy, few enough for a progress bar to tell the truth."""
+CALLS_AHEAD = 1
+"""How many calls are started before the host waits for the oldest result.
+
+One keeps the cores busy and still lets a progress bar follow them closely.
+"""
 
 
 class InFlight(Generic[Label]):
-    """Results on their way to the host, oldest first, each with what the caller knows it by."""
+    """A queue of device results that are being copied to the host, each with the caller's label."""
 
     def __init__(self):
         self._queue: deque[tuple[Label, Any]] = deque()
 
     def add(self, label: Label, result: Any) -> None:
-        """Begin to copy device arrays to the host; returns before the cores are done."""
+        """Start to copy a tree of device arrays to the host; returns before they are computed."""
         parallel.start_copy(result)
         self._queue.append((label, result))
 
     def due(self) -> Iterator[tuple[Label, Any]]:
-        """The results that more than `AHEAD` calls were started after, as NumPy."""
-        while len(self._queue) > AHEAD:
-            yield self._oldest()
+        """Yield and remove the oldest results, as NumPy, until only `CALLS_AHEAD` are left."""
+        while len(self._queue) > CALLS_AHEAD:
+            yield self._pop()
 
     def all(self) -> Iterator[tuple[Label, Any]]:
-        """Every result that is still on its way, as NumPy; waits for them."""
+        """Yield and remove every result, oldest first, as NumPy; waits for each."""
         while self._queue:
-            yield self._oldest()
+            yield self._pop()
 
-    def _oldest(self) -> tuple[Label, Any]:
+    def _pop(self) -> tuple[Label, Any]:
         label, result = self._queue.popleft()
         return label, parallel.gather(result)

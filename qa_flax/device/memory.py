@@ -1,4 +1,4 @@
-"""What a training step takes of a core's memory, told before the first one (host)."""
+"""Compute how much of a core's memory a training step needs, before the first step (host)."""
 
 from typing import Any, NamedTuple
 
@@ -13,39 +13,48 @@ GIB = 1 << 30
 
 
 class MemoryPlan(NamedTuple):
-    """Bytes on each core. A step holds them all at once, and no more."""
+    """Bytes that a training step needs on each core, all at the same time."""
 
     parameters: int
-    """Trained or not, float32."""
+    """Trained and fixed parameters, float32."""
     optimizer: int
     gradients: int
     activations: int
-    """What XLA keeps beside: activations, layers put together, the batch, and scratch."""
+    """XLA's other buffers: activations, all-gathered layers, the batch, and scratch memory."""
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum, in bytes."""
         return sum(self)
 
     def text(self, limit: int | None, batch: str) -> str:
-        """One line; `limit` is a core's memory in bytes, None where it is not known."""
+        """The plan in one line.
+
+        Args:
+            limit: a core's memory in bytes; None if it is unknown.
+            batch: describes the batch on each core, such as `8 x 384 tokens`.
+        """
         parts = ", ".join(f"{name} {_gib(size)}" for name, size in self._asdict().items())
-        fits = "a core's memory is not known here"
+        fits = "the memory of a core is unknown"
         if limit is not None:
             fits = f"fits in {_gib(limit)}: {'yes' if self.total <= limit else 'NO'}"
         return f"Memory on each core, {batch}: {parts}; {_gib(self.total)} in all; {fits}"
 
 
 HELP = (
-    "Lower per_device_train_batch_size (and raise gradient_accumulation_steps), or give "
+    "Lower per_device_train_batch_size (and raise gradient_accumulation_steps), or use "
     "--gradient_checkpointing, --shard_params, --bf16 or --lora_r"
 )
 
 
 def abstract_state(model: Any, optimizer: Any, is_sharded: bool, cores: int = 0) -> TrainState:
-    """What a core holds while the model is trained: shapes and dtypes, `Shard`s if it is divided.
+    """The training state on one core, as shapes and dtypes; with `Shard`s if it is sharded.
 
-    `cores`: how many there are, by default those of all hosts.
+    Args:
+        model: the model to train.
+        optimizer: an optax optimizer, `optim.make_optimizer`'s.
+        is_sharded: whether parameters and optimizer state are sharded over the cores.
+        cores: how many cores they are sharded over; 0: those of all processes.
     """
     params, fixed = jax.eval_shape(lambda: weights_of(model))
     if is_sharded:
@@ -56,23 +65,24 @@ def abstract_state(model: Any, optimizer: Any, is_sharded: bool, cores: int = 0)
 
 
 def memory_plan(state: TrainState, compiled: Any) -> MemoryPlan:
-    """The plan of a compiled step whose state on one core is `state` (or its shapes).
+    """The memory plan of a compiled training step.
 
-    XLA tells how much the step needs beside its arguments: gradients, which are of the parameters'
-    size, and the rest.
+    Args:
+        state: the training state on one core, or its shapes (`abstract_state`).
+        compiled: the compiled step, as `jax.stages.Compiled`.
     """
-    found = compiled.memory_analysis()
+    analysis = compiled.memory_analysis()
     gradients = bytes_of(state.params)
-    held = bytes_of(state)
-    # What comes out in memory of its own, and what went in with the batch.
-    more = found.output_size_in_bytes - found.alias_size_in_bytes
-    more += max(0, found.argument_size_in_bytes - held)
-    beside = found.temp_size_in_bytes + max(0, more)
+    # Outputs that do not reuse an input's memory, and the inputs beside the state: the batch.
+    in_and_out = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    in_and_out += max(0, analysis.argument_size_in_bytes - bytes_of(state))
+    # XLA does not report gradients separately; they are as large as the trained parameters.
+    buffers = analysis.temp_size_in_bytes + max(0, in_and_out)
     return MemoryPlan(
         parameters=bytes_of(state.params) + bytes_of(state.fixed),
         optimizer=bytes_of(state.opt_state),
-        gradients=min(gradients, beside),
-        activations=max(0, beside - gradients),
+        gradients=min(gradients, buffers),
+        activations=max(0, buffers - gradients),
     )
 
 

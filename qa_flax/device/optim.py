@@ -1,7 +1,7 @@
 """transformers' optimizers as optax chains: clipping, scaling, weight decay (device, JAX).
 
-A chain gives the direction of a step, which the step multiplies by minus the learning rate
-(`schedules.py`): what an optimizer remembers does not depend on the rate.
+A chain returns the direction of an update. The train step multiplies it by minus the learning
+rate (`schedules.py`), so the optimizer's state does not depend on the learning rate.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from qa_flax.models.sharding import global_norm
 
 
 def decay_mask(params: PyTree) -> PyTree:
-    """True where weight decay applies: everything but biases and normalisation layers, as in HF."""
+    """A tree of booleans: False for biases and normalisation layers, True elsewhere, as in HF."""
 
     def decays(path, _leaf) -> bool:
         names = [str(getattr(part, "key", getattr(part, "name", part))).lower() for part in path]
@@ -37,42 +37,42 @@ def make_optimizer(
     max_grad_norm: float = 1.0,
     optim_args: str | None = None,
 ) -> optax.GradientTransformation:
-    """Clip by the global norm (0: never), then the direction of the optimizer of that name.
+    """The optimizer of that name as an optax chain, after clipping by the global norm.
 
-    Equal arguments give the same object, so that a step compiled for one training serves the next.
+    Equal arguments return the same object, so that a second training reuses the compiled step.
 
     Args:
         name: one of `OPTIMIZERS`, transformers' `optim` (or `lamb`).
         weight_decay: of the parameters in `decay_mask`; decoupled from the gradient or, for sgd,
             adagrad and rmsprop, added to it, as PyTorch does.
-        adam_beta1, adam_beta2, adam_epsilon: of adamw, ademamix, lamb; lion takes the betas.
-        max_grad_norm: the largest global norm of a gradient.
-        optim_args: transformers' `optim_args`, as `"momentum=0.9,nesterov=true"`.
+        adam_beta1, adam_beta2, adam_epsilon: of adamw, ademamix and lamb; lion uses the betas.
+        max_grad_norm: the largest global norm of a gradient; 0: no clipping.
+        optim_args: transformers' `optim_args`, such as `"momentum=0.9,nesterov=true"`.
 
     Raises:
-        ValueError: the name is not supported, or it has no such argument.
+        ValueError: the optimizer is not supported, or `optim_args` has an invalid argument for it.
     """
     if name not in OPTIMIZERS:
         raise ValueError(
-            f"optim={name!r} is not supported; choose one of {', '.join(OPTIMIZERS)}. (States of 8 "
-            "or 4 bits, galore, apollo, lomo and schedule-free have no counterpart here.)"
+            f"optim={name!r} is not supported; choose one of {', '.join(OPTIMIZERS)}. (8-bit "
+            "and 4-bit states, galore, apollo, lomo and schedule-free are not implemented.)"
         )
     make, allowed = OPTIMIZERS[name]
-    given = _read_optim_args(optim_args)
-    if unknown := sorted(given.keys() - allowed.keys()):
+    values = _read_optim_args(optim_args)
+    if unknown := sorted(values.keys() - allowed.keys()):
         raise ValueError(
-            f"optim_args: optim={name!r} has no {', '.join(unknown)}; it has: "
-            f"{', '.join(allowed) or 'none'}"
+            f"optim_args={optim_args!r}: optim={name!r} has no argument {', '.join(unknown)}; "
+            f"its arguments: {', '.join(allowed) or 'none'}"
         )
     adam = {"b1": adam_beta1, "b2": adam_beta2, "eps": adam_epsilon}
     decay = optax.add_decayed_weights(weight_decay, decay_mask)
-    settings = {key: read(given[key]) for key, read in allowed.items() if key in given}
+    settings = {key: read(values[key]) for key, read in allowed.items() if key in values}
     clip = [_clip(max_grad_norm)] if max_grad_norm > 0 else []
     return optax.chain(*clip, *make(decay, adam, **settings))
 
 
 def _clip(max_norm: float) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm`, whose norm is that of all cores' shards."""
+    """As `optax.clip_by_global_norm`, but the norm includes the shards of all cores."""
 
     def clip(updates: PyTree, params: PyTree | None) -> PyTree:
         norm = global_norm(updates)
@@ -98,8 +98,8 @@ def _ademamix(
     alpha: float = 5.0,
     eps: float | None = None,
 ) -> Parts:
-    given = {"b1": beta1, "b2": beta2, "eps": eps}
-    adam = adam | {name: value for name, value in given.items() if value is not None}
+    overrides = {"b1": beta1, "b2": beta2, "eps": eps}
+    adam = adam | {name: value for name, value in overrides.items() if value is not None}
     return [optax.contrib.scale_by_ademamix(b3=beta3, alpha=alpha, **adam), decay]
 
 
@@ -112,7 +112,7 @@ def _lamb(decay: Any, adam: dict[str, Any]) -> Parts:
 
 
 def _adafactor(decay: Any, adam: dict[str, Any]) -> Parts:
-    """With transformers' settings: no rate of its own, every matrix factored."""
+    """With transformers' settings: the schedule's learning rate, every matrix factored."""
     factored = optax.scale_by_factored_rms(min_dim_size_to_factor=0)
     return [factored, optax.clip_by_block_rms(1.0), decay]
 
@@ -122,7 +122,7 @@ def _sgd(decay: Any, adam: dict[str, Any], momentum: float = 0.0, nesterov: bool
 
 
 def _adagrad(decay: Any, adam: dict[str, Any]) -> Parts:
-    """With PyTorch's settings; its epsilon of 1e-10 is added to the root, optax's below it."""
+    # PyTorch adds its epsilon of 1e-10 to the square root, optax adds its own under the root.
     return [decay, optax.scale_by_rss(initial_accumulator_value=0.0, eps=1e-20)]
 
 
@@ -141,8 +141,10 @@ def _rmsprop(
 
 def _read_optim_args(text: str | None) -> dict[str, str]:
     pairs = [part.partition("=") for part in (text or "").replace(" ", "").split(",") if part]
-    if wrong := [name for name, equals, value in pairs if not (name and equals and value)]:
-        raise ValueError(f"optim_args={text!r}: {', '.join(wrong)} has no value; write name=value")
+    if invalid := [name for name, equals, value in pairs if not (name and equals and value)]:
+        raise ValueError(
+            f"optim_args={text!r}: {', '.join(invalid)} has no value; write name=value"
+        )
     return {name: value for name, _, value in pairs}
 
 
@@ -153,7 +155,7 @@ def _flag(text: str) -> bool:
 _ADEMAMIX: dict[str, Callable] = dict.fromkeys(("beta1", "beta2", "beta3", "alpha", "eps"), float)
 _RMSPROP: dict[str, Callable] = {"momentum": float, "alpha": float, "eps": float, "centered": _flag}
 
-# Of these a step depends on more of a parameter than its own element: on rows, columns or norms.
+# Their updates use row means, column means or norms of a parameter, which a shard does not have.
 NEED_WHOLE_PARAMETERS = ("adafactor", "lamb")
 
 OPTIMIZERS: dict[str, tuple[Callable[..., Parts], dict[str, Callable]]] = {

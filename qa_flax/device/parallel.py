@@ -1,8 +1,9 @@
-"""Stage 5 of 7: all that is said of devices and cores (device, JAX).
+"""Stage 5 of 7: run a step on all cores, copy arrays to them and back (device, JAX).
 
-The step is written for one core. Here it is wrapped by `jax.pmap` over the cores of all hosts,
-arrays get the leading axis `[D, ...]` of this host's cores, and results come back to the host as
-NumPy. Nothing else in the package names a device; `hosts.py` knows of the other processes.
+A core is a JAX device. `step.py` is written for one core; `over_cores` maps it over the cores of
+all processes with `jax.pmap`. The arrays of a process get a leading axis of its cores, `[D, ...]`.
+The host is the CPU side of this process. No other module handles devices; the number and index of
+the processes are in `distributed/processes.py`.
 """
 
 import contextlib
@@ -21,64 +22,67 @@ from qa_flax.distributed import processes
 from qa_flax.models import sharding
 from qa_flax.models.sharding import CORES, Shard, is_shard
 
-_KEYS = "rbg"
+_KEY_IMPL = "rbg"  # on TPUs and CPUs far faster than JAX's default, threefry
 
 
 def use_host_cores(cores: int | None = None) -> None:
-    """Show the host's CPU as `cores` devices (default: one a processor), if the CPU is what JAX
-    runs on.
+    """Split the CPU into `cores` JAX devices (default: one per processor), if JAX runs on the CPU.
 
-    Call it before the first JAX computation; a count that `XLA_FLAGS` already names stays.
+    Call it before the first JAX computation. A device count in `XLA_FLAGS` has precedence.
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", cores or os.cpu_count() or 1)
 
 
 def cores() -> tuple[Any, ...]:
-    """All D devices, those of one host next to each other, in the order of the processes."""
+    """The devices of all processes, ordered by process and then by device id."""
     return tuple(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)))
 
 
 def core_count() -> int:
-    """D: how many cores of all hosts take part."""
+    """The number of cores of all processes."""
     return jax.device_count()
 
 
 def describe_cores() -> str:
-    """The cores in words, as `8 x cpu`."""
-    on_hosts = f", {processes.count()} hosts" if processes.count() > 1 else ""
-    return f"{core_count()} x {jax.devices()[0].device_kind.lower()}{on_hosts}"
+    """The number and kind of the cores, such as `8 x cpu` or `32 x tpu v5 lite, 4 processes`."""
+    suffix = f", {processes.count()} processes" if processes.count() > 1 else ""
+    return f"{core_count()} x {jax.devices()[0].device_kind.lower()}{suffix}"
 
 
 def process_core_count() -> int:
-    """How many of the cores are this host's."""
+    """The number of this process's cores."""
     return jax.local_device_count()
 
 
 def process_cores() -> slice:
-    """Which of the D cores are this host's: those of one host follow one another."""
+    """The positions in `cores()` of this process's cores, which are consecutive."""
     first = [device.process_index for device in cores()].index(processes.index())
     return slice(first, first + process_core_count())
 
 
 def require_backend(name: str | None, argument: str) -> None:
-    """Refuse another backend than `cpu`, `gpu` or `tpu`, whichever is named; None: any will do.
+    """Check that JAX runs on a backend.
+
+    Args:
+        name: `cpu`, `gpu` or `tpu`; None: any.
+        argument: what the user set to require the backend, for the message.
 
     Raises:
-        ValueError: JAX runs, or can only run, on another; `argument` asked for this one.
+        ValueError: JAX runs on another backend, or on none.
     """
     if name is None:
         return
     if name == "tpu" and not jax.config.jax_platforms:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_platforms", "tpu,cpu")  # JAX then says why it has none
+        jax.config.update("jax_platforms", "tpu,cpu")  # JAX then reports why it finds no TPU
     try:
-        found, why = jax.default_backend(), ""
+        backend, reason = jax.default_backend(), ""
     except RuntimeError as error:
-        found, why = "none", f" ({error})"
-    if found != name:
+        backend, reason = "none", f" ({error})"
+    if backend != name:
         raise ValueError(
-            f"{argument}: {name} is asked for, and JAX runs on {found}{why}; set "
-            f"JAX_PLATFORMS={name}, which it reads before it starts"
+            f"{argument}: {name} is required, but JAX runs on {backend}{reason}; set "
+            f"JAX_PLATFORMS={name} in the environment"
         )
 
 
@@ -89,12 +93,17 @@ def over_cores(
     donate: bool = False,
     devices: Sequence[Any] | None = None,
 ) -> Callable[..., Any]:
-    """`step` on every core of every host. Axis 0 is the core axis; None is one value for all.
+    """Map `step` over the cores of all processes with `jax.pmap`; the axis is named `CORES`.
 
-    All hosts call it equally often, with arrays of the same shapes, each with its own cores'.
+    Every process must call the returned function equally often, with arrays of the same shapes that
+    hold the slices of its own cores.
 
-    `donate` lets the first argument's memory be reused for the result; the argument is gone
-    afterwards. `devices` are others than those that are here, to compile for.
+    Args:
+        step: a function for one core.
+        in_axes, out_axes: as in `jax.pmap`: 0 for a leading axis of cores, None for one value
+            that all cores share.
+        donate: whether the result may reuse the memory of the first argument, which is deleted.
+        devices: the cores, by default `cores()`; others only to compile for them.
     """
     return jax.pmap(
         step,
@@ -107,12 +116,12 @@ def over_cores(
 
 
 def put(batch: PyTree) -> PyTree:
-    """Host arrays `[D, ...]` onto the cores, one slice each; returns before the copy is done."""
-    return jax.device_put(batch, _one_slice_a_core())
+    """Copy host arrays `[D, ...]` to this process's D cores, one slice each; does not wait."""
+    return jax.device_put(batch, _one_slice_per_core())
 
 
 def put_replicas(tree: PyTree) -> PyTree:
-    """`tree` onto every core of this host: each array `[...]` becomes `[D, ...]`."""
+    """Copy a tree to each of this process's D cores: arrays `[...]` become `[D, ...]`."""
     return put(jax.tree.map(_same_for_every_core, tree))
 
 
@@ -122,9 +131,9 @@ def _same_for_every_core(array: Any) -> np.ndarray:
 
 
 def copy_first_replica(arrays: list[Any]) -> list[Any]:
-    """What `put_replicas` put there as new arrays of this process's first core; does not wait.
+    """Start to copy one replica of `put_replicas`' arrays, `[...]`, on this process's first core.
 
-    They are copies: the originals may be given away (`donate`) as soon as this returns.
+    The originals may be donated as soon as this returns.
     """
     return _first_rows([array.addressable_data(0) for array in arrays])
 
@@ -135,95 +144,104 @@ def _first_rows(arrays: list[Any]) -> list[Any]:
 
 
 def take_replica(tree: PyTree) -> PyTree:
-    """One core's copy of what `put_replicas` put there, as NumPy; waits for the cores."""
+    """Copy `put_replicas`' arrays from one core to the host, as NumPy `[...]`; waits for them."""
     return jax.tree.map(lambda array: np.asarray(array.addressable_data(0))[0], tree)
 
 
 def put_state(tree: PyTree, abstract: PyTree) -> PyTree:
-    """`tree` onto the cores, divided where `abstract` has a `Shard`, and elsewhere as copies."""
+    """Copy a tree to the cores: sharded where `abstract` has a `Shard`, else replicated.
+
+    Args:
+        tree: host arrays, each of its full shape.
+        abstract: `memory.abstract_state`'s tree of the same structure.
+    """
     nodes, structure = jax.tree.flatten(abstract, is_leaf=is_shard)
     arrays = jax.tree.leaves(tree)
-    whole = [a for a, node in zip(arrays, nodes, strict=True) if not is_shard(node)]
-    copies, placed = iter(put_replicas(whole)), []
+    replicated = [a for a, node in zip(arrays, nodes, strict=True) if not is_shard(node)]
+    replicas, on_cores = iter(put_replicas(replicated)), []
     for array, node in zip(arrays, nodes, strict=True):
-        if is_shard(node):  # one at a time: its pieces are a second copy on the host
-            pieces = sharding.to_shards(np.asarray(array), core_count())
-            placed.append(Shard(put(pieces[process_cores()]), node.shape))
+        if is_shard(node):  # one array at a time: its shards are a second copy on the host
+            shards = sharding.to_shards(np.asarray(array), core_count())
+            on_cores.append(Shard(put(shards[process_cores()]), node.shape))
         else:
-            placed.append(next(copies))
-    return structure.unflatten(placed)
+            on_cores.append(next(replicas))
+    return structure.unflatten(on_cores)
 
 
 def gather_state(tree: PyTree) -> PyTree:
-    """What `put_state` put there, as NumPy; all hosts call it. One array at a time is gathered."""
+    """Copy `put_state`'s tree back to the host, as NumPy arrays of full shape.
+
+    Every process must call it. Shards are gathered one array at a time.
+    """
 
     def take(node: Any) -> Any:
         if not is_shard(node):
             return take_replica(node)
-        pieces = (
+        shards = (
             gather(node.data)
             if processes.count() == 1
             else np.asarray(_all_gather_on_cores()(node.data))
         )
-        return sharding.from_shards(pieces, node.shape)
+        return sharding.from_shards(shards, node.shape)
 
     return jax.tree.map(take, tree, is_leaf=is_shard)
 
 
 def on_host() -> Any:
-    """Inside, new arrays are in the host's memory: what is divided does not fit on one core."""
+    """A context in which new arrays are created in the host's memory.
+
+    A model whose parameters are sharded may not fit in the memory of one core.
+    """
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
-    except RuntimeError:  # JAX_PLATFORMS names one backend, and not this
+    except RuntimeError:  # JAX_PLATFORMS excludes the CPU
         return contextlib.nullcontext()
 
 
 def memory_limit() -> int | None:
-    """A core's memory in bytes, where it is known."""
+    """The memory of a core in bytes; None if the backend does not report it."""
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def gather(tree: PyTree) -> PyTree:
-    """Sharded arrays `[D, ...]` to the host as NumPy, in the order of the cores; waits for them."""
+    """Copy arrays `[D, ...]` of this process's cores to the host, as NumPy; waits for them."""
     return jax.tree.map(np.asarray, tree)
 
 
 def start_copy(tree: PyTree) -> None:
-    """Begin to copy device arrays to the host without waiting; `gather` then finds them there."""
+    """Start to copy device arrays to the host without waiting; `gather` returns the copies."""
     for array in jax.tree.leaves(tree):
         array.copy_to_host_async()
 
 
 def put_key(key: Any) -> Any:
-    """`run_key`'s words onto every core of this process; there `key_of` makes a key of them.
-
-    Keys themselves would go through the host at each call in several processes.
-    """
+    """Copy the raw data of `run_key`'s key to every core; a step wraps it with `wrap_key`."""
+    # With several processes JAX would copy a typed key through the host at each call.
     return put_replicas(jax.random.key_data(key))
 
 
-def key_of(words: Any) -> Any:
-    """The key whose words these are."""
-    return jax.random.wrap_key_data(words, impl=_KEYS)
+def wrap_key(key_data: Any) -> Any:
+    """The key of `put_key`'s raw data."""
+    return jax.random.wrap_key_data(key_data, impl=_KEY_IMPL)
 
 
 def no_implicit_transfers() -> Any:
-    """Inside, JAX raises if an array goes from host to device or back without being asked to."""
+    """A context in which JAX raises for implicit copies between host and device."""
     return jax.transfer_guard("disallow")
 
 
 def run_key(seed: int) -> Any:
-    """The key of a run's dropout masks. `rbg` keys cost a TPU or a CPU far less than threefry's."""
-    return jax.random.key(seed, impl=_KEYS)
+    """The key from which all dropout masks of a run are drawn."""
+    return jax.random.key(seed, impl=_KEY_IMPL)
 
 
 @functools.cache
 def _all_gather_on_cores() -> Callable[..., Any]:
-    """`[D, k]` -> the same on every core, so that a host sees those of the others."""
-    return over_cores(lambda part: lax.all_gather(part, CORES), (0,), None)
+    """A function that returns the shards of all cores, `[D, k]`, on every core."""
+    return over_cores(lambda shard: lax.all_gather(shard, CORES), (0,), None)
 
 
-def _one_slice_a_core() -> NamedSharding:
-    mine = np.array(cores()[process_cores()])
-    return NamedSharding(Mesh(mine, (CORES,)), PartitionSpec(CORES))
+def _one_slice_per_core() -> NamedSharding:
+    local_cores = np.array(cores()[process_cores()])
+    return NamedSharding(Mesh(local_cores, (CORES,)), PartitionSpec(CORES))

@@ -1,7 +1,7 @@
-"""Stage 5 of 7: the steps over the cores, made once for equal models and settings (device, JAX).
+"""Stage 5 of 7: cache the steps over the cores by model and settings (device, JAX).
 
-A step that was traced and compiled stays so while it is kept here: a second training of the same
-architecture, as of another fold or another learning rate, starts at once.
+A step in the cache stays compiled, so a second training of the same architecture (another fold,
+another learning rate) starts without compiling.
 """
 
 from collections.abc import Callable
@@ -14,33 +14,39 @@ from flax import nnx
 from qa_flax.device import parallel
 from qa_flax.device.step import Reduction, make_eval_step, make_train_step
 
-# Of each kind, the last ones used: what is compiled takes the host's memory while it is kept.
-KEPT = 8
+CACHE_SIZE = 8
+"""Train steps and eval steps in the cache, 8 of each; compiled programs take memory on the host."""
 
 
 def train_program(
     graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, label_smoothing: float
 ) -> Callable[..., Any]:
-    """`(state, batch, learning_rates, key_words) -> (state, measurements)`, all `[D, ...]`.
+    """`make_train_step`'s step over all cores; equal arguments return the same function.
 
-    `make_train_step`'s step over the cores that there are; the state's memory is given away. The
-    key is `parallel.put_key`'s. Equal arguments give the same function.
+    Returns:
+        `(state, batch, learning_rates, key_data) -> (state, measurements)`. Arguments and state are
+        arrays `[D, ...]`; the measurements are scalars. The state is donated.
+        `key_data` is `parallel.put_key`'s.
     """
     return _train_program(graphdef, optimizer, label_smoothing, parallel.cores())
 
 
 def eval_program(graphdef: nnx.GraphDef, reduction: Reduction | None) -> Callable[..., Any]:
-    """`(weights, batch) -> EvalOutput`, all `[D, ...]`: `make_eval_step`'s step over the cores."""
+    """`make_eval_step`'s step over all cores; equal arguments return the same function.
+
+    Returns:
+        `(weights, batch) -> EvalOutput`, all arrays `[D, ...]`.
+    """
     return _eval_program(graphdef, reduction, parallel.cores())
 
 
-def forget() -> None:
-    """Let go of all that is kept."""
+def clear() -> None:
+    """Empty the cache."""
     _train_program.cache_clear()
     _eval_program.cache_clear()
 
 
-@lru_cache(maxsize=KEPT)
+@lru_cache(maxsize=CACHE_SIZE)
 def _train_program(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
@@ -49,7 +55,7 @@ def _train_program(
 ) -> Callable[..., Any]:
     step = make_train_step(graphdef, optimizer, label_smoothing)
     return parallel.over_cores(
-        lambda state, batch, rate, words: step(state, batch, rate, parallel.key_of(words)),
+        lambda state, batch, rate, data: step(state, batch, rate, parallel.wrap_key(data)),
         (0, 0, 0, 0),
         (0, None),
         donate=True,
@@ -57,7 +63,7 @@ def _train_program(
     )
 
 
-@lru_cache(maxsize=KEPT)
+@lru_cache(maxsize=CACHE_SIZE)
 def _eval_program(
     graphdef: nnx.GraphDef, reduction: Reduction | None, devices: tuple[Any, ...]
 ) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
-"""Stage 5 of 7: what one core does in a training and in an evaluation step (device, JAX).
+"""Stage 5 of 7: the training step and the evaluation step of one core (device, JAX).
 
-Pure functions of one core's share of a batch. They name the axis of the cores but never wrap
-themselves: `parallel.over_cores` does, and a test may use `jax.vmap(axis_name=CORES)` instead.
+The steps are pure functions of one core's rows of a batch. Their collectives use the axis `CORES`;
+`parallel.over_cores` maps them over it. Tests may use `jax.vmap(axis_name=CORES)` instead.
 """
 
 from collections.abc import Callable
@@ -27,80 +27,86 @@ from qa_flax.models.sharding import (
 )
 
 Batch = dict[str, Array]
-"""int32 `[b, l]`: `input_ids`, `attention_mask`, perhaps `token_type_ids`; int32 `[b]`, to train:
-`start_positions`, `end_positions`; bool `[b]`: `valid`, False in rows that only fill up. A train
-step takes several: `[a, b, ...]`."""
+"""The rows of one core: b rows of l tokens. The arrays, by name:
+
+- `input_ids`, `attention_mask`, optionally `token_type_ids`: int32 `[b, l]`
+- `start_positions`, `end_positions`: int32 `[b]`, if the rows have labels
+- `valid`: bool `[b]`, False in padding rows
+- `null_positions`: int32 `[b]`, if logits are reduced to the best tokens
+
+A training step takes `a` such batches at once, stacked: `[a, b, ...]`.
+"""
 
 
 class Weights(NamedTuple):
-    """What a model holds, float32: what is trained, and what is not and has no optimizer state."""
+    """A model's arrays, float32: `params` are trained, `fixed` have no optimizer state."""
 
     params: PyTree
     fixed: PyTree
 
 
 class TrainState(NamedTuple):
-    """What a step works on: the update count, the weights, the state of the params' optimizer."""
+    """The state of a training: number of updates, weights, and the optimizer state of `params`."""
 
     step: Int[Array, ""]
     params: PyTree
-    fixed: PyTree  # comes out of a step as it went in
+    fixed: PyTree  # returned unchanged by a step
     opt_state: PyTree
 
     @property
     def weights(self) -> Weights:
-        """The model's part."""
+        """`params` and `fixed`."""
         return Weights(self.params, self.fixed)
 
 
 class Measurements(NamedTuple):
-    """What a step reports, the same on every core: float32 scalars."""
+    """Loss and gradient norm of a training step: float32 scalars, the same on every core."""
 
     loss: Float[Array, ""]
     grad_norm: Float[Array, ""]
 
 
 def weights_of(model: nnx.Module) -> Weights:
-    """A model's variables: every `nnx.Param` is trained, nothing else is."""
+    """A model's weights: every `nnx.Param` is trained, all other variables are fixed."""
     return Weights(*nnx.split(model, nnx.Param, ...)[1:])
 
 
 def model_inputs(batch: Batch) -> Batch:
-    """The entries of a batch that the encoder reads."""
+    """The arrays of a batch that are the model's inputs."""
     names = ("input_ids", "attention_mask", "token_type_ids")
     return {name: batch[name] for name in names if name in batch}
 
 
 def _model(graphdef: nnx.GraphDef, weights: Weights) -> Any:
-    """The model. Of shards all is put together but tables and the layers of stacks.
+    """Rebuild the model from its weights.
 
-    Those see to it themselves, when they are read or run.
-
-    Made inside a function that is differentiated, as NNX lets that change only what is its own.
+    Sharded arrays are all-gathered here, except embedding tables and `Stack` layers, which gather
+    their own shards when used.
     """
+    # NNX allows a differentiated function to change only variables that it created: the model is
+    # built inside it.
     model = nnx.merge(graphdef, *weights)
     if not has_shards(weights):
         return model
     modules = nnx.iter_modules(model)
-    later = [path for path, module in modules if isinstance(module, (Stack, Table))]
+    deferred = [path for path, module in modules if isinstance(module, (Stack, Table))]
 
-    def together(path: tuple[Any, ...], node: Any) -> Any:
+    def gather(path: tuple[Any, ...], node: Any) -> Any:
         names = tuple(part.key for part in path if isinstance(part, jax.tree_util.DictKey))
-        return node if any(names[: len(module)] == module for module in later) else all_gather(node)
+        is_deferred = any(names[: len(module)] == module for module in deferred)
+        return node if is_deferred else all_gather(node)
 
-    parts = (jax.tree_util.tree_map_with_path(together, w, is_leaf=is_shard) for w in weights)
-    return nnx.merge(graphdef, *parts)
+    gathered = (jax.tree_util.tree_map_with_path(gather, w, is_leaf=is_shard) for w in weights)
+    return nnx.merge(graphdef, *gathered)
 
 
 def make_loss(graphdef: nnx.GraphDef, label_smoothing: float = 0.0) -> Callable[..., Array]:
-    """`loss(params, fixed, batch, rows, key=None)`: the sum of this core's losses over `rows`.
+    """The loss function of one core: the sum of its valid rows' losses, divided by `rows`.
 
-    With `rows` the number of valid rows of all cores, the sum over the cores is the mean: 1 core
-    and 8 cores, and any number of rows that only fill up have the same loss and the same gradients.
-    `key` is of the dropout masks; None: no dropout.
-
-    The batch's padding tokens compete as answers, as in Hugging Face, so that the same batches give
-    the same steps.
+    Returns:
+        `loss(params, fixed, batch, rows, key=None)`. `rows` is the number of valid rows on all
+        cores, float32, so the sum over the cores is the mean loss. Loss and gradients depend
+        neither on the number of cores nor on padding rows. `key` is for dropout; None: no dropout.
     """
 
     def loss(
@@ -108,6 +114,7 @@ def make_loss(graphdef: nnx.GraphDef, label_smoothing: float = 0.0) -> Callable[
     ) -> Float[Array, ""]:
         rngs = None if key is None else nnx.Rngs(dropout=key)
         logits = _model(graphdef, Weights(params, fixed))(**model_inputs(batch), rngs=rngs)
+        # Padding tokens are in the softmax, as when Hugging Face trains.
         losses = span_losses(
             logits,
             batch["start_positions"],
@@ -125,15 +132,19 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     label_smoothing: float = 0.0,
 ) -> Callable[..., tuple[TrainState, Measurements]]:
-    """`train_step(state, batch, learning_rate, key) -> (state, measurements)`: one update.
+    """The training step of one core: one update from `a` accumulated batches.
 
-    The batch's arrays are `[a, b, ...]`: `a` batches one after the other, whose gradients are added
-    up, so that memory holds the activations of one. The gradient is the mean over all valid rows,
-    however they are divided into batches and cores.
+    The gradient is the mean over all valid rows of all batches and cores.
 
-    `optimizer` gives directions: it is `optim.make_optimizer`'s. The key of the dropout masks is
-    folded from (run's key, step, core, batch): nothing is carried from step to step, so a resumed
-    run draws what the uninterrupted one would have drawn.
+    Args:
+        graphdef: the model's graph definition, in the dtype to compute in.
+        optimizer: `optim.make_optimizer`'s, which returns the direction of an update.
+        label_smoothing: as in `span_losses`.
+
+    Returns:
+        `train_step(state, batch, learning_rate, key) -> (state, measurements)`. The batch's arrays
+        are `[a, b, ...]`; the learning rate is a float32 scalar; the key is the run's, the same in
+        every step and on every core.
     """
     loss_and_gradient = jax.value_and_grad(make_loss(graphdef, label_smoothing))
 
@@ -141,21 +152,24 @@ def make_train_step(
         state: TrainState, batch: Batch, learning_rate: Float[Array, ""], key: Any
     ) -> tuple[TrainState, Measurements]:
         weights = state.weights
+        # The dropout key depends on the run, step, core and batch alone, so that a resumed run
+        # draws the same masks as an uninterrupted one.
         key = jax.random.fold_in(jax.random.fold_in(key, state.step), lax.axis_index(CORES))
         rows = lax.psum(jnp.sum(batch["valid"].astype(jnp.float32)), CORES)
         count = batch["valid"].shape[0]
         if count == 1:
-            only = jax.tree.map(lambda x: x[0], batch)
-            loss, grads = loss_and_gradient(*weights, only, rows, key)
+            microbatch = jax.tree.map(lambda x: x[0], batch)
+            loss, grads = loss_and_gradient(*weights, microbatch, rows, key)
         else:
+            # One batch after the other: memory holds the activations of one.
+            def add(total: PyTree, numbered: tuple[Batch, Array]) -> tuple[PyTree, None]:
+                microbatch, number = numbered
+                batch_key = jax.random.fold_in(key, number)
+                outputs = loss_and_gradient(*weights, microbatch, rows, batch_key)
+                return jax.tree.map(jnp.add, total, outputs), None
 
-            def add(total: PyTree, part: tuple[Batch, Array]) -> tuple[PyTree, None]:
-                one, number = part
-                found = loss_and_gradient(*weights, one, rows, jax.random.fold_in(key, number))
-                return jax.tree.map(jnp.add, total, found), None
-
-            nothing = jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params)
-            (loss, grads), _ = lax.scan(add, nothing, (batch, jnp.arange(count)))
+            zeros = jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params)
+            (loss, grads), _ = lax.scan(add, zeros, (batch, jnp.arange(count)))
         loss, grads = lax.psum(loss, CORES), sum_gradients(grads)
         direction, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
@@ -166,7 +180,7 @@ def make_train_step(
 
 
 class BestTokens(NamedTuple):
-    """The `c` best starts and ends of each row, best first, and the null's two logits."""
+    """The `c` best start and end tokens of each row, best first, and the null answer's logits."""
 
     starts: Int[Array, "b c"]
     start_logits: Float[Array, "b c"]
@@ -177,27 +191,33 @@ class BestTokens(NamedTuple):
 
 
 class EvalOutput(NamedTuple):
-    """What an evaluation step gives: each row's logits or best tokens; its loss, where labelled."""
+    """The result of an evaluation step, by row; `losses` is None for rows without labels."""
 
     logits: SpanLogits | BestTokens
     losses: Float[Array, " b"] | None
-    are_finite: Bool[Array, " b"]  # all logits of the row's real tokens
+    are_finite: Bool[Array, " b"]  # whether all logits of the row's real tokens are
 
 
 class Reduction(NamedTuple):
-    """How logits are reduced to best tokens before they leave the core."""
+    """How logits are reduced to the best tokens before they are copied to the host."""
 
-    candidates: int
-    padding: float  # the logit that a padding token counts with
-    finite: bool  # whether NaN counts as `padding`, and infinities as +-`padding`
+    candidates: int  # how many start tokens and end tokens of each row
+    padding: float  # the logit that padding tokens get
+    finite: bool  # whether NaN and -inf become `padding`, and +inf `-padding`
 
 
 def make_eval_step(
     graphdef: nnx.GraphDef, reduction: Reduction | None = None
 ) -> Callable[[Weights, Batch], EvalOutput]:
-    """`eval_step(weights, batch) -> EvalOutput`: this core's rows, float32, no dropout.
+    """The evaluation step of one core: float32 logits of its rows, without dropout.
 
-    With a `reduction` the batch holds `null_positions`, int32 `[b]`, too.
+    Args:
+        graphdef: the model's graph definition, in the dtype to compute in.
+        reduction: how logits are reduced to the best tokens; None: all logits are returned.
+
+    Returns:
+        `eval_step(weights, batch) -> EvalOutput`. With a `reduction` the batch needs
+        `null_positions`.
     """
 
     def eval_step(weights: Weights, batch: Batch) -> EvalOutput:
@@ -208,41 +228,44 @@ def make_eval_step(
             losses = span_losses(logits, *labels, batch["attention_mask"])
         are_finite = jnp.isfinite(logits.start) & jnp.isfinite(logits.end)
         are_finite = jnp.all(are_finite | (batch["attention_mask"] == 0), axis=1)
-        given = logits if reduction is None else reduce(logits, batch, reduction)
-        return EvalOutput(given, losses, are_finite)
+        reduced = logits if reduction is None else reduce(logits, batch, reduction)
+        return EvalOutput(reduced, losses, are_finite)
 
     return eval_step
 
 
-def reduce(logits: SpanLogits, batch: Batch, how: Reduction) -> BestTokens:
-    """The best tokens of each row, padding counted as `how` says; equal logits left to right.
+def reduce(logits: SpanLogits, batch: Batch, reduction: Reduction) -> BestTokens:
+    """The best start and end tokens of each row; of equal logits the leftmost comes first.
 
-    A null position outside the batch's columns is that of a padding token which was cut off.
+    A null position outside the batch's columns belongs to a padding token that was cut off.
     """
-    known = [_known(x, batch["attention_mask"], how) for x in logits]
-    (start_logits, starts), (end_logits, ends) = (_top(x, how.candidates) for x in known)
-    at = batch["null_positions"][:, None]
-    column = jax.lax.broadcasted_iota(at.dtype, logits.start.shape, 1)
+    masked = [_mask_padding(x, batch["attention_mask"], reduction) for x in logits]
+    (start_logits, starts), (end_logits, ends) = (_top_k(x, reduction.candidates) for x in masked)
+    positions = batch["null_positions"][:, None]
+    columns = jax.lax.broadcasted_iota(positions.dtype, logits.start.shape, 1)
     nulls = [
         jnp.where(
-            (at[:, 0] >= 0) & (at[:, 0] < x.shape[1]),
-            jnp.sum(jnp.where(column == at, x, 0.0), axis=1),
-            how.padding,
+            (positions[:, 0] >= 0) & (positions[:, 0] < x.shape[1]),
+            jnp.sum(jnp.where(columns == positions, x, 0.0), axis=1),
+            reduction.padding,
         )
-        for x in known
+        for x in masked
     ]
     return BestTokens(starts, start_logits, ends, end_logits, *nulls)
 
 
-def _known(logits: Float[Array, "b l"], mask: Int[Array, "b l"], how: Reduction) -> Array:
-    if how.finite:
-        logits = jnp.nan_to_num(logits, nan=how.padding, posinf=-how.padding, neginf=how.padding)
-    logits = jnp.where(logits == 0.0, 0.0, logits)  # top_k puts -0.0 below 0.0
-    return jnp.where(mask > 0, logits, how.padding)
+def _mask_padding(
+    logits: Float[Array, "b l"], mask: Int[Array, "b l"], reduction: Reduction
+) -> Array:
+    padding = reduction.padding
+    if reduction.finite:
+        logits = jnp.nan_to_num(logits, nan=padding, posinf=-padding, neginf=padding)
+    logits = jnp.where(logits == 0.0, 0.0, logits)  # top_k ranks -0.0 below 0.0
+    return jnp.where(mask > 0, logits, padding)
 
 
-def _top(logits: Float[Array, "b l"], count: int) -> tuple[Array, Array]:
-    """Values and positions of the largest, the positions in two bytes where they fit."""
+def _top_k(logits: Float[Array, "b l"], count: int) -> tuple[Array, Array]:
+    """Values and positions of the largest logits; positions are uint16 if that suffices."""
     length = logits.shape[1]
     values, positions = lax.top_k(logits, min(count, length))
     return values, positions.astype(jnp.uint16 if length <= 1 << 16 else jnp.int32)

@@ -1,4 +1,4 @@
-"""One process that fails ends all: without it the others would wait for cores that are gone."""
+"""Stop all processes when one fails; otherwise the others would wait for its cores forever."""
 
 import atexit
 import json
@@ -17,93 +17,90 @@ from qa_flax.distributed.processes import client, count, index
 
 logger = logging.getLogger(__name__)
 
-_SECONDS_BETWEEN_LOOKS = 0.5
-_LAST_WORDS = 10.0  # seconds that a failing process waits until the others have heard of it
-_FAILURE, _HEARD = "qa_flax/failure", "qa_flax/heard"
+_POLL_SECONDS = 0.5
+_ACKNOWLEDGE_SECONDS = 10.0  # how long process 0 waits until the others have read the failure
+_FAILURE, _ACKNOWLEDGED = "qa_flax/failure", "qa_flax/acknowledged"  # keys in the store
 
 _is_watching = False
 
 
-def end_together() -> None:
-    """From now on one process that fails ends all, and each prints what failed in its own log.
+def propagate_failures() -> None:
+    """From now on, exit all processes when one fails; each prints the cause in its own log.
 
-    Without it the others would wait for cores that compute no more. A process fails when it calls
-    `end_all`, or when an exception is handled by nobody: for the latter `sys.excepthook` is
-    replaced (the former hook is called first), once, and only if several processes have joined.
-    With one process nothing is changed.
+    A process fails when it calls `exit_all` or does not handle an exception. For the latter
+    `sys.excepthook` is replaced by one that calls the previous hook first. Repeated calls, and
+    calls in a run of one process, do nothing.
 
     Raises:
-        ProcessError: JAX runs on the cores of several processes that have not joined.
+        ProcessError: JAX runs on the cores of several processes that have not joined (`join`).
     """
     global _is_watching
     if jax.process_count() != count():
         raise ProcessError(
-            f"JAX sees {jax.process_count()} processes that have not joined: call "
-            "jax.distributed.initialize() before anything else of JAX (qa-flax: --distributed)"
+            f"JAX runs on {jax.process_count()} processes that have not joined: call "
+            "jax.distributed.initialize() before any other JAX function (qa-flax: --distributed)"
         )
     if count() == 1 or _is_watching:
         return
     _is_watching = True
-    is_over = threading.Event()
-    watching = threading.Thread(target=_end_with_others, args=(is_over,), daemon=True)
-    watching.start()
-    # A thread that is in JAX's service when Python ends would crash it.
-    atexit.register(lambda: (is_over.set(), watching.join()))
-    show = sys.excepthook
+    is_finished = threading.Event()
+    watcher = threading.Thread(target=_watch_for_failure, args=(is_finished,), daemon=True)
+    watcher.start()
+    # Python would crash at exit while the thread calls JAX's service.
+    atexit.register(lambda: (is_finished.set(), watcher.join()))
+    previous_hook = sys.excepthook
 
-    def show_and_end(kind: type, error: BaseException, trace: TracebackType | None) -> None:
-        show(kind, error, trace)
-        end_all(1, "".join(traceback.format_exception_only(error)).strip())
+    def show_and_exit(kind: type, error: BaseException, trace: TracebackType | None) -> None:
+        previous_hook(kind, error, trace)
+        exit_all(1, "".join(traceback.format_exception_only(error)).strip())
 
-    sys.excepthook = show_and_end
+    sys.excepthook = show_and_exit
 
 
-def end_all(status: int, why: str) -> None:
-    """End every process with this exit status, if there are several; else return.
+def exit_all(status: int, reason: str) -> None:
+    """Exit every process with this status; with one process, return.
 
-    The caller has shown `why`, which the others show in their turn.
+    The other processes print `reason`; the caller has already printed it in this one.
     """
     if count() == 1:
         return
-    print(f"qa-flax: process {index()} failed, so all of them end", file=sys.stderr)
+    print(f"qa-flax: process {index()} failed, so all processes exit", file=sys.stderr)
     try:
-        client().key_value_set(_FAILURE, json.dumps([index(), status, why]))
-    except jax.errors.JaxRuntimeError as error:  # another was first, or the service is gone
+        client().key_value_set(_FAILURE, json.dumps([index(), status, reason]))
+    except jax.errors.JaxRuntimeError as error:  # another process failed first, or process 0 exited
         logger.info("The failure could not be reported to the other processes: %s", error)
-    _end(status)
+    _exit(status)
 
 
-def _end_with_others(is_over: threading.Event) -> None:
-    while not is_over.wait(_SECONDS_BETWEEN_LOOKS):
+def _watch_for_failure(is_finished: threading.Event) -> None:
+    while not is_finished.wait(_POLL_SECONDS):
         try:
-            number, status, why = json.loads(client().key_value_try_get(_FAILURE))
+            process, status, reason = json.loads(client().key_value_try_get(_FAILURE))
         except jax.errors.JaxRuntimeError as error:
             if "NOT_FOUND" in str(error):
                 continue
-            return  # the service has been shut down: the run is over
-        if number != index():
+            return  # the service has been shut down: the run has finished
+        if process != index():
             print(
-                f"qa-flax: process {index()} ends because process {number} failed: {why}",
+                f"qa-flax: process {index()} exits because process {process} failed: {reason}",
                 file=sys.stderr,
             )
-            _end(status)
+            _exit(status)
         return
 
 
-def _end(status: int) -> None:
-    """At once: Python's own way out would wait for the others at the end of JAX's service.
-
-    But process 0 has the store, and stays until the others have read there why they end.
-    """
+def _exit(status: int) -> None:
+    """Exit at once; process 0 first waits until the others have read the failure from its store."""
+    # `sys.exit` would wait for the other processes when JAX's service shuts down.
     sys.stdout.flush()
     sys.stderr.flush()
-    until = time.monotonic() + _LAST_WORDS
+    until = time.monotonic() + _ACKNOWLEDGE_SECONDS
     try:
-        client().key_value_set(f"{_HEARD}/{index()}", "")
+        client().key_value_set(f"{_ACKNOWLEDGED}/{index()}", "")
         while index() == 0 and time.monotonic() < until:
-            if len(client().key_value_dir_get(_HEARD)) == count():
+            if len(client().key_value_dir_get(_ACKNOWLEDGED)) == count():
                 break
             time.sleep(0.1)
     except jax.errors.JaxRuntimeError as error:
-        logger.info("Process 0 has gone: %s", error)
+        logger.info("Process 0 has exited: %s", error)
     os._exit(status)

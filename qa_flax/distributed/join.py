@@ -1,4 +1,4 @@
-"""Joining the other processes of a run, with messages that say who is missing."""
+"""Join the processes of a run, with error messages that name the missing ones."""
 
 import contextlib
 import socket
@@ -10,7 +10,7 @@ from jax._src.clusters import ClusterEnv
 
 from qa_flax.distributed import ProcessError
 
-_LAST_WORDS = 10.0  # seconds that processes may be apart in time
+_GRACE_SECONDS = 10.0  # how much later than another one a process may start or reply
 
 
 def join(
@@ -19,133 +19,148 @@ def join(
     process_id: int | None = None,
     timeout: float = 300.0,
 ) -> None:
-    """Become one of the processes of a run: `jax.distributed.initialize`, with messages that help.
+    """Call `jax.distributed.initialize`, but report which processes are missing after a timeout.
 
-    Call it before JAX's first computation, in every process. What is None is what JAX finds out
-    of the cluster it runs on (TPU VMs, GKE, Slurm, MPI). A run of one process needs no joining.
+    Every process must call it, before JAX's first computation. For arguments that are None, JAX
+    detects the values from its cluster environment (TPU VMs, GKE, Slurm, MPI). With one process it
+    does nothing.
+
+    Args:
+        coordinator: `HOST:PORT` where process 0 listens.
+        num_processes: the number of processes of the run.
+        process_id: the index of this process, from 0.
+        timeout: seconds to wait for the other processes.
 
     Raises:
-        ProcessError: the cluster is not known, an argument is wrong, or after `timeout` seconds not
-            all processes were there; the message names those that are missing.
+        ProcessError: JAX detects no cluster, an argument is invalid, or processes are missing.
     """
-    found = (coordinator, num_processes, process_id)
-    if None in found:
+    settings = (coordinator, num_processes, process_id)
+    if None in settings:
         detect = ClusterEnv.auto_detect_unset_distributed_params
-        found = detect(*found, None, None, int(timeout))[:3]
-    address, of, number = found
-    if of == 1:
+        settings = detect(*settings, None, None, int(timeout))[:3]
+    address, size, process = settings
+    if size == 1:
         return
-    if address is None or of is None or number is None:
+    if address is None or size is None or process is None:
         raise ProcessError(
-            "--distributed: JAX knows no cluster here that would tell coordinator, number of "
-            "processes and process id; give --coordinator HOST:PORT --num_processes N "
-            "--process_id I, another I from 0 to N-1 in each process"
+            "--distributed: JAX detects no cluster that provides the coordinator, the number of "
+            "processes and the process id; set --coordinator HOST:PORT --num_processes N "
+            "--process_id I, with a different I from 0 to N-1 in each process"
         )
-    if not 0 <= number < of:
+    if not 0 <= process < size:
         raise ProcessError(
-            f"--process_id is {number}; with {of} processes it must be one of 0 to {of - 1}"
+            f"--process_id is {process}; with {size} processes it must be one of 0 to {size - 1}"
         )
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise ProcessError(f"--coordinator is {address!r}; it must be HOST:PORT, of process 0")
-    if number == 0:
-        _call_the_roll(int(port), of, timeout)
+        raise ProcessError(f"--coordinator is {address!r}; it must be HOST:PORT of process 0")
+    if process == 0:
+        _wait_for_others(int(port), size, timeout)
     else:
-        _answer_the_roll((host.strip("[]"), int(port)), number, of, timeout)
-    # All are there; JAX ends the process, without a word on the others, if this takes longer.
-    jax.distributed.initialize(address, of, number, initialization_timeout=max(60, int(timeout)))
+        _report_to_main((host.strip("[]"), int(port)), process, size, timeout)
+    # All processes are running now. If this still takes longer, JAX ends the process without naming
+    # the others.
+    jax.distributed.initialize(address, size, process, initialization_timeout=max(60, int(timeout)))
 
 
-def _call_the_roll(port: int, of: int, timeout: float) -> None:
-    """Process 0: wait for the others, at the port where JAX's service will be, and let them go on.
+def _wait_for_others(port: int, size: int, timeout: float) -> None:
+    """Process 0: wait until all other processes have connected, then reply to them.
 
-    JAX's own joining ends a process that waits in vain, and nobody learns who was missing.
+    It listens on the port that JAX's service uses afterwards. The reply is one line, empty if all
+    have joined; otherwise it is the error that this process raises, too.
     """
+    # JAX's own joining ends a waiting process at a timeout without naming the missing ones.
     until = time.monotonic() + timeout
-    there: dict[int, socket.socket] = {}
-    heard: list[socket.socket] = []
+    joined: dict[int, socket.socket] = {}
+    connections: list[socket.socket] = []
     problem = ""
     with ExitStack() as stack:
-        server = stack.enter_context(_listening(port))
-        while len(there) < of - 1 and not problem:
+        server = stack.enter_context(_listen(port))
+        while len(joined) < size - 1 and not problem:
             server.settimeout(max(0.01, until - time.monotonic()))
             try:
                 connection = stack.enter_context(server.accept()[0])
-                number, given = _read_answer(connection)
-                heard.append(connection)
+                process, other_size = _read_hello(connection)
+                connections.append(connection)
             except TimeoutError:
-                missing = sorted(set(range(1, of)) - there.keys())
+                missing = sorted(set(range(1, size)) - joined.keys())
                 problem = (
-                    f"{len(there) + 1} of {of} processes joined after {timeout:.0f} s (missing: "
+                    f"{len(joined) + 1} of {size} processes joined after {timeout:.0f} s (missing: "
                     f"process {', '.join(map(str, missing))}): start the command on every worker"
                 )
             else:
-                if number >= 0 and given != of:
-                    problem = f"process {number} was told of {given} processes, process 0 of {of}"
-                elif number in there and _is_open(there[number]):
-                    problem = f"two processes were given --process_id {number}"
-                elif number > 0:
-                    there[number] = connection
-        for connection in heard:
-            with contextlib.suppress(OSError):  # it has gone since, as one may before JAX's joining
+                if process >= 0 and other_size != size:
+                    problem = (
+                        f"--num_processes is {other_size} in process {process} and {size} in "
+                        "process 0; it must be the same in all"
+                    )
+                elif process in joined and _is_connected(joined[process]):
+                    problem = f"two processes have the same --process_id {process}"
+                elif process > 0:
+                    joined[process] = connection
+        for connection in connections:
+            with contextlib.suppress(OSError):  # it may have disconnected in the meantime
                 connection.sendall(f"{problem}\n".encode())
     if problem:
         raise ProcessError(problem)
 
 
-def _answer_the_roll(address: tuple[str, int], number: int, of: int, timeout: float) -> None:
+def _report_to_main(address: tuple[str, int], process: int, size: int, timeout: float) -> None:
+    """Other processes: connect to process 0 and wait until it replies that all have joined."""
     until = time.monotonic() + timeout
-    named = f"{address[0]}:{address[1]}"
+    name = f"{address[0]}:{address[1]}"
     while True:
         try:
             with socket.create_connection(address, timeout=max(0.1, until - time.monotonic())) as c:
-                c.sendall(f"{number} {of}\n".encode())
+                c.sendall(f"{process} {size}\n".encode())
                 # Process 0 may have started to wait later than this one.
-                c.settimeout(timeout + _LAST_WORDS)
-                said = c.makefile().readline()
-            if said:
+                c.settimeout(timeout + _GRACE_SECONDS)
+                reply = c.makefile().readline()
+            if reply:
                 break
         except OSError as error:
             if time.monotonic() > until:
                 raise ProcessError(
-                    f"process {number} of {of} did not reach process 0 at {named} within "
+                    f"process {process} of {size} did not reach process 0 at {name} within "
                     f"{timeout:.0f} s ({error}): start the command on every worker"
                 ) from error
         if time.monotonic() > until:
-            raise ProcessError(f"process 0 at {named} ended while process {number} waited for it")
+            raise ProcessError(
+                f"process 0 at {name} disconnected while process {process} waited for the others: "
+                "see the log of process 0"
+            )
         time.sleep(0.2)
-    if said.strip():
-        raise ProcessError(said.strip())
+    if reply.strip():
+        raise ProcessError(reply.strip())
 
 
-def _listening(port: int) -> socket.socket:
+def _listen(port: int) -> socket.socket:
     try:
         if socket.has_dualstack_ipv6():
             return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
         return socket.create_server(("", port))
     except OSError as error:
         raise ProcessError(
-            f"process 0 cannot listen at port {port} ({error}): a run that has not ended may hold "
-            "it; end that one, or give --coordinator another port"
+            f"process 0 cannot listen on port {port} ({error}): another run may still use it; stop "
+            "that run, or set --coordinator to another port"
         ) from error
 
 
-def _read_answer(connection: socket.socket) -> tuple[int, int]:
-    """Number and number of processes; (-1, ...) of what is none of ours."""
-    connection.settimeout(_LAST_WORDS)
+def _read_hello(connection: socket.socket) -> tuple[int, int]:
+    """The peer's process id and number of processes; (-1, -1) if it is not a process of a run."""
+    connection.settimeout(_GRACE_SECONDS)
     try:
-        number, of = connection.makefile().readline().split()
-        return int(number), int(of)
+        process, size = connection.makefile().readline().split()
+        return int(process), int(size)
     except (ValueError, OSError):
         return -1, -1
 
 
-def _is_open(connection: socket.socket) -> bool:
-    """Whether the process at the other end is still there; it has nothing more to say."""
+def _is_connected(connection: socket.socket) -> bool:
     connection.setblocking(False)
     try:
         return connection.recv(1, socket.MSG_PEEK) != b""
-    except BlockingIOError:
+    except BlockingIOError:  # connected: the peer sends nothing more
         return True
     except OSError:
         return False

@@ -1,8 +1,9 @@
 """Handle SIGTERM (preemption): stop at the next point from which the run can be resumed.
 
-One process handles the signal itself. Several must stop at the same point, or the cores of one
-would wait for those of another: JAX's preemption service finds a point that none of them has
-passed yet, if all poll it at every point with consecutive numbers, the first before any signal.
+A single process handles the signal itself. Several processes must stop at the same point, or the
+cores of one would wait for those of another. Therefore all of them poll JAX's preemption service at
+every such point, with consecutive numbers, and the service picks a point that none has passed. The
+first poll must come before the signal.
 """
 
 import signal
@@ -17,10 +18,11 @@ from jax.experimental import multihost_utils
 from qa_flax.distributed import processes
 
 STATUS = 128 + signal.SIGTERM
+"""The exit status of a process that SIGTERM stopped: 143."""
 
 
 class Preempted(SystemExit):
-    """The work has been stopped by SIGTERM; unhandled, it ends the process with status 143."""
+    """SIGTERM stopped the work. If unhandled, the process exits with status 143."""
 
     def __init__(self):
         super().__init__(STATUS)
@@ -28,55 +30,56 @@ class Preempted(SystemExit):
 
 @dataclass
 class _State:
-    contexts: int = 0  # entered
+    contexts: int = 0  # how many are entered
     signalled: bool = False
     polls: int = 0
 
 
-# Of the process, as the signal is.
+# Global, because a signal is sent to the whole process.
 _state = _State()
 
 
 @contextmanager
 def sigterm_handled() -> Iterator[None]:
-    """Inside, SIGTERM ends nothing by itself: the next `check` raises `Preempted`.
+    """A context in which SIGTERM does not end the process: the next `check` raises `Preempted`.
 
-    Contexts may be nested. With one process a signal not yet seen by `check` is raised when the
-    outermost context exits; with several, one received between two contexts is raised when the next
-    is entered.
+    Contexts may be nested. With one process, a signal not yet seen by `check` is raised when the
+    outermost context exits. With several, a signal received between two contexts is raised when the
+    next one is entered.
 
     Raises:
-        Preempted: see above.
+        Preempted: SIGTERM was received.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python lets nobody but the main thread listen to signals
+        yield  # Python allows only the main thread to handle signals
         return
     _state.contexts += 1
     is_outermost = _state.contexts == 1
-    several = processes.count() > 1
-    before = None
-    if is_outermost and not several:
+    has_service = processes.count() > 1
+    previous_handler = None
+    if is_outermost and not has_service:
         _state.signalled = False
-        before = signal.signal(signal.SIGTERM, _note)
+        previous_handler = signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         if is_outermost:
-            check()  # several processes: a signal before the first poll would never be heard of
+            check()  # JAX's service loses a signal that comes before the first poll
         yield
         if is_outermost:
             check()
     finally:
         _state.contexts -= 1
-        if is_outermost and not several:
-            signal.signal(signal.SIGTERM, before)
+        if is_outermost and not has_service:
+            signal.signal(signal.SIGTERM, previous_handler)
 
 
 def check() -> None:
-    """Stop here if SIGTERM has come; with several processes, all of them at this point.
+    """Raise `Preempted` if SIGTERM was received; with several processes, in all at the same point.
 
-    All processes call it equally often, at the same points.
+    Every process must call it equally often, at the same points. Outside `sigterm_handled` it does
+    nothing.
 
     Raises:
-        Preempted: it has come.
+        Preempted: SIGTERM was received.
     """
     if not _state.contexts:
         return
@@ -93,5 +96,5 @@ def _poll() -> bool:
     return multihost_utils.reached_preemption_sync_point(_state.polls)
 
 
-def _note(number: int, frame: FrameType | None) -> None:
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
     _state.signalled = True

@@ -1,4 +1,4 @@
-"""The processes of a run: how many have joined, which one this is, and its part of the rows."""
+"""The processes of a run: their number, the index of this one, and its rows of a data set."""
 
 from typing import Any
 
@@ -6,30 +6,30 @@ from jax._src import distributed  # the key-value store has no public name
 
 
 def count() -> int:
-    """How many processes have joined; 1 without joining. Does not start JAX's backend."""
+    """The number of joined processes; 1 without joining. Unlike JAX's, it starts no backend."""
     return distributed.global_state.num_processes or 1
 
 
 def index() -> int:
-    """Which of them this one is, from 0."""
+    """The index of this process, from 0. Unlike JAX's, it starts no backend."""
     return distributed.global_state.process_id or 0
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes files and shows progress."""
+    """Whether this is process 0, which writes files and shows progress."""
     return index() == 0
 
 
 def part_of(total: int) -> slice:
-    """This process's rows of `total`, as `datasets.distributed.split_dataset_by_node` has them.
+    """This process's slice of `total` rows, as `datasets.distributed.split_dataset_by_node` cuts.
 
-    With fewer rows than processes, some have none (which that function does not allow).
+    With fewer rows than processes some slices are empty; `datasets` raises an error there.
     """
-    each, more = divmod(total, count())
-    first = index() * each + min(index(), more)
-    return slice(first, first + each + (index() < more))
+    rows, remainder = divmod(total, count())
+    first = index() * rows + min(index(), remainder)
+    return slice(first, first + rows + (index() < remainder))
 
 
 def client() -> Any:
-    """The key-value store of the service that every joined process is connected to."""
+    """The client of JAX's distributed service, which has a key-value store."""
     return distributed.global_state.client

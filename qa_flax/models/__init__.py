@@ -1,1 +1,1 @@
-"""Stage 4 of 7: windows -> span logits (device, JAX); a model from a checkpoint and back."""
+"""Stage 4 of 7: windows -> span logits (device, JAX); reads and writes checkpoints."""

@@ -1,4 +1,4 @@
-"""Stage 4 of 7: what config.json calls an activation -> the function (device, JAX)."""
+"""Stage 4 of 7: activation functions by their names in config.json (device, JAX)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-# Hugging Face's "gelu" is the exact one (erf); the tanh forms differ from it by up to 5e-4.
+# Hugging Face's "gelu" is the exact GELU (erf); the tanh approximations differ by up to 5e-4.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_fast": partial(jax.nn.gelu, approximate=True),

@@ -1,4 +1,4 @@
-"""Stage 4 of 7: a layer of an encoder, and layers that run one after the other (device, JAX).
+"""Stage 4 of 7: encoder layers and stacks of layers (device, JAX).
 
 Axis letters as in `layers`.
 """
@@ -18,10 +18,7 @@ from qa_flax.models.sharding import all_gather, has_shards
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head attention of a row's tokens to each other: `[b, l, h] -> [b, l, h]`.
-
-    With `source`, `[b, k, h]`, to that text's tokens.
-    """
+    """Multi-head self-attention `[b, l, h] -> [b, l, h]`; cross-attention if given a `source`."""
 
     def __init__(self, config: BlockConfig, *, dtype: jnp.dtype):
         h = config.hidden_size
@@ -41,7 +38,10 @@ class SelfAttention(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """Attend where `mask` allows, with `bias` on the scores."""
+        """Attend to the tokens of `source` (of `hidden` by default) that `mask` allows.
+
+        `bias` is added to the attention scores; `rngs=None` means no dropout.
+        """
         b, l, h = hidden.shape
         source = hidden if source is None else source
         query, key, value = (
@@ -57,10 +57,14 @@ class SelfAttention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """The parts of one encoder layer of the BERT-shaped families.
+    """The sublayers of one encoder layer of the BERT-shaped families: attention and MLP.
 
-    `attention` is a module called `(hidden, *where, rngs=...)`; `SelfAttention` unless given.
-    `drop_attended=False` or `drop_mlp=False`: no dropout on that sublayer's result.
+    Args:
+        config: the family's config.
+        attention: a module called `(hidden, *attention_args, rngs=...)`; default `SelfAttention`.
+        dtype: the compute dtype.
+        drop_attended: whether dropout is applied to the output of the attention.
+        drop_mlp: whether dropout is applied to the output of the MLP.
     """
 
     def __init__(
@@ -83,40 +87,45 @@ class Block(nnx.Module):
         self.mlp_norm = layer_norm(h, config.layer_norm_eps, dtype)
 
     def attend(
-        self, hidden: Float[Array, "b l h"], *where: Any, rngs: nnx.Rngs | None
+        self, hidden: Float[Array, "b l h"], *attention_args: Any, rngs: nnx.Rngs | None
     ) -> Float[Array, "b l h"]:
-        """The first sublayer; `where` goes to the attention."""
-        return dropout(self.attention(hidden, *where, rngs=rngs), self.attended_dropout_rate, rngs)
+        """The first sublayer: attention and dropout, without residual and norm."""
+        attended = self.attention(hidden, *attention_args, rngs=rngs)
+        return dropout(attended, self.attended_dropout_rate, rngs)
 
     def mlp(self, hidden: Float[Array, "b l h"], *, rngs: nnx.Rngs | None) -> Float[Array, "b l h"]:
-        """The second sublayer."""
+        """The second sublayer: MLP and dropout, without residual and norm."""
         inner = ACTIVATIONS[self.activation](self.up(hidden, rngs=rngs))
         return dropout(self.down(inner, rngs=rngs), self.mlp_dropout_rate, rngs)
 
 
 class PostNormBlock(Block):
-    """A layer whose sublayers' results are added, then normalised."""
+    """A post-norm layer: LayerNorm after each residual addition, as in BERT."""
 
     def __call__(
-        self, hidden: Float[Array, "b l h"], *where: Any, rngs: nnx.Rngs | None = None
+        self, hidden: Float[Array, "b l h"], *attention_args: Any, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "b l h"]:
-        """Attention, then the mlp; `where` goes to the attention, `rngs` turns dropout on."""
-        hidden = self.attention_norm(hidden + self.attend(hidden, *where, rngs=rngs))
+        """Apply the attention, then the MLP; `rngs=None` means no dropout.
+
+        `attention_args` are passed to the attention module after the hidden states.
+        """
+        hidden = self.attention_norm(hidden + self.attend(hidden, *attention_args, rngs=rngs))
         return self.mlp_norm(hidden + self.mlp(hidden, rngs=rngs))
 
 
 class PreNormBlock(Block):
-    """A layer whose sublayers read normalised states; their results are added to the states."""
+    """A pre-norm layer: LayerNorm on the input of each sublayer, inside the residual branch."""
 
     def __call__(
-        self, hidden: Float[Array, "b l h"], *where: Any, rngs: nnx.Rngs | None = None
+        self, hidden: Float[Array, "b l h"], *attention_args: Any, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "b l h"]:
-        """As `PostNormBlock`."""
-        hidden = hidden + self.attend(self.attention_norm(hidden), *where, rngs=rngs)
+        """Apply the attention, then the MLP; arguments as in `PostNormBlock`."""
+        normed = self.attention_norm(hidden)
+        hidden = hidden + self.attend(normed, *attention_args, rngs=rngs)
         return hidden + self.mlp(self.mlp_norm(hidden), rngs=rngs)
 
 
-# A block's modules -> the names most families' checkpoints have for them, as `Family.weight_names`.
+# A block's modules -> their names in the checkpoints of most families, for `Family.weight_names`.
 BLOCK_NAMES = {
     r"layers\.(\d+)\.attention\.(query|key|value)": r"encoder.layer.\1.attention.self.\2",
     r"layers\.(\d+)\.attention\.out": r"encoder.layer.\1.attention.output.dense",
@@ -130,7 +139,7 @@ EMBEDDING_NAMES = {
     r"embeddings\.norm": r"embeddings.LayerNorm",
 }
 
-# Tensors of other tasks, and buffers older versions wrote, that question answering does not use.
+# Tensors that question answering does not use: heads of other tasks, buffers of older versions.
 OTHER_TASKS = (
     r"embeddings\.(position_ids|token_type_ids)",
     r"pooler\..*",
@@ -140,11 +149,11 @@ OTHER_TASKS = (
 
 
 class Stack(nnx.List):
-    """Layers that run one after the other.
+    """Layers that run one after the other, with gradient checkpointing if `remat` is set.
 
-    With `remat` a layer's inside is not kept for the backward pass but computed again in it
-    (gradient checkpointing): less memory for about a third more time. So it is in any case where
-    the parameters are shards (`sharding.py`), which are put together for one layer at a time.
+    With `remat` the backward pass recomputes each layer's activations instead of storing them. This
+    saves memory and takes about a third more time. Layers with sharded parameters (`sharding.py`)
+    are always recomputed, and their parameters are all-gathered for one layer at a time.
     """
 
     remat: bool = False
@@ -152,17 +161,17 @@ class Stack(nnx.List):
     def __call__(
         self,
         hidden: Float[Array, "b l h"],
-        *where: Any,
+        *layer_args: Any,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """Every layer called `(hidden, *where, rngs=...)`."""
+        """Call every layer as `layer(hidden, *layer_args, rngs=...)`."""
         for layer in self:
-            hidden = self.run(layer, hidden, *where, rngs=rngs)
+            hidden = self.run(layer, hidden, *layer_args, rngs=rngs)
         return hidden
 
     def run(self, layer: Any, *inputs: Any, rngs: nnx.Rngs | None = None) -> Any:
-        """One layer; for encoders whose layers do not all take the same."""
-        # A key a layer, so that computing it again draws the same masks.
+        """Run one layer; for encoders whose layers take different arguments."""
+        # One key per layer, so that recomputing the layer draws the same dropout masks.
         key = None if rngs is None else rngs.dropout()
 
         def call(layer: Any, key: Any, *inputs: Any) -> Any:
@@ -170,14 +179,16 @@ class Stack(nnx.List):
             return layer(*inputs, rngs=rngs)
 
         graphdef, state = nnx.split(layer)
-        # A layer put together from shards would be kept for the backward pass, all layers at once.
+        # Without remat, the all-gathered parameters of every layer would be stored for the backward
+        # pass, and sharding would save no memory.
         if not (self.remat or has_shards(state)):
             return call(layer, key, *inputs)
 
-        def again(state: Any, key: Any, hidden: Array, *rest: Any) -> Any:
+        def gather_and_call(state: Any, key: Any, hidden: Array, *layer_args: Any) -> Any:
             if has_shards(state):
-                # Not before it is this layer's turn, or all layers are there at once.
+                # The all-gather must wait for the layer's input. Otherwise XLA could gather the
+                # parameters of all layers at once.
                 state, hidden = jax.lax.optimization_barrier((state, hidden))
-            return call(nnx.merge(graphdef, all_gather(state)), key, hidden, *rest)
+            return call(nnx.merge(graphdef, all_gather(state)), key, hidden, *layer_args)
 
-        return jax.checkpoint(again)(state, key, *inputs)
+        return jax.checkpoint(gather_and_call)(state, key, *inputs)

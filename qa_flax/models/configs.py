@@ -1,7 +1,7 @@
-"""Stage 4 of 7: config.json's values -> a family's config, or what in it cannot be computed (host).
+"""Stage 4 of 7: reads config.json into a family's config, rejects unsupported settings (host).
 
-A family's config is a frozen dataclass of the values that change its result; the names are
-Hugging Face's or, where a family has names of its own, those most families have.
+A family's config is a frozen dataclass of the settings that change its result. The field names are
+Hugging Face's; a family whose config.json has other names uses the names of most families.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ NO_DECODER = {"is_decoder": False, "add_cross_attention": False}
 
 @dataclass(frozen=True)
 class SharedConfig:
-    """The fields of a config.json that change the result in nearly every family, by HF's names."""
+    """The settings that change the result of nearly every family, by HF's names."""
 
     vocab_size: int
     hidden_size: int
@@ -36,16 +36,16 @@ class SharedConfig:
 
     @classmethod
     def from_hf(cls: type[S], values: Mapping[str, Any]) -> S:
-        """Read config.json's values; `ValueError` for what this encoder cannot compute.
+        """Read the values of a config.json; `ValueError` for a setting that is not supported.
 
-        `NAMES` and `REQUIRED` are `names` and `required` of `read_config`.
+        The class attributes `NAMES` and `REQUIRED` are passed to `read_config`.
         """
         return read_config(cls, values, names=cls.NAMES, required=cls.REQUIRED)
 
 
 @dataclass(frozen=True)
 class EncoderConfig(SharedConfig):
-    """And what the BERT-shaped families have beside."""
+    """`SharedConfig` and the additional settings of the BERT-shaped families."""
 
     type_vocab_size: int
     layer_norm_eps: float
@@ -55,44 +55,46 @@ class EncoderConfig(SharedConfig):
 
 
 def read_config(
-    kind: type[C],
+    config_class: type[C],
     values: Mapping[str, Any],
     *,
     names: Mapping[str, str] | None = None,
     required: Mapping[str, Any] | None = None,
 ) -> C:
-    """A `kind` of `values`, a transformers config as a dict.
+    """Build a `config_class` from `values`, a transformers config as a dict.
 
     Args:
-        names: fields of `kind` whose names in config.json are others.
-        required: settings that would need another encoder, with the only value this one computes
-            (or a tuple of them).
+        config_class: a dataclass whose fields are the settings to read.
+        values: the values of a config.json, by name.
+        names: the names in config.json of the fields that are named differently there.
+        required: settings of which only one value is supported, with that value; a tuple holds
+            several supported values.
 
     Raises:
-        ValueError: a setting that this encoder cannot compute; it names the known values.
+        ValueError: the value of a setting is not supported; the message lists those that are.
     """
     family = values.get("model_type")
-    for name, known in (required or {}).items():
-        allowed = known if isinstance(known, tuple) else (known,)
-        if values.get(name, allowed[0]) not in allowed:
+    for name, value in (required or {}).items():
+        supported = value if isinstance(value, tuple) else (value,)
+        if values.get(name, supported[0]) not in supported:
             raise ValueError(
                 f"{name}={values[name]!r} is not supported for {family}; "
-                f"known: {', '.join(map(repr, allowed))}"
+                f"supported: {', '.join(map(repr, supported))}"
             )
-    found = {}
-    for field in fields(kind):  # pyright: ignore[reportArgumentType]
+    settings = {}
+    for field in fields(config_class):  # pyright: ignore[reportArgumentType]
         name = (names or {}).get(field.name, field.name)
         value = values[name]
         if field.name.endswith(("_act", "_activation")) and value not in ACTIVATIONS:
             raise ValueError(
-                f"{name}={value!r} is not known here; known: {', '.join(sorted(ACTIVATIONS))}"
+                f"{name}={value!r} is not supported; supported: {', '.join(sorted(ACTIVATIONS))}"
             )
         # JSON may write a float as an integer: `"hidden_dropout_prob": 0`.
-        found[field.name] = float(value) if field.type is float else value
-    if found["hidden_size"] % found["num_attention_heads"]:
-        said = {n: (names or {}).get(n, n) for n in ("hidden_size", "num_attention_heads")}
-        raise ValueError(
-            f"{said['hidden_size']}={found['hidden_size']} is not a multiple of "
-            f"{said['num_attention_heads']}={found['num_attention_heads']}"
+        settings[field.name] = float(value) if field.type is float else value
+    size, heads = settings["hidden_size"], settings["num_attention_heads"]
+    if size % heads:
+        size_name, heads_name = (
+            (names or {}).get(name, name) for name in ("hidden_size", "num_attention_heads")
         )
-    return kind(**found)
+        raise ValueError(f"{size_name}={size} is not a multiple of {heads_name}={heads}")
+    return config_class(**settings)

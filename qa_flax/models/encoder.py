@@ -1,4 +1,4 @@
-"""Stage 4 of 7: the encoder most families are made of (device, JAX)."""
+"""Stage 4 of 7: the encoder that most families use or extend (device, JAX)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,9 +19,10 @@ from qa_flax.models.layers import (
 
 
 class Encoder(nnx.Module):
-    """Embeddings, projected to the hidden size where theirs is another, and layers: BERT's own.
+    """BERT's encoder: embeddings, an optional projection to the hidden size, and a stack of layers.
 
-    A family overrides what is different. `project` and `last_norm` are None where there is none.
+    A family overrides the methods in which it differs. `project` and `last_norm` are None if the
+    encoder has no such module.
     """
 
     project: Any = None
@@ -38,12 +39,21 @@ class Encoder(nnx.Module):
         size: int | None = None,
         positions: int | None = None,
         types: int | None = None,
-        **of_embeddings: Any,
+        **embedding_options: Any,
     ):
-        """`block`, called `(config, dtype=...)`, makes a layer; None: the family makes them.
+        """Build the modules from a family's config.
 
-        `embeddings` is a module called as `Embeddings`, which is made unless it is given: with
-        `size`, `positions` and `types` where they are not as in the config, and `of_embeddings`.
+        Args:
+            config: the family's config, such as `EncoderConfig`.
+            dtype: the compute dtype.
+            block: builds a layer, called `(config, dtype=...)`; None: the family builds `layers`.
+            last_norm: whether a LayerNorm follows the last layer.
+            embeddings: a module called like `Embeddings`; by default `Embeddings` is built from
+                the remaining arguments.
+            size: the size of the embeddings; default: the hidden size.
+            positions: rows of the position table; default: as in the config.
+            types: rows of the token type table; default: as in the config.
+            **embedding_options: further arguments of `Embeddings`.
         """
         hidden: int = config.hidden_size
         width = hidden if size is None else size
@@ -54,7 +64,7 @@ class Encoder(nnx.Module):
             size=width,
             positions=config.max_position_embeddings if positions is None else positions,
             types=config.type_vocab_size if types is None else types,
-            **of_embeddings,
+            **embedding_options,
         )
         if width != hidden:
             self.project = linear(width, hidden, dtype)
@@ -73,17 +83,26 @@ class Encoder(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """Hidden states in the compute dtype; `rngs=None` means no dropout.
+        """Compute the hidden states in the compute dtype.
 
-        Token types default to 0; positions count from 0, again in every segment.
+        Args:
+            input_ids: token ids.
+            attention_mask: 1 for real tokens, 0 for padding.
+            token_type_ids: 0 by default.
+            position_ids: by default counted from 0, restarting in every segment.
+            segment_ids: numbers of the windows packed into a row, 0 for padding; None: one window.
+            rngs: its `dropout` stream draws the dropout masks; None means no dropout.
+
+        Raises:
+            ValueError: a row is longer than the checkpoint has positions.
         """
         positions = self.positions_of(input_ids, position_ids, segment_ids)
         types = self.types_of(input_ids, token_type_ids)
         hidden = self.embeddings(input_ids, types, positions, rngs=rngs)
         if self.project is not None:
             hidden = self.project(hidden, rngs=rngs)
-        where = self.where(input_ids, attention_mask, segment_ids, positions)
-        hidden = self.run_layers(hidden, *where, rngs=rngs)
+        layer_args = self.layer_args(input_ids, attention_mask, segment_ids, positions)
+        hidden = self.run_layers(hidden, *layer_args, rngs=rngs)
         return hidden if self.last_norm is None else self.last_norm(hidden)
 
     def positions_of(
@@ -92,37 +111,37 @@ class Encoder(nnx.Module):
         position_ids: Int[Array, "b l"] | None,
         segment_ids: Int[Array, "b l"] | None,
     ) -> Int[Array, "#b l"]:
-        """Each token's position; `ValueError` for rows that this encoder cannot take."""
+        """Each token's position; `ValueError` for rows that this encoder does not support."""
         return positions_from_0(input_ids, position_ids, segment_ids, self.position_limit)
 
     def types_of(
         self, input_ids: Int[Array, "b l"], token_type_ids: Int[Array, "b l"] | None
     ) -> Int[Array, "b l"] | None:
-        """Each token's type; None: 0."""
+        """Each token's type; None means 0 for all."""
         return token_type_ids
 
-    def where(
+    def layer_args(
         self,
         input_ids: Int[Array, "b l"],
         attention_mask: Int[Array, "b l"],
         segment_ids: Int[Array, "b l"] | None,
         positions: Int[Array, "#b l"],
     ) -> tuple[Any, ...]:
-        """What every layer gets beside the hidden states."""
+        """The positional arguments that every layer gets after the hidden states."""
         return (make_attention_mask(attention_mask, segment_ids),)
 
     def run_layers(
-        self, hidden: Float[Array, "b l h"], *where: Any, rngs: nnx.Rngs | None
+        self, hidden: Float[Array, "b l h"], *layer_args: Any, rngs: nnx.Rngs | None
     ) -> Float[Array, "b l h"]:
-        """All layers, one after the other."""
-        return self.layers(hidden, *where, rngs=rngs)
+        """Run all layers, one after the other."""
+        return self.layers(hidden, *layer_args, rngs=rngs)
 
 
 class PositionsAfterPadding(Encoder):
-    """An encoder whose positions begin after the padding token's id, as RoBERTa's do."""
+    """An encoder whose positions are counted from the padding token's id + 1, as in RoBERTa."""
 
     def __init__(self, config: Any, *, dtype: jnp.dtype, **options: Any):
-        """`options` as those of `Encoder`."""
+        """`options` are arguments of `Encoder`."""
         self.padding: int = config.pad_token_id
         self.table_rows: int = config.max_position_embeddings
         super().__init__(config, dtype=dtype, padding_position=config.pad_token_id, **options)
@@ -133,7 +152,7 @@ class PositionsAfterPadding(Encoder):
         position_ids: Int[Array, "b l"] | None,
         segment_ids: Int[Array, "b l"] | None,
     ) -> Int[Array, "#b l"]:
-        """As `positions_after_padding`."""
+        """Each token's position, as in `layers.positions_after_padding`."""
         return positions_after_padding(
             input_ids, position_ids, segment_ids, self.padding, self.table_rows
         )

@@ -1,7 +1,7 @@
-"""Stage 4 of 7: what a file of a model family hands over (device, JAX).
+"""Stage 4 of 7: the description of a model family (device, JAX).
 
-Every file in `families/` ends with `FAMILY = Family(...)`, or with a tuple of these where one
-encoder serves several model types; `families/__init__.py` finds them.
+Every file in `families/` ends with `FAMILY = Family(...)`, or with a tuple of `Family` objects if
+its encoder is used for several model types. `families/__init__.py` collects them.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,29 +18,29 @@ from qa_flax.models.qa import HEAD_WEIGHT_NAMES, SpanHead
 
 @dataclass(frozen=True)
 class Family:
-    """How one kind of checkpoint is read, computed and written."""
+    """How the checkpoints of one model type are read, computed and written."""
 
     model_type: str
-    """The kind, as config.json says it: Hugging Face's `model_type`."""
+    """Hugging Face's `model_type`, as in config.json."""
     read_config: Callable[[Mapping[str, Any]], BlockConfig]
     """config.json's values -> the encoder's config."""
     encoder: Callable[..., nnx.Module]
-    """(config, *, dtype) -> a module called as described in `encoder.Encoder`."""
+    """(config, *, dtype) -> a module that is called like `encoder.Encoder`."""
     weight_names: Mapping[str, str]
-    """Regular expression of a module's path -> its name in the checkpoint, without `prefix`."""
+    """Regular expression of a module's path in the encoder -> its checkpoint name, not prefixed."""
     prefix: str
-    """What HF's question answering model puts before the encoder's names."""
+    """Prefix of the encoder's weight names in HF's question answering model."""
     architecture: str
-    """HF's class of the whole model, for `architectures` in config.json."""
+    """Name of HF's question answering class, for `architectures` in config.json."""
     head: Callable[..., nnx.Module] = SpanHead
-    """(config, *, dtype) -> a module called as described in `qa.SpanHead`."""
+    """(config, *, dtype) -> a module that is called like `qa.SpanHead`."""
     head_weight_names: Mapping[str, str] = field(default_factory=lambda: HEAD_WEIGHT_NAMES)
-    """As `weight_names`; never prefixed. Its `outputs` is the layer that makes the span logits."""
+    """As `weight_names`, for the head. The module `outputs` computes the span logits."""
     unused_weights: tuple[str, ...] = OTHER_TASKS
-    """Regular expressions of tensors a checkpoint may have and question answering does not use."""
+    """Regular expressions of tensors in checkpoints that question answering does not use."""
     other_names: Mapping[str, str] = field(default_factory=dict)
-    """Another name of a tensor -> its own, which a checkpoint without that is read by."""
+    """Alternative name of a tensor -> its usual name; read if a checkpoint lacks the usual one."""
     fixed_arrays: Callable[[Any], Mapping[ParamPath, np.ndarray]] = lambda config: {}
-    """config -> how tensors that are never trained (`layers.Fixed`) begin, by path."""
+    """config -> initial values, by path, of tensors that are never trained (`layers.Fixed`)."""
     initial_array: Callable[..., np.ndarray] = initial_array
-    """(path, shape, config, random) -> how a parameter begins, float32."""
+    """(path, shape, config, random) -> initial values of a parameter, float32."""

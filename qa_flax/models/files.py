@@ -1,4 +1,4 @@
-"""Stage 4 of 7: a checkpoint's files: found, listed and read one tensor at a time (host)."""
+"""Stage 4 of 7: finds a checkpoint's files and reads them one tensor at a time (host)."""
 
 import json
 import os
@@ -23,7 +23,7 @@ ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a safetensors file, not read yet."""
+    """A tensor in a safetensors file, whose values are not yet read."""
 
     file: Path
     name: str
@@ -31,28 +31,33 @@ class StoredTensor:
     dtype: str
 
     def read(self) -> np.ndarray:
-        """Its values as float32."""
+        """Read the values as float32."""
         with safe_open(self.file, "np") as opened:
             return opened.get_tensor(self.name).astype(np.float32, copy=False)
 
 
-# safetensors' dtype names; each is exact or rounded once in float32.
+# In safetensors' names. Conversion to float32 is exact, except that F64 is rounded.
 FLOAT_DTYPES = ("F16", "BF16", "F32", "F64")
 
 
 def checkpoint_directory(source: str | os.PathLike[str], **hub: Any) -> Path:
-    """`source` if it is a directory, else the local copy of that bucket's folder or hub id.
+    """The local directory of a checkpoint; downloads it if `source` is a bucket URL or a hub id.
 
-    `OSError` if it is none of these.
+    Args:
+        source: a directory, the URL of a folder in a bucket, or a name on the Hugging Face Hub.
+        **hub: further arguments of `huggingface_hub.snapshot_download`, such as `revision`.
+
+    Raises:
+        OSError: `source` does not exist or could not be downloaded.
     """
     path = storage.local_copy(source) if storage.is_remote(source) else Path(source)
     if path.is_dir():
         return path
     if path.exists():
-        raise NotADirectoryError(f"{source} is a file; give the directory that holds it")
+        raise NotADirectoryError(f"{source} is a file; give the directory that contains it")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) or str(source).startswith("."):
         raise FileNotFoundError(
-            f"{source} does not exist, and it is no hub id (name or owner/name)"
+            f"{source} does not exist, and it is not a valid hub id (name or owner/name)"
         )
     files = [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, "model*.safetensors"]
     files += [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE]
@@ -61,15 +66,17 @@ def checkpoint_directory(source: str | os.PathLike[str], **hub: Any) -> Path:
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).strip().split("\n")[0]
         raise OSError(
-            f"{source} is no directory here, and the hub gave no model of that id: {reason}"
+            f"{source} is not a local directory, and no model of that name could be downloaded "
+            f"from the Hugging Face Hub: {reason}"
         ) from error
 
 
 def stored_tensors(directory: Path) -> list[StoredTensor]:
-    """What the checkpoint's one file, or the shards its index names, hold.
+    """The tensors of a checkpoint, in one safetensors file or in the shards that its index lists.
 
-    `OSError` for files that are absent or not whole, `ValueError` for an index that is no index or
-    that names files elsewhere.
+    Raises:
+        OSError: a file is missing or incomplete.
+        ValueError: the index is invalid or lists files in other folders.
     """
     if (directory / WEIGHTS_FILE).is_file():
         files = [WEIGHTS_FILE]
@@ -77,44 +84,48 @@ def stored_tensors(directory: Path) -> list[StoredTensor]:
         files = shard_names(directory / INDEX_FILE)
     else:
         raise FileNotFoundError(
-            f"{directory} has no {WEIGHTS_FILE} and no {INDEX_FILE}; it holds: "
+            f"{directory} has no {WEIGHTS_FILE} and no {INDEX_FILE}; it contains: "
             f"{listing(directory)}. {PICKLE_HELP}"
         )
     return [tensor for file in files for tensor in _tensors_of(directory / file)]
 
 
 def stored_adapter(directory: Path) -> list[StoredTensor]:
-    """What PEFT's file of adapters holds; `OSError` if it is absent or not whole."""
+    """The tensors of PEFT's adapter file; `OSError` if it is missing or incomplete."""
     if not (directory / ADAPTER_WEIGHTS_FILE).is_file():
         raise FileNotFoundError(
-            f"{directory} has no {ADAPTER_WEIGHTS_FILE}; it holds: {listing(directory)}. "
-            "Adapters are read from safetensors alone"
+            f"{directory} has no {ADAPTER_WEIGHTS_FILE}; it contains: {listing(directory)}. "
+            "Adapters are read from safetensors files only"
         )
     return _tensors_of(directory / ADAPTER_WEIGHTS_FILE)
 
 
 PICKLE_HELP = (
-    "pytorch_model.bin is not read: it is a pickle, which can run code. Convert it once: "
+    "pytorch_model.bin is not read, because a pickle file can run any code. Convert it once: "
     "pip install 'qa-flax[torch]', then: qa-flax convert DIRECTORY"
 )
 
 
 def shard_names(index: Path) -> list[str]:
-    """The files that a sharded checkpoint's index names, sorted; they are beside it.
+    """The sorted names of the files that a sharded checkpoint's index lists.
 
-    `ValueError` if it is no index or names files elsewhere, `OSError` if one is absent.
+    Raises:
+        OSError: a file is missing from the index's folder.
+        ValueError: the index is invalid or lists files in other folders.
     """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index} has no weight_map of tensor names to files")
     files = set(weight_map.values())
-    # A name with a folder in it could point at any file of this machine.
+    # A name that contains a folder could point to any file of this machine.
     if bad := sorted(str(f) for f in files if not isinstance(f, str) or Path(f).name != f):
         raise ValueError(
-            f"{index} names {', '.join(bad)}; only plain file names beside it are read"
+            f"{index} lists {', '.join(bad)}; only file names in the same folder are allowed"
         )
-    if absent := sorted(f for f in files if not (index.parent / f).is_file()):
-        raise FileNotFoundError(f"{index} names {', '.join(absent)}, absent from {index.parent}")
+    if missing := sorted(f for f in files if not (index.parent / f).is_file()):
+        raise FileNotFoundError(
+            f"{index} lists {', '.join(missing)}, which is missing from {index.parent}"
+        )
     return sorted(files)
 
 
@@ -125,22 +136,22 @@ def _tensors_of(file: Path) -> list[StoredTensor]:
             return [StoredTensor(file, n, tuple(s.get_shape()), s.get_dtype()) for n, s in slices]
     except SafetensorError as error:
         raise OSError(
-            f"{file} ({file.stat().st_size} bytes) is no whole safetensors file: {error}. "
-            "Download or write it again"
+            f"{file} ({file.stat().st_size} bytes) is not a complete safetensors file: {error}. "
+            "Download it or write it again"
         ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; `ValueError` if it holds anything else."""
+    """Read a JSON file that contains an object; `ValueError` if it contains anything else."""
     try:
         values = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a JSON {type(values).__name__}; an object is expected")
+        raise ValueError(f"{path} contains a JSON {type(values).__name__}; an object is expected")
     return values
 
 
 def listing(directory: Path) -> str:
-    """The names in a directory, for a message."""
+    """The names of a directory's files, for error messages."""
     return ", ".join(sorted(p.name for p in directory.iterdir())) or "nothing"

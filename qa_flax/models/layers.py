@@ -1,9 +1,9 @@
-"""Stage 4 of 7: the pieces every encoder is built from (device, JAX).
+"""Stage 4 of 7: the layers that every encoder is built from (device, JAX).
 
-Axis letters: `b` rows, `l` tokens (`q` asking, `k` asked), `h` hidden, `a` heads, `d` head size,
-`f` mlp.
-Parameters are float32. `dtype` is the compute dtype of the matrix products; attention's softmax,
-LayerNorm's statistics and the span logits are float32 whatever it is.
+Axis letters: `b` rows, `l` tokens (`q` query and `k` key tokens), `h` hidden size, `a` attention
+heads, `d` head size, `f` MLP size.
+Parameters are float32. `dtype` is the compute dtype of the matrix products. The attention softmax,
+the LayerNorm statistics and the span logits are always float32.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from jaxtyping import Array, Float, Int
 from qa_flax.models.dropout import dropout
 from qa_flax.models.sharding import is_shard, rows_of
 
-# Where a parameter is in a model: attribute names and, in a list, indexes.
+# A parameter's path in a model: attribute names and list indexes.
 ParamPath = tuple[Any, ...]
 
 
 @runtime_checkable
 class BlockConfig(Protocol):
-    """What the modules below read from a family's config; the names are Hugging Face's."""
+    """The settings that the modules below read from a family's config, by Hugging Face's names."""
 
     @property
     def vocab_size(self) -> int: ...  # noqa: D102
@@ -48,12 +48,12 @@ class BlockConfig(Protocol):
     def pad_token_id(self) -> int | None: ...  # noqa: D102
 
 
-# A module is made with parameters that take no memory, for their shapes: `weights.py` fills it
-# from a checkpoint or with `initial_array`. The source of random numbers NNX asks for gives none.
+# A new module's parameters are placeholders: they have a shape but take no memory. `weights.py`
+# replaces them by a checkpoint's values or those of `initial_array`. NNX needs no random numbers.
 
 
 class _NoRandomNumbers:
-    """In place of `nnx.Rngs`, whose keys take longer to make than all else in a layer."""
+    """Replaces `nnx.Rngs`: creating its keys takes longer than everything else in a layer."""
 
     def params(self) -> None:
         """No key."""
@@ -63,19 +63,19 @@ NO_RNGS: Any = _NoRandomNumbers()
 
 
 def zeros(key: object, shape: tuple[int, ...], dtype: Any = jnp.float32, *_: Any) -> Any:
-    """An initializer as NNX calls it: one zero seen as `shape`, read-only; `key` is not used."""
+    """An NNX initializer: a single zero broadcast to `shape`, read-only; `key` is ignored."""
     return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def ones(key: object, shape: tuple[int, ...], dtype: Any = jnp.float32, *_: Any) -> Any:
-    """As `zeros`, of ones."""
+    """As `zeros`, with ones."""
     return np.broadcast_to(np.ones((), dtype), shape)
 
 
 class Dense(nnx.Linear):
-    """`nnx.Linear` that takes its caller's `rngs`, as every module here does.
+    """`nnx.Linear` that accepts `rngs`, like every module of this package.
 
-    It has no use for them; `lora.LoraLinear`, which may stand in its place, drops out its input.
+    It ignores them. `lora.LoraLinear`, which can replace it, needs them for dropout.
     """
 
     def __call__(
@@ -85,20 +85,20 @@ class Dense(nnx.Linear):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "*rows n_out"]:
-        """`x W + b` in the compute dtype. `out_sharding` is NNX's."""
+        """Compute `x W + b` in the compute dtype; `out_sharding` is an argument of NNX."""
         return super().__call__(inputs, out_sharding)
 
 
 def linear(n_in: int, n_out: int, dtype: jnp.dtype, *, bias: bool = True) -> Dense:
-    """A dense layer, kernel `[n_in, n_out]`, multiplying in `dtype`."""
+    """A dense layer with a kernel `[n_in, n_out]` and the compute dtype `dtype`."""
     return Dense(
         n_in, n_out, use_bias=bias, dtype=dtype, kernel_init=zeros, bias_init=zeros, rngs=NO_RNGS
     )
 
 
 def layer_norm(size: int, epsilon: float, dtype: jnp.dtype, *, bias: bool = True) -> nnx.LayerNorm:
-    """LayerNorm over the last axis with the checkpoint's epsilon and float32 statistics."""
-    # The fast variance, E[x^2] - E[x]^2, loses digits when the mean is large.
+    """LayerNorm over the last axis, with float32 statistics."""
+    # The fast variance, E[x^2] - E[x]^2, loses precision if the mean is large.
     return nnx.LayerNorm(
         size,
         epsilon=epsilon,
@@ -112,29 +112,32 @@ def layer_norm(size: int, epsilon: float, dtype: jnp.dtype, *, bias: bool = True
 
 
 class Table(nnx.Embed):
-    """`nnx.Embed`, that looks up rows on the cores that have them where it is divided."""
+    """`nnx.Embed` whose table may be sharded; see `sharding.rows_of`."""
 
     def __call__(
         self, inputs: Int[Array, "*rows"], out_sharding: Any = None
     ) -> Float[Array, "*rows size"]:
-        """The rows `inputs`, each from 0 to n - 1; NaN for others. `out_sharding` is NNX's."""
+        """Look up the rows `inputs`, ids from 0 to n - 1; the row of any other id is NaN.
+
+        `out_sharding` is an argument of NNX.
+        """
         (array,) = jax.tree.leaves(nnx.state(self), is_leaf=is_shard)
         return rows_of(array, inputs) if is_shard(array) else super().__call__(inputs, out_sharding)
 
 
 def embedding(n: int, size: int) -> Table:
-    """`n` vectors of `size`, looked up in float32."""
+    """A table of `n` float32 vectors of `size`."""
     return Table(n, size, embedding_init=zeros, rngs=NO_RNGS)
 
 
 def look_up(
-    table: Callable[..., Array], ids: Int[Array, "*rows"], untrained: int | None = None
+    table: Callable[..., Array], ids: Int[Array, "*rows"], padding_idx: int | None = None
 ) -> Float[Array, "*rows size"]:
-    """The vectors of `ids`; that of `untrained` gets no gradient (PyTorch's `padding_idx`)."""
-    found = table(ids)
-    if untrained is None:
-        return found
-    return jnp.where((ids == untrained)[..., None], jax.lax.stop_gradient(found), found)
+    """The vectors of `ids`; as in PyTorch, the vector of `padding_idx` gets no gradient."""
+    vectors = table(ids)
+    if padding_idx is None:
+        return vectors
+    return jnp.where((ids == padding_idx)[..., None], jax.lax.stop_gradient(vectors), vectors)
 
 
 def initial_array(
@@ -146,10 +149,17 @@ def initial_array(
     deviation: float | None = None,
     cutoff: float = np.inf,
 ) -> np.ndarray:
-    """How HF's BERT-shaped models begin: float32 normal(0, `initializer_range`) weights, scales 1,
-    biases 0, and zeros for the padding token.
+    """Initial float32 values of a parameter, as in HF's BERT-shaped models.
 
-    `deviation` replaces `initializer_range`; weights beyond `cutoff` deviations are drawn again.
+    Weights are normal(0, `initializer_range`), scales 1, biases 0, the padding token's vector 0.
+
+    Args:
+        path: the parameter's path in the model.
+        shape: the parameter's shape.
+        config: the family's config.
+        random: draws the weights.
+        deviation: standard deviation of the weights; default `config.initializer_range`.
+        cutoff: weights beyond this number of standard deviations are drawn again.
     """
     if path[-1] in ("scale", "bias"):
         return np.full(shape, path[-1] == "scale", np.float32)
@@ -163,11 +173,11 @@ def initial_array(
 
 
 class Fixed(nnx.Variable):
-    """A tensor of a checkpoint that is never trained."""
+    """A tensor that is saved in checkpoints but never trained."""
 
 
 class FixedTable(nnx.Module):
-    """As `embedding`, but never trained."""
+    """A table like `embedding` that is never trained."""
 
     def __init__(self, n: int, size: int):
         self.embedding = Fixed(zeros(None, (n, size)))
@@ -178,10 +188,19 @@ class FixedTable(nnx.Module):
 
 
 class Embeddings(nnx.Module):
-    """Token + token type + position vectors, normalised: `[b, l] -> [b, l, size]`.
+    """The normalised sum of token, token type and position vectors: `[b, l] -> [b, l, size]`.
 
-    `types=0` or `positions=0`: there is no such table; `normalised=False`: no norm. Neither the
-    padding token nor position `padding_position` is ever trained.
+    Args:
+        config: the family's config.
+        dtype: the compute dtype.
+        size: the size of the vectors.
+        positions: rows of the position table; 0: no such table.
+        types: rows of the token type table; 0: no such table.
+        padding_position: the position of padding, whose vector is never trained. The vector of
+            the padding token is never trained either.
+        train_positions: whether the position table is trained.
+        norm_bias: whether the LayerNorm has a bias.
+        normalised: whether there is a LayerNorm.
     """
 
     def __init__(
@@ -215,7 +234,8 @@ class Embeddings(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l size"]:
-        """Sum in HF's order, so that float32 rounds as there. Token types default to 0."""
+        """Add up the vectors and apply LayerNorm and dropout. Token types default to 0."""
+        # In HF's order, so that float32 rounding is the same.
         summed = look_up(self.word, input_ids, self.padding)
         if self.token_type is not None:
             types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
@@ -230,7 +250,7 @@ class Embeddings(nnx.Module):
 
 
 def sinusoids(n: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sines and cosines of positions 0 to n - 1 (Vaswani et al. 2017), float64 `[n, size / 2]`."""
+    """Sines and cosines, float64 `[n, size / 2]`, of positions 0 to n - 1 (Vaswani et al. 2017)."""
     angles = np.arange(n)[:, None] / 10000.0 ** (np.arange(0, size, 2) / size)
     return np.sin(angles), np.cos(angles)
 
@@ -238,9 +258,10 @@ def sinusoids(n: int, size: int) -> tuple[np.ndarray, np.ndarray]:
 def restarting_positions(
     segment_ids: Int[Array, "b l"], before: Int[Array, "b l"] | None = None
 ) -> Int[Array, "b l"]:
-    """Position of each token in its own segment, counted from 0 where a new segment begins.
+    """The position of each token in its segment, counted from 0 where the segment begins.
 
-    `before`: how many tokens that count are before each in its row; all do unless given.
+    `before` is the number of counted tokens before each token in its row. By default every token
+    counts.
     """
     if before is None:
         before = jax.lax.broadcasted_iota(jnp.int32, segment_ids.shape, 1)
@@ -249,10 +270,10 @@ def restarting_positions(
 
 
 def check_length(length: int, limit: int | None) -> None:
-    """`ValueError` for rows longer than the checkpoint has positions; None: they have no end."""
+    """Raise `ValueError` if rows of `length` tokens exceed `limit` positions; None: no limit."""
     if limit is not None and length > limit:
         raise ValueError(
-            f"rows of {length} tokens, but this checkpoint has {limit} positions "
+            f"rows have {length} tokens, but this checkpoint has {limit} positions "
             f"(max_position_embeddings); use max_seq_length <= {limit}"
         )
 
@@ -263,9 +284,9 @@ def positions_from_0(
     segment_ids: Int[Array, "b l"] | None,
     limit: int | None,
 ) -> Int[Array, "#b l"]:
-    """`position_ids` if given, else counted from 0, again in every segment.
+    """`position_ids` if given, else positions counted from 0 that restart in every segment.
 
-    `ValueError` for unpacked rows longer than `limit`, where there is one.
+    Raises `ValueError` for unpacked rows of more than `limit` tokens; None: no limit.
     """
     if position_ids is not None:
         return position_ids
@@ -282,16 +303,25 @@ def positions_after_padding(
     padding: int,
     limit: int,
 ) -> Int[Array, "b l"]:
-    """As RoBERTa counts: tokens from `padding + 1` on, and every padding token has `padding`.
+    """RoBERTa's positions: tokens count from `padding + 1`; padding tokens have position `padding`.
 
-    `limit` is the number of rows of the position table. `ValueError` for rows that are too long.
+    Args:
+        input_ids: token ids.
+        position_ids: returned if given.
+        segment_ids: positions restart in every segment.
+        padding: the id of the padding token.
+        limit: the number of rows of the position table.
+
+    Raises:
+        ValueError: unpacked rows have more tokens than the table has positions.
     """
     if position_ids is not None:
         return position_ids
     real = (input_ids != padding).astype(input_ids.dtype)
     before = jnp.cumsum(real, axis=1) - real
     if segment_ids is not None:
-        # The padding token may be in a window's text too, and may not be what is between windows.
+        # Both tests are needed: a window may contain the padding token, and the tokens between
+        # windows may be others.
         real, before = real * (segment_ids > 0), restarting_positions(segment_ids, before)
     else:
         check_length(input_ids.shape[1], limit - padding - 1)

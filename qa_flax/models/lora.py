@@ -1,4 +1,4 @@
-"""Stage 4 of 7: LoRA (Hu et al. 2021), in PEFT's words: small trained layers beside frozen ones."""
+"""Stage 4 of 7: LoRA adapters (Hu et al. 2021), compatible with PEFT's names and files."""
 
 import logging
 import math
@@ -15,31 +15,42 @@ from jaxtyping import Array, Float
 from qa_flax.models.dropout import dropout
 from qa_flax.models.files import ADAPTER_CONFIG_FILE, WEIGHTS_FILE, read_json
 from qa_flax.models.layers import NO_RNGS, Dense, Fixed, ParamPath, zeros
-from qa_flax.models.weights import Named
+from qa_flax.models.weights import NamedParameters
 
 logger = logging.getLogger(__name__)
 
 
-# ---- what is wanted ------------------------------------------------------------------------------
+# ---- configuration -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """PEFT's `LoraConfig`: its names and defaults; what is not here is not supported.
+    """The configuration of LoRA adapters, with the names and defaults of PEFT's `LoraConfig`.
+
+    PEFT's other settings are not supported.
 
     Args:
-        r: the rank, columns of A and rows of B.
-        target_modules: the dense layers that get adapters, by PyTorch's names: the whole name or
-            what comes after a dot in it, as `["query", "value"]`. A text is a regular expression
-            of whole names, but for "all-linear": every dense layer before the span head.
-        lora_alpha: an adapter's result is multiplied by `lora_alpha / r`,
-        use_rslora: or by `lora_alpha / sqrt(r)` (Kalajdzievski 2023).
-        lora_dropout: of an adapter's input.
-        modules_to_save: what else is trained; the span head always is, and nothing else can be.
-        task_type, bias: "QUESTION_ANS" (or None), "none".
+        r: the rank of the adapters: the columns of A and the rows of B.
+        target_modules: the dense layers that get adapters. A list contains PyTorch's names of
+            layers or their last components, such as `["query", "value"]`. A string is a regular
+            expression that must match the full name, or "all-linear" for every dense layer except
+            the span head.
+        lora_alpha: the output of an adapter is scaled by `lora_alpha / r`.
+        lora_dropout: dropout probability of an adapter's input.
+        use_rslora: scale by `lora_alpha / sqrt(r)` instead (Kalajdzievski 2023).
+        modules_to_save: modules that are trained in full. Only the span head is supported, and it
+            is always trained.
+        task_type: "QUESTION_ANS" or None.
+        bias: "none".
 
     Raises:
         ValueError: a value is not supported.
+
+    Example:
+        >>> from qa_flax import LoraConfig
+        >>> config = LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"])
+        >>> config.scaling
+        2.0
     """
 
     r: int = 8
@@ -54,54 +65,57 @@ class LoraConfig:
     def __post_init__(self):
         for name in ("target_modules", "modules_to_save"):
             if (value := getattr(self, name)) is not None and not isinstance(value, str):
-                object.__setattr__(self, name, tuple(value))  # hashable, as a module's parts are
+                object.__setattr__(self, name, tuple(value))  # a module's attributes are hashed
         if self.r < 1:
             raise ValueError(f"r={self.r}: the rank of LoRA adapters must be at least 1")
         if not 0.0 <= self.lora_dropout < 1.0:
-            raise ValueError(f"lora_dropout={self.lora_dropout}: it must be in [0, 1)")
-        for name, known in (("task_type", ("QUESTION_ANS", None)), ("bias", ("none",))):
-            if (value := getattr(self, name)) not in known:
-                raise ValueError(f"{name}={value!r} is not supported; known: {known}")
+            raise ValueError(f"lora_dropout={self.lora_dropout}: it must be at least 0 and below 1")
+        for name, supported in (("task_type", ("QUESTION_ANS", None)), ("bias", ("none",))):
+            if (value := getattr(self, name)) not in supported:
+                choices = ", ".join(map(repr, supported))
+                raise ValueError(f"{name}={value!r} is not supported; supported: {choices}")
 
     @property
     def scaling(self) -> float:
-        """What an adapter's result is multiplied by."""
+        """The factor of an adapter's output."""
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     def targets(self, layer: str) -> bool:
-        """Whether the dense layer of that name gets an adapter."""
-        wanted = self.target_modules or ()
-        if isinstance(wanted, str):
-            return wanted == "all-linear" or re.fullmatch(wanted, layer) is not None
-        return any(_ends(layer, target) for target in wanted)
+        """Whether the dense layer with the PyTorch name `layer` gets an adapter."""
+        targets = self.target_modules or ()
+        if isinstance(targets, str):
+            return targets == "all-linear" or re.fullmatch(targets, layer) is not None
+        return any(_has_suffix(layer, target) for target in targets)
 
     @classmethod
     def from_peft(cls, file: Path) -> "LoraConfig":
-        """Read adapter_config.json; `ValueError` names every setting that is not supported."""
+        """Read adapter_config.json; `ValueError` lists all settings that are not supported."""
         values = read_json(file)
-        own = {name: values[name] for name in asdict(cls()) if name in values}
-        refused = [
+        settings = {name: values[name] for name in asdict(cls()) if name in values}
+        others = {name: v for name, v in values.items() if v and name not in settings}
+        unsupported = [
             f"{name}={value!r}"
-            for name, value in values.items()
-            if value and name not in own and name not in WITHOUT_EFFECT and value != FIXED.get(name)
+            for name, value in others.items()
+            if name not in IGNORED_SETTINGS and value != CONSTANT_SETTINGS.get(name)
         ]
-        if refused:
-            raise ValueError(f"{file}: not supported: {', '.join(refused)}")
+        if unsupported:
+            raise ValueError(f"{file}: these settings are not supported: {', '.join(unsupported)}")
         try:
-            return cls(**own)
+            return cls(**settings)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{file}: {error}") from error
 
     def to_peft(self, base: str | None) -> dict[str, Any]:
-        """What adapter_config.json holds; `base` is the name or path of the whole model."""
-        own = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        return FIXED | {"base_model_name_or_path": base, "inference_mode": True} | own
+        """The contents of adapter_config.json; `base` is the name or path of the base model."""
+        settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        base_settings = {"base_model_name_or_path": base, "inference_mode": True}
+        return CONSTANT_SETTINGS | base_settings | settings
 
 
-# Of adapter_config.json: what is always so, and what changes no result. Any other setting must be
-# off: null, false or empty.
-FIXED = {"peft_type": "LORA", "init_lora_weights": True}
-WITHOUT_EFFECT = (
+# Settings of adapter_config.json with a single supported value, and settings that do not change the
+# result. All others must be off: null, false or empty.
+CONSTANT_SETTINGS = {"peft_type": "LORA", "init_lora_weights": True}
+IGNORED_SETTINGS = (
     "auto_mapping",
     "base_model_name_or_path",
     "inference_mode",
@@ -112,68 +126,72 @@ WITHOUT_EFFECT = (
 )
 
 
-class Base(NamedTuple):
-    """Which model adapters are made for."""
+class BaseModel(NamedTuple):
+    """The base model that adapters belong to: its name or path, and its revision on the hub."""
 
     name: str
     revision: str | None
 
 
-def base_of(directory: Path) -> Base:
-    """As a directory of adapters names it; `ValueError` if it does not, or holds a model itself."""
+def read_base_model(directory: Path) -> BaseModel:
+    """The base model that a directory of adapters names.
+
+    Raises `ValueError` if it names none, or if the directory contains a full model, too.
+    """
     file = directory / ADAPTER_CONFIG_FILE
     if (directory / WEIGHTS_FILE).is_file():
         raise ValueError(
-            f"{directory} holds a whole model ({WEIGHTS_FILE}) and the adapters of one "
-            f"({ADAPTER_CONFIG_FILE}); move either elsewhere"
+            f"{directory} contains both a full model ({WEIGHTS_FILE}) and adapters "
+            f"({ADAPTER_CONFIG_FILE}); move one of them to another directory"
         )
     values = read_json(file)
     if not (name := values.get("base_model_name_or_path")):
         raise ValueError(
-            f"{file} has no base_model_name_or_path; load that model and call its "
-            f"with_adapter({str(directory)!r})"
+            f"{file} has no base_model_name_or_path; load the base model yourself and call "
+            f"model.with_adapter({str(directory)!r})"
         )
-    return Base(name, values.get("revision"))
+    return BaseModel(name, values.get("revision"))
 
 
-def resolved(config: LoraConfig, layers: Sequence[str], named: Named) -> LoraConfig:
-    """`config` as it is for one model: "all-linear" by names, its head as `modules_to_save`.
+def resolve_config(config: LoraConfig, layers: Sequence[str], named: NamedParameters) -> LoraConfig:
+    """Complete `config` for one model: names for "all-linear", the head as `modules_to_save`.
 
     Args:
-        config: as given.
-        layers: the names of the model's dense layers.
-        named: all its parameters.
+        config: the user's configuration.
+        layers: PyTorch's names of the model's dense layers.
+        named: all parameters of the model.
 
     Raises:
-        ValueError: none of the layers is meant, or more than the head is to be trained.
+        ValueError: `target_modules` matches no layer, or `modules_to_save` has more than the head.
     """
     short = ", ".join(sorted({re.sub(r"\.\d+\.", ".*.", name) for name in layers}))
     targets = config.target_modules
     if not any(map(config.targets, layers)):
         raise ValueError(
-            f"target_modules={targets!r} are none of this model's dense layers, which are: {short}"
+            f"target_modules={targets!r} matches none of this model's dense layers, "
+            f"which are: {short}"
         )
     if targets == "all-linear":
         targets = tuple(layers)
     elif not isinstance(targets, str):
         for target in targets or ():
-            if not any(_ends(layer, target) for layer in layers):
-                logger.warning("target_modules: %s is none of the layers %s", target, short)
+            if not any(_has_suffix(layer, target) for layer in layers):
+                logger.warning("target_modules: %s matches none of the layers %s", target, short)
     head = [name.rpartition(".")[0] for name, (path, _) in named.items() if path[0] == "head"]
     for module in config.modules_to_save or ():
-        if any(_holds(module, name) and path[0] != "head" for name, (path, _) in named.items()):
+        if any(_is_inside(name, module) and path[0] != "head" for name, (path, _) in named.items()):
             raise ValueError(
-                f"modules_to_save={module!r}: beside adapters only the span head is trained "
-                f"({', '.join(dict.fromkeys(head))})"
+                f"modules_to_save={module!r} is not supported: besides the adapters only the span "
+                f"head is trained ({', '.join(dict.fromkeys(head))})"
             )
     return replace(config, target_modules=targets, modules_to_save=tuple(dict.fromkeys(head)))
 
 
-def _ends(name: str, end: str) -> bool:
-    return name == end or name.endswith(f".{end}")
+def _has_suffix(name: str, suffix: str) -> bool:
+    return name == suffix or name.endswith(f".{suffix}")
 
 
-def _holds(module: str, name: str) -> bool:
+def _is_inside(name: str, module: str) -> bool:
     return f".{module}." in f".{name}"
 
 
@@ -181,7 +199,7 @@ def _holds(module: str, name: str) -> bool:
 
 
 class LoraLinear(Dense):
-    """A frozen dense layer with an adapter beside it: `x W + b + scaling (x A) B`."""
+    """A frozen dense layer with an adapter: `x W + b + scaling (x A) B`."""
 
     def __init__(self, base: nnx.Linear, config: LoraConfig):
         n_in, n_out = base.in_features, base.out_features
@@ -208,7 +226,11 @@ class LoraLinear(Dense):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "*rows n_out"]:
-        """In the compute dtype; `rngs=None` means no dropout of the adapter's input."""
+        """Apply the layer and its adapter in the compute dtype.
+
+        The `dropout` stream of `rngs` drops out the adapter's input; None means no dropout.
+        `out_sharding` is an argument of NNX.
+        """
         dropped = dropout(inputs, self.dropout_rate, rngs)
         dropped, a, b = self.promote_dtype(
             (dropped, self.lora_a[...], self.lora_b[...]), dtype=self.dtype
@@ -217,35 +239,38 @@ class LoraLinear(Dense):
 
 
 def dense_layers(module: nnx.Module) -> list[tuple[ParamPath, nnx.Linear]]:
-    """The layers that can have adapters, with their paths."""
+    """The dense layers of a module, which can have adapters, with their paths."""
     return [(p, node) for p, node in nnx.iter_modules(module) if isinstance(node, nnx.Linear)]
 
 
 def add_adapters(
-    encoder: nnx.Module, config: LoraConfig, name_of: Callable[[ParamPath], str]
+    encoder: nnx.Module, config: LoraConfig, layer_name: Callable[[ParamPath], str]
 ) -> nnx.Module:
-    """The encoder frozen, with adapters of zeros where `config` wants them.
+    """Freeze the encoder and add adapters, filled with zeros, to the layers that `config` targets.
 
-    `name_of` gives PyTorch's name of the dense layer at a path.
+    `layer_name` returns PyTorch's name of the dense layer at a path.
     """
 
-    def change(path: ParamPath, node: Any) -> Any:
+    def freeze_and_adapt(path: ParamPath, node: Any) -> Any:
         if isinstance(node, nnx.Module):
             for name, value in list(vars(node).items()):
                 if isinstance(value, nnx.Param):
                     setattr(node, name, Fixed(value[...]))
-        if isinstance(node, nnx.Linear) and config.targets(name_of(path)):
+        if isinstance(node, nnx.Linear) and config.targets(layer_name(path)):
             return LoraLinear(node, config)
         return node
 
-    return nnx.recursive_map(change, encoder)
+    return nnx.recursive_map(freeze_and_adapt, encoder)
 
 
-# ---- its parameters ------------------------------------------------------------------------------
+# ---- parameters ----------------------------------------------------------------------------------
 
 
 def initial_adapters(seed: int) -> Callable[[ParamPath, tuple[int, ...]], np.ndarray]:
-    """As PEFT begins: A Kaiming uniform with a = sqrt(5); B zero, so that nothing changes yet."""
+    """Initial values of adapters, as in PEFT: A is Kaiming uniform with a = sqrt(5), B is zero.
+
+    An adapter with these values does not change the model's output.
+    """
     random = np.random.default_rng(seed)
 
     def array(path: ParamPath, shape: tuple[int, ...]) -> np.ndarray:
@@ -257,24 +282,25 @@ def initial_adapters(seed: int) -> Callable[[ParamPath, tuple[int, ...]], np.nda
     return array
 
 
-def saved(named: Named, config: LoraConfig) -> Named:
-    """What PEFT's file holds, by its names: adapters, and of the head what `config` says."""
+def saved_parameters(named: NamedParameters, config: LoraConfig) -> NamedParameters:
+    """The parameters in PEFT's file, by its names: the adapters and `config.modules_to_save`."""
     modules = config.modules_to_save or ()
     return {
         f"base_model.model.{name}": (path, param)
         for name, (path, param) in named.items()
         if isinstance(param, nnx.Param)
-        and (path[0] != "head" or any(_holds(module, name) for module in modules))
+        and (path[0] != "head" or any(_is_inside(name, module) for module in modules))
     }
 
 
-def merged(
+def merge_adapters(
     arrays: Mapping[ParamPath, np.ndarray], config: LoraConfig
 ) -> dict[ParamPath, np.ndarray]:
-    """The parameters with each adapter's product added to the kernel it stands beside."""
-    found = dict(arrays)
+    """Add the scaled product of each adapter to its layer's kernel, and drop the adapters."""
+    merged = dict(arrays)
     for *layer, leaf in arrays:
         if leaf == "lora_a":
-            a, b = found.pop((*layer, "lora_a")), found.pop((*layer, "lora_b"))
-            found[*layer, "kernel"] = found[*layer, "kernel"] + np.float32(config.scaling) * (a @ b)
-    return found
+            a, b = merged.pop((*layer, "lora_a")), merged.pop((*layer, "lora_b"))
+            update = np.float32(config.scaling) * (a @ b)
+            merged[*layer, "kernel"] = merged[*layer, "kernel"] + update
+    return merged

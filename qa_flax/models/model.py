@@ -1,9 +1,10 @@
-"""Stage 4 of 7: the model as Hugging Face users know it: config.json + safetensors in and out."""
+"""Stage 4 of 7: the question answering model with Hugging Face's interface and checkpoint files."""
 
 import copy
 import json
 import os
 import shutil
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,15 +35,15 @@ from qa_flax.models.lora import LoraConfig
 from qa_flax.models.qa import SpanLogits
 from qa_flax.models.read_hooks import ReadHooks
 from qa_flax.models.weights import (
-    Named,
+    NamedParameters,
     adapter_arrays,
-    arrays_of,
-    filled,
     initial_arrays,
     layer_name,
     named_parameters,
+    parameter_arrays,
     stored_arrays,
     torch_layout,
+    with_parameters,
 )
 from qa_flax.storage import replacing
 
@@ -50,29 +51,44 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 class AutoModelForQuestionAnswering(ReadHooks):
-    """An encoder with a span head, made from a Hugging Face config or checkpoint.
+    """An encoder with a span head, built from a Hugging Face config or checkpoint.
 
-    Parameters are float32; `dtype` is the compute dtype. Call it with NumPy or JAX arrays `[B, L]`.
-    Make one with `from_pretrained` or `from_config`; the class itself gives read-only zeros, to be
-    filled.
-    With `lora` the encoder is frozen and has adapters: make such a one with `get_peft_model`.
+    Create it with `from_pretrained` or `from_config`, and with LoRA adapters by `get_peft_model`.
+    The parameters are float32; `dtype` is the compute dtype.
+
+    Example:
+        >>> from transformers import AutoTokenizer
+        >>> from qa_flax import AutoModelForQuestionAnswering
+        >>> tokenizer = AutoTokenizer.from_pretrained("bert-base-uncased")
+        >>> model = AutoModelForQuestionAnswering.from_pretrained("bert-base-uncased")
+        >>> inputs = tokenizer("Who wrote it?", "Ada wrote it.", return_tensors="np")
+        >>> output = model(**inputs)
+        >>> output.start_logits.shape == inputs["input_ids"].shape
+        True
     """
 
     def __init__(
         self, config: PreTrainedConfig, *, dtype: Any = jnp.float32, lora: LoraConfig | None = None
     ):
-        family, sizes = _read(config)
+        """Build a model whose parameters are read-only zeros, to be replaced.
+
+        Args:
+            config: transformers' config of a supported `model_type`.
+            dtype: the compute dtype, float32 or bfloat16.
+            lora: if given, the encoder is frozen and has these adapters.
+        """
+        family, family_config = _read_config(config)
         self.dtype = compute_dtype(dtype)
-        self.encoder: Any = family.encoder(sizes, dtype=self.dtype)
-        self.head: Any = family.head(sizes, dtype=self.dtype)
-        self._config = _ByIdentity(config)
+        self.encoder: Any = family.encoder(family_config, dtype=self.dtype)
+        self.head: Any = family.head(family_config, dtype=self.dtype)
+        self._config = _HashedByIdentity(config)
         self.lora = lora
         if lora is not None:
             self.encoder = adapters.add_adapters(self.encoder, lora, partial(layer_name, family))
 
     @property
     def config(self) -> PreTrainedConfig:
-        """transformers' config object of this model."""
+        """The model's config, an object of transformers' config class."""
         return self._config.value
 
     def __call__(
@@ -85,11 +101,24 @@ class AutoModelForQuestionAnswering(ReadHooks):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> SpanLogits:
-        """Span logits, float32. `rngs=None` means no dropout; else its `dropout` stream is used.
+        """Compute the span logits of a batch.
 
-        `attention_mask` (1 real, 0 padding) defaults to all real. `segment_ids` (0 padding)
-        separate windows packed into one row; positions restart in each unless `position_ids` are
-        given.
+        Args:
+            input_ids: token ids, integer `[B, L]`; like all inputs, a NumPy or JAX array.
+            attention_mask: integer `[B, L]`, 1 for real tokens, 0 for padding; default: all 1.
+            token_type_ids: integer `[B, L]`; default: as in the model family, usually all 0.
+            position_ids: integer `[B, L]`; default: counted by the model family's rules.
+            segment_ids: integer `[B, L]`, the numbers of the windows that are packed into a row,
+                0 for padding. Tokens attend to their own window only, and positions restart in
+                each window. Default: one window per row.
+            rngs: its `dropout` stream draws the dropout masks; None means no dropout.
+
+        Returns:
+            `start_logits` and `end_logits`, float32 `[B, L]`.
+
+        Raises:
+            ValueError: `L` is larger than the model's number of positions, or the model family does
+                not support `segment_ids`.
         """
         ids = jnp.asarray(input_ids, jnp.int32)
         mask = jnp.ones_like(ids) if attention_mask is None else _int32(attention_mask)
@@ -100,13 +129,23 @@ class AutoModelForQuestionAnswering(ReadHooks):
     def from_config(
         cls, config: PreTrainedConfig, seed: int = 0, dtype: Any = jnp.float32
     ) -> "AutoModelForQuestionAnswering":
-        """A randomly initialised model; the same `seed` gives the same weights on any hardware.
+        """Create a model with random weights.
 
-        Raises `ValueError` for a `model_type` or a setting that is not supported.
+        Args:
+            config: transformers' config; the model uses a copy of it.
+            seed: seed of the weights; the same seed gives the same weights on any hardware.
+            dtype: the compute dtype, "float32" or "bfloat16".
+
+        Returns:
+            The new model, with float32 parameters.
+
+        Raises:
+            ValueError: the `model_type` or a setting is not supported.
         """
-        config = _own_config(config)
-        family, sizes = _read(config)
-        return filled(cls(config, dtype=dtype), initial_arrays(family, sizes, seed))
+        config = _qa_config(config)
+        family, family_config = _read_config(config)
+        make_array = initial_arrays(family, family_config, seed)
+        return with_parameters(cls(config, dtype=dtype), make_array)
 
     @classmethod
     def from_pretrained(
@@ -121,59 +160,87 @@ class AutoModelForQuestionAnswering(ReadHooks):
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
     ) -> "AutoModelForQuestionAnswering":
-        """Load a directory or a hub id; a missing span head is made from `seed`, and said so.
+        """Load a model from a Hugging Face checkpoint or from a PEFT adapter directory.
 
-        Where there are LoRA adapters of a model instead, that model is loaded with them.
+        A span head that the checkpoint lacks is initialised, with a warning in the log. For a
+        directory of LoRA adapters, the base model that it names is loaded with these adapters.
 
-        `config` replaces the checkpoint's own. Raises `OSError` for files that are absent or
-        unreadable, and `ValueError` with the whole difference for a checkpoint that does not fit.
+        Args:
+            pretrained_model_name_or_path: a directory, the URL of a folder in a bucket, or a name
+                on the Hugging Face Hub, with config.json and safetensors weights.
+            config: replaces the checkpoint's config.
+            seed: seed of a newly initialised span head.
+            dtype: the compute dtype, "float32" or "bfloat16". Weights are converted to float32.
+            revision: branch, tag or commit on the hub.
+            token: the hub's access token; True: the token of `hf auth login`.
+            cache_dir: the folder for downloads; default: the hub's cache.
+            local_files_only: whether to use only files that are already downloaded.
+
+        Returns:
+            The model, with float32 parameters.
+
+        Raises:
+            OSError: files are missing or unreadable, or the download failed.
+            ValueError: the model type, a setting or the weights are not supported, or the weights
+                do not fit the config; the message lists all differences.
         """
         hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir}
         hub["local_files_only"] = local_files_only
         directory = checkpoint_directory(pretrained_model_name_or_path, revision=revision, **hub)
         if (directory / ADAPTER_CONFIG_FILE).is_file():
-            base = adapters.base_of(directory)
+            base = adapters.read_base_model(directory)
             model = cls.from_pretrained(
                 base.name, config, seed, dtype, revision=base.revision, **hub
             )
             return model.with_adapter(directory)
-        config = _own_config(load_config(directory) if config is None else config)
+        config = _qa_config(load_config(directory) if config is None else config)
         config.name_or_path = str(pretrained_model_name_or_path)
         model = cls(config, dtype=dtype)
-        return filled(model, stored_arrays(model, *_read(config), directory, seed))
+        make_array = stored_arrays(model, *_read_config(config), directory, seed)
+        return with_parameters(model, make_array)
 
     def set_params(self, params: Any) -> None:
-        """Put parameters (a state of the same model, NumPy or JAX arrays) in place of its own."""
+        """Replace the parameters by `params`, an NNX state of NumPy or JAX arrays."""
         nnx.update(self, jax.tree.map(jnp.asarray, params))
 
+    def take_over(self, params: Any) -> None:
+        """Deprecated name of `set_params`."""
+        warnings.warn(
+            "take_over is deprecated; use set_params instead", DeprecationWarning, stacklevel=2
+        )
+        self.set_params(params)
+
     def num_parameters(self, only_trainable: bool = False) -> int:
-        """How many numbers the model holds, or how many of them training changes."""
+        """The number of parameters, or of trainable parameters."""
         kinds = nnx.Param if only_trainable else (nnx.Param, Fixed)
         return sum(array.size for array in jax.tree.leaves(nnx.state(self, kinds)))
 
     def print_trainable_parameters(self) -> None:
-        """Print how many parameters are trained, in PEFT's words."""
-        trained, held = self.num_parameters(only_trainable=True), self.num_parameters()
-        share = f"trainable%: {100 * trained / held:.4f}"
-        print(f"trainable params: {trained:,} || all params: {held:,} || {share}")
+        """Print the numbers of trainable and of all parameters, in PEFT's format."""
+        trainable, total = self.num_parameters(only_trainable=True), self.num_parameters()
+        share = f"trainable%: {100 * trainable / total:.4f}"
+        print(f"trainable params: {trainable:,} || all params: {total:,} || {share}")
 
     def with_dtype(self, dtype: Any) -> "AutoModelForQuestionAnswering":
-        """The same parameters, not copied, in a model made anew from `config` for `dtype`."""
+        """A model with the compute dtype `dtype` that shares this model's parameters.
+
+        It is built from the current `config`.
+        """
         graphdef = nnx.graphdef(type(self)(self.config, dtype=dtype, lora=self.lora))
         return nnx.merge(graphdef, nnx.state(self))
 
     def graphdef(self, dtype: Any, remat: bool = False) -> nnx.GraphDef:
-        """How to compute with the model's weights in `dtype`, as its config is now.
+        """The NNX graph definition for a compute dtype, built from the current `config`.
 
-        Models of the same architecture have equal ones, with the same hash, whatever else is in
-        their configs (names, paths): what was compiled for one serves another.
+        Models of the same architecture have equal graph definitions with equal hashes, even if
+        names or paths in their configs differ. They share compiled programs.
         """
         model = type(self)(self.config, dtype=dtype, lora=self.lora).with_remat(remat)
         model._config = _NO_CONFIG
         return nnx.graphdef(model)
 
     def with_remat(self, remat: bool = True) -> "AutoModelForQuestionAnswering":
-        """The same parameters, not copied, with or without gradient checkpointing."""
+        """A model with or without gradient checkpointing that shares this model's parameters."""
         model = nnx.merge(*nnx.split(self))
         for _, module in nnx.iter_modules(model):
             if isinstance(module, Stack):
@@ -181,29 +248,41 @@ class AutoModelForQuestionAnswering(ReadHooks):
         return model
 
     def with_adapter(self, directory: str | os.PathLike[str]) -> "AutoModelForQuestionAnswering":
-        """A new model: this one with LoRA adapters from files, in place of any that it has.
+        """A copy of this model with the LoRA adapters of a PEFT directory instead of its own.
 
-        As `PeftModel.from_pretrained(model, directory)`. Raises as `from_pretrained` does.
+        Corresponds to `PeftModel.from_pretrained(model, directory)`. Raises the errors of
+        `from_pretrained`.
         """
         directory = checkpoint_directory(directory)
-        given = LoraConfig.from_peft(directory / ADAPTER_CONFIG_FILE)
-        model = type(self)(self.config, dtype=self.dtype, lora=_resolved(given, self))
-        own = adapter_arrays(directory, adapters.saved(_named(model), given))
-        arrays = arrays_of(self) | own
-        return filled(model, lambda path, _: arrays[path])
+        config = LoraConfig.from_peft(directory / ADAPTER_CONFIG_FILE)
+        model = type(self)(self.config, dtype=self.dtype, lora=_resolve_lora(config, self))
+        saved = adapters.saved_parameters(_named_parameters(model), config)
+        arrays = parameter_arrays(self) | adapter_arrays(directory, saved)
+        return with_parameters(model, lambda path, _: arrays[path])
 
     def merge_and_unload(self) -> "AutoModelForQuestionAnswering":
-        """The model without adapters that computes the same: they are added to its weights."""
+        """A copy of the model with its adapters merged into the weights; the output is the same.
+
+        Raises `ValueError` if the model has no adapters.
+        """
         if self.lora is None:
-            raise ValueError("the model has no adapters")
-        arrays = adapters.merged(arrays_of(self), self.lora)
-        return filled(type(self)(self.config, dtype=self.dtype), lambda path, _: arrays[path])
+            raise ValueError("the model has no LoRA adapters to merge")
+        arrays = adapters.merge_adapters(parameter_arrays(self), self.lora)
+        model = type(self)(self.config, dtype=self.dtype)
+        return with_parameters(model, lambda path, _: arrays[path])
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
-        """Write config.json and model.safetensors, each whole or not at all.
+        """Write config.json and model.safetensors (float32), which transformers can load, too.
 
-        PyTorch transformers' `AutoModelForQuestionAnswering.from_pretrained` reads them exactly.
-        Where there are adapters, only they and the span head are written: PEFT's two files.
+        If the model has LoRA adapters, only these and the span head are written, in PEFT's files
+        adapter_config.json and adapter_model.safetensors. Each file is replaced atomically.
+
+        Args:
+            save_directory: a directory, which is created if necessary, or a folder's URL in a
+                bucket.
+
+        Raises:
+            OSError: a file cannot be written.
         """
         with storage.output_folder(save_directory) as directory:
             self._write(directory)
@@ -213,37 +292,58 @@ class AutoModelForQuestionAnswering(ReadHooks):
             config = copy.deepcopy(self.config)
             config.architectures = [family_of(config).architecture]
             config.dtype = "float32"
-            files, text, named = (CONFIG_FILE, WEIGHTS_FILE), config.to_json_string(), _named(self)
+            files, text = (CONFIG_FILE, WEIGHTS_FILE), config.to_json_string()
+            named = _named_parameters(self)
         else:
             files = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE)
             text = json.dumps(self.lora.to_peft(self.config.name_or_path or None), indent=2)
-            named = adapters.saved(_named(self), self.lora)
+            named = adapters.saved_parameters(_named_parameters(self), self.lora)
         config_file, weights_file = (directory / name for name in files)
         tensors = {name: torch_layout(path, param[...]) for name, (path, param) in named.items()}
         with replacing(config_file) as temporary:
             temporary.write_text(text)
         with replacing(weights_file) as temporary:
-            # transformers refuses a file that does not say its format.
+            # transformers rejects a file whose metadata has no format.
             save_file(tensors, temporary, metadata={"format": "pt"})
-            # safetensors writes for the owner's eyes alone; the user's umask decides, as elsewhere.
+            # safetensors makes the file readable for its owner only. Use the user's umask instead.
             shutil.copymode(config_file, temporary)
 
 
 def get_peft_model(
     model: AutoModelForQuestionAnswering, peft_config: LoraConfig, seed: int = 0
 ) -> AutoModelForQuestionAnswering:
-    """PEFT's function: `model` frozen but for its span head and new LoRA adapters.
+    """Create a copy of `model` with new LoRA adapters and a frozen encoder, like PEFT's function.
 
-    The model given stays as it is; the new one computes the same until it is trained. `seed` is
-    that of the adapters. Raises `ValueError` if there are adapters already, or none could be.
+    Training changes only the adapters and the span head. Before training the new model computes
+    the same output as `model`, which is not changed.
+
+    Args:
+        model: a model without adapters.
+        peft_config: the configuration of the adapters.
+        seed: seed of the adapters' initial values.
+
+    Returns:
+        The new model; its parameters are float32.
+
+    Raises:
+        ValueError: `model` already has adapters, or `peft_config` does not fit it.
+
+    Example:
+        >>> from qa_flax import AutoModelForQuestionAnswering, LoraConfig, get_peft_model
+        >>> base = AutoModelForQuestionAnswering.from_pretrained("bert-base-uncased")
+        >>> model = get_peft_model(base, LoraConfig(r=4, target_modules=["query", "value"]))
+        >>> model.num_parameters(only_trainable=True) < base.num_parameters(only_trainable=True)
+        True
     """
     if model.lora is not None:
-        raise ValueError("the model has adapters already; merge_and_unload() gives one without")
-    config = _resolved(peft_config, model)
-    arrays, begin = arrays_of(model), adapters.initial_adapters(seed)
-    return filled(
+        raise ValueError(
+            "the model already has LoRA adapters; merge_and_unload() returns a model without them"
+        )
+    config = _resolve_lora(peft_config, model)
+    arrays, initial_array = parameter_arrays(model), adapters.initial_adapters(seed)
+    return with_parameters(
         type(model)(model.config, dtype=model.dtype, lora=config),
-        lambda path, shape: arrays[path] if path in arrays else begin(path, shape),
+        lambda path, shape: arrays[path] if path in arrays else initial_array(path, shape),
     )
 
 
@@ -254,32 +354,32 @@ def _int32(values: ArrayLike | None) -> jax.Array | None:
 # ---- configs -------------------------------------------------------------------------------------
 
 
-class _ByIdentity:
-    """Holds what cannot be hashed, so that a module with it can still be a key of jit's cache."""
+class _HashedByIdentity:
+    """Wraps a config, which is not hashable, because jit hashes the attributes of a module."""
 
     def __init__(self, value: PreTrainedConfig):
         self.value = value
 
 
-_NO_CONFIG: Any = _ByIdentity(PreTrainedConfig())
+_NO_CONFIG: Any = _HashedByIdentity(PreTrainedConfig())
 
 
 def compute_dtype(dtype: Any) -> jnp.dtype:
-    """float32 or bfloat16 as a dtype, from its name or type; `ValueError` for any other."""
+    """The dtype float32 or bfloat16 from its name or type; `ValueError` for any other."""
     name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
     if name not in COMPUTE_DTYPES:
-        raise ValueError(f"dtype={name!r} is not supported; known: {', '.join(COMPUTE_DTYPES)}")
+        raise ValueError(f"dtype={name!r} is not supported; supported: {', '.join(COMPUTE_DTYPES)}")
     return jnp.dtype(name)
 
 
 def family_of(config: PreTrainedConfig) -> Family:
-    """The family of `config.model_type`; `ValueError` with the supported ones if there is none."""
+    """The family of `config.model_type`; `ValueError` if the model type is not supported."""
     if config.model_type not in FAMILIES:
         raise ValueError(_unsupported(config.model_type))
     return FAMILIES[config.model_type]
 
 
-def _read(config: PreTrainedConfig) -> tuple[Family, BlockConfig]:
+def _read_config(config: PreTrainedConfig) -> tuple[Family, BlockConfig]:
     family = family_of(config)
     return family, family.read_config(config.to_dict())
 
@@ -289,7 +389,7 @@ def load_config(directory: Path) -> PreTrainedConfig:
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"{directory} has no {CONFIG_FILE}; it holds: {listing(directory)}. "
+            f"{directory} has no {CONFIG_FILE}; it contains: {listing(directory)}. "
             "A Hugging Face checkpoint directory is expected"
         )
     values = read_json(path)
@@ -305,8 +405,8 @@ def _unsupported(model_type: object) -> str:
     return f"model_type={model_type!r} is not supported; supported: {', '.join(sorted(FAMILIES))}"
 
 
-def _own_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """A copy that is the model's own, with the two outputs of question answering."""
+def _qa_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A copy of `config` with two labels, the two outputs of question answering."""
     config = copy.deepcopy(config)
     if config.num_labels != 2:
         config.num_labels = 2
@@ -316,13 +416,13 @@ def _own_config(config: PreTrainedConfig) -> PreTrainedConfig:
 # ---- names ---------------------------------------------------------------------------------------
 
 
-def _named(model: AutoModelForQuestionAnswering) -> Named:
-    """All that a checkpoint of the model holds, by its whole names there."""
+def _named_parameters(model: AutoModelForQuestionAnswering) -> NamedParameters:
+    """The model's parameters by their full checkpoint names."""
     family = family_of(model.config)
     return named_parameters(model, family, family.prefix)
 
 
-def _resolved(config: LoraConfig, model: AutoModelForQuestionAnswering) -> LoraConfig:
-    name_of = partial(layer_name, family_of(model.config))
-    layers = [name_of(path) for path, _ in adapters.dense_layers(model.encoder)]
-    return adapters.resolved(config, layers, _named(model))
+def _resolve_lora(config: LoraConfig, model: AutoModelForQuestionAnswering) -> LoraConfig:
+    family = family_of(model.config)
+    layers = [layer_name(family, path) for path, _ in adapters.dense_layers(model.encoder)]
+    return adapters.resolve_config(config, layers, _named_parameters(model))

@@ -10,14 +10,14 @@ from jaxtyping import Array, Float, Int
 from qa_flax.models.dropout import dropout
 from qa_flax.models.layers import BlockConfig, linear
 
-# What a head takes off the logits of tokens that cannot be answers, where its family has such.
+# Some families' heads subtract this from the logits of tokens that cannot be part of an answer.
 BANNED = 1e6
 
 
 class SpanLogits(NamedTuple):
-    """What a question answering model returns: a score per token to begin and to end the answer.
+    """The output of a question answering model: logits of each token as the answer's start and end.
 
-    Both fields are float32 `[b, l]`; `start_logits` and `end_logits` are Hugging Face's names.
+    Both fields are float32 `[b, l]`. They are available by Hugging Face's names, too.
     """
 
     start: Float[Array, "b l"]
@@ -25,12 +25,12 @@ class SpanLogits(NamedTuple):
 
     @property
     def start_logits(self) -> Float[Array, "b l"]:
-        """Hugging Face's name of `start`."""
+        """`start`, by Hugging Face's name."""
         return self.start
 
     @property
     def end_logits(self) -> Float[Array, "b l"]:
-        """Hugging Face's name of `end`."""
+        """`end`, by Hugging Face's name."""
         return self.end
 
 
@@ -39,7 +39,7 @@ class SpanHead(nnx.Module):
 
     def __init__(self, config: BlockConfig, *, dtype: jnp.dtype, dropout_rate: float = 0.0):
         self.dropout_rate = dropout_rate
-        # float32 whatever the encoder computes in.
+        # Always float32, whatever the encoder's compute dtype.
         self.outputs = linear(config.hidden_size, 2, jnp.dtype(jnp.float32))
 
     def __call__(
@@ -49,12 +49,15 @@ class SpanHead(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> SpanLogits:
-        """Score every token, padding too, float32; the caller knows which are answers' tokens."""
-        both = self.outputs(dropout(hidden, self.dropout_rate, rngs))
-        return SpanLogits(both[..., 0], both[..., 1])
+        """Compute float32 logits of every token, including padding.
+
+        `input_ids` are for heads that depend on the tokens; this one ignores them.
+        """
+        logits = self.outputs(dropout(hidden, self.dropout_rate, rngs))
+        return SpanLogits(logits[..., 0], logits[..., 1])
 
 
-# As WEIGHT_NAMES of the families; the head is beside the encoder and never has its prefix.
+# Like WEIGHT_NAMES of the families, for the head, whose names have no prefix.
 HEAD_WEIGHT_NAMES = {r"outputs": r"qa_outputs"}
 
 
@@ -67,21 +70,25 @@ def span_losses(
     smoothing: float = 0.0,
     smoothed_over: Int[Array, "b l"] | None = None,
 ) -> Float[Array, " b"]:
-    """Each row's mean of the start's and the end's cross entropy over its tokens, float32.
+    """The loss of each row: the mean of the cross entropies of its start and its end, float32.
 
-    With `attention_mask` padding takes no part, so a row's loss does not depend on how far it is
-    padded; without, all `l` tokens compete, as in Hugging Face.
+    Positions are treated as in Hugging Face: negative ones count as 0, and the term of a position
+    beyond the row (>= l) is 0. The caller weights the rows. Hugging Face divides each term by the
+    number of its positions inside the rows, which is the same if none is beyond its row.
 
-    Positions as in Hugging Face: below 0 count as 0, beyond the row (>= l) the term is 0. The
-    caller weights the rows; HF divides each term by its own number of positions inside, which is
-    the same when none is beyond its row.
-
-    Label smoothing (Szegedy et al. 2016): the true token has the weight `1 - smoothing`, the rest
-    is shared by all tokens of the row that `smoothed_over` marks and that the head did not ban.
+    Args:
+        logits: the model's output, `[b, l]` each.
+        start_positions, end_positions: token indexes of the answers.
+        attention_mask: 1 for tokens that the softmax includes. With the tokenizer's mask a row's
+            loss does not depend on its padding. None: all `l` tokens, as in Hugging Face.
+        smoothing: label smoothing (Szegedy et al. 2016). The true token has the weight
+            `1 - smoothing`; the rest is distributed evenly over the tokens of `smoothed_over`.
+        smoothed_over: 1 for the tokens that take part in label smoothing. Tokens that the head
+            excludes as answers (`BANNED`) never do. None: no smoothing.
     """
     start, end = logits
     if attention_mask is not None:
-        start, end = (jnp.where(attention_mask > 0, x, _NEVER) for x in logits)
+        start, end = (jnp.where(attention_mask > 0, x, _MASKED) for x in logits)
     terms = [
         _cross_entropy(x, positions, smoothing, smoothed_over)
         for x, positions in ((start, start_positions), (end, end_positions))
@@ -89,7 +96,8 @@ def span_losses(
     return (terms[0] + terms[1]) / 2
 
 
-_NEVER = -1e9  # finite, so that a label on padding gives a loss to see and no NaN
+# Finite, so that a label on a padding token gives a visibly large loss instead of NaN.
+_MASKED = -1e9
 
 
 def _cross_entropy(
@@ -99,14 +107,14 @@ def _cross_entropy(
     smoothed_over: Int[Array, "b l"] | None,
 ) -> Float[Array, " b"]:
     logits = logits.astype(jnp.float32)
-    # A comparison instead of a gather: its gradient is elementwise, which TPUs do much faster.
+    # A comparison instead of a gather: its gradient is elementwise, which is much faster on TPUs.
     index = jax.lax.broadcasted_iota(positions.dtype, logits.shape, 1)
-    chosen = index == jnp.maximum(positions, 0)[:, None]
-    aim = jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
+    is_label = index == jnp.maximum(positions, 0)[:, None]
+    target = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
     if smoothing and smoothed_over is not None:
         inside = (smoothed_over > 0) & (logits > -BANNED / 2)
         count = jnp.maximum(jnp.sum(inside, axis=-1), 1)
         mean = jnp.sum(jnp.where(inside, logits, 0.0), axis=-1) / count
-        aim = (1.0 - smoothing) * aim + smoothing * mean
-    loss = jax.nn.logsumexp(logits, axis=-1) - aim
+        target = (1.0 - smoothing) * target + smoothing * mean
+    loss = jax.nn.logsumexp(logits, axis=-1) - target
     return jnp.where(positions < logits.shape[1], loss, 0.0)

@@ -1,8 +1,8 @@
-"""Weights that are elsewhere: while a model is trained, the cores hold them (host).
+"""Hooks that run before a model's weights are read: during training they fetch the weights (host).
 
-A script keeps one variable `model` from the first line to the last, and reads it when it likes: in
-a callback, after an error, through `nnx.state`. While `train/live_state.py` owns the weights, every
-such reading is told here first, so that the model holds them by the time it is read.
+During training the current weights are on the cores and not in the model object. A user's code may
+still read the model at any time: in a callback, after an error, through `nnx.state`. The hook that
+`train/live_state.py` sets copies the weights into the model before such a read.
 """
 
 from collections.abc import Callable
@@ -15,37 +15,38 @@ from flax import nnx
 
 _READ_HOOKS: WeakKeyDictionary[nnx.Module, Callable[[], None]] = WeakKeyDictionary()
 
-# All ways to a model's weights go through these: calls, nnx.state, nnx.split, jax.tree, copies.
+# Every access to a model's weights reads one of these attributes: calls, nnx.state, nnx.split,
+# jax.tree functions, copies.
 _HOLDS_WEIGHTS = frozenset({"encoder", "head", "__dict__"})
 
 
 class ReadHooks(nnx.Module):
-    """A module that calls what `set_read_hook` was given before anybody gets at its parts."""
+    """A module that calls its hook, set by `set_read_hook`, before its weights are accessed."""
 
     def __getattribute__(self, name: str) -> Any:
-        if name in _HOLDS_WEIGHTS and (call := _READ_HOOKS.get(self)) is not None:
-            call()
+        if name in _HOLDS_WEIGHTS and (hook := _READ_HOOKS.get(self)) is not None:
+            hook()
         return super().__getattribute__(name)
 
 
 def has_read_hook(model: ReadHooks) -> bool:
-    """Whether somebody else holds the model's weights."""
+    """Whether the model has a read hook, because the current weights are on the cores."""
     return model in _READ_HOOKS
 
 
-def set_read_hook(model: ReadHooks, call: Callable[[], None] | None) -> None:
-    """Call this from now on before `model` is read or written; None: nothing."""
-    if call is None:
+def set_read_hook(model: ReadHooks, hook: Callable[[], None] | None) -> None:
+    """Call `hook` before every read or write of the weights of `model`; None removes the hook."""
+    if hook is None:
         _READ_HOOKS.pop(model, None)
     else:
-        _READ_HOOKS[model] = call
+        _READ_HOOKS[model] = hook
 
 
 class DeferredArray:
-    """Stands for a variable's array that is on the cores, and becomes it when it is read.
+    """Placeholder for the array of a variable whose current value is on the cores.
 
-    Only who kept a part of the model from before (`kernel = model.head.outputs.kernel`) meets one:
-    it is the array of the moment, and may be written by index. Nothing ever reads an old value.
+    Code that holds a variable from before training (`kernel = model.head.outputs.kernel`) finds it
+    there instead of an outdated array. Each use reads the current value; it can be set by index.
     """
 
     def __init__(self, variable: nnx.Variable, shape: tuple[int, ...], read: Callable[[], None]):
@@ -53,27 +54,27 @@ class DeferredArray:
         self.dtype = np.dtype(np.float32)
 
     def __repr__(self) -> str:
-        return f"DeferredArray({self.shape}, on the cores while the model is trained)"
+        return f"DeferredArray({self.shape}, on the cores during training)"
 
     @property
     def ndim(self) -> int:
-        """Axes of the array."""
+        """The number of axes."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
-        """Numbers in the array."""
+        """The number of elements."""
         return int(np.prod(self.shape))
 
     def array(self) -> jax.Array:
-        """The array, after the last finished update."""
+        """The current array, as of the latest finished update."""
         self._read()
         return self._variable.get_raw_value()
 
     __jax_array__ = array
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("_variable", "_read"):  # not made yet, while it is copied
+        if name in ("_variable", "_read"):  # not yet set while the object is copied
             raise AttributeError(name)
         return getattr(self.array(), name)
 

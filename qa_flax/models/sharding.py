@@ -1,12 +1,13 @@
-"""Arrays divided over the cores, put together where they are used (device, JAX).
+"""Arrays that are sharded over the cores and all-gathered where they are used (device, JAX).
 
-As in ZeRO, stage 3 (Rajbhandari et al. 2020), and fully sharded data parallelism: every core holds
-a piece of each parameter, of its gradient and of its optimizer's state. An array is put together by
-an all-gather, whose transpose is a reduce-scatter: a gradient comes back as the pieces of the sum
-over all cores.
+As in ZeRO stage 3 (Rajbhandari et al. 2020) and fully sharded data parallelism, every core holds a
+shard of each parameter, of its gradient and of its optimizer state. The full array is restored by
+an all-gather. The transpose of an all-gather is a reduce-scatter, so each core gets its shard of
+the gradient summed over all cores.
 
-Pieces are whole rows where that wastes next to nothing: a TPU lays out matrices in tiles, so that
-one put together from flat pieces is there twice while it is laid out anew, and its gradient, too.
+Shards are whole rows if that needs little padding. TPUs store matrices in tiles: an array gathered
+from flat shards would have to be copied into tiles, so two copies of it would be in memory for a
+moment, and two of its gradient.
 """
 
 import dataclasses
@@ -22,30 +23,30 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
 CORES = "cores"
-"""The axis of the cores."""
+"""Name of the mapped axis over the cores."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["data"], meta_fields=["shape"])
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A core's piece of an array: its rows, zeros behind them, cut into D pieces."""
+    """One core's shard of an array, which is padded with zeros and split into D equal shards."""
 
     data: Any
-    """`[k, ...]`: k is the array's rows / D, rounded up; `[k]`, of single numbers, if rows are few.
+    """`[k, ...]`, k rows, or `[k]`, k elements of the flattened array; see `shard_shape`.
 
-    `shard_shape` says which. On the host and around the step: `[D, k, ...]`.
+    On the host and outside the mapped step: all shards, `[D, k, ...]`.
     """
     shape: tuple[int, ...]
-    """The whole array's."""
+    """The shape of the full array."""
 
 
 def is_shard(node: Any) -> bool:
-    """Whether a node of a tree is one; for `is_leaf`."""
+    """Whether a node of a tree is a `Shard`; for the `is_leaf` argument of `jax.tree` functions."""
     return isinstance(node, Shard)
 
 
 def has_shards(tree: PyTree) -> bool:
-    """Whether any array of the tree is divided."""
+    """Whether any array of the tree is sharded."""
     return any(map(is_shard, jax.tree.leaves(tree, is_leaf=is_shard)))
 
 
@@ -53,7 +54,7 @@ def has_shards(tree: PyTree) -> bool:
 
 
 def all_gather(tree: PyTree) -> PyTree:
-    """Every `Shard` put together from all cores' pieces; other arrays as they are."""
+    """Replace every `Shard` by its full array, gathered from all cores; keep other arrays."""
 
     def gathered(node: Any) -> Any:
         if not is_shard(node):
@@ -64,34 +65,34 @@ def all_gather(tree: PyTree) -> PyTree:
 
 
 def rows_of(table: Shard, ids: Int[Array, "*rows"]) -> Float[Array, "*rows size"]:
-    """The rows `ids` of a table `[n, size]`; NaN where there is no such row, as `nnx.Embed` has it.
-
-    Where the cores ask for fewer rows than the table has, it is not put together: every core looks
-    for all cores' ids among its own rows, and what was found is sent to those that asked.
-    """
-    cores, here = lax.axis_size(CORES), table.data.shape[0]
+    """Look up rows of a sharded table `[n, size]`; as in `nnx.Embed`, NaN for ids out of range."""
+    cores, rows_per_core = lax.axis_size(CORES), table.data.shape[0]
     if table.data.ndim != len(table.shape) or cores * ids.size >= table.shape[0]:
         return jnp.take(all_gather(table), ids, axis=0)
-    at = lax.all_gather(ids, CORES) - lax.axis_index(CORES) * here
-    is_here = ((at >= 0) & (at < here))[..., None]
-    found = jnp.where(is_here, table.data[jnp.clip(at, 0, here - 1)], 0.0)
+    # Fewer rows are needed than the table has, so sending rows is cheaper than sending the table.
+    # Each core looks up the ids of all cores in its own rows, with zeros for other ids. The sum
+    # over the cores then holds each row once.
+    local_ids = lax.all_gather(ids, CORES) - lax.axis_index(CORES) * rows_per_core
+    is_local = ((local_ids >= 0) & (local_ids < rows_per_core))[..., None]
+    local_rows = table.data[jnp.clip(local_ids, 0, rows_per_core - 1)]
+    local_rows = jnp.where(is_local, local_rows, 0.0)
     exists = ((ids >= 0) & (ids < table.shape[0]))[..., None]
-    return jnp.where(exists, lax.psum_scatter(found, CORES), jnp.nan)
+    return jnp.where(exists, lax.psum_scatter(local_rows, CORES), jnp.nan)
 
 
 def sum_gradients(grads: PyTree) -> PyTree:
-    """Gradients of all cores added up: those of a `Shard` are already."""
+    """Sum the gradients over all cores; those of a `Shard` are already summed by `all_gather`."""
     add = lambda node: node if is_shard(node) else lax.psum(node, CORES)  # noqa: E731
     return jax.tree.map(add, grads, is_leaf=is_shard)
 
 
 def global_norm(tree: PyTree) -> Float[Array, ""]:
-    """The norm of all arrays of the tree as one vector, the same on every core."""
+    """The L2 norm of all arrays of the tree together, the same on every core."""
     nodes = jax.tree.leaves(tree, is_leaf=is_shard)
-    pieces = [node.data for node in nodes if is_shard(node)]
-    if not pieces:
+    shards = [node.data for node in nodes if is_shard(node)]
+    if not shards:
         return optax.tree.norm(tree)
-    squares = lax.psum(optax.tree.norm(pieces, squared=True), CORES)
+    squares = lax.psum(optax.tree.norm(shards, squared=True), CORES)
     return (squares + optax.tree.norm([n for n in nodes if not is_shard(n)], squared=True)) ** 0.5
 
 
@@ -99,7 +100,7 @@ def global_norm(tree: PyTree) -> Float[Array, ""]:
 
 
 def shard_shape(shape: tuple[int, ...], cores: int) -> tuple[int, ...]:
-    """A piece's shape: whole rows if that wastes less than a hundredth, else single numbers."""
+    """The shape of a shard: whole rows if the padding is below 1%, else flat elements."""
     rows = shape[0] if shape else 0
     if 100 * (-rows % cores) < rows:
         return (-(-rows // cores), *shape[1:])
@@ -107,27 +108,27 @@ def shard_shape(shape: tuple[int, ...], cores: int) -> tuple[int, ...]:
 
 
 def abstract_shards(tree: PyTree, cores: int) -> PyTree:
-    """What one of `cores` holds of a tree of arrays, all divided: shapes and dtypes alone."""
+    """The shapes and dtypes of one core's shards if all arrays of the tree are sharded."""
 
-    def piece(array: Any) -> Shard:
-        found = shard_shape(tuple(array.shape), cores)
-        return Shard(jax.ShapeDtypeStruct(found, array.dtype), tuple(array.shape))
+    def abstract_shard(array: Any) -> Shard:
+        shape = tuple(array.shape)
+        return Shard(jax.ShapeDtypeStruct(shard_shape(shape, cores), array.dtype), shape)
 
-    return jax.tree.map(piece, tree)
+    return jax.tree.map(abstract_shard, tree)
 
 
 def to_shards(array: np.ndarray, cores: int) -> np.ndarray:
-    """The pieces of an array, `[D, *shard_shape]`."""
-    each, *rest = shard_shape(array.shape, cores)
-    rows = array.reshape(-1, *rest)
-    padded = np.zeros((cores * each, *rest), array.dtype)
+    """Split an array into shards, `[D, *shard_shape]`."""
+    length, *row_shape = shard_shape(array.shape, cores)
+    rows = array.reshape(-1, *row_shape)
+    padded = np.zeros((cores * length, *row_shape), array.dtype)
     padded[: len(rows)] = rows
-    return padded.reshape(cores, each, *rest)
+    return padded.reshape(cores, length, *row_shape)
 
 
-def from_shards(pieces: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The array of some pieces, `[D, *shard_shape]`."""
-    return _without_padding(pieces.reshape(-1, *pieces.shape[2:]), shape)
+def from_shards(shards: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The array of this shape whose shards are `[D, *shard_shape]`."""
+    return _without_padding(shards.reshape(-1, *shards.shape[2:]), shape)
 
 
 def _without_padding(rows: Any, shape: tuple[int, ...]) -> Any:
@@ -135,5 +136,5 @@ def _without_padding(rows: Any, shape: tuple[int, ...]) -> Any:
 
 
 def bytes_of(tree: PyTree) -> int:
-    """The bytes of all arrays of a tree, or of their shapes and dtypes."""
+    """The size in bytes of all arrays of a tree, which may be `jax.ShapeDtypeStruct`s."""
     return sum(math.prod(a.shape) * np.dtype(a.dtype).itemsize for a in jax.tree.leaves(tree))

@@ -1,7 +1,7 @@
-"""Stage 4 of 7: parameters by a checkpoint's names and layouts, and weights that fill a model.
+"""Stage 4 of 7: checkpoint tensors -> model parameters and back: names, layouts, values (host).
 
-A parameter's path in the model, its family's table of names, and PyTorch's layout: nothing else
-stands between a checkpoint's tensor and the array here.
+A tensor of a checkpoint and a parameter of the model differ only in their names, which the family's
+`weight_names` translate, and in the layout of dense kernels, which are transposed.
 """
 
 import logging
@@ -26,10 +26,10 @@ from qa_flax.models.files import (
 )
 from qa_flax.models.layers import BlockConfig, Fixed, ParamPath
 
-# A parameter's place in the model and its shape -> its float32 values.
+# (path, shape) of a parameter -> its float32 values.
 MakeArray = Callable[[ParamPath, tuple[int, ...]], np.ndarray]
-# Parameters, with their places, by the names that a checkpoint has for them.
-Named = dict[str, tuple[ParamPath, nnx.Variable]]
+# Checkpoint name -> (path, parameter).
+NamedParameters = dict[str, tuple[ParamPath, nnx.Variable]]
 M = TypeVar("M", bound=nnx.Module)
 
 logger = logging.getLogger(__name__)
@@ -37,74 +37,78 @@ logger = logging.getLogger(__name__)
 
 # ---- names and layouts ---------------------------------------------------------------------------
 
-# A dense kernel is [in, out] here and [out, in] in PyTorch; the rest differs by name only.
+# A dense kernel is [in, out] in Flax and [out, in] in PyTorch; other tensors differ only by name.
 LEAF_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 LEAF_NAMES |= {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
 TRANSPOSED = ("kernel", "lora_a", "lora_b")
 
 
 def weight_name(path: ParamPath, family: Family, prefix: str = "") -> str:
-    """The checkpoint's name of the parameter at `path`, the encoder's with `prefix` before it."""
+    """The checkpoint name of the parameter at `path`; an encoder's name starts with `prefix`."""
     part, *modules, leaf = map(str, path)
     names = {"encoder": family.weight_names, "head": family.head_weight_names}[part]
     module = ".".join(modules)
     for pattern, replacement in names.items():
         if match := re.fullmatch(pattern, module):
-            before = prefix if part == "encoder" else ""
-            return f"{before}{match.expand(replacement)}.{LEAF_NAMES[leaf]}"
-    raise KeyError(f"no checkpoint name for the module {module}: a row is missing in its table")
+            name = f"{match.expand(replacement)}.{LEAF_NAMES[leaf]}"
+            return prefix + name if part == "encoder" else name
+    raise KeyError(
+        f"no checkpoint name for the module {module} of the {part}: add it to the weight names of "
+        f"the family {family.model_type!r}"
+    )
 
 
-def named_parameters(model: nnx.Module, family: Family, prefix: str = "") -> Named:
-    """All that a checkpoint of the model holds, by its names there."""
+def named_parameters(model: nnx.Module, family: Family, prefix: str = "") -> NamedParameters:
+    """The model's parameters, trained or not, by checkpoint name."""
     return {weight_name(path, family, prefix): (path, p) for path, p in parameters(model)}
 
 
 def layer_name(family: Family, path: ParamPath) -> str:
-    """PyTorch's name of the encoder's dense layer at `path`."""
+    """PyTorch's name of the dense layer at `path` in the encoder."""
     name = weight_name(("encoder", *path, "kernel"), family, family.prefix)
     return name.removesuffix(".weight")
 
 
 def _canonical(name: str, family: Family) -> str:
-    """A checkpoint's name without the prefix and with today's LayerNorm words (was gamma, beta)."""
+    """A checkpoint name without prefix; the old LayerNorm names gamma and beta are replaced."""
     name = name.removeprefix(family.prefix)
     return re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name))
 
 
 def torch_layout(path: ParamPath, value: jax.Array) -> np.ndarray:
-    """The array as PyTorch lays out the parameter at `path`."""
+    """The parameter at `path` in PyTorch's layout."""
     array = np.asarray(value)
-    # safetensors writes the memory as it lies, so a transposed view must be copied.
+    # safetensors writes the memory in its physical order, so a transposed view must be copied.
     return np.ascontiguousarray(array.T if path[-1] in TRANSPOSED else array)
 
 
-def _our_layout(path: ParamPath, array: np.ndarray) -> np.ndarray:
+def _flax_layout(path: ParamPath, array: np.ndarray) -> np.ndarray:
     return array.T if path[-1] in TRANSPOSED else array
 
 
-# ---- fitting it to the model ---------------------------------------------------------------------
+# ---- values --------------------------------------------------------------------------------------
 
 
-def filled(model: M, array: MakeArray) -> M:
-    """`model` with `array(path, shape)` for each parameter."""
-    # A copy: JAX must be able to give its memory away (donation), which it cannot do with NumPy's.
-    new = [(path, p.replace(jnp.array(array(path, p.shape)))) for path, p in parameters(model)]
+def with_parameters(model: M, make_array: MakeArray) -> M:
+    """A copy of `model` in which each parameter is `make_array(path, shape)`."""
+    # jnp.array copies: JAX can donate only memory of its own, not NumPy's.
+    new = [(path, p.replace(jnp.array(make_array(path, p.shape)))) for path, p in parameters(model)]
     return nnx.merge(nnx.graphdef(model), nnx.from_flat_state(new))
 
 
-def arrays_of(model: nnx.Module) -> dict[ParamPath, np.ndarray]:
-    """All that a checkpoint of the model holds, by path, float32."""
+def parameter_arrays(model: nnx.Module) -> dict[ParamPath, np.ndarray]:
+    """The model's parameters, trained or not, as float32 arrays by path."""
     return {path: np.asarray(param[...]) for path, param in parameters(model)}
 
 
 def parameters(model: nnx.Module) -> list[tuple[ParamPath, nnx.Variable]]:
-    """All that a checkpoint holds, trained or not, with its path, in NNX's own, stable order."""
+    """The parameters that a checkpoint contains, trained or not, with paths, in NNX's order."""
     return list(nnx.to_flat_state(nnx.state(model, (nnx.Param, Fixed))))
 
 
 def initial_arrays(family: Family, config: BlockConfig, seed: int) -> MakeArray:
-    """New weights. NumPy's generator gives the same ones on any hardware, and without compiling."""
+    """Randomly initialised weights; the same `seed` gives the same weights on any hardware."""
+    # NumPy's generator also needs no compilation.
     random = np.random.default_rng(seed)
     fixed = family.fixed_arrays(config)
 
@@ -119,11 +123,17 @@ def initial_arrays(family: Family, config: BlockConfig, seed: int) -> MakeArray:
 def stored_arrays(
     model: nnx.Module, family: Family, config: BlockConfig, directory: Path, seed: int
 ) -> MakeArray:
-    """The checkpoint's weights, once it is known to fit, and a new span head if it has none."""
+    """The weights of a checkpoint; a missing span head is initialised from `seed`, with a warning.
+
+    Raises:
+        OSError: a file is missing or incomplete.
+        ValueError: the checkpoint's tensors do not fit the model.
+    """
     named = named_parameters(model, family)
     shapes = {name: _torch_shape(path, p.shape) for name, (path, p) in named.items()}
     stored = _used_tensors(directory, family, shapes.keys())
-    # The outputs are the head proper; a head's other layers may come from another task's.
+    # Without the output layer a checkpoint has no span head, even if it contains the head's other
+    # layers: those may belong to another task's head.
     outputs = {name for name, (path, _) in named.items() if path[:2] == ("head", "outputs")}
     if not stored.keys() & outputs:
         head = sorted(n for n, (p, _) in named.items() if p[0] == "head" and n not in stored)
@@ -140,39 +150,39 @@ def stored_arrays(
 
     def array(path: ParamPath, shape: tuple[int, ...]) -> np.ndarray:
         tensor = stored.get(weight_name(path, family))
-        return initial(path, shape) if tensor is None else _our_layout(path, tensor.read())
+        return initial(path, shape) if tensor is None else _flax_layout(path, tensor.read())
 
     return array
 
 
 def _used_tensors(
-    directory: Path, family: Family, wanted: Collection[str]
+    directory: Path, family: Family, expected: Collection[str]
 ) -> dict[str, StoredTensor]:
-    """The checkpoint's tensors by canonical name, without those not wanted of other tasks."""
+    """The checkpoint's tensors by canonical name, without those that only other tasks use."""
     used: dict[str, StoredTensor] = {}
-    others: dict[str, StoredTensor] = {}
+    alternatives: dict[str, StoredTensor] = {}
     for tensor in stored_tensors(directory):
         name = _canonical(tensor.name, family)
         unused = any(re.fullmatch(pattern, name) for pattern in family.unused_weights)
-        if unused and name not in wanted:
+        if unused and name not in expected:
             if name in family.other_names:
-                others[family.other_names[name]] = tensor
+                alternatives[family.other_names[name]] = tensor
             continue
         if name in used:
             raise ValueError(
-                f"{directory} holds {name} twice, as {used[name].name} and {tensor.name}; "
+                f"{directory} contains {name} twice, as {used[name].name} and {tensor.name}; "
                 "remove one of them"
             )
         used[name] = tensor
-    return others | used
+    return alternatives | used
 
 
-def adapter_arrays(directory: Path, named: Named) -> dict[ParamPath, np.ndarray]:
-    """The adapters' values by path, once their file is known to fit the parameters `named`."""
+def adapter_arrays(directory: Path, named: NamedParameters) -> dict[ParamPath, np.ndarray]:
+    """The values of an adapter file by path; `ValueError` if it does not fit `named`."""
     stored = {tensor.name: tensor for tensor in stored_adapter(directory)}
     shapes = {name: _torch_shape(path, param.shape) for name, (path, param) in named.items()}
     _check_fit(directory, shapes, stored, ADAPTER_CONFIG_FILE)
-    return {path: _our_layout(path, stored[name].read()) for name, (path, _) in named.items()}
+    return {path: _flax_layout(path, stored[name].read()) for name, (path, _) in named.items()}
 
 
 def _check_fit(
@@ -181,7 +191,7 @@ def _check_fit(
     stored: Mapping[str, StoredTensor],
     config_file: str = CONFIG_FILE,
 ) -> None:
-    """Raise with the whole difference unless names, shapes and dtypes agree both ways."""
+    """Raise `ValueError` with all differences unless names, shapes and dtypes agree."""
     problems = [f"missing: {n} {list(shapes[n])}" for n in sorted(shapes.keys() - stored.keys())]
     problems += [
         f"unexpected: {stored[n].name} {list(stored[n].shape)}"
@@ -196,11 +206,12 @@ def _check_fit(
             )
         if tensor.dtype not in FLOAT_DTYPES:
             problems.append(
-                f"wrong dtype: {tensor.name} is {tensor.dtype}; known: {', '.join(FLOAT_DTYPES)}"
+                f"wrong dtype: {tensor.name} is {tensor.dtype}; "
+                f"supported: {', '.join(FLOAT_DTYPES)}"
             )
     if problems:
         raise ValueError(
-            f"the weights in {directory} do not fit the model its {config_file} describes, "
+            f"the weights in {directory} do not fit the model that its {config_file} describes, "
             f"{len(problems)} difference(s):\n  " + "\n  ".join(problems)
         )
 

@@ -1,1 +1,1 @@
-"""The Hugging Face trainer contract over the stages (host)."""
+"""Training, evaluation and prediction behind the API of Hugging Face's Trainer (host)."""

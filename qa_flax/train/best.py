@@ -1,4 +1,4 @@
-"""`metric_for_best_model`: which evaluation was the best so far (host)."""
+"""`metric_for_best_model`: its value in an evaluation, and the best value so far (host)."""
 
 import math
 from collections.abc import Mapping
@@ -11,48 +11,54 @@ from qa_flax.storage import AnyPath
 
 
 class MetricError(ValueError):
-    """`metric_for_best_model` is not among the metrics."""
+    """`metric_for_best_model` is not a metric that evaluation returns."""
 
 
 def check_best_metric(
     args: transformers.TrainingArguments, eval_dataset: Any, has_compute_metrics: bool
 ) -> None:
-    """Refuse a metric that no evaluation can give, before hours have gone by.
+    """Refuse, before training starts, a `metric_for_best_model` that evaluation cannot return.
+
+    Without `compute_metrics` the names of all metrics are known: they are the losses. With
+    `compute_metrics` they are known only after the first evaluation.
 
     Raises:
-        MetricError: names what evaluation gives.
+        MetricError: names the metrics that evaluation returns.
     """
     is_needed = args.metric_for_best_model is not None and args.eval_strategy != "no"
     if not is_needed or has_compute_metrics:
         return
     names = eval_dataset if isinstance(eval_dataset, Mapping) else None
-    possible = ["eval_loss"] if names is None else [f"eval_{name}_loss" for name in names]
-    if _metric_name(args) not in possible:
+    available = ["eval_loss"] if names is None else [f"eval_{name}_loss" for name in names]
+    if _metric_name(args) not in available:
         raise MetricError(
             f"metric_for_best_model={args.metric_for_best_model!r}: without compute_metrics "
-            f"evaluation gives only {', '.join(possible)}"
+            f"evaluation returns only {', '.join(available)}"
         )
 
 
 def followed_metric(args: transformers.TrainingArguments, metrics: dict[str, Any]) -> float:
-    """The value of `metric_for_best_model` (or of the loss).
+    """The value of `metric_for_best_model` in `metrics`; without that argument, of the loss.
 
     Raises:
-        MetricError: it is not among `metrics`.
+        MetricError: `metrics` does not have it.
     """
     name = _metric_name(args)
     if name not in metrics:
         raise MetricError(
-            f"metric_for_best_model: evaluation gave no {name}; it gave: "
-            f"{', '.join(sorted(metrics))}"
+            f"metric_for_best_model={args.metric_for_best_model!r}: evaluation returned no {name}; "
+            f"it returned: {', '.join(sorted(metrics))}"
         )
     return float(metrics[name])
 
 
-def note_best(
+def update_best(
     args: transformers.TrainingArguments, state: TrainerState, metrics: dict[str, Any]
 ) -> bool:
-    """Keep the best value in `state`; a NaN never is. Whether these metrics are the best."""
+    """Record the metric in `state` if it is the best so far, and return whether it is.
+
+    NaN and infinity are never the best. Without `metric_for_best_model` nothing is recorded.
+    """
     if args.metric_for_best_model is None:
         return False
     value, best = followed_metric(args, metrics), state.best_metric
@@ -65,11 +71,19 @@ def note_best(
     return True
 
 
-def find_best(state: TrainerState, output: AnyPath, coming: AnyPath | None = None) -> None:
-    """Put into `state` where the best model's checkpoint is, if there is one (or soon will be)."""
+def set_best_checkpoint(
+    state: TrainerState, output_dir: AnyPath, unsaved: AnyPath | None = None
+) -> None:
+    """Set `state.best_model_checkpoint` to the best step's checkpoint, if there is one.
+
+    Args:
+        state: its `best_global_step` is the best step.
+        output_dir: the folder with the checkpoints.
+        unsaved: a checkpoint that is about to be saved, and counts as existing.
+    """
     if state.best_global_step is not None:
-        best = output / f"checkpoint-{state.best_global_step}"
-        if best == coming or best.is_dir():
+        best = output_dir / f"checkpoint-{state.best_global_step}"
+        if best == unsaved or best.is_dir():
             state.best_model_checkpoint = str(best)
 
 

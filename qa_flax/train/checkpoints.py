@@ -1,10 +1,15 @@
-"""Checkpoints of a run: complete or not there, and what a run must share with the one it resumes.
+"""Write, verify, find and delete the checkpoints of a run (host).
 
-`checkpoint-<step>/` holds the model and tokenizer as `save_pretrained` writes them,
-`trainer_state.json` as transformers does, and three things of this package: `train_state/`, what a
-step changes as Orbax arrays named by their place in the state; `run.json`; and `manifest.json`, the
-size and SHA-256 of every other file. The manifest is written last: a folder that has none, or
-another content than it says, is no checkpoint.
+`checkpoint-<step>/` holds:
+
+- the model and the tokenizer, as `save_pretrained` writes them;
+- `trainer_state.json`, as transformers writes it;
+- `train_state/`, the arrays that a step changes, as an Orbax checkpoint;
+- `run.json`, the position of the run and the settings that a resumed run must share;
+- `manifest.json`, the size and SHA-256 of every other file.
+
+The manifest is written last. A folder without a manifest, or with files that differ from it, is not
+a valid checkpoint.
 """
 
 import hashlib
@@ -32,26 +37,28 @@ logger = logging.getLogger(__name__)
 
 
 class ResumeError(ValueError):
-    """A run cannot be resumed from what was given."""
+    """The run cannot be resumed from this checkpoint."""
 
 
 TRAINER_STATE = "trainer_state.json"
 _TRAIN_STATE, _RUN, _MANIFEST = "train_state", "run.json", "manifest.json"
 
-# Beside `checkpoint-5`: while it is filled, while another takes its place, while it is deleted.
+# Names beside `checkpoint-5`: the new folder while it is filled, the old one while it is replaced,
+# and a folder while it is deleted.
 _TEMPORARY = re.compile(r"\.(checkpoint-\d+)\.(new|old|deleted)")
 
 
-# ---- complete or not there -----------------------------------------------------------------------
+# ---- folders on disk -----------------------------------------------------------------------------
 
 
 @contextmanager
 def new_folder(directory: AnyPath) -> Iterator[Path]:
-    """A folder of this machine to fill, which becomes `directory` when it is complete.
+    """A temporary local folder to write into; at the end of the context it becomes `directory`.
 
-    After an error, or a kill at any moment, there is what was there before. On this machine the
-    folder gets its name in one step, after all of it is on the disk; in a bucket, which has no such
-    step, the manifest is uploaded last.
+    After an error the previous content of `directory` remains. A local folder is flushed to the
+    disk and then renamed; if the process is killed at any moment, `recover` leaves either the
+    previous or the new checkpoint. A bucket has no atomic rename, so the manifest is uploaded last:
+    a folder without one is not a valid checkpoint.
     """
     if storage.is_remote(directory):
         with tempfile.TemporaryDirectory(prefix="qa_flax-") as folder:
@@ -66,20 +73,23 @@ def new_folder(directory: AnyPath) -> Iterator[Path]:
     try:
         yield new
         _write_manifest(new)
-        _onto_disk(new)
+        _fsync(new)
     except BaseException:
         storage.delete(new)
         raise
-    if directory.exists():  # a resumed run comes by the same step again
+    if directory.exists():  # a resumed run saves the same step again
         directory.rename(old)
     new.rename(directory)
-    _onto_disk(directory.parent, alone=True)
+    _fsync(directory.parent, recursive=False)
     if old.exists():
         storage.delete(old)
 
 
 def recover(output_dir: AnyPath) -> None:
-    """Put right what a process left that was killed while it saved or deleted; the main host's."""
+    """Clean up after a process that was killed while it saved or deleted a checkpoint.
+
+    Call it on the main process only.
+    """
     if storage.is_remote(output_dir) or not output_dir.is_dir():
         return
     for path in output_dir.iterdir():
@@ -92,76 +102,90 @@ def recover(output_dir: AnyPath) -> None:
             storage.delete(path)
 
 
-def all_of(output_dir: AnyPath) -> list[AnyPath]:
-    """The folders that are named as checkpoints are, by their steps."""
+def list_checkpoints(output_dir: AnyPath) -> list[AnyPath]:
+    """All folders named `checkpoint-<step>`, valid or not, sorted by step."""
     if not output_dir.is_dir():
         return []
-    named = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output_dir.iterdir()]
-    return [path for _, path in sorted((int(match[1]), path) for match, path in named if match)]
+    paths = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output_dir.iterdir()]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in paths if match)]
 
 
-def last(output_dir: AnyPath) -> AnyPath | None:
-    """The newest checkpoint that can be resumed from; those that are passed over are warned of."""
-    for path in reversed(all_of(output_dir)):
+def latest(output_dir: AnyPath) -> AnyPath | None:
+    """The latest valid checkpoint, or None; logs a warning for each later one that is invalid."""
+    for path in reversed(list_checkpoints(output_dir)):
         if (problem := _problem(path)) is None:
             return path
-        logger.warning("%s is passed over: %s.", path, problem)
+        logger.warning("Skipping %s: %s.", path, problem)
     return None
 
 
-def find(given: str | os.PathLike | bool, output_dir: AnyPath) -> Path:
-    """The checkpoint to resume from: the path given, or with True the last one in `output_dir`.
+def find(checkpoint: str | os.PathLike | bool, output_dir: AnyPath) -> Path:
+    """The checkpoint to resume from, as a local folder; one in a bucket is downloaded.
 
-    A folder of this machine: a copy, if the checkpoint is in a bucket.
+    Args:
+        checkpoint: its path, or True for the latest valid one in `output_dir`.
+        output_dir: the folder of the run.
 
     Raises:
-        ResumeError: there is none, or it is not whole, or it has no state to resume from.
+        ResumeError: there is none, it is incomplete or damaged, or it has no training state.
     """
-    if given is True:
-        found = last(output_dir)
-        if found is None:
+    if checkpoint is True:
+        path = latest(output_dir)
+        if path is None:
             raise ResumeError(
-                f"resume_from_checkpoint: there is no checkpoint-<step> in {output_dir} that could "
-                "be resumed from; give its path, or start without it"
+                f"resume_from_checkpoint: there is no checkpoint-<step> in {output_dir} that can "
+                "be resumed from. Pass the path of a checkpoint, or leave the argument out to "
+                "start from the beginning"
             )
     else:
-        found = storage.path(str(given))
-        if (problem := _problem(found)) is not None:
+        path = storage.path(str(checkpoint))
+        if (problem := _problem(path)) is not None:
             raise ResumeError(
-                f"resume_from_checkpoint: {found} cannot be resumed from: {problem}. Give another, "
-                "or True (on the command line: nothing) for the last one that can"
+                f"resume_from_checkpoint: cannot resume from {path}: {problem}. Pass another "
+                "checkpoint, or True (on the command line, leave the flag out) for the latest "
+                "valid one in output_dir"
             )
-    copy = storage.local_copy(found)
-    # What a bucket has is looked at when it is here.
-    if copy != found and (problem := _problem(copy)) is not None:
-        raise ResumeError(f"resume_from_checkpoint: {found}, as fetched: {problem}")
+    copy = storage.local_copy(path)
+    # In a bucket only names and sizes were checked. The local copy is checked completely.
+    if copy != path and (problem := _problem(copy)) is not None:
+        raise ResumeError(
+            f"resume_from_checkpoint: cannot resume from {path}: the downloaded copy is invalid: "
+            f"{problem}"
+        )
     return copy
 
 
 def rotate(output_dir: AnyPath, limit: int | None, saved: AnyPath, best: str | None) -> None:
-    """Delete the oldest checkpoints beyond `limit`, but never the one just saved, nor the best.
+    """Delete the oldest checkpoints beyond `limit`, but never `saved` or `best`.
 
-    As transformers' `rotate_checkpoints`, in buckets, too; but that keeps the one of the most
-    steps, which may be one that could not be resumed from.
+    As transformers' `rotate_checkpoints`, and also in buckets. One difference: transformers never
+    deletes the checkpoint with the most steps. After resuming from an earlier step that one may be
+    invalid, so here the one just saved is retained instead.
+
+    Args:
+        output_dir: the folder of the run.
+        limit: transformers' `save_total_limit`; None or 0: no limit.
+        saved: the checkpoint that was just saved.
+        best: the checkpoint of the best model, if there is one.
     """
-    found = all_of(output_dir)
-    if limit is None or limit <= 0 or len(found) <= limit:
+    paths = list_checkpoints(output_dir)
+    if limit is None or limit <= 0 or len(paths) <= limit:
         return
-    kept = {str(saved)} | ({str(storage.path(best))} if best is not None else set())
-    more = len(found) - max(limit, len(kept))
-    for path in [path for path in found if str(path) not in kept][:more]:
+    retained = {str(saved)} | ({str(storage.path(best))} if best is not None else set())
+    excess = len(paths) - max(limit, len(retained))
+    for path in [path for path in paths if str(path) not in retained][:excess]:
         _delete(path)
 
 
-def delete_others(output_dir: AnyPath, kept: AnyPath) -> None:
-    """Delete every checkpoint in `output_dir` but one."""
-    for path in all_of(output_dir):
-        if path != kept:
+def delete_others(output_dir: AnyPath, retained: AnyPath) -> None:
+    """Delete every checkpoint in `output_dir` except `retained`."""
+    for path in list_checkpoints(output_dir):
+        if path != retained:
             _delete(path)
 
 
 def _delete(directory: AnyPath) -> None:
-    """So that no moment shows half a checkpoint under its name."""
+    """Delete a checkpoint; it becomes invalid or is renamed before its first file is deleted."""
     if storage.is_remote(directory):
         (directory / _MANIFEST).unlink(missing_ok=True)
     else:
@@ -170,22 +194,22 @@ def _delete(directory: AnyPath) -> None:
 
 
 def _problem(path: AnyPath) -> str | None:
-    """Why a folder is no checkpoint to resume from; None if it is one.
+    """Why a run cannot be resumed from this folder; None if it can.
 
-    Of a bucket only names and sizes are looked at.
+    In a bucket only names and sizes are checked, because SHA-256 needs the content.
     """
     if not path.is_dir():
-        return "there is no such folder"
+        return "the folder does not exist"
     names = (TRAINER_STATE, _TRAIN_STATE, _RUN)
     if missing := [name for name in names if not (path / name).exists()]:
         return (
-            f"it has no {', '.join(missing)}: it is no checkpoint of this trainer, was saved with "
-            "save_only_model, or its saving was cut off"
+            f"it has no {', '.join(missing)}: it is not a checkpoint of this trainer, it was saved "
+            "with save_only_model, or saving it was interrupted"
         )
     try:
         files: dict[str, dict[str, Any]] = json.loads((path / _MANIFEST).read_text())["files"]
     except FileNotFoundError:
-        return f"it has no {_MANIFEST}: its saving was cut off"
+        return f"it has no {_MANIFEST}: saving it was interrupted"
     except (ValueError, KeyError, TypeError) as error:
         return f"its {_MANIFEST} cannot be read ({error})"
     for name, expected in files.items():
@@ -195,26 +219,26 @@ def _problem(path: AnyPath) -> str | None:
         if (size := file.stat().st_size if not storage.is_remote(path) else _size(file)) != (
             expected["size"]
         ):
-            return f"{name} has {size} bytes, of {expected['size']}"
+            return f"{name} has {size} bytes, expected {expected['size']}"
         if not storage.is_remote(path) and _sha256(file) != expected["sha256"]:
-            return f"{name} has another content than was saved (SHA-256)"
+            return f"{name} has changed since it was saved (its SHA-256 differs)"
     return None
 
 
 def _size(file: AnyPath) -> int:
-    return int(file.stat().length)  # pyright: ignore[reportAttributeAccessIssue]  # etils' name
+    return int(file.stat().length)  # pyright: ignore[reportAttributeAccessIssue]  # the name in etils
 
 
 def _write_manifest(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    found = {
+    entries = {
         path.relative_to(folder).as_posix(): {
             "size": path.stat().st_size,
             "sha256": _sha256(path),
         }
         for path in files
     }
-    (folder / _MANIFEST).write_text(json.dumps({"files": found}, indent=2) + "\n")
+    (folder / _MANIFEST).write_text(json.dumps({"files": entries}, indent=2) + "\n")
 
 
 def _sha256(file: Path) -> str:
@@ -222,18 +246,18 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _onto_disk(folder: Path, alone: bool = False) -> None:
-    """Have the disk hold a folder (alone, or with all in it) before anything else is done."""
-    for path in [folder] if alone else [*folder.rglob("*"), folder]:
-        number = os.open(path, os.O_RDONLY)
+def _fsync(folder: Path, recursive: bool = True) -> None:
+    """Flush a folder, and with `recursive` everything in it, to the disk."""
+    for path in [*folder.rglob("*"), folder] if recursive else [folder]:
+        descriptor = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(number)
+            os.fsync(descriptor)
         finally:
-            os.close(number)
+            os.close(descriptor)
 
 
 def _publish(folder: Path, directory: AnyPath) -> None:
-    """Upload, the manifest last; what was there before is no checkpoint from the first file on."""
+    """Upload a checkpoint, its manifest last; an existing checkpoint there is deleted first."""
     if directory.exists():
         _delete(directory)
     manifest = (folder / _MANIFEST).read_text()
@@ -242,63 +266,67 @@ def _publish(folder: Path, directory: AnyPath) -> None:
     storage.write_text(directory / _MANIFEST, manifest)
 
 
-# ---- the state on the cores ----------------------------------------------------------------------
+# ---- the training state --------------------------------------------------------------------------
 
 
 def save_state(directory: Path, state: PyTree, run: dict[str, Any]) -> None:
-    """Write the step's state (NumPy) and what describes the run."""
+    """Write the training state and `run.json` into a checkpoint.
+
+    Args:
+        directory: the folder of the checkpoint.
+        state: a tree of NumPy arrays; each is saved under its path in the tree.
+        run: JSON values that describe the run.
+    """
     with _checkpointer() as checkpointer:
-        checkpointer.save((directory / _TRAIN_STATE).absolute(), _named(state))
+        checkpointer.save((directory / _TRAIN_STATE).absolute(), _leaves_by_path(state))
     (directory / _RUN).write_text(json.dumps(run, indent=2) + "\n")
 
 
 def load_state(directory: Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
-    """What `save_state` wrote, the state in the form of `like`.
+    """Read what `save_state` wrote: the state, with the structure of `like`, and `run.json`.
 
     Raises:
-        ResumeError: the arrays are not those of `like`.
+        ResumeError: names, shapes or dtypes of the arrays differ from those of `like`.
     """
     with _checkpointer() as checkpointer:
-        found = checkpointer.restore((directory / _TRAIN_STATE).absolute())
-    wanted = _named(like)
-    differences = [f"{name} is missing" for name in wanted.keys() - found.keys()]
-    differences += [f"{name} is not of this run" for name in found.keys() - wanted.keys()]
-    differences += [
-        f"{name} has the shape {found[name].shape}, here {np.shape(wanted[name])}"
-        for name in wanted.keys() & found.keys()
-        if found[name].shape != np.shape(wanted[name])
-    ]
-    differences += [
-        f"{name} is {found[name].dtype}, here {wanted[name].dtype}"
-        for name in wanted.keys() & found.keys()
-        if found[name].dtype != wanted[name].dtype
-    ]
+        saved = checkpointer.restore((directory / _TRAIN_STATE).absolute())
+    expected = _leaves_by_path(like)
+    differences = [f"{name} is not in the checkpoint" for name in expected.keys() - saved.keys()]
+    differences += [f"{name} is only in the checkpoint" for name in saved.keys() - expected.keys()]
+    for name in expected.keys() & saved.keys():
+        for kind in ("shape", "dtype"):
+            before, now = getattr(saved[name], kind), getattr(expected[name], kind)
+            if before != now:
+                differences.append(f"{name} has {kind} {before} in the checkpoint, {now} now")
     if differences:
         shown = "\n  ".join(sorted(differences)[:10])
         raise ResumeError(
-            f"{directory}: the state does not fit model and optimizer ({len(differences)} "
-            f"differences):\n  {shown}\nResume with the model and optim that it was saved with."
+            f"{directory}: the saved state does not fit model and optimizer ({len(differences)} "
+            f"differences):\n  {shown}\nResume with the model and the optim of the saved run."
         )
-    leaves = [np.asarray(found[name]) for name in wanted]
+    leaves = [np.asarray(saved[name]) for name in expected]
     run = json.loads((directory / _RUN).read_text())
     return jax.tree.unflatten(jax.tree.structure(like), leaves), run
 
 
 @contextmanager
 def _checkpointer() -> Iterator[Any]:
-    """Orbax's, of this process alone: the main process writes, and each reads for itself."""
-    with keep_root_handlers():
-        import orbax.checkpoint as ocp  # here: it takes a second, and who saves nothing needs none
+    """Orbax's checkpointer, without synchronisation between the processes.
 
-        me = processes.index()
-        alone = ocp.options.MultiprocessingOptions(
-            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+    Only the main process writes, and every process reads by itself.
+    """
+    with keep_root_handlers():
+        import orbax.checkpoint as ocp  # imported here because it takes a second
+
+        index = processes.index()
+        this_process_only = ocp.options.MultiprocessingOptions(
+            primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
         )
-        with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
+        with ocp.StandardCheckpointer(multiprocessing_options=this_process_only) as checkpointer:
             yield checkpointer
 
 
-def _named(tree: PyTree) -> dict[str, np.ndarray]:
+def _leaves_by_path(tree: PyTree) -> dict[str, np.ndarray]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
@@ -306,25 +334,29 @@ def _named(tree: PyTree) -> dict[str, np.ndarray]:
 # ---- the same run? -------------------------------------------------------------------------------
 
 
-def digest(windows: Windows) -> str:
-    """A short text that is another for other training windows: ids, lengths and labels."""
-    hashed = hashlib.sha256("\n".join(windows.example_ids).encode())
+def windows_digest(windows: Windows) -> str:
+    """A short hash of the training windows: their example ids, lengths and labels."""
+    sha256 = hashlib.sha256("\n".join(windows.example_ids).encode())
     for array in (windows.lengths, windows.start_positions, windows.end_positions):
-        hashed.update(np.ascontiguousarray(array, np.int64).tobytes())
-    return hashed.hexdigest()[:16]
+        sha256.update(np.ascontiguousarray(array, np.int64).tobytes())
+    return sha256.hexdigest()[:16]
 
 
-def digest_of(tensors: PyTree) -> str | None:
-    """A short text that is another for other tensors; None where there are none."""
-    named = _named(tensors)
-    hashed = hashlib.sha256("\n".join(named).encode())
-    for array in named.values():
-        hashed.update(np.ascontiguousarray(array).data)
-    return hashed.hexdigest()[:16] if named else None
+def tensors_digest(tensors: PyTree) -> str | None:
+    """A short hash of the paths and values of all tensors in a tree; None for an empty tree."""
+    leaves = _leaves_by_path(tensors)
+    sha256 = hashlib.sha256("\n".join(leaves).encode())
+    for array in leaves.values():
+        sha256.update(np.ascontiguousarray(array).data)
+    return sha256.hexdigest()[:16] if leaves else None
 
 
 def check_same_run(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to resume a run under other conditions: what follows would belong to neither.
+    """Refuse to resume with settings that differ from those of the saved run.
+
+    Args:
+        before: the conditions in the checkpoint, from `resume.conditions_of`.
+        now: those of the current run.
 
     Raises:
         ResumeError: names every difference.
@@ -337,8 +369,8 @@ def check_same_run(before: dict[str, Any], now: dict[str, Any]) -> None:
     ]
     if differences:
         raise ResumeError(
-            "resume_from_checkpoint: this is not the run that was stopped:\n  "
+            "resume_from_checkpoint: this run differs from the one that saved the checkpoint:\n  "
             + "\n  ".join(differences)
-            + "\nRestore these, or accept the difference with train(..., accept_changes=True) or "
-            "--accept_changes."
+            + "\nRestore these settings, or resume anyway with train(..., accept_changes=True) (on "
+            "the command line, --accept_changes)."
         )

@@ -1,4 +1,4 @@
-"""What callbacks see and change, and telling them of events; trainer and loop share one."""
+"""What callbacks see and change, and how they are notified: shared by trainer and loop (host)."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from qa_flax.distributed import processes
 
 
 class Events:
-    """The state and control that callbacks get, and the log history.
+    """The arguments, state and control that callbacks receive, and the log history.
 
     Args:
-        args: the trainer's.
-        handler: of its callbacks; their `model` is the trainer's, whose weights are always those of
-            the last finished update (`live_state.py`).
+        args: the trainer's arguments.
+        handler: the handler of the trainer's callbacks. Its `model` is the trainer's, which always
+            reads as the weights of the latest update (`live_state.py`).
     """
 
     def __init__(self, args: transformers.TrainingArguments, handler: CallbackHandler):
@@ -22,14 +22,20 @@ class Events:
         self.reset()
 
     def reset(self) -> None:
-        """As before the first event of a training."""
+        """Set state and control to what they are before the first event of a training."""
         is_main = processes.is_main()
         self.state = TrainerState(is_local_process_zero=is_main, is_world_process_zero=is_main)
         self.control = TrainerControl()
 
     def notify(self, event: str, *positional: Any, **kwargs: Any) -> None:
-        """Tell the callbacks of an event, in their order; `control` is as they leave it."""
-        if kwargs:  # what transformers' own methods do not pass on
+        """Call `event` of each callback, in their order, and store the control that they return.
+
+        Args:
+            event: the name of a callback method, such as `on_step_end`.
+            *positional: further arguments of the handler's method of that name.
+            **kwargs: keyword arguments that are passed to the callbacks unchanged.
+        """
+        if kwargs:  # the handler's own methods drop keyword arguments that they do not know
             call = self.handler.call_event
             self.control = call(event, self.args, self.state, self.control, **kwargs)
         else:
@@ -37,7 +43,7 @@ class Events:
             self.control = call(self.args, self.state, self.control, *positional)
 
     def log(self, logs: dict[str, Any]) -> None:
-        """Add `epoch` to `logs`, append them to `state.log_history`, tell the callbacks."""
+        """Add `epoch` to `logs`, append them to `state.log_history` and notify the callbacks."""
         if self.state.epoch is not None:
             logs["epoch"] = self.state.epoch
         if getattr(self.args, "include_num_input_tokens_seen", "no") != "no":

@@ -1,8 +1,9 @@
-"""The one owner of a training's state: on the cores, and in the model when somebody reads it.
+"""The single owner of the training state: on the cores, and copied into the model when it is read.
 
-While a model is trained its weights are on the cores, and every update replaces them. The model
-that the script and the callbacks hold is brought up to date when it is read, not before: a step
-copies nothing to the host. What they write into it goes to the cores before the next update.
+During training the weights are on the cores, and every update replaces them. The model that the
+script and its callbacks hold is brought up to date only when it is read, so a training step copies
+nothing to the host. Values that a callback writes into the model are put on the cores before the
+next update.
 """
 
 import hashlib
@@ -24,21 +25,22 @@ from qa_flax.models.sharding import Shard, abstract_shards, is_shard
 
 
 class LiveState:
-    """A model's weights, wherever they are: in the model or, while it is trained, on the cores.
+    """Owns a model's weights: on the cores during training, in the model otherwise.
 
     Args:
-        model: whose weights they are.
-        is_sharded: whether each core holds a shard of every array instead of a copy.
+        model: the model whose weights these are.
+        is_sharded: whether each core holds one shard of every array instead of a replica.
     """
 
     def __init__(self, model: AutoModelForQuestionAnswering, is_sharded: bool):
         self.model, self._is_sharded = model, is_sharded
         self._state: TrainState | None = None
         self._variables: dict[tuple[Any, ...], nnx.Variable] = {}
-        self._in_model: list[Any] = []  # what each variable holds, unless somebody wrote it
+        # The value that this class last gave each variable; any other was written by a callback.
+        self._model_values: list[Any] = []
         self._is_current = self._is_read = self._has_arrays = False
-        self._lost: _Lost | None = None
-        if is_sharded:  # one core may not have room for all of it
+        self._lost: _LostWeights | None = None
+        if is_sharded:  # one core may not have the memory for all weights
             with parallel.on_host():
                 model.set_params(weights_of(model).params)
 
@@ -48,38 +50,46 @@ class LiveState:
         return self._state is not None
 
     def begin(self, state: TrainState) -> None:
-        """From now on the weights are these, on the cores.
+        """Start owning `state`: until `end`, the model's weights are on the cores.
+
+        Args:
+            state: from `parallel.put_state`: arrays [D, ...] on the cores, or `Shard`s.
 
         Raises:
-            ValueError: another training has them.
+            ValueError: the model is already being trained.
         """
         if has_read_hook(self.model):
-            raise ValueError("this model is being trained already: one training at a time")
+            raise ValueError(
+                "this model is being trained already; wait until that training has finished"
+            )
         nodes = nnx.iter_graph(self.model)
         variables = {path: node for path, node in nodes if isinstance(node, nnx.Variable)}
         self._state = state
         self._variables = {path: variables[path] for path in _paths(state.weights)}
         set_read_hook(self.model, self._read)
         self._is_read = False
-        self._hold_back()
+        self._defer_arrays()
 
     def state(self) -> TrainState:
-        """The state after the last update, with what was written into the model since."""
-        self._take_what_was_written()
+        """Return the state after the latest update, with values written into the model since.
+
+        Raises:
+            ValueError: a callback wrote an array of another shape or dtype, or replaced a variable.
+            ProcessError: a callback wrote different values in different processes.
+        """
+        self._apply_model_writes()
         assert self._state is not None
         return self._state
 
     def replace(self, state: TrainState) -> None:
-        """The state after one more update."""
+        """Replace the state by the one after one more update."""
         self._state = state
         if self._has_arrays:
-            self._hold_back()
+            self._defer_arrays()
 
     def evaluation_weights(self) -> Weights:
-        """On the cores, the weights to evaluate with: those of the last update, or the model's.
-
-        The one place to give evaluation others, such as an average of many updates.
-        """
+        """Return the weights to evaluate with, on the cores: those in training, or the model's."""
+        # Averaged weights (EMA) would be returned from here.
         if self._state is not None:
             return self.state().weights
         weights = weights_of(self.model)
@@ -87,31 +97,32 @@ class LiveState:
         return parallel.put_state(weights, abstract)
 
     def host_copy(self) -> TrainState:
-        """The state as NumPy, without what no step changes; every process calls it."""
+        """Return the state as NumPy arrays, without fixed weights; every process must call it."""
         return parallel.gather_state(self.state()._replace(fixed=()))
 
-    # ---- in the model ----------------------------------------------------------------------------
+    # ---- copying the weights into the model ------------------------------------------------------
 
     def gather_shards(self) -> None:
-        """Make the model readable in every process; all of them call it.
+        """All-gather sharded weights into the model; every process must call it.
 
-        Without shards it is readable in any case, by each process alone.
+        Without sharding it does nothing: each process can read the model by itself.
         """
         if self._state is None or self._is_current or not self._is_sharded:
             return
-        self._take_what_was_written()
-        barrier("reading the model's shards")  # a process that does not come is named
-        self._bring_up_to_date()
+        self._apply_model_writes()
+        barrier("gathering the model's shards")  # its error names a process that does not arrive
+        self._update_model()
 
-    def _bring_up_to_date(self) -> None:
-        """Put the weights into the model.
+    def _update_model(self) -> None:
+        """Copy the weights of the latest update into the model.
 
-        One core's copy stays on that core; shards are gathered in the host's memory.
+        A replica is copied on its core; shards are all-gathered in the host's memory.
         """
         if self._state is None or self._is_current:
             return
         params = self._state.params
-        # Also while JAX traces somebody's function: these are arrays all the same.
+        # A callback may read the model in a function that JAX traces; the weights are constants
+        # there, so they must be concrete arrays.
         with jax.ensure_compile_time_eval():
             if self._is_sharded:
                 with parallel.on_host():
@@ -119,117 +130,128 @@ class LiveState:
             else:
                 arrays = parallel.copy_first_replica(_leaves(params))
         for n, (variable, array) in enumerate(zip(self._variables.values(), arrays, strict=False)):
-            if variable.get_raw_value() is self._in_model[n]:  # else somebody has written it
-                _put(variable, array)
-                self._in_model[n] = array
+            if variable.get_raw_value() is self._model_values[n]:  # not written by a callback
+                _set_raw_value(variable, array)
+                self._model_values[n] = array
         self._is_current = self._has_arrays = True
 
     def end(self) -> None:
-        """The model holds the weights by itself again; every process calls it."""
-        if self._state is not None:
-            self._give_back(self.state().params)
+        """Write the trained weights into the model and let go of the state.
 
-    def _give_back(self, params: Any) -> None:
+        Every process must call it.
+        """
+        if self._state is not None:
+            self._write_to_model(self.state().params)
+
+    def _write_to_model(self, params: Any) -> None:
         params = parallel.gather_state(params)
-        self._leave()
+        self._detach()
         with parallel.on_host() if self._is_sharded else nullcontext():
             self.model.set_params(params)
 
     def abandon(self) -> None:
-        """After an error: as `end` if that can be done, else the model says why it has no weights.
+        """After an error, write the weights into the model if that is possible.
 
-        Shards of several processes can be gathered by all of them alone, and the others may not
-        come; a step that failed may have taken the state with it.
+        If it is not, every later read of the model raises an error that gives the reason.
         """
         if self._state is None:
             return
-        reason = "the step that failed took them with it"
+        reason = "the failed step had already released them"
         if self._is_sharded and processes.count() > 1:
-            reason = f"each of {processes.count()} processes holds a shard of them"
+            # Only all processes together can gather shards, and the others may not arrive.
+            reason = f"each of {processes.count()} processes holds only a shard of them"
+        # The state's buffers are donated to the step, so a failed step may have deleted them.
         elif not any(array.is_deleted() for array in jax.tree.leaves(self._state.params)):
             try:
-                self._take_what_was_written(is_alone=True)
-                self._give_back(self._state.params)
+                self._apply_model_writes(in_all_processes=False)
+                self._write_to_model(self._state.params)
                 return
-            except jax.errors.JaxRuntimeError as error:  # what the cores computed last has failed
-                reason = f"the cores could not give them ({str(error).splitlines()[0]})"
-        self._state, self._lost = None, _Lost(reason)
+            except jax.errors.JaxRuntimeError as error:  # the latest update failed on the cores
+                reason = f"could not be copied to the host ({str(error).splitlines()[0]})"
+        self._state, self._lost = None, _LostWeights(reason)
         set_read_hook(self.model, self._lost)
 
     def _read(self) -> None:
-        """Somebody is about to read the model, or to write it."""
-        if self._lost is not None:  # a part of it that was kept
+        """Prepare the model for being read or written: the hook of the model and its arrays."""
+        if self._lost is not None:  # called by a `DeferredArray` that outlived the training
             self._lost()
         if not self._is_current and self._is_sharded and processes.count() > 1:
             raise RuntimeError(
-                f"while it is trained, each of {processes.count()} processes holds a shard of this "
-                "model's weights, and one process alone cannot read them. Call "
+                f"during training each of {processes.count()} processes holds a shard of this "
+                "model's weights, so one process alone cannot read them. Call "
                 "trainer.save_model(folder) or trainer.evaluate() in every process (not only where "
                 "state.is_world_process_zero is true), or read the model after train()"
             )
         self._is_read = True
-        self._bring_up_to_date()
+        self._update_model()
 
-    def _hold_back(self) -> None:
-        """The model holds no trained weights: they would be old after the next update."""
+    def _defer_arrays(self) -> None:
+        """Replace the model's trained arrays, outdated by an update, by `DeferredArray`s."""
         assert self._state is not None
         trained = len(_leaves(self._state.params))
-        self._in_model = []
+        self._model_values = []
         for n, variable in enumerate(self._variables.values()):
             value = variable.get_raw_value()
             if n < trained:
                 value = DeferredArray(variable, tuple(value.shape), self._read)
-                _put(variable, value)
-            self._in_model.append(value)
+                _set_raw_value(variable, value)
+            self._model_values.append(value)
         self._is_current = self._has_arrays = False
 
-    def _leave(self) -> None:
+    def _detach(self) -> None:
         set_read_hook(self.model, None)
-        self._state, self._variables, self._in_model = None, {}, []
+        self._state, self._variables, self._model_values = None, {}, []
         self._is_current = False
 
-    # ---- what was written into it ----------------------------------------------------------------
+    # ---- values that callbacks write into the model ----------------------------------------------
 
-    def _take_what_was_written(self, is_alone: bool = False) -> None:
-        """Onto the cores, unless it does not fit: then it is as if it had not been written."""
+    def _apply_model_writes(self, in_all_processes: bool = True) -> None:
+        """Put values that were written into the model on the cores.
+
+        Invalid values are removed from the model before the error is raised. The processes compare
+        what they have written, unless `in_all_processes` is False.
+        """
         assert self._state is not None
         if self._is_read:
             self._check_structure()
-        both = enumerate(zip(self._variables.values(), self._in_model, strict=True))
-        written = {n: v for n, (v, held) in both if v.get_raw_value() is not held}
+        pairs = enumerate(zip(self._variables.values(), self._model_values, strict=True))
+        written = {n: v for n, (v, value) in pairs if v.get_raw_value() is not value}
         if not written:
             return
         weights, names = self._state.weights, list(self._variables)
         leaves, structure = jax.tree.flatten(weights, is_leaf=is_shard)
         try:
-            arrays = {n: _checked(v, leaves[n], names[n]) for n, v in written.items()}
-            if not is_alone:
-                _check_alike({".".join(map(str, names[n])): a for n, a in arrays.items()})
+            arrays = {n: _checked_array(v, leaves[n], names[n]) for n, v in written.items()}
+            if in_all_processes:
+                _check_same_in_all_processes(
+                    {".".join(map(str, names[n])): array for n, array in arrays.items()}
+                )
         except (ValueError, ProcessError):
             for n, variable in written.items():
-                _put(variable, self._in_model[n])
+                _set_raw_value(variable, self._model_values[n])
             raise
         for n, array in arrays.items():
             leaves[n] = parallel.put_state([array], [leaves[n]])[0]
-            self._in_model[n] = written[n].get_raw_value()
+            self._model_values[n] = written[n].get_raw_value()
         params, fixed = jax.tree.unflatten(structure, leaves)
         self._state = self._state._replace(params=params, fixed=fixed)
         self._has_arrays = True
 
     def _check_structure(self) -> None:
-        """Whoever read the model may have put other modules into it."""
-        now = {p: v for p, v in nnx.iter_graph(self.model) if isinstance(v, nnx.Variable)}
+        """Check that a callback that read the model has not replaced any of its variables."""
+        nodes = nnx.iter_graph(self.model)
+        variables = {path: node for path, node in nodes if isinstance(node, nnx.Variable)}
         self._is_read = False
-        if any(now.get(path) is not variable for path, variable in self._variables.items()):
+        if any(variables.get(path) is not variable for path, variable in self._variables.items()):
             raise ValueError(
-                "a callback put other modules or variables into the model while it was trained; "
-                "write the values of those that are there: model.head.outputs.kernel[...] = array, "
-                "or nnx.update(model, state)"
+                "a callback replaced modules or variables of the model during training; write into "
+                "the existing variables instead: model.head.outputs.kernel[...] = array, or "
+                "nnx.update(model, state)"
             )
 
 
-class _Lost:
-    """What a model does when it is read whose weights are gone."""
+class _LostWeights:
+    """The read hook of a model whose weights are lost: raises an error that gives the reason."""
 
     def __init__(self, reason: str):
         self._reason = reason
@@ -237,7 +259,7 @@ class _Lost:
     def __call__(self) -> None:
         raise RuntimeError(
             f"this model's weights were on the cores when its training failed, and {self._reason}; "
-            "load the last checkpoint with AutoModelForQuestionAnswering.from_pretrained(...)"
+            "load the latest checkpoint with AutoModelForQuestionAnswering.from_pretrained(...)"
         )
 
 
@@ -246,7 +268,7 @@ def _leaves(tree: Any) -> list[Any]:
 
 
 def _paths(weights: Weights) -> list[tuple[Any, ...]]:
-    """Where in the model each array of the state belongs, in the order of the state's leaves."""
+    """The path in the model of each array of the weights, in the order of their leaves."""
     return [
         tuple(part.key for part in path if isinstance(part, jax.tree_util.DictKey))
         for tree in weights
@@ -254,31 +276,41 @@ def _paths(weights: Weights) -> list[tuple[Any, ...]]:
     ]
 
 
-def _put(variable: nnx.Variable, value: Any) -> None:
-    # NNX allows no writing while JAX traces a function, and somebody's function may read the model:
-    # to it the weights are constants, which they are after this as before.
+def _set_raw_value(variable: nnx.Variable, value: Any) -> None:
+    # NNX forbids writing while JAX traces a function, and a function being traced may read the
+    # model. The weights are constants of that function, so this write does not change its result.
     object.__setattr__(variable, "_raw_value", value)
 
 
-def _checked(variable: nnx.Variable, leaf: Any, path: tuple[Any, ...]) -> np.ndarray:
-    """What was written into a variable, float32, of the shape that the cores hold."""
+def _checked_array(variable: nnx.Variable, leaf: Any, path: tuple[Any, ...]) -> np.ndarray:
+    """The variable's value as float32, of the shape of its array on the cores.
+
+    Raises:
+        ValueError: the value has another shape, or is not floating point.
+    """
     shape = leaf.shape if isinstance(leaf, Shard) else leaf.shape[1:]
     array = np.asarray(variable.get_raw_value())
     if array.shape != tuple(shape) or not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(
-            f"a callback wrote an array of shape {array.shape} ({array.dtype}) into the model's "
-            f"{'.'.join(map(str, path))}; it must be {tuple(shape)} of floats"
+            f"a callback wrote an array of shape {array.shape} and dtype {array.dtype} into the "
+            f"model's {'.'.join(map(str, path))}; the shape must be {tuple(shape)}, and the dtype "
+            "floating point"
         )
     return array.astype(np.float32)
 
 
-def _check_alike(arrays: dict[str, np.ndarray]) -> None:
-    """Several processes must write the same, or each trains a model of its own from then on."""
+def _check_same_in_all_processes(arrays: dict[str, np.ndarray]) -> None:
+    """Check that all processes wrote the same values: otherwise their models would diverge.
+
+    Raises:
+        ProcessError: names the arrays.
+    """
     if processes.count() == 1:
         return
-    written = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}
-    if any(other != written for other in all_gather_json("weights written by a callback", written)):
+    digests = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}
+    gathered = all_gather_json("weights written by a callback", digests)
+    if any(other != digests for other in gathered):
         raise ProcessError(
-            f"a callback wrote other weights into the model in one process than in another "
-            f"({', '.join(written)}); write the same in every process"
+            "a callback wrote different weights into the model in different processes "
+            f"({', '.join(digests)}); write the same values in every process"
         )

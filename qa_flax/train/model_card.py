@@ -1,4 +1,4 @@
-"""The README.md of a trained model, by transformers' template (host)."""
+"""The model card (README.md) of a trained model, from transformers' template (host)."""
 
 from typing import Any
 
@@ -19,28 +19,36 @@ def model_card(
     model_name: str | None = None,
     tags: str | list[str] | None = None,
     tasks: str | list[str] | None = "question-answering",
-    **more: Any,
+    **kwargs: Any,
 ) -> str:
-    """Markdown with the metadata that the hub reads; the arguments are those of transformers.
+    """The model card as Markdown, with the metadata that the Hub reads.
 
-    A folder is no name that others could load a model by, so the card does not name it.
+    Args:
+        args: hyperparameters of the training.
+        state: its log history has the training and evaluation results.
+        finetuned_from: Hub id or path of the base model. The card does not show a local path,
+            because nobody else could load the model from it.
+        model_name: by default the name of `output_dir`.
+        tags: tags in addition to `generated_from_trainer` and `jax`.
+        tasks: as in transformers' `Trainer.create_model_card`.
+        **kwargs: other fields of transformers' `TrainingSummary`, such as `dataset`.
     """
     is_folder = finetuned_from is not None and storage.path(finetuned_from).exists()
-    given = [tags] if isinstance(tags, str) else list(tags or ())
+    extra_tags = [tags] if isinstance(tags, str) else list(tags or ())
     _, eval_lines, eval_results = parse_log_history(state.log_history or [{}])
     summary = TrainingSummary(
         model_name=model_name or _name(args.output_dir or "trainer_output"),
         finetuned_from=None if is_folder else finetuned_from,
-        tags=list(dict.fromkeys([*given, "generated_from_trainer", "jax"])),
+        tags=list(dict.fromkeys([*extra_tags, "generated_from_trainer", "jax"])),
         tasks=tasks,
         eval_results=eval_results,
         eval_lines=eval_lines or None,
         hyperparameters=_hyperparameters(args),
         source="qa_flax",  # transformers' own line would name PyTorch
-        **more,
+        **kwargs,
     )
     card = summary.to_model_card() + f"- JAX {jax.__version__}\n"
-    if is_folder:  # transformers knows a name or nothing
+    if is_folder:  # transformers' template has no text for a base model without a name
         card = card.replace(
             "was trained from scratch on", "was fine-tuned from a local checkpoint on"
         )
@@ -48,14 +56,14 @@ def model_card(
 
 
 def _name(folder: str) -> str:
-    found = storage.path(folder)
-    return found.name if storage.is_remote(folder) else found.resolve().name
+    path = storage.path(folder)
+    return path.name if storage.is_remote(folder) else path.resolve().name
 
 
 def _hyperparameters(args: transformers.TrainingArguments) -> dict[str, Any]:
     cores = parallel.core_count()
     rows = cores * args.per_device_train_batch_size * args.gradient_accumulation_steps
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         "learning_rate": args.learning_rate,
         "train_batch_size": args.per_device_train_batch_size,
         "eval_batch_size": args.per_device_eval_batch_size,
@@ -73,4 +81,4 @@ def _hyperparameters(args: transformers.TrainingArguments) -> dict[str, Any]:
         "label_smoothing_factor": args.label_smoothing_factor or None,
         "mixed_precision_training": "bfloat16" if args.bf16 else None,
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None}

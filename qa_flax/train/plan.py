@@ -1,4 +1,4 @@
-"""What the arguments make of a training: batches, updates, schedule, optimizer (host)."""
+"""Derive from the arguments the number of batches and updates, schedule and optimizer (host)."""
 
 import math
 from dataclasses import dataclass
@@ -19,65 +19,67 @@ from qa_flax.train.training_arguments import plain_value
 
 @dataclass(frozen=True)
 class Plan:
-    """How many rows, batches and updates a training has, counted as transformers counts them.
+    """How many rows, batches and updates a training has, counted as in transformers.
 
-    `accumulation` batches make an update; those left over at the end of an epoch make a smaller
-    one. The last, partial batch counts, unless `drop_last`.
+    An update takes `accumulation` batches, but the last update of an epoch may take fewer. A
+    partial last batch counts, unless `dataloader_drop_last` is set.
     """
 
     windows: int
+    """Training windows."""
     rows: int
-    """Of a batch, on all cores."""
+    """Rows of a batch on all cores together."""
     accumulation: int
+    """Batches per update (`gradient_accumulation_steps`)."""
     batches_per_epoch: int
     updates_per_epoch: int
     updates: int
-    """Of the whole training."""
+    """Updates of the whole training."""
 
     @classmethod
-    def of(cls, args: transformers.TrainingArguments, windows: int, cores: int) -> "Plan":
-        """The plan of `windows` windows on so many cores.
+    def from_args(cls, args: transformers.TrainingArguments, windows: int, cores: int) -> "Plan":
+        """The plan for `windows` training windows on `cores` cores.
 
         Raises:
-            ValueError: `dataloader_drop_last` leaves nothing.
+            ValueError: `dataloader_drop_last` leaves no batch.
         """
         rows = cores * args.per_device_train_batch_size
         if args.dataloader_drop_last and windows < rows:
             raise ValueError(
-                f"dataloader_drop_last leaves nothing: {windows} windows are no batch of {rows}; "
-                "leave it out, or lower per_device_train_batch_size"
+                f"dataloader_drop_last=True leaves no batch: there are {windows} windows, but a "
+                f"batch has {rows} rows. Set it to False, or lower per_device_train_batch_size"
             )
         batches = windows // rows if args.dataloader_drop_last else math.ceil(windows / rows)
         accumulation = args.gradient_accumulation_steps
         per_epoch = max(1, math.ceil(batches / accumulation))
-        total = args.max_steps
-        if total <= 0:
-            total = math.ceil(float(args.num_train_epochs) * per_epoch)
-        return cls(windows, rows, accumulation, batches, per_epoch, total)
+        updates = args.max_steps
+        if updates <= 0:
+            updates = math.ceil(float(args.num_train_epochs) * per_epoch)
+        return cls(windows, rows, accumulation, batches, per_epoch, updates)
 
     @property
     def epochs(self) -> int:
-        """Begun ones."""
+        """Number of epochs; a partial last epoch counts as one."""
         return math.ceil(self.updates / self.updates_per_epoch)
 
-    def batches_of_update(self, done: int) -> int:
-        """Batches in the next update of an epoch of which `done` updates are done."""
-        return min(self.accumulation, self.batches_per_epoch - done * self.accumulation)
+    def batches_of_update(self, updates_done: int) -> int:
+        """Number of batches in the next update of an epoch in which `updates_done` are done."""
+        return min(self.accumulation, self.batches_per_epoch - updates_done * self.accumulation)
 
-    def epoch_after(self, epochs: int, done: int) -> float:
-        """Epochs, counted in batches, after so many whole ones and `done` updates more."""
-        batches = min(done * self.accumulation, self.batches_per_epoch)
-        return epochs + batches / self.batches_per_epoch
+    def epoch_after(self, epochs_done: int, updates_done: int) -> float:
+        """The fractional epoch after `epochs_done` epochs and `updates_done` more updates."""
+        batches = min(updates_done * self.accumulation, self.batches_per_epoch)
+        return epochs_done + batches / self.batches_per_epoch
 
     def samples(self, args: transformers.TrainingArguments) -> float:
-        """Windows that the whole training goes through."""
+        """Number of windows that the whole training processes."""
         if args.max_steps > 0:
             return args.max_steps * self.rows * self.accumulation
         return self.windows * args.num_train_epochs
 
 
 def schedule_of(args: transformers.TrainingArguments, updates: int) -> Schedule:
-    """The learning rate of each of so many updates."""
+    """Build the learning-rate schedule of a training with `updates` updates."""
     kwargs: Any = args.lr_scheduler_kwargs
     return make_schedule(
         plain_value(args.lr_scheduler_type),
@@ -90,7 +92,7 @@ def schedule_of(args: transformers.TrainingArguments, updates: int) -> Schedule:
 
 
 def optimizer_of(args: transformers.TrainingArguments) -> optax.GradientTransformation:
-    """What makes the direction of an update of its gradient."""
+    """Build the optimizer without its learning rate, which the training step applies."""
     return make_optimizer(
         plain_value(args.optim),
         weight_decay=float(args.weight_decay),
@@ -103,23 +105,23 @@ def optimizer_of(args: transformers.TrainingArguments) -> optax.GradientTransfor
 
 
 def is_sharded(args: transformers.TrainingArguments) -> bool:
-    """Whether each core holds shards; transformers' own arguments do not know of it."""
+    """Whether `shard_params` is set; transformers' own TrainingArguments does not have it."""
     return bool(getattr(args, "shard_params", False))
 
 
 def wants_device_report(args: transformers.TrainingArguments) -> bool:
-    """Whether `debug` asks for a report of what the device did."""
+    """Whether `debug` has `tpu_metrics_debug`, which asks for a report about the device."""
     options: Any = args.debug
     return "tpu_metrics_debug" in map(plain_value, options or ())
 
 
 def output_dir(args: transformers.TrainingArguments) -> AnyPath:
-    """Where the files of a run go."""
+    """The folder for the files of a run; `trainer_output` by default, as in transformers."""
     return storage.path(args.output_dir or "trainer_output")
 
 
 def optimizer_bytes(
     args: transformers.TrainingArguments, model: AutoModelForQuestionAnswering
 ) -> int:
-    """What the optimizer's state of the trained parameters takes on each core."""
+    """The size in bytes of the optimizer state on each core."""
     return bytes_of(abstract_state(model, optimizer_of(args), is_sharded(args)).opt_state)

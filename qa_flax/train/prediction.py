@@ -1,6 +1,6 @@
-"""Windows through the model: what comes back, in the order of the data (host and device).
+"""Run windows through the model and return the results in the order of the data (host and device).
 
-A batch's results are copied to the host while the next one is computed.
+The results of a batch are copied to the host while the next batch is computed.
 """
 
 import itertools
@@ -33,15 +33,18 @@ logger = logging.getLogger(__name__)
 
 
 class Predictions(NamedTuple):
-    """What the model says of N windows, and each window's loss where it has labels."""
+    """The logits and losses of N windows, in the order of the data."""
 
     logits: Logits | Candidates
+    """Start and end logits, float32 [N, L] each, or the candidates among them."""
     losses: Float[np.ndarray, " n"] | None
+    """The loss of each window; None for windows without labels."""
     bytes_to_host: int
+    """How many bytes were copied from the cores to the host."""
 
 
 def reduction(settings: SearchSettings) -> Reduction:
-    """How a core reduces logits to the candidates that `settings` need."""
+    """Return how a core reduces logits to the candidates that `settings` need."""
     return Reduction(settings.n_best_size, PADDING_LOGIT, finite=not settings.hf_compatible)
 
 
@@ -54,38 +57,38 @@ def predict_windows(
     on_batch: Callable[[], None],
     widths: Sequence[int] | None = None,
 ) -> Predictions:
-    """Run every window through `step` (over the cores), `per_core` rows a core at a time.
+    """Run every window through `step` and return the logits (or candidates) and losses.
+
+    Padding tokens get the logit `PADDING_LOGIT`, so the result depends neither on the batch size
+    nor on the padding nor on the number of cores. Windows whose logits are not all finite are
+    logged as a warning, with the ids of their examples.
 
     Args:
-        step: `make_eval_step`, over the cores; with `reduction(settings)` if there are settings.
-        weights: the model's, on the cores.
-        windows: N windows.
-        per_core: rows of a batch on each core.
-        settings: None to gather all logits; otherwise the candidates that they need.
-        on_batch: called when a batch has come back.
-        widths: of the batches, where several hosts have `common_widths`; each has its own windows.
+        step: `make_eval_step` over the cores; with `reduction(settings)` if there are settings.
+        weights: of the model, on the cores: float32 [D, ...], or shards.
+        windows: N windows of padded length L.
+        per_core: batch size of each core, in windows.
+        settings: return only the candidates that these settings need; None: all logits.
+        on_batch: called when the results of a batch have arrived on the host.
+        widths: the width of each batch in tokens. With several processes, which each have their
+            own windows, pass `common_widths`; None: the widths that these windows need.
 
     Raises:
-        Preempted: SIGTERM has come; looked for before each batch.
-
-    A window whose logits are not all finite is warned of, with its example's id.
-
-    Padding tokens get `PADDING_LOGIT`, so the result depends neither on batch size nor on padding
-    nor on cores.
+        Preempted: SIGTERM was received; it is checked before each batch.
     """
-    result = _AllLogits(windows) if settings is None else _BestLogits(windows, settings)
+    buffer = _LogitBuffer(windows) if settings is None else _CandidateBuffer(windows, settings)
     nulls = None if settings is None else null_positions(windows.cls_index, settings.hf_compatible)
     has_labels = windows.start_positions is not None and windows.end_positions is not None
     losses = np.zeros(len(windows), np.float32) if has_labels else None
     are_finite = np.ones(len(windows), bool)
     in_flight = InFlight[HostBatch]()
-    compiled: set[int] = set()
+    compiled_widths: set[int] = set()
     bytes_to_host = 0
 
     def collect(batch: HostBatch, output: EvalOutput) -> None:
         nonlocal bytes_to_host
         bytes_to_host += sum(array.nbytes for array in jax.tree.leaves(output))
-        result.add(batch, output.logits)
+        buffer.add(batch, output.logits)
         are_finite[batch.rows[batch.valid]] = output.are_finite[batch.valid]
         if losses is not None and output.losses is not None:
             losses[batch.rows[batch.valid]] = output.losses[batch.valid]
@@ -95,54 +98,57 @@ def predict_windows(
         preemption.check()
         arrays = parallel.put(batch.arrays)
         width = batch.columns.stop - batch.columns.start
-        # A width's first batch may compile the step, and then constants go to the cores.
-        with parallel.no_implicit_transfers() if width in compiled else nullcontext():
+        # The first batch of a width may compile the step, which copies constants to the cores.
+        with parallel.no_implicit_transfers() if width in compiled_widths else nullcontext():
             output = step(weights, arrays)
-        compiled.add(width)
+        compiled_widths.add(width)
         in_flight.add(batch, output)
-        for done in in_flight.due():
-            collect(*done)
-    for done in in_flight.all():
-        collect(*done)
-    _warn_of_bad_logits(windows, np.flatnonzero(~are_finite))
-    return Predictions(result.finished(), losses, bytes_to_host)
+        for result in in_flight.due():
+            collect(*result)
+    for result in in_flight.all():
+        collect(*result)
+    _warn_of_nonfinite_logits(windows, np.flatnonzero(~are_finite))
+    return Predictions(buffer.contents(), losses, bytes_to_host)
 
 
 def common_widths(windows: Windows, per_core: int) -> list[int]:
-    """The widths of the batches that every host makes of its own windows: the widest of each.
+    """Return the width in tokens of each batch, the same in every process.
+
+    Every process has its own windows, but all must run the same shapes equally often: a batch is as
+    wide as the widest of any process. Every process must call it.
 
     Raises:
-        ValueError: no host has any windows.
+        ValueError: no process has any windows, or only some processes have labels.
     """
-    own = eval_widths(windows, parallel.process_core_count(), per_core)
-    given, labelled = zip(
-        *exchange.all_gather_json("batch widths", (own, windows.start_positions is not None)),
-        strict=True,
-    )
-    if len(set(labelled)) > 1:
+    local_widths = eval_widths(windows, parallel.process_core_count(), per_core)
+    has_labels = windows.start_positions is not None
+    gathered = exchange.all_gather_json("batch widths", (local_widths, has_labels))
+    process_widths, are_labelled = zip(*gathered, strict=True)
+    if len(set(are_labelled)) > 1:
         raise ValueError(
-            "the windows have labels on some hosts and none on others: prepare them with "
-            "labels=True or labels=False on all"
+            "the windows have labels in some processes and none in others: prepare them with "
+            "labels=True or labels=False in every process"
         )
-    agreed = [max(widths) for widths in itertools.zip_longest(*given, fillvalue=0)]
-    if not agreed:
-        raise ValueError("there are no windows to predict")
-    return agreed
+    widths = [max(column) for column in itertools.zip_longest(*process_widths, fillvalue=0)]
+    if not widths:
+        raise ValueError("the data set has no windows; there is nothing to evaluate or predict")
+    return widths
 
 
-def _warn_of_bad_logits(windows: Windows, bad: np.ndarray) -> None:
-    if len(bad):
+def _warn_of_nonfinite_logits(windows: Windows, rows: np.ndarray) -> None:
+    if len(rows):
         logger.warning(
-            "The logits of %d of %d windows are not finite (examples %s): their answers say "
-            "nothing. Look for NaN in the model's parameters; if it has none, compute in float32.",
-            len(bad),
+            "The logits of %d of %d windows are not finite (examples %s), so their answers are "
+            "meaningless. Look for NaN in the model's parameters; if there is none, compute in "
+            "float32.",
+            len(rows),
             len(windows),
-            first_few([windows.example_ids[row] for row in bad], quoted),
+            first_few([windows.example_ids[row] for row in rows], quoted),
         )
 
 
-class _AllLogits:
-    """Start and end logits [N, L], filled batch by batch."""
+class _LogitBuffer:
+    """Start and end logits, float32 [N, L] each, filled batch by batch."""
 
     def __init__(self, windows: Windows):
         self._starts = np.full((len(windows), windows.padded_length), PADDING_LOGIT, np.float32)
@@ -152,17 +158,18 @@ class _AllLogits:
         scatter(batch, logits.start, self._starts, PADDING_LOGIT)
         scatter(batch, logits.end, self._ends, PADDING_LOGIT)
 
-    def finished(self) -> Logits:
+    def contents(self) -> Logits:
         return self._starts, self._ends
 
 
-class _BestLogits:
+class _CandidateBuffer:
     """Candidates [N, C], filled batch by batch."""
 
     def __init__(self, windows: Windows, settings: SearchSettings):
         self._padded_length = windows.padded_length
         shape = (len(windows), min(settings.n_best_size, self._padded_length))
-        # A batch narrower than C tokens leaves places over: tokens behind the end, no answer's.
+        # A batch narrower than C tokens gives fewer candidates. The remaining ones stay as they
+        # are initialised: token L, which is beyond the end and in no answer.
         self._starts, self._ends = np.full((2, *shape), self._padded_length, np.int32)
         self._start_logits, self._end_logits = np.full((2, *shape), PADDING_LOGIT, np.float32)
         self._null_starts, self._null_ends = np.zeros((2, len(windows)), np.float32)
@@ -177,6 +184,6 @@ class _BestLogits:
         self._null_starts[rows] = best.null_starts[batch.valid]
         self._null_ends[rows] = best.null_ends[batch.valid]
 
-    def finished(self) -> Candidates:
+    def contents(self) -> Candidates:
         tokens = TopTokens(self._starts, self._start_logits, self._ends, self._end_logits)
         return Candidates(tokens, self._null_starts, self._null_ends, self._padded_length)

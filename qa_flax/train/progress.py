@@ -1,4 +1,4 @@
-"""What a user sees while the trainer works: bars on a terminal, plain lines in a log (host)."""
+"""Progress of a training: bars on a terminal, plain lines in a log (host)."""
 
 import sys
 import time
@@ -8,8 +8,8 @@ from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
 SECONDS_BETWEEN_LINES = 30.0
 
-# What the trainer gives of the last finished step -> how it is shown.
-_SHOWN = {
+# Value of the last finished step, from the trainer -> label and format.
+_FORMATS = {
     "loss": ("loss", ".3f"),
     "learning_rate": ("lr", ".2e"),
     "grad_norm": ("grad_norm", ".2f"),
@@ -18,74 +18,77 @@ _SHOWN = {
 
 
 class TrainingProgress(ProgressCallback):
-    """transformers' progress bars, with loss and learning rate of the last finished step."""
+    """transformers' progress bars, with the loss and learning rate of the last finished step."""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Open the bar of the updates."""
+        """Open the training bar; a resumed run starts at its step."""
         super().on_train_begin(args, state, control, **kwargs)
         if self.training_bar is not None:
             self.training_bar.set_description("Training")
-            if state.global_step:  # a run gone on with
+            if state.global_step:
                 self.training_bar.update(state.global_step)
                 self.current_step = state.global_step
 
     def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
-        """Advance the bar of the batches, and name it when it is new."""
+        """Advance the evaluation bar, and set its description when it is new."""
         is_new = self.prediction_bar is None
         super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
         if is_new and self.prediction_bar is not None:
             self.prediction_bar.set_description("Evaluating")
 
     def on_step_end(self, args, state, control, progress: Any = None, **kwargs):
-        """Advance the bar; the trainer gives the last step's numbers beside the usual arguments."""
+        """Advance the training bar; the trainer passes `progress`, the values of the last step."""
         super().on_step_end(args, state, control, **kwargs)
         if self.training_bar is not None and progress:
-            self.training_bar.set_postfix(_shown(progress))
+            self.training_bar.set_postfix(_formatted(progress))
 
 
 class TrainingLines(TrainerCallback):
-    """One line now and then, for logs that are read later: a bar would fill them with itself."""
+    """Prints a line every 30 seconds, for logs: a progress bar would fill them with its updates."""
 
     def __init__(self):
-        self._begun = self._last = 0.0
+        self._started = self._last_line = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        """Say how many updates there will be."""
-        self._begun = self._last = time.monotonic()
-        self._first = state.global_step
+        """Print the number of steps and, for a resumed run, its first step."""
+        self._started = self._last_line = time.monotonic()
+        self._first_step = state.global_step
         if state.is_world_process_zero:
-            from_ = f" from step {state.global_step}" if state.global_step else ""
-            _print(f"Training: {state.max_steps} steps{from_}")
+            start = f" from step {state.global_step}" if state.global_step else ""
+            _print(f"Training: {state.max_steps} steps{start}")
 
     def on_step_end(self, args, state, control, progress: Any = None, **kwargs):
-        """A line every half a minute."""
+        """Print a line if the last one is at least `SECONDS_BETWEEN_LINES` old."""
         now = time.monotonic()
-        is_due = progress and now - self._last >= SECONDS_BETWEEN_LINES
+        is_due = progress and now - self._last_line >= SECONDS_BETWEEN_LINES
         if state.is_world_process_zero and is_due:
-            self._last = now
-            left = (now - self._begun) / (state.global_step - self._first)
-            left *= state.max_steps - state.global_step
-            numbers = ", ".join(f"{name} {value}" for name, value in _shown(progress).items())
-            _print(f"step {state.global_step}/{state.max_steps}, {left:.0f} s left, {numbers}")
+            self._last_line = now
+            per_step = (now - self._started) / (state.global_step - self._first_step)
+            remaining = per_step * (state.max_steps - state.global_step)
+            values = ", ".join(f"{name} {value}" for name, value in _formatted(progress).items())
+            _print(f"step {state.global_step}/{state.max_steps}, {remaining:.0f} s left, {values}")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """The numbers that are logged, one line."""
+        """Print the logged values in one line."""
         if state.is_world_process_zero and logs:
-            shown = ((k, f"{v:.4g}" if isinstance(v, float) else v) for k, v in logs.items())
+            values = ((k, f"{v:.4g}" if isinstance(v, float) else v) for k, v in logs.items())
             _print(
                 f"step {state.global_step}: "
-                + ", ".join(f"{name} {value}" for name, value in shown if name != "total_flos")
+                + ", ".join(f"{name} {value}" for name, value in values if name != "total_flos")
             )
 
 
 def progress_callback() -> type[TrainerCallback]:
-    """Bars where somebody is looking, else lines."""
+    """The callback class to use: bars if stderr is a terminal, otherwise lines."""
     return TrainingProgress if sys.stderr.isatty() else TrainingLines
 
 
-def _shown(progress: dict[str, float]) -> dict[str, str]:
-    found = (name for name in _SHOWN if name in progress)
-    return {_SHOWN[name][0]: format(progress[name], _SHOWN[name][1]) for name in found}
+def _formatted(progress: dict[str, float]) -> dict[str, str]:
+    return {
+        label: format(progress[name], spec)
+        for name, (label, spec) in _FORMATS.items()
+        if name in progress
+    }
 
 
 def _print(line: Any) -> None:

@@ -1,7 +1,8 @@
-"""Hugging Face's `QuestionAnsweringTrainer`: logits become answers before they are scored."""
+"""`QuestionAnsweringTrainer`: turns logits into answers before computing metrics (host)."""
 
 import inspect
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,25 +10,43 @@ import datasets
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
 from qa_flax.answers.spans import SearchSettings
-from qa_flax.train.evaluation import Dataset, agreed, prediction_output, with_prefix
+from qa_flax.train.evaluation import Dataset, prediction_output, with_main_metrics, with_prefix
 from qa_flax.train.trainer import Trainer
 
 
 class QuestionAnsweringTrainer(Trainer):
-    """`Trainer` whose evaluation rebuilds answers from the logits before it scores them.
+    """A `Trainer` that turns the logits into answers, and computes metrics of the answers.
 
-    The contract of Hugging Face's class of this name (`trainer_qa.py`), newest form, with every
-    process getting the metrics.
+    It follows Hugging Face's class of this name (`trainer_qa.py` of the question-answering
+    example), except that with several processes every process gets the metrics.
 
     Args:
-        eval_examples: the examples that the windows of `eval_dataset` were cut from; a dict where
-            that is one.
-        post_process_function: `(examples, windows, (start, end) logits[, stage])` ->
-            `EvalPrediction` of answers and references. The fourth argument is passed by `predict`
-            alone, as "predict", to functions that take four.
-        candidates: gather from the cores only what post-processing with these settings needs, a
-            tenth of the bytes: `post_process_function` then gets `spans.Candidates` in place of the
-            logits, which `postprocess_qa_predictions` takes as well. None: all logits.
+        *args: as of `Trainer`.
+        eval_examples: the examples whose windows are in `eval_dataset`; a dict with the same names
+            if `eval_dataset` is one.
+        post_process_function: called as `(examples, windows, (start_logits, end_logits))`, with
+            float32 [N, L] logits; returns an `EvalPrediction` of answers and references. If it has
+            a fourth parameter, `predict` passes "predict" for it, as Hugging Face's class does.
+        search_settings: copy only the best tokens that this search needs from the cores to the
+            host: at 384 tokens a tenth of the bytes. `post_process_function` then gets
+            `spans.Candidates` instead of logits, which `postprocess_qa_predictions` accepts, too.
+            None: copy all logits.
+        candidates: deprecated name of `search_settings`.
+        **kwargs: as of `Trainer`.
+
+    Example:
+        >>> import qa_flax
+        >>> from transformers import AutoTokenizer, EvalPrediction
+        >>> tokenizer = AutoTokenizer.from_pretrained("bert-base-uncased")
+        >>> examples = qa_flax.load_examples("dev-v1.1.json")
+        >>> windows = qa_flax.prepare_validation_features(examples, tokenizer, 128, 32)
+        >>> trainer = qa_flax.QuestionAnsweringTrainer(
+        ...     qa_flax.AutoModelForQuestionAnswering.from_pretrained("bert-base-uncased"),
+        ...     post_process_function=lambda examples, windows, logits: EvalPrediction(
+        ...         qa_flax.postprocess_qa_predictions(examples, windows, logits), None),
+        ...     compute_metrics=lambda scored: {"answers": len(scored.predictions)})
+        >>> trainer.predict(windows, examples).metrics["test_answers"]
+        12
     """
 
     def __init__(
@@ -35,15 +54,20 @@ class QuestionAnsweringTrainer(Trainer):
         *args: Any,
         eval_examples: Any = None,
         post_process_function: Callable[..., EvalPrediction] | None = None,
+        search_settings: SearchSettings | None = None,
         candidates: SearchSettings | None = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.eval_examples = eval_examples
         self.post_process_function = post_process_function
-        self.candidates = candidates
+        if candidates is not None:
+            message = "candidates is deprecated; use search_settings instead"
+            warnings.warn(message, DeprecationWarning, stacklevel=2)
+            search_settings = candidates if search_settings is None else search_settings
+        self.search_settings = search_settings
 
-    # Here and in predict the order of the arguments is Hugging Face's, not the base class's.
+    # The order of the arguments of evaluate and predict is Hugging Face's, not the base class's.
     def evaluate(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
@@ -51,17 +75,31 @@ class QuestionAnsweringTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, Any]:
-        """EM and F1 (or whatever `compute_metrics` gives), the speed, the loss where labels exist.
+        """Compute `compute_metrics` of the answers, and the loss if the windows have labels.
 
-        Of dicts of sets and examples each set's metrics are named `eval_<name>_...`. Without
-        `post_process_function` or `compute_metrics`: speed and loss alone.
+        Without `post_process_function` or `compute_metrics` it computes only the loss and the
+        speed.
+
+        Args:
+            eval_dataset: windows, or a dict of several data sets; None: the trainer's.
+            eval_examples: the examples whose windows they are, or a dict of them; None: the
+                trainer's.
+            ignore_keys: accepted for compatibility and ignored.
+            metric_key_prefix: what the names of the metrics begin with.
+
+        Returns:
+            The metrics, such as `eval_f1`, `eval_loss`, the times and the speeds. For a dict of
+            data sets: `eval_<name>_f1` and so on for each.
+
+        Raises:
+            ValueError: a data set or its examples are missing, or there are no windows.
         """
-        chosen = self._evaluation_set(eval_dataset)
+        eval_data = self._select_eval_dataset(eval_dataset)
         examples = self.eval_examples if eval_examples is None else eval_examples
-        if isinstance(chosen, Mapping):
-            return self._evaluate_each(chosen, examples, metric_key_prefix)
-        scored = self._scored(examples, chosen, metric_key_prefix)
-        return self._report(scored.metrics or {})
+        if isinstance(eval_data, Mapping):
+            return self._evaluate_each(eval_data, examples, metric_key_prefix)
+        output = self._evaluate_answers(examples, eval_data, metric_key_prefix)
+        return self._report(output.metrics or {})
 
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -73,65 +111,83 @@ class QuestionAnsweringTrainer(Trainer):
         test_dataset: Dataset | None = None,
         test_examples: datasets.Dataset | None = None,
     ) -> PredictionOutput:
-        """Answers, references and metrics. `test_dataset` and `test_examples` are the older names.
+        """Compute the answers of the examples, and their metrics as `evaluate` does.
 
-        Without `post_process_function` or `compute_metrics` the predictions are the raw logits.
+        Args:
+            predict_dataset: N windows; labels are optional.
+            predict_examples: the examples whose windows they are.
+            ignore_keys: accepted for compatibility and ignored.
+            metric_key_prefix: what the names of the metrics begin with.
+            test_dataset: accepted instead of `predict_dataset`.
+            test_examples: accepted instead of `predict_examples`.
+
+        Returns:
+            `predictions` and `label_ids`: the answers and references that `post_process_function`
+            returns. Without it or `compute_metrics`: start and end logits, float32 [N, L] each,
+            and start and end positions, int32 [N] each, or None. `metrics`: a dict.
+
+        Raises:
+            ValueError: the data set or the examples are missing, or there are no windows.
         """
         dataset = test_dataset if predict_dataset is None else predict_dataset
         examples = test_examples if predict_examples is None else predict_examples
         if dataset is None:
             raise ValueError("predict() needs a predict_dataset (or test_dataset) of windows")
-        scored = self._scored(examples, dataset, metric_key_prefix, "predict")
-        self._events.notify("on_predict", scored.metrics)
-        return scored
+        output = self._evaluate_answers(examples, dataset, metric_key_prefix, "predict")
+        self._events.notify("on_predict", output.metrics)
+        return output
 
     def _evaluate_each(
-        self, given: Mapping[str, Dataset], examples: Any, prefix: str
+        self, eval_datasets: Mapping[str, Dataset], examples: Any, prefix: str
     ) -> dict[str, Any]:
-        missing = sorted(given.keys() - (examples or {}).keys())
+        missing = sorted(eval_datasets.keys() - (examples or {}).keys())
         if missing and self.post_process_function is not None:
             raise ValueError(
-                f"eval_dataset has the sets {', '.join(given)}; eval_examples must be a dict with "
-                f"the same names, and has no {', '.join(missing)}"
+                f"eval_dataset is a dict with the names {', '.join(eval_datasets)}; eval_examples "
+                f"must be a dict with the same names, but has no {', '.join(missing)}"
             )
         metrics: dict[str, Any] = {}
-        for name, dataset in given.items():
-            of_set = None if examples is None else examples.get(name)
-            metrics |= self.evaluate(dataset, of_set, metric_key_prefix=f"{prefix}_{name}")
+        for name, dataset in eval_datasets.items():
+            dataset_examples = None if examples is None else examples.get(name)
+            metrics |= self.evaluate(
+                dataset, dataset_examples, metric_key_prefix=f"{prefix}_{name}"
+            )
         return metrics
 
-    def _scored(
+    def _evaluate_answers(
         self, examples: Any, dataset: Dataset, prefix: str, *stage: str
     ) -> PredictionOutput:
-        """Windows -> logits -> answers -> metrics, beside those the loop measured."""
-        post_process, compute = self.post_process_function, self.compute_metrics
-        if post_process is None or compute is None or self.args.prediction_loss_only:
-            # Without post-processing the caller gets the logits, so all of them.
-            is_raw = post_process is None or compute is None
-            evaluated = self._evaluated(dataset, prefix, None if is_raw else self.candidates)
-            return agreed(prediction_output(evaluated.logits, evaluated.labels, evaluated.metrics))
+        """Windows -> logits -> answers -> metrics, together with the loss and the speed."""
+        post_process, compute_metrics = self.post_process_function, self.compute_metrics
+        if post_process is None or compute_metrics is None or self.args.prediction_loss_only:
+            # Without post-processing the caller gets the logits, so they must be complete.
+            is_raw = post_process is None or compute_metrics is None
+            result = self._run_evaluation(dataset, prefix, None if is_raw else self.search_settings)
+            output = prediction_output(result.logits, result.labels, result.metrics)
+            return with_main_metrics(output)
         if examples is None:
             raise ValueError(
-                "post_process_function needs the examples that the windows were cut from; give "
-                "eval_examples (or predict_examples)"
+                "post_process_function needs the examples that the windows were cut from; pass "
+                "eval_examples to evaluate() or the trainer, or predict_examples to predict()"
             )
-        gather = not self._share.is_split
-        evaluated = self._evaluated(dataset, prefix, self.candidates, gather=gather)
+        gather = not self._shard.is_split
+        result = self._run_evaluation(dataset, prefix, self.search_settings, gather=gather)
         stage = stage if _accepts(post_process, 3 + len(stage)) else ()
         started = time.time()
-        scored = post_process(examples, dataset, evaluated.logits, *stage)
-        count = self._share.whole_examples("examples", len(examples))
-        scored = self._share.whole_answers(scored)
-        metrics = with_prefix(compute(scored), prefix) | evaluated.metrics
+        scored = post_process(examples, dataset, result.logits, *stage)
+        count = self._shard.total_examples(len(examples))
+        scored = self._shard.gather_answers(scored)
+        metrics = with_prefix(compute_metrics(scored), prefix) | result.metrics
         seconds = time.time() - started
-        whole = seconds + metrics[f"{prefix}_runtime"]
+        total_seconds = seconds + metrics[f"{prefix}_runtime"]
         metrics[f"{prefix}_post_processing_time"] = round(seconds, 4)
-        metrics[f"{prefix}_examples_per_second"] = round(count / max(whole, 1e-9), 3)
-        return agreed(prediction_output(scored.predictions, scored.label_ids, metrics))
+        metrics[f"{prefix}_examples_per_second"] = round(count / max(total_seconds, 1e-9), 3)
+        output = prediction_output(scored.predictions, scored.label_ids, metrics)
+        return with_main_metrics(output)
 
 
 def _accepts(function: Callable, positional: int) -> bool:
-    """Whether `function` can be called with so many positional arguments."""
+    """Whether `function` can be called with this number of positional arguments."""
     try:
         inspect.signature(function).bind(*[None] * positional)
     except TypeError:

@@ -1,4 +1,7 @@
-"""A run's checkpoints: what is written into one, and read back by the run that resumes (host)."""
+"""Save the whole state of a run in checkpoints, and restore it when the run is resumed (host).
+
+`checkpoints.py` handles the files; this module decides what they contain.
+"""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -14,33 +17,35 @@ from qa_flax.distributed import processes
 from qa_flax.distributed.exchange import barrier, check_shared_folder
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.train import checkpoints
-from qa_flax.train.best import find_best
+from qa_flax.train.best import set_best_checkpoint
 from qa_flax.train.events import Events
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.plan import Plan, output_dir
 
 Flags = dict[str, bool]
-"""Of `TrainerControl`, what is still to be done: `should_evaluate`, `should_save`."""
+"""Flags of `TrainerControl` for actions still to be done: `should_evaluate`, `should_save`."""
 
 
 @dataclass
 class Position:
-    """Where a run is, beside its step."""
+    """The position of a run in addition to its step; the field names are keys of `run.json`."""
 
     epochs_ended: int = 0
+    """Number of finished epochs."""
     last_logged: int = 0
+    """Step of the last log entry."""
     pending: Flags = field(default_factory=dict)
-    """What a resumed run does first: the run that was stopped had not come to the end of it."""
+    """Actions that the stopped run did not finish; the resumed run does them first."""
 
 
 class RunCheckpoints:
-    """The checkpoints of one run.
+    """Saves and loads the checkpoints of one run.
 
     Args:
-        events: whose state they hold, and whose callbacks'.
+        events: the trainer's; its state and the states of its callbacks are saved.
         live: the owner of the weights.
-        conditions: `conditions_of` the run.
-        save_model: writes model and tokenizer into a folder, on the main process.
+        conditions: the result of `conditions_of` for the run.
+        save_model: writes the model and the tokenizer into a folder; called on the main process.
     """
 
     def __init__(
@@ -56,81 +61,101 @@ class RunCheckpoints:
         self._saved: tuple[int, Flags] | None = None
 
     def prepare(self, is_needed: bool) -> None:
-        """Put right what a killed run left; every process must see the same folder."""
+        """Clean up after a killed run, and check that all processes see the same `output_dir`.
+
+        Args:
+            is_needed: False if the run neither saves nor resumes; then nothing is done.
+        """
         if is_needed:
             if processes.is_main():
                 checkpoints.recover(self._output)
             check_shared_folder(self._output)
 
     def load(
-        self, given: Any, like: TrainState, accept_changes: bool
+        self, checkpoint: Any, like: TrainState, accept_changes: bool
     ) -> tuple[TrainState, dict[str, Any], TrainerState]:
-        """The state, the run's description and the trainer's state of the checkpoint `given`.
+        """Load a checkpoint.
+
+        Args:
+            checkpoint: its path, or True for the latest valid one.
+            like: a state with the structure, shapes and dtypes to expect, and the fixed weights.
+            accept_changes: load it even if the conditions differ.
+
+        Returns:
+            The training state, the content of `run.json`, and transformers' trainer state.
 
         Raises:
-            ResumeError: there is none, it does not fit, or it is of another run.
+            ResumeError: there is none, it does not fit `like`, or it was saved by another run.
         """
-        path = checkpoints.find(given, self._output)
+        path = checkpoints.find(checkpoint, self._output)
         state, run = checkpoints.load_state(path, like._replace(fixed=()))
         if not accept_changes:
             checkpoints.check_same_run(run["conditions"], self._conditions)
         trainer_state = TrainerState.load_from_json(str(path / checkpoints.TRAINER_STATE))
-        find_best(trainer_state, self._output)  # the folder may have been moved
+        # The folder may have been moved, so the path in the state may be outdated.
+        set_best_checkpoint(trainer_state, self._output)
         self._saved = trainer_state.global_step, run.get("pending", {})
         return state._replace(fixed=like.fixed), run, trainer_state
 
     def save(self, run: dict[str, Any], position: Position, callbacks: Any = None) -> None:
-        """Save all that a run needs to resume here. The main process writes, the others wait.
+        """Save everything needed to resume. The main process writes, and the others wait for it.
 
         Args:
-            run: what describes the training beside `position`.
-            position: where it is.
-            callbacks: their states, if not as they are now.
+            run: JSON values to save in `run.json` in addition to `position` and the conditions.
+            position: the position of the run.
+            callbacks: the callbacks' states to save; None for their current states.
         """
         state, args = self._events.state, self._args
         step = state.global_step
         directory = self._output / f"checkpoint-{step}"
-        find_best(state, self._output, directory)
+        set_best_checkpoint(state, self._output, directory)
         state.stateful_callbacks = self.callback_states() if callbacks is None else callbacks
         description = run | asdict(position) | {"conditions": self._conditions}
-        taken = None if args.save_only_model else self._live.host_copy()
+        train_state = None if args.save_only_model else self._live.host_copy()
         self._live.gather_shards()
         if processes.is_main():
             with checkpoints.new_folder(directory) as folder:
                 self._save_model(folder)
-                if taken is not None:
-                    checkpoints.save_state(folder, taken, description)
+                if train_state is not None:
+                    checkpoints.save_state(folder, train_state, description)
                 state.save_to_json(str(folder / checkpoints.TRAINER_STATE))
             best = state.best_model_checkpoint
             checkpoints.rotate(self._output, args.save_total_limit, directory, best)
         barrier(directory.name)
         self._saved = step, position.pending
 
-    def has(self, pending: Flags) -> bool:
-        """Whether nothing has happened since the last checkpoint, or before the first update."""
+    def is_current(self, pending: Flags) -> bool:
+        """Whether resuming from the current step needs no new checkpoint.
+
+        True before the first update, and if the latest checkpoint has the same step and the same
+        pending actions.
+        """
         step = self._events.state.global_step
         return not step or (step, pending) == self._saved
 
     def callback_states(self) -> Any:
-        """What the callbacks and the control have to remember, as transformers writes it."""
+        """The states of the callbacks and the control, in the form of `trainer_state.json`."""
         exported = [*self._events.handler.callbacks, self._events.control]
-        stateful: Any = [one for one in exported if isinstance(one, ExportableState)]
+        stateful: Any = [item for item in exported if isinstance(item, ExportableState)]
         return TrainerState(stateful_callbacks=stateful).stateful_callbacks
 
 
 def restore_callbacks(events: Events, is_at_end: bool) -> bool:
-    """Give the callbacks the states in `events.state`; whether they had stopped the training.
+    """Restore the callbacks from `events.state`, and return whether one had stopped the training.
 
-    A run that had come to its end stops for that reason, not because of a callback.
+    Args:
+        events: the trainer's, with the state that was loaded.
+        is_at_end: whether the run had finished its last update. Then `should_training_stop` is set
+            as well, although no callback stopped the training.
     """
-    stateful: Any = events.state.stateful_callbacks  # a dict, whatever its annotation says
-    kept = dict(stateful or {})
-    control = kept.pop("TrainerControl", None)
-    for name, states in kept.items():
+    stateful: Any = events.state.stateful_callbacks  # a dict, although annotated as a list
+    saved = dict(stateful or {})
+    control = saved.pop("TrainerControl", None)
+    for name, states in saved.items():
         states = states if isinstance(states, list) else [states]
         callbacks = [c for c in events.handler.callbacks if type(c).__name__ == name]
-        for callback, one in zip(callbacks, states, strict=False):
-            for attribute, value in one["attributes"].items():
+        for callback, state in zip(callbacks, states, strict=False):
+            for attribute, value in state["attributes"].items():
                 setattr(callback, attribute, value)
     return control is not None and not is_at_end and control["args"]["should_training_stop"]
 
@@ -138,7 +163,10 @@ def restore_callbacks(events: Events, is_at_end: bool) -> bool:
 def conditions_of(
     args: Any, plan: Plan, windows: Windows, model: AutoModelForQuestionAnswering
 ) -> dict[str, Any]:
-    """What a resumed run must share with the one that was stopped."""
+    """The settings that a resumed run must share with the run that saved the checkpoint.
+
+    They are saved in `run.json`, and `checkpoints.check_same_run` compares them.
+    """
     return {
         "seed": args.seed,
         "data_seed": data_seed_of(args),
@@ -146,19 +174,19 @@ def conditions_of(
         "dataloader_drop_last": args.dataloader_drop_last,
         "train_sampling_strategy": args.train_sampling_strategy,
         "windows": len(windows),
-        "windows_digest": checkpoints.digest(windows),
-        "model": _sizes(model.config),
+        "windows_digest": checkpoints.windows_digest(windows),
+        "model": _config_values(model.config),
         "lora": None if model.lora is None else model.lora.to_peft(None),
-        "fixed_digest": checkpoints.digest_of(weights_of(model).fixed),
+        "fixed_digest": checkpoints.tensors_digest(weights_of(model).fixed),
     }
 
 
 def data_seed_of(args: Any) -> int:
-    """The seed of the windows' order."""
+    """The seed of the order of the training windows: `data_seed`, or `seed` if it is not set."""
     return args.seed if args.data_seed is None else args.data_seed
 
 
-def _sizes(config: PreTrainedConfig) -> dict[str, Any]:
-    """The config without what changes from one load to the next."""
+def _config_values(config: PreTrainedConfig) -> dict[str, Any]:
+    """The config without the path it was loaded from and the version of transformers."""
     values = config.to_diff_dict()
     return {name: value for name, value in values.items() if not name.startswith(("_", "transf"))}

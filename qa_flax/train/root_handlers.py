@@ -1,8 +1,8 @@
-"""Keeps orbax from adding a handler to the root logger (host).
+"""Prevent Orbax from adding a handler to the root logger (host).
 
-absl's `logging.log`, which orbax calls when it is imported, saves and restores, calls
-`logging.basicConfig()` if the root logger has no handler. That would print the application's own
-warnings in another format than it chooses later on.
+Orbax logs with absl when it is imported, saves and restores. absl's `logging.log` calls
+`logging.basicConfig()` if the root logger has no handler, and that handler would print the
+application's own warnings, in a format that the application did not choose.
 """
 
 import logging
@@ -12,10 +12,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def keep_root_handlers() -> Iterator[None]:
-    """Inside, absl adds no handler to the root logger.
+    """A context in which absl adds no handler to the root logger.
 
-    A root logger without handlers gets Python's handler of last resort for the time, so warnings
-    are printed as they are without any.
+    If the root logger has no handler, it temporarily gets `logging.lastResort`, the handler that
+    Python uses in that case anyway. So warnings look the same inside the context and outside.
     """
     root = logging.getLogger()
     if root.handlers:

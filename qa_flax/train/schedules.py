@@ -1,8 +1,8 @@
-"""The learning rate of every update, by transformers' names (host).
+"""Learning-rate schedules, by the names of transformers' `lr_scheduler_type` (host).
 
-A rate is a number that the host hands to the step, so schedules that follow a metric are no
-different from those that follow a formula. The formulas are those that transformers documents for
-`lr_scheduler_type`; names and defaults of `lr_scheduler_kwargs` are its own.
+The host computes each rate and passes it to the training step as a number, so a schedule may
+depend on evaluation metrics. The formulas, and the names and defaults of `lr_scheduler_kwargs`, are
+those of transformers' documentation.
 """
 
 import inspect
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class Schedule:
-    """Learning rates of updates 0, 1, ...; `rate(step)` may depend on the metrics seen so far."""
+    """The learning rates of updates 0, 1, ...; `rate(step)` may depend on the metrics so far."""
 
     follows_metric = False
 
@@ -23,24 +23,24 @@ class Schedule:
 
     def rate(self, step: int) -> float:
         """The learning rate of update `step`."""
-        self._last = self.learning_rate * self._share(step)
+        self._last = self.learning_rate * self._multiplier(step)
         return self._last
 
     def get_last_lr(self) -> list[float]:
-        """The rate last asked for, by the name that callbacks know from PyTorch."""
+        """The rate that `rate` last returned. Callbacks use this name, as in PyTorch."""
         return [self._last]
 
     def observe(self, metric: float) -> None:
-        """An evaluation's value of the metric to follow; formulas do not look at it."""
+        """Take the metric of an evaluation into account; schedules with a formula ignore it."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside the arguments."""
+        """The state to save in a checkpoint, as JSON values."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on as the schedule that gave `state`."""
+        """Continue from a `state_dict`."""
 
-    def _share(self, step: int, /) -> float:
+    def _multiplier(self, step: int, /) -> float:
         raise NotImplementedError
 
 
@@ -49,94 +49,103 @@ def make_schedule(
     learning_rate: float,
     warmup_steps: int,
     total_steps: int,
-    settings: dict[str, Any] | None = None,
+    kwargs: dict[str, Any] | None = None,
     *,
     greater_is_better: bool = False,
 ) -> Schedule:
-    """The schedule of transformers' `lr_scheduler_type` of that name.
+    """Build the schedule that transformers' `lr_scheduler_type` names.
 
     Args:
         kind: one of `SCHEDULES`.
         learning_rate: the highest rate.
-        warmup_steps: updates over which the rate grows from 0.
-        total_steps: updates in all.
-        settings: transformers' `lr_scheduler_kwargs`.
-        greater_is_better: of the metric that `reduce_lr_on_plateau` and `greedy` follow, where
-            `settings` have no `mode`.
+        warmup_steps: updates over which the rate grows from 0 to `learning_rate`.
+        total_steps: updates of the whole training.
+        kwargs: transformers' `lr_scheduler_kwargs`.
+        greater_is_better: whether a higher metric is better, for the schedules that follow a
+            metric (`reduce_lr_on_plateau`, `greedy`). Ignored if `kwargs` has `mode`.
+
+    Returns:
+        A schedule for updates 0 to `total_steps - 1`.
 
     Raises:
-        ValueError: the kind is unknown, or a setting is unknown, missing or out of range.
+        ValueError: the kind is unknown, or one of `kwargs` is unknown, missing or out of range.
     """
     if kind not in SCHEDULES:
         raise ValueError(
             f"lr_scheduler_type={kind!r} is not supported; choose one of {', '.join(SCHEDULES)}"
         )
-    settings = dict(settings or {})
-    maker = SCHEDULES[kind]
-    allowed = inspect.signature(maker).parameters
-    given = {
+    kwargs = dict(kwargs or {})
+    build = SCHEDULES[kind]
+    parameters = inspect.signature(build).parameters
+    common = {
         "learning_rate": learning_rate,
         "warmup_steps": warmup_steps,
         "total_steps": total_steps,
     }
-    names = [name for name in allowed if name not in given]
-    unknown = sorted(settings.keys() - set(names))
+    names = [name for name in parameters if name not in common]
+    unknown = sorted(kwargs.keys() - set(names))
     if unknown:
         raise ValueError(
-            f"lr_scheduler_kwargs: lr_scheduler_type={kind!r} has no {', '.join(unknown)}; it has: "
-            f"{', '.join(names) or 'none'}"
+            f"lr_scheduler_kwargs: lr_scheduler_type={kind!r} does not accept "
+            f"{', '.join(unknown)}; it accepts: {', '.join(names) or 'none'}"
         )
-    if "mode" in allowed:
-        settings.setdefault("mode", "max" if greater_is_better else "min")
-    missing = [n for n in names if allowed[n].default is inspect.Parameter.empty]
-    if missing := [name for name in missing if name not in settings]:
+    if "mode" in parameters:
+        kwargs.setdefault("mode", "max" if greater_is_better else "min")
+    required = [n for n in names if parameters[n].default is inspect.Parameter.empty]
+    if missing := [name for name in required if name not in kwargs]:
         raise ValueError(
             f"lr_scheduler_kwargs: lr_scheduler_type={kind!r} needs {', '.join(missing)}"
         )
-    made = maker(**{n: value for n, value in given.items() if n in allowed}, **settings)
-    return made if isinstance(made, Schedule) else _Formula(learning_rate, made)
+    result = build(**{n: value for n, value in common.items() if n in parameters}, **kwargs)
+    return result if isinstance(result, Schedule) else _Formula(learning_rate, result)
 
 
-Share = Callable[[int], float]  # of the highest rate, at an update
+Multiplier = Callable[[int], float]
+"""Update -> its rate divided by the highest rate."""
 
 
 class _Formula(Schedule):
-    def __init__(self, learning_rate: float, share: Share):
+    def __init__(self, learning_rate: float, multiplier: Multiplier):
         super().__init__(learning_rate)
-        self._share = share
+        self._multiplier = multiplier
 
 
 # ---- formulas ------------------------------------------------------------------------------------
 
 
-def _after_warmup(warmup_steps: int, total_steps: int, share: Callable[[float], float]) -> Share:
-    """0 to 1 over the warm-up; then `share` of the part of the other updates that is done."""
+def _after_warmup(
+    warmup_steps: int, total_steps: int, decay: Callable[[float], float]
+) -> Multiplier:
+    """Linear warm-up from 0 to 1, then `decay(progress)`, with `progress` from 0 to 1."""
 
-    def at(step: int) -> float:
+    def multiplier(step: int) -> float:
         if step < warmup_steps:
             return step / max(1, warmup_steps)
-        return max(0.0, share((step - warmup_steps) / max(1, total_steps - warmup_steps)))
+        return max(0.0, decay((step - warmup_steps) / max(1, total_steps - warmup_steps)))
 
-    return at
-
-
-def _half_cosines(part: float, num_cycles: float) -> float:
-    return 0.5 * (1.0 + math.cos(math.pi * num_cycles * 2.0 * part))
+    return multiplier
 
 
-def _linear(warmup_steps: int, total_steps: int) -> Share:
-    return _after_warmup(warmup_steps, total_steps, lambda part: 1.0 - part)
+def _cosine_wave(progress: float, num_cycles: float) -> float:
+    """A cosine between 1 and 0; half a cycle falls from 1 to 0."""
+    return 0.5 * (1.0 + math.cos(math.pi * num_cycles * 2.0 * progress))
 
 
-def _cosine(warmup_steps: int, total_steps: int, num_cycles: float = 0.5) -> Share:
-    return _after_warmup(warmup_steps, total_steps, lambda part: _half_cosines(part, num_cycles))
+def _linear(warmup_steps: int, total_steps: int) -> Multiplier:
+    return _after_warmup(warmup_steps, total_steps, lambda progress: 1.0 - progress)
 
 
-def _cosine_with_restarts(warmup_steps: int, total_steps: int, num_cycles: int = 1) -> Share:
-    def share(part: float) -> float:
-        return 0.0 if part >= 1.0 else _half_cosines(num_cycles * part % 1.0, 0.5)
+def _cosine(warmup_steps: int, total_steps: int, num_cycles: float = 0.5) -> Multiplier:
+    return _after_warmup(
+        warmup_steps, total_steps, lambda progress: _cosine_wave(progress, num_cycles)
+    )
 
-    return _after_warmup(warmup_steps, total_steps, share)
+
+def _cosine_with_restarts(warmup_steps: int, total_steps: int, num_cycles: int = 1) -> Multiplier:
+    def decay(progress: float) -> float:
+        return 0.0 if progress >= 1.0 else _cosine_wave(num_cycles * progress % 1.0, 0.5)
+
+    return _after_warmup(warmup_steps, total_steps, decay)
 
 
 def _polynomial(
@@ -145,43 +154,45 @@ def _polynomial(
     total_steps: int,
     lr_end: float = 1e-7,
     power: float = 1.0,
-) -> Share:
+) -> Multiplier:
     if lr_end >= learning_rate:
         raise ValueError(
-            f"lr_scheduler_kwargs: lr_end is {lr_end}, and must be below learning_rate "
+            f"lr_scheduler_kwargs: lr_end is {lr_end}; it must be below learning_rate "
             f"({learning_rate})"
         )
     end = lr_end / learning_rate
     return _after_warmup(
-        warmup_steps, total_steps, lambda part: end + (1.0 - end) * max(0.0, 1.0 - part) ** power
+        warmup_steps,
+        total_steps,
+        lambda progress: end + (1.0 - end) * max(0.0, 1.0 - progress) ** power,
     )
 
 
-def _constant() -> Share:
+def _constant() -> Multiplier:
     return lambda step: 1.0
 
 
-def _constant_with_warmup(warmup_steps: int) -> Share:
-    return _after_warmup(warmup_steps, warmup_steps + 1, lambda part: 1.0)
+def _constant_with_warmup(warmup_steps: int) -> Multiplier:
+    return _after_warmup(warmup_steps, warmup_steps + 1, lambda progress: 1.0)
 
 
-def _inverse_sqrt(warmup_steps: int, timescale: int | None = None) -> Share:
+def _inverse_sqrt(warmup_steps: int, timescale: int | None = None) -> Multiplier:
     scale = timescale or warmup_steps or 10_000
 
-    def at(step: int) -> float:
+    def multiplier(step: int) -> float:
         if step < warmup_steps:
             return step / max(1, warmup_steps)
         return 1.0 / math.sqrt((step + scale - warmup_steps) / scale)
 
-    return at
+    return multiplier
 
 
-def _lowest(learning_rate: float, min_lr: float | None, min_lr_rate: float | None) -> float:
+def _min_multiplier(learning_rate: float, min_lr: float | None, min_lr_rate: float | None) -> float:
     if min_lr is not None and min_lr_rate is None:
         return min_lr / learning_rate
     if min_lr_rate is not None and min_lr is None:
         return min_lr_rate
-    raise ValueError("lr_scheduler_kwargs: give one of min_lr and min_lr_rate")
+    raise ValueError("lr_scheduler_kwargs: set exactly one of min_lr and min_lr_rate")
 
 
 def _cosine_with_min_lr(
@@ -191,12 +202,12 @@ def _cosine_with_min_lr(
     num_cycles: float = 0.5,
     min_lr: float | None = None,
     min_lr_rate: float | None = None,
-) -> Share:
-    low = _lowest(learning_rate, min_lr, min_lr_rate)
+) -> Multiplier:
+    low = _min_multiplier(learning_rate, min_lr, min_lr_rate)
     return _after_warmup(
         warmup_steps,
         total_steps,
-        lambda part: low + (1.0 - low) * _half_cosines(part, num_cycles),
+        lambda progress: low + (1.0 - low) * _cosine_wave(progress, num_cycles),
     )
 
 
@@ -208,25 +219,26 @@ def _cosine_warmup_with_min_lr(
     min_lr: float | None = None,
     min_lr_rate: float | None = None,
     warmup_lr_rate: float | None = None,
-) -> Share:
-    low = _lowest(learning_rate, min_lr, min_lr_rate)
+) -> Multiplier:
+    low = _min_multiplier(learning_rate, min_lr, min_lr_rate)
 
-    def at(step: int) -> float:
-        if step < warmup_steps:  # begins above 0
+    def multiplier(step: int) -> float:
+        if step < warmup_steps:  # the first rate is above 0, unlike in the other schedules
             if warmup_lr_rate is None:
                 return (step + 1) / warmup_steps
             return warmup_lr_rate + (1.0 - warmup_lr_rate) * step / max(1, warmup_steps - 1)
-        part = (step - warmup_steps + 1) / max(1, total_steps - warmup_steps)
-        return max(0.0, low + (1.0 - low) * _half_cosines(part, num_cycles))
+        progress = (step - warmup_steps + 1) / max(1, total_steps - warmup_steps)
+        return max(0.0, low + (1.0 - low) * _cosine_wave(progress, num_cycles))
 
-    return at
+    return multiplier
 
 
-_RAMPS: dict[str, Callable[[float, float], float]] = {  # from 0 to 1
-    "linear": lambda part, cycles: part,
-    "cosine": lambda part, cycles: 1.0 - _half_cosines(part, cycles),
-    "1-sqrt": lambda part, cycles: 1.0 - math.sqrt(1.0 - part),
+_RAMPS: dict[str, Callable[[float, float], float]] = {
+    "linear": lambda progress, cycles: progress,
+    "cosine": lambda progress, cycles: 1.0 - _cosine_wave(progress, cycles),
+    "1-sqrt": lambda progress, cycles: 1.0 - math.sqrt(1.0 - progress),
 }
+"""`warmup_type` and `decay_type` -> (progress, cosine cycles) -> a value that grows from 0 to 1."""
 
 
 def _warmup_stable_decay(
@@ -238,7 +250,7 @@ def _warmup_stable_decay(
     decay_type: str = "cosine",
     min_lr_ratio: float = 0.0,
     num_cycles: float = 0.5,
-) -> Share:
+) -> Multiplier:
     for name, kind in (("warmup_type", warmup_type), ("decay_type", decay_type)):
         if kind not in _RAMPS:
             raise ValueError(
@@ -246,32 +258,32 @@ def _warmup_stable_decay(
             )
     if num_stable_steps is None:
         num_stable_steps = total_steps - warmup_steps - num_decay_steps
-    decay_begins = warmup_steps + num_stable_steps
+    decay_start = warmup_steps + num_stable_steps
 
-    def fall(part: float) -> float:
+    def decay(progress: float) -> float:
         if decay_type == "1-sqrt":
-            return 1.0 - math.sqrt(part)
-        return 1.0 - _RAMPS[decay_type](part, num_cycles)
+            return 1.0 - math.sqrt(progress)
+        return 1.0 - _RAMPS[decay_type](progress, num_cycles)
 
-    def at(step: int) -> float:
+    def multiplier(step: int) -> float:
         if step < warmup_steps:
-            share = _RAMPS[warmup_type](step / max(1, warmup_steps), 0.5)
-        elif step < decay_begins:
+            value = _RAMPS[warmup_type](step / max(1, warmup_steps), 0.5)
+        elif step < decay_start:
             return 1.0
-        elif step < decay_begins + num_decay_steps:
-            share = fall((step - decay_begins) / max(1, num_decay_steps))
+        elif step < decay_start + num_decay_steps:
+            value = decay((step - decay_start) / max(1, num_decay_steps))
         else:
             return min_lr_ratio
-        return max(0.0, min_lr_ratio + (1.0 - min_lr_ratio) * share)
+        return max(0.0, min_lr_ratio + (1.0 - min_lr_ratio) * value)
 
-    return at
+    return multiplier
 
 
 # ---- schedules that follow a metric --------------------------------------------------------------
 
 
-class _Following(Schedule):
-    """A rate that changes with an evaluation's metric: what the two below have in common."""
+class _MetricSchedule(Schedule):
+    """Base class: the rate changes only in `observe`, depending on the metric of an evaluation."""
 
     follows_metric = True
 
@@ -300,16 +312,17 @@ class _Following(Schedule):
         return self._now
 
     def state_dict(self) -> dict[str, Any]:
-        kept = {name: getattr(self, name) for name in self._changing()}
-        return {name: list(v) if isinstance(v, deque) else v for name, v in kept.items()}
+        values = {name: getattr(self, name) for name in self._state_names()}
+        return {name: list(v) if isinstance(v, deque) else v for name, v in values.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in self._changing():
-            value, before = state[name], getattr(self, name)
-            is_window = isinstance(before, deque)
-            setattr(self, name, deque(value, before.maxlen) if is_window else value)
+        for name in self._state_names():
+            value, current = state[name], getattr(self, name)
+            is_window = isinstance(current, deque)
+            setattr(self, name, deque(value, current.maxlen) if is_window else value)
 
-    def _changing(self) -> tuple[str, ...]:
+    def _state_names(self) -> tuple[str, ...]:
+        """The attributes to save; their names are keys of the checkpoint."""
         raise NotImplementedError
 
     def _is_better(self, metric: float) -> bool:
@@ -319,8 +332,11 @@ class _Following(Schedule):
         return self._sign * metric < self._sign * self._best - margin
 
 
-class ReduceOnPlateau(_Following):
-    """The rate times `factor` after more than `patience` evaluations without a better metric."""
+class ReduceOnPlateau(_MetricSchedule):
+    """Multiplies the rate by `factor` after more than `patience` evaluations without improvement.
+
+    As PyTorch's `ReduceLROnPlateau`, including the names and defaults of the arguments.
+    """
 
     def __init__(
         self,
@@ -338,11 +354,11 @@ class ReduceOnPlateau(_Following):
         self._patience, self._cooldown, self._min_lr, self._eps = patience, cooldown, min_lr, eps
         self._bad = self._cooling = 0
 
-    def _changing(self) -> tuple[str, ...]:
+    def _state_names(self) -> tuple[str, ...]:
         return ("_now", "_best", "_bad", "_cooling")
 
     def observe(self, metric: float) -> None:
-        """Count an evaluation that is no better, or forget the count."""
+        """Count evaluations without improvement, and lower the rate after too many of them."""
         if self._is_better(metric):
             self._best, self._bad = metric, 0
         else:
@@ -356,10 +372,11 @@ class ReduceOnPlateau(_Following):
             self._cooling, self._bad = self._cooldown, 0
 
 
-class Greedy(_Following):
-    """The rate over `factor` while the metric gets better, times `factor` while it does not.
+class Greedy(_MetricSchedule):
+    """Divides the rate by `factor` while the metric improves, and multiplies it otherwise.
 
-    Source: GreedyLR, arXiv 2512.14527, as in transformers 5.
+    Each change needs more than `patience` evaluations in a row. Source: GreedyLR, arXiv 2512.14527,
+    as in transformers 5.
     """
 
     def __init__(
@@ -384,19 +401,21 @@ class Greedy(_Following):
         self._min_lr, self._max_lr, self._eps = min_lr, max_lr, eps
         self._smooth, self._reset_start = smooth, reset_start
         self._seen: deque[float] = deque(maxlen=window_size)
-        self._start_over()
+        self._reset()
 
-    def _start_over(self) -> None:
+    def _reset(self) -> None:
+        # `_resting`: evaluations to ignore after a change of the rate. `_left`: reductions at the
+        # lowest rate that are left before the next reset.
         self._now, self._best = self.learning_rate, None
         self._good = self._bad = self._resting = 0
         self._left = self._reset_start
         self._seen.clear()
 
-    def _changing(self) -> tuple[str, ...]:
+    def _state_names(self) -> tuple[str, ...]:
         return ("_now", "_best", "_good", "_bad", "_resting", "_left", "_seen")
 
     def observe(self, metric: float) -> None:
-        """Count evaluations that are better, or not, in a row."""
+        """Count successive evaluations with or without improvement, and change the rate."""
         self._seen.append(metric)
         if self._smooth:
             metric = sum(self._seen) / len(self._seen)
@@ -425,11 +444,11 @@ class Greedy(_Following):
         if self._now <= self._min_lr:
             self._left -= 1
             if self._left <= 0:
-                self._start_over()
+                self._reset()
         self._resting, self._bad = self._cooldown, 0
 
 
-SCHEDULES: dict[str, Callable[..., Share | Schedule]] = {
+SCHEDULES: dict[str, Callable[..., Multiplier | Schedule]] = {
     "linear": _linear,
     "cosine": _cosine,
     "cosine_with_restarts": _cosine_with_restarts,

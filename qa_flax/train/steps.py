@@ -1,4 +1,4 @@
-"""Runs training steps ahead of the host, and reads each one's loss once it has finished."""
+"""Run training steps asynchronously; read the loss of each step once it has finished (host)."""
 
 import math
 import time
@@ -16,17 +16,19 @@ from qa_flax.distributed import processes
 from qa_flax.train.live_state import LiveState
 
 OnCompiled = Callable[[Any, dict[str, np.ndarray]], None]
-"""Called with a compiled step before it runs, and the arrays of its batch."""
+"""Called with a newly compiled step, before it runs, and with the arrays of its batch."""
 
 
 class Steps:
-    """The updates of one training, started ahead of the host, and what they measured.
+    """Starts the updates of one training and collects their losses and gradient norms.
+
+    The host does not wait for a step: it starts the next one while the cores still compute.
 
     Args:
-        live: the owner of the state that each step replaces.
-        step: `make_train_step`'s, over the cores.
-        key: of the run's dropout masks.
-        finished: updates that were done before.
+        live: the owner of the training state, which each step replaces.
+        step: `make_train_step` over the cores, from `train_program`.
+        key: JAX key from which the dropout masks of the run are drawn.
+        finished_steps: number of updates that a resumed run has already done.
         on_compiled: see `OnCompiled`.
     """
 
@@ -35,21 +37,30 @@ class Steps:
         live: LiveState,
         step: Any,
         key: Any,
-        finished: int = 0,
+        finished_steps: int = 0,
         on_compiled: OnCompiled | None = None,
     ):
         self._live, self._step = live, step
         self._key = parallel.put_key(key)
         self._on_compiled = on_compiled
-        self._compiled: dict[Any, Callable] = {}  # by the shapes of a batch
+        self._compiled: dict[Any, Callable] = {}  # the step for each set of batch shapes
         self._in_flight = InFlight[tuple[float, int]]()
         self._clock = _Clock()
-        self._finished = finished
-        self._all, self._since_log = _Mean(), _Mean()
+        self._finished_steps = finished_steps
+        self._run_loss, self._log_loss = _Mean(), _Mean()  # of the run; since the latest log
         self._last: dict[str, float] = {}
 
     def start(self, batch: HostBatch, learning_rate: float) -> None:
-        """Start the update of a batch; returns before it is done."""
+        """Start one update and return without waiting for it.
+
+        Args:
+            batch: arrays [D, A, B, ...] of this process's cores.
+            learning_rate: of this update.
+
+        Raises:
+            ValueError: a callback wrote an array of another shape or dtype into the model.
+            ProcessError: a callback wrote different values in different processes.
+        """
         rates = np.full(parallel.process_core_count(), learning_rate, np.float32)
         arrays, rates = parallel.put((batch.arrays, rates))
         inputs = self._live.state(), arrays, rates, self._key
@@ -64,30 +75,35 @@ class Steps:
         self._in_flight.add((learning_rate, batch.windows), measurements)
 
     def _compile(self, inputs: tuple[Any, ...], arrays: dict[str, np.ndarray]) -> Callable:
-        """The step, compiled; its memory is known before it runs."""
-        several = processes.count() > 1
-        if several and self._compiled:
+        """Compile the step for a new batch shape, so that its memory is reported before it runs."""
+        is_multiprocess = processes.count() > 1
+        if is_multiprocess and self._compiled:
             return self._step
         compiled = self._step.lower(*inputs).compile()
         if self._on_compiled is not None:
             self._on_compiled(compiled, arrays)
-        # With several processes a compiled step would need arrays of all cores; compiled once more,
-        # it comes from JAX's cache, if there is one.
-        return self._step if several else compiled
+        # The compiled step needs the arrays of all cores, and one of several processes has only its
+        # own. There the uncompiled step is called: JAX compiles it once more, or takes it from the
+        # compilation cache if one is set up.
+        return self._step if is_multiprocess else compiled
 
-    def finished(self) -> dict[str, float]:
-        """The numbers of the last step that is known to be done; {} before the first."""
+    def last(self) -> dict[str, float]:
+        """Return loss, gradient norm and learning rate of the last finished step; {} before one.
+
+        Raises:
+            FloatingPointError: the loss or gradient norm of a step is not finite.
+        """
         for label, measurements in self._in_flight.due():
             self._finish(*label, measurements)
         return self._last
 
     def progress(self) -> dict[str, float]:
-        """`finished()`, and examples a second: of all steps but the first, which was compiled."""
-        return (numbers := self.finished()) and numbers | self._clock.rate()
+        """Return `last()` with the examples per second of all steps after the first (compiled)."""
+        return (numbers := self.last()) and numbers | self._clock.rate()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Wait for all steps; what is done inside is no training time."""
+        """Wait for all steps; time spent inside the context does not count as training time."""
         self._wait()
         began = time.monotonic()
         try:
@@ -96,25 +112,25 @@ class Steps:
             self._clock.pause(time.monotonic() - began)
 
     def logs(self) -> dict[str, float]:
-        """Wait for all steps; the mean loss since the last call, and the last step's numbers."""
+        """Wait for all steps and return `last()`, with the mean loss since the previous call."""
         self._wait()
-        loss = self._since_log.value(self._last["loss"])
-        self._since_log = _Mean()
+        loss = self._log_loss.value(self._last["loss"])
+        self._log_loss = _Mean()
         return self._last | {"loss": loss}
 
     def mean_loss(self) -> float:
-        """Wait for all steps; the mean loss of all."""
+        """Wait for all steps and return the mean loss of the run, resumed or not; 0.0 if none."""
         self._wait()
-        return self._all.value(0.0)
+        return self._run_loss.value(0.0)
 
     def counters(self) -> dict[str, Any]:
-        """Wait for all steps; what `resume` needs beside the state on the cores."""
+        """Wait for all steps and return the JSON values that `resume` takes."""
         self._wait()
-        return {"all": vars(self._all), "since_log": vars(self._since_log), "last": self._last}
+        return {"all": vars(self._run_loss), "since_log": vars(self._log_loss), "last": self._last}
 
     def resume(self, counters: dict[str, Any]) -> None:
-        """Go on counting as the training that gave `counters`."""
-        self._all, self._since_log = (_Mean(**counters[n]) for n in ("all", "since_log"))
+        """Continue the mean losses of the run whose checkpoint holds `counters`."""
+        self._run_loss, self._log_loss = (_Mean(**counters[n]) for n in ("all", "since_log"))
         self._last = dict(counters["last"])
 
     def _wait(self) -> None:
@@ -122,21 +138,22 @@ class Steps:
             self._finish(*label, measurements)
 
     def _finish(self, rate: float, rows: int, measurements: Measurements) -> None:
-        self._finished += 1
+        self._finished_steps += 1
         loss, grad_norm = map(float, measurements)
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise FloatingPointError(
-                f"step {self._finished}: loss {loss}, gradient norm {grad_norm}. Training stopped. "
-                "Lower learning_rate, set max_grad_norm, or look at the windows of this step"
+                f"step {self._finished_steps}: loss {loss}, gradient norm {grad_norm}; both must "
+                "be finite, so training stopped. Lower learning_rate, set max_grad_norm, or look "
+                "at the windows of this step"
             )
         self._clock.tick(rows)
-        self._all.add(loss)
-        self._since_log.add(loss)
+        self._run_loss.add(loss)
+        self._log_loss.add(loss)
         self._last = {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate}
 
 
 class _Clock:
-    """Examples a second, from the end of the first step on, without pauses."""
+    """Measures examples per second, from the end of the first step on, without pauses."""
 
     def __init__(self):
         self._last: float | None = None
@@ -144,11 +161,11 @@ class _Clock:
         self._rows = 0
 
     def pause(self, seconds: float) -> None:
-        """So many of the seconds before the next step are not its own."""
+        """Exclude these seconds from the time until the next step finishes."""
         self._pause += seconds
 
     def tick(self, rows: int) -> None:
-        """A step of so many rows is done."""
+        """Count a step of `rows` examples that has just finished."""
         now = time.monotonic()
         if self._last is not None:
             self._seconds += now - self._last - self._pause
@@ -156,12 +173,15 @@ class _Clock:
         self._last, self._pause = now, 0.0
 
     def rate(self) -> dict[str, float]:
-        """{} until there is something to divide by."""
+        """Return `examples_per_second`; {} until the second step has finished."""
         return {"examples_per_second": self._rows / self._seconds} if self._seconds > 0 else {}
 
 
 class _Mean:
-    """A mean that can be saved and resumed: summed one by one, in float64."""
+    """A mean that can be saved and resumed: values are summed one by one, in float64.
+
+    A checkpoint stores the attributes by name.
+    """
 
     def __init__(self, total: float = 0.0, count: int = 0):
         self.total, self.count = total, count
@@ -169,5 +189,5 @@ class _Mean:
     def add(self, value: float) -> None:
         self.total, self.count = self.total + value, self.count + 1
 
-    def value(self, otherwise: float) -> float:
-        return self.total / self.count if self.count else otherwise
+    def value(self, default: float) -> float:
+        return self.total / self.count if self.count else default

@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer contract over the stages; nothing numeric here."""
+"""`Trainer`: the API of Hugging Face's Trainer. It calls the stages and computes nothing (host)."""
 
 import json
 import os
@@ -27,19 +27,19 @@ from qa_flax.train import checkpoints
 from qa_flax.train.best import check_best_metric
 from qa_flax.train.evaluation import (
     Dataset,
+    DatasetShard,
     EvaluationResult,
     Evaluator,
-    Share,
-    agreed,
     as_windows,
     prediction_output,
+    with_main_metrics,
     with_prefix,
 )
 from qa_flax.train.events import Events
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.model_card import model_card
 from qa_flax.train.plan import is_sharded
-from qa_flax.train.plan import output_dir as _folder
+from qa_flax.train.plan import output_dir as _output_dir
 from qa_flax.train.progress import progress_callback
 from qa_flax.train.training import Resume, run_training
 from qa_flax.train.training_arguments import (
@@ -50,28 +50,45 @@ from qa_flax.train.training_arguments import (
 
 
 class Trainer:
-    """Fine-tune a question answering model on every core, and compute its logits.
+    """Train a question answering model on all cores, and compute its logits and metrics.
 
-    Takes the arguments of transformers' Trainer by the same names. The model is trained in place:
-    after `train()`, `trainer.model` holds the new parameters.
+    The arguments have the names and meanings of transformers' Trainer. The model is trained in
+    place: after `train()` it has the trained parameters.
 
     Args:
-        model: from `AutoModelForQuestionAnswering.from_pretrained`.
-        args: transformers' `TrainingArguments`; a value that cannot be honoured is refused by name.
-        data_collator: accepted so that a script need not change; `batches.py` pads.
-        train_dataset: windows with `start_positions` and `end_positions`.
-        eval_dataset: windows to evaluate, or a dict of several; labels are optional.
-        processing_class: the tokenizer, saved beside the model. `tokenizer` is its older name.
-        compute_metrics: called with an `EvalPrediction`, returns a dict.
+        model: from `AutoModelForQuestionAnswering.from_pretrained`, or `get_peft_model`.
+        args: transformers' `TrainingArguments`, or this package's. An argument that is not
+            supported raises an error. None: the defaults, with `output_dir="trainer_output"`.
+        data_collator: accepted for compatibility and ignored: the trainer pads the batches itself.
+        train_dataset: windows with labels, from `prepare_train_features`: columns `input_ids`,
+            `attention_mask`, ... (int32 [L] a row), `start_positions` and `end_positions` (int32).
+        eval_dataset: windows to evaluate on, or a dict of several such data sets by name. If they
+            have labels, `evaluate` also computes the loss.
+        processing_class: the tokenizer, which is saved with the model.
+        tokenizer: accepted instead of `processing_class`, as in transformers 4.
+        compute_metrics: called with an `EvalPrediction`; returns a dict of metrics.
         callbacks: `TrainerCallback` objects or classes.
-        split_by_node: with several hosts, whether the data sets to evaluate on (and their examples)
-            are this host's part of the whole, as `datasets.distributed.split_dataset_by_node` gives
-            it. Otherwise they are the whole, of which each host computes a part. The training set
-            is the whole in any case. All hosts get the same metrics and predictions, in the order
-            of the whole.
+        split_by_node: only matters with several processes. True: the evaluation data sets and
+            their examples are this process's shard, from `datasets.distributed`'s
+            `split_dataset_by_node`. False: they are the full data sets, and each process computes
+            its shard of them. In both cases every process gets the metrics and predictions of the
+            full data set, in its order. The training set is always the full one.
 
     Raises:
-        ValueError: an argument is missing or not supported.
+        ValueError: an argument is invalid or not supported.
+        ProcessError: several processes share the cores without having joined.
+
+    Example:
+        >>> from transformers import AutoTokenizer
+        >>> from qa_flax import AutoModelForQuestionAnswering, Trainer, TrainingArguments
+        >>> from qa_flax import load_examples, prepare_train_features
+        >>> model = AutoModelForQuestionAnswering.from_pretrained("bert-base-uncased")
+        >>> tokenizer = AutoTokenizer.from_pretrained("bert-base-uncased")
+        >>> windows = prepare_train_features(load_examples("train-v1.1.json"), tokenizer, 128, 32)
+        >>> args = TrainingArguments(max_steps=2, report_to="none", disable_tqdm=True)
+        >>> Trainer(model, args, train_dataset=windows).train().global_step  # doctest: +ELLIPSIS
+        {'train_runtime': ...}
+        2
     """
 
     def __init__(
@@ -88,7 +105,7 @@ class Trainer:
         callbacks: Sequence[TrainerCallback | type[TrainerCallback]] | None = None,
         split_by_node: bool = False,
     ):
-        failure.end_together()
+        failure.propagate_failures()
         _require_model(model)
         args = TrainingArguments(output_dir="trainer_output") if args is None else args
         check_training_arguments(args)
@@ -100,10 +117,10 @@ class Trainer:
         self.processing_class = processing_class if processing_class is not None else tokenizer
         self.compute_metrics = compute_metrics
         self.split_by_node = split_by_node
-        bar = PrinterCallback if args.disable_tqdm else progress_callback()
+        progress = PrinterCallback if args.disable_tqdm else progress_callback()
         reports = get_reporting_integration_callbacks(args.report_to)
         handler = CallbackHandler(
-            [DefaultFlowCallback, *reports, *(callbacks or []), bar],
+            [DefaultFlowCallback, *reports, *(callbacks or []), progress],
             model,
             self.processing_class,
             None,
@@ -113,34 +130,40 @@ class Trainer:
         self._use_model(model)
         self._events.notify("on_init_end")
 
-    # ---- what scripts read and set ---------------------------------------------------------------
+    # ---- attributes ------------------------------------------------------------------------------
 
     @property
     def args(self) -> transformers.TrainingArguments:
-        """The arguments, as they were given."""
+        """The training arguments. Setting them checks them, and rebuilds the model's steps."""
         return self._events.args
 
     @args.setter
     def args(self, args: transformers.TrainingArguments) -> None:
         check_training_arguments(args)
         self._events.args = args
-        self.model = self.model  # which is made for the dtype that the arguments ask for
+        self.model = self.model  # the steps depend on the dtype and other arguments
 
     @property
     def model(self) -> AutoModelForQuestionAnswering:
-        """The model that is trained, with the weights of the last finished update at any time."""
+        """The model, which at any time has the weights of the latest update.
+
+        Setting it while it is being trained raises ValueError.
+        """
         return self._live.model
 
     @model.setter
     def model(self, model: AutoModelForQuestionAnswering) -> None:
         _require_model(model)
         if self._live.is_training:
-            raise ValueError("model and args cannot be replaced while the model is trained")
+            raise ValueError(
+                "model and args cannot be replaced while the model is trained; set them before or "
+                "after train()"
+            )
         self._use_model(model)
 
     @property
     def state(self) -> TrainerState:
-        """transformers' state: steps, epochs, the log history."""
+        """transformers' `TrainerState`: steps, epochs and the log history."""
         return self._events.state
 
     @state.setter
@@ -149,7 +172,7 @@ class Trainer:
 
     @property
     def control(self) -> TrainerControl:
-        """What callbacks have asked for."""
+        """transformers' `TrainerControl`: what callbacks have requested, such as saving."""
         return self._events.control
 
     @control.setter
@@ -158,24 +181,24 @@ class Trainer:
 
     @property
     def callback_handler(self) -> CallbackHandler:
-        """transformers' handler of the callbacks."""
+        """transformers' `CallbackHandler`."""
         return self._events.handler
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The older name of `processing_class`."""
+        """`processing_class`, by its name in transformers 4."""
         return self.processing_class
 
     def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
-        """Add a callback, or one of the given class."""
+        """Add a callback, given as an object or as a class."""
         self.callback_handler.add_callback(callback)
 
     def pop_callback(self, callback: TrainerCallback | type[TrainerCallback]):
-        """Remove a callback, or the first of the given class, and return it."""
+        """Remove and return a callback, or the first one of a class; None if there is none."""
         return self.callback_handler.pop_callback(callback)
 
     def remove_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
-        """Remove a callback, or the first of the given class."""
+        """Remove a callback, or the first one of a class."""
         self.callback_handler.remove_callback(callback)
 
     # ---- train -----------------------------------------------------------------------------------
@@ -187,26 +210,35 @@ class Trainer:
         *,
         accept_changes: bool = False,
     ) -> TrainOutput:
-        """Fine-tune for `num_train_epochs` (or `max_steps`) and return transformers' `TrainOutput`.
+        """Train for `num_train_epochs` epochs, or `max_steps` updates.
 
         Args:
-            resume_from_checkpoint: resume from this checkpoint, or with True from the last one in
-                `output_dir`: bit for bit as the run would have continued that was stopped.
-            ignore_keys_for_eval: accepted as in transformers.
-            accept_changes: resume though seed, batch size, data or model are others.
+            resume_from_checkpoint: the path of a checkpoint to resume from, or True for the latest
+                in `output_dir`. The resumed run gives bit for bit the weights and logs of an
+                uninterrupted one. None or False: start a new run.
+            ignore_keys_for_eval: accepted for compatibility and ignored: these models return only
+                start and end logits.
+            accept_changes: resume although seed, batch size, data or model differ from those of the
+                checkpoint.
+
+        Returns:
+            transformers' `TrainOutput`: number of updates, mean loss, and metrics.
 
         Raises:
             ValueError: there is no training set, its windows have no labels,
-                `metric_for_best_model` cannot be had, or the checkpoint is not of this run.
-            FloatingPointError: the loss is not finite; the message names the step.
-            Preempted: SIGTERM has come (`SystemExit` with status 143); a checkpoint was saved.
+                `metric_for_best_model` is not among the metrics, or the checkpoint is incomplete
+                or of another run.
+            FloatingPointError: the loss or gradient norm is not finite; the message has the step.
+            Preempted: SIGTERM was received (a `SystemExit` of status 143). A checkpoint was saved.
         """
         if self.train_dataset is None or not len(self.train_dataset):
-            raise ValueError("train() needs a train_dataset with at least one window")
+            raise ValueError(
+                "train() needs a train_dataset with at least one window; pass one to the trainer"
+            )
         windows = as_windows(self.train_dataset)
         if windows.start_positions is None or windows.end_positions is None:
             raise ValueError(
-                "the train_dataset has no start_positions and end_positions; make it with "
+                "the train_dataset has no start_positions and end_positions; create it with "
                 "prepare_train_features(examples, tokenizer)"
             )
         check_best_metric(self.args, self.eval_dataset, self.compute_metrics is not None)
@@ -221,7 +253,7 @@ class Trainer:
                 save_model=self.save_model,
             )
 
-    # ---- predict ---------------------------------------------------------------------------------
+    # ---- evaluate and predict --------------------------------------------------------------------
 
     def evaluate(
         self,
@@ -229,18 +261,29 @@ class Trainer:
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, Any]:
-        """`compute_metrics` over the raw logits, and the loss if the windows have labels.
+        """Compute the loss, if the windows have labels, and `compute_metrics` of the raw logits.
 
-        Of a dict of sets each one's metrics are named `eval_<name>_...`. `ignore_keys` is accepted
-        as in transformers; these models return nothing but span logits.
+        Args:
+            eval_dataset: windows, or a dict of several data sets; None: the trainer's.
+            ignore_keys: accepted for compatibility and ignored: these models return only start and
+                end logits.
+            metric_key_prefix: what the names of the metrics begin with.
+
+        Returns:
+            The metrics, such as `eval_loss`, the times and the speeds. For a dict of data sets:
+            `eval_<name>_loss` and so on for each.
+
+        Raises:
+            ValueError: there is no evaluation data set, or it has no windows.
         """
-        chosen = self._evaluation_set(eval_dataset)
-        if isinstance(chosen, Mapping):
+        eval_data = self._select_eval_dataset(eval_dataset)
+        if isinstance(eval_data, Mapping):
             metrics: dict[str, Any] = {}
-            for name, dataset in chosen.items():
+            for name, dataset in eval_data.items():
                 metrics |= self.evaluate(dataset, ignore_keys, f"{metric_key_prefix}_{name}")
             return metrics
-        return self._report(self._with_raw_metrics(chosen, metric_key_prefix).metrics or {})
+        output = self._evaluate_logits(eval_data, metric_key_prefix)
+        return self._report(output.metrics or {})
 
     def predict(
         self,
@@ -248,39 +291,55 @@ class Trainer:
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "test",
     ) -> PredictionOutput:
-        """Logits `(start, end)`, float32 [N, L] each, in the order of the data; labels; metrics."""
-        output = self._with_raw_metrics(test_dataset, metric_key_prefix)
+        """Compute the logits of N windows, and their metrics as `evaluate` does.
+
+        Args:
+            test_dataset: windows; labels are optional.
+            ignore_keys: accepted for compatibility and ignored.
+            metric_key_prefix: what the names of the metrics begin with.
+
+        Returns:
+            `predictions`: start and end logits, float32 [N, L] each, in the order of the data set.
+            `label_ids`: start and end positions, int32 [N] each, or None. `metrics`: a dict.
+
+        Raises:
+            ValueError: the data set has no windows.
+        """
+        output = self._evaluate_logits(test_dataset, metric_key_prefix)
         self._events.notify("on_predict", output.metrics)
         return output
 
-    def _evaluation_set(self, dataset: Any) -> Any:
-        chosen = self.eval_dataset if dataset is None else dataset
-        if chosen is None:
-            raise ValueError("evaluate() needs an eval_dataset, here or when the trainer is made")
-        return chosen
+    def _select_eval_dataset(self, eval_dataset: Any) -> Any:
+        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if eval_dataset is None:
+            raise ValueError(
+                "evaluate() needs an eval_dataset; pass one to evaluate() or to the trainer"
+            )
+        return eval_dataset
 
-    def _evaluated(
+    def _run_evaluation(
         self,
         dataset: Dataset,
         prefix: str,
-        candidates: SearchSettings | None = None,
+        search_settings: SearchSettings | None = None,
         *,
         gather: bool = True,
     ) -> EvaluationResult:
-        return self._evaluator.run(dataset, prefix, candidates, gather=gather)
+        return self._evaluator.run(dataset, prefix, search_settings, gather=gather)
 
-    def _with_raw_metrics(self, dataset: Dataset, prefix: str) -> PredictionOutput:
-        evaluated = self._evaluated(dataset, prefix)
-        metrics = evaluated.metrics
+    def _evaluate_logits(self, dataset: Dataset, prefix: str) -> PredictionOutput:
+        result = self._run_evaluation(dataset, prefix)
+        metrics = result.metrics
         if self.compute_metrics is not None and not self.args.prediction_loss_only:
-            more: dict[str, Any] = {}
+            extras: dict[str, Any] = {}
             if "inputs" in self.args.include_for_metrics:
-                more["inputs"] = self._share.whole_inputs(as_windows(dataset).features().input_ids)
+                input_ids = as_windows(dataset).features().input_ids
+                extras["inputs"] = self._shard.gather_inputs(input_ids)
             if "loss" in self.args.include_for_metrics:
-                more["losses"] = evaluated.losses
-            raw = EvalPrediction(evaluated.logits, evaluated.labels, **more)
-            metrics = with_prefix(self.compute_metrics(raw), prefix) | metrics
-        return agreed(prediction_output(evaluated.logits, evaluated.labels, metrics))
+                extras["losses"] = result.losses
+            prediction = EvalPrediction(result.logits, result.labels, **extras)
+            metrics = with_prefix(self.compute_metrics(prediction), prefix) | metrics
+        return with_main_metrics(prediction_output(result.logits, result.labels, metrics))
 
     def _report(self, metrics: dict[str, Any]) -> dict[str, Any]:
         self.log(metrics)
@@ -290,55 +349,78 @@ class Trainer:
     # ---- files and log ---------------------------------------------------------------------------
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """Add `epoch` to `logs`, append them to `state.log_history`, tell the callbacks."""
+        """Add `epoch` to `logs`, append them to `state.log_history` and notify the callbacks.
+
+        Args:
+            logs: the values to log, by name.
+            start_time: accepted for compatibility and ignored.
+        """
         self._events.log(logs)
 
     def save_model(self, output_dir: str | os.PathLike | None = None) -> None:
-        """Write the model (or its adapters) and the tokenizer, for PyTorch and for here.
+        """Save the model (or its LoRA adapters) and the tokenizer in the format of transformers.
 
-        At any time, in a callback too: the weights are those of the last finished update. Only the
-        main process writes; with `shard_params` all of them must call it.
+        It may be called during training, in a callback: it saves the weights of the latest update.
+        Only the main process writes; with `shard_params` every process must call it.
+
+        Args:
+            output_dir: the folder or bucket URL to write to; None: `args.output_dir`.
         """
         self._live.gather_shards()
         if not processes.is_main():
             return
-        directory = _folder(self.args) if output_dir is None else output_dir
+        directory = _output_dir(self.args) if output_dir is None else output_dir
         with storage.output_folder(directory) as folder:
             self.model.save_pretrained(folder)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
 
     def save_state(self) -> None:
-        """Write `trainer_state.json`."""
+        """Write `trainer_state.json` into `args.output_dir`; only the main process writes."""
         if not processes.is_main():
             return
-        with storage.output_folder(_folder(self.args)) as folder:
+        with storage.output_folder(_output_dir(self.args)) as folder:
             self.state.save_to_json(str(folder / checkpoints.TRAINER_STATE))
 
     def save_metrics(self, split: str, metrics: dict[str, Any], combined: bool = True) -> None:
-        """Write `<split>_results.json`, and merge the metrics into `all_results.json`."""
+        """Write `<split>_results.json` into `args.output_dir`; only the main process writes.
+
+        Args:
+            split: such as `train`, `eval` or `predict`.
+            metrics: values by name, which must be JSON values.
+            combined: whether to merge them into `all_results.json` as well.
+        """
         if not processes.is_main():
             return
-        directory = _folder(self.args)
+        directory = _output_dir(self.args)
         _write_json(directory / f"{split}_results.json", metrics)
         if combined:
             path = directory / "all_results.json"
-            before = json.loads(path.read_text()) if path.exists() else {}
-            _write_json(path, before | metrics)
+            previous = json.loads(path.read_text()) if path.exists() else {}
+            _write_json(path, previous | metrics)
 
     def create_model_card(self, **kwargs: Any) -> None:
-        """Write `README.md`: the model's card, by transformers' template and argument names."""
+        """Write the model card `README.md` into `args.output_dir`; only the main process writes.
+
+        Args:
+            **kwargs: as in transformers, such as `language`, `tags` or `finetuned_from`.
+        """
         if not processes.is_main():
             return
         card = model_card(self.args, self.state, **kwargs)
-        storage.write_text(_folder(self.args) / "README.md", card)
+        storage.write_text(_output_dir(self.args) / "README.md", card)
 
     def is_world_process_zero(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this process is the main one, which writes the files."""
         return processes.is_main()
 
     def log_metrics(self, split: str, metrics: dict[str, Any]) -> None:
-        """Print the metrics, one a line, in order of their names."""
+        """Print the metrics, one a line, sorted by name; only the main process prints.
+
+        Args:
+            split: the heading, such as `train` or `eval`.
+            metrics: values by name.
+        """
         if not processes.is_main():
             return
         width = max(map(len, metrics), default=0)
@@ -349,17 +431,17 @@ class Trainer:
     # ---- the model ----------------------------------------------------------------------------
 
     def _use_model(self, model: AutoModelForQuestionAnswering) -> None:
-        """Make what depends on the model: as its config and the arguments are now."""
+        """Build what depends on the model, its config and the arguments."""
         self._live = LiveState(model, is_sharded(self.args))
         self._events.handler.model = model
-        # The newer name; transformers keeps both alike where it has both.
+        # `activation_checkpointing` is the newer name; if transformers has both, they are equal.
         args = self.args
         remat = getattr(args, "activation_checkpointing", args.gradient_checkpointing)
-        in_training = "bfloat16" if args.bf16 else model.dtype
-        self._train_graphdef = model.graphdef(in_training, remat=bool(remat))
-        graphdef = model.graphdef("bfloat16" if args.bf16_full_eval else in_training)
-        self._share = Share(self.split_by_node)
-        self._evaluator = Evaluator(self._events, self._live, graphdef, self._share)
+        dtype = "bfloat16" if args.bf16 else model.dtype
+        self._train_graphdef = model.graphdef(dtype, remat=bool(remat))
+        graphdef = model.graphdef("bfloat16" if args.bf16_full_eval else dtype)
+        self._shard = DatasetShard(self.split_by_node)
+        self._evaluator = Evaluator(self._events, self._live, graphdef, self._shard)
 
 
 def _require_model(model: Any) -> None:

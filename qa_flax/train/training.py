@@ -1,4 +1,4 @@
-"""One call of `Trainer.train`: its parts, begun or resumed, and ended whatever happens."""
+"""One call of `Trainer.train`: set up or resume a training, run it, and clean up (host)."""
 
 import logging
 import sys
@@ -46,14 +46,16 @@ from qa_flax.train.steps import Steps
 
 logger = logging.getLogger(__name__)
 
-BYTES_PER_STEP = 8  # that come to the host: loss and gradient norm
+BYTES_PER_STEP = 8  # copied to the host: loss and gradient norm, float32
 
 
 class Resume(NamedTuple):
-    """Whether and how to resume: the arguments of `Trainer.train`."""
+    """Whether and how to resume, as in `Trainer.train`."""
 
     checkpoint: Any
+    """A path, True for the latest checkpoint, or None or False to start a new run."""
     accept_changes: bool
+    """Whether to resume a run with other conditions, such as another seed."""
 
 
 def run_training(
@@ -65,27 +67,32 @@ def run_training(
     evaluate: Callable[[], dict[str, Any]],
     save_model: Callable[[Any], None],
 ) -> TrainOutput:
-    """Train to the end, or to an error; in both cases the model then holds what was learnt.
+    """Train a model; it has the trained weights afterwards, also after an error if possible.
 
     Args:
-        events: of the trainer; begun anew, or as the checkpoint has them.
+        events: the trainer's; its state is reset, or loaded from the checkpoint.
         live: the owner of the model's weights.
-        windows: what to train on, with labels.
-        graphdef: the model's, in the dtype to compute in.
-        resume: from where.
-        evaluate: gives metrics of the evaluation set, with the weights that `live` has.
-        save_model: writes model and tokenizer into a folder, on the main process.
+        windows: the training set, with labels.
+        graphdef: of the model, in the dtype to compute in.
+        resume: the checkpoint to resume from, if any.
+        evaluate: evaluates with the weights of `live` and returns the metrics.
+        save_model: writes model and tokenizer into a folder, in the main process.
+
+    Raises:
+        ValueError: an argument is invalid, or the checkpoint cannot be resumed from.
+        FloatingPointError: the loss or gradient norm of a step is not finite.
+        Preempted: SIGTERM was received; a checkpoint was saved.
     """
     training = _Training(events, live, windows, graphdef, resume, evaluate, save_model)
-    started, first = time.time(), events.state.global_step
+    started, first_step = time.time(), events.state.global_step
     try:
         with device_report("training", wants_device_report(events.args)) as report:
             preempted = training.run()
-            report.steps = events.state.global_step - first
+            report.steps = events.state.global_step - first_step
             report.bytes_to_host = report.steps * BYTES_PER_STEP
         live.end()
     except BaseException:
-        # Also after an error or Ctrl-C: what was learnt so far is the caller's.
+        # The model gets the weights trained so far after any error, Ctrl-C included.
         live.abandon()
         raise
     if preempted is not None:
@@ -94,7 +101,7 @@ def run_training(
 
 
 class _Training:
-    """The parts of one training."""
+    """One training, new or resumed: its plan, state, steps, loop and checkpoints."""
 
     def __init__(
         self,
@@ -109,7 +116,7 @@ class _Training:
         self._events, self._args, self._live = events, events.args, live
         self._windows = windows
         args, model = events.args, live.model
-        self._plan = plan = Plan.of(args, len(windows), parallel.core_count())
+        self._plan = plan = Plan.from_args(args, len(windows), parallel.core_count())
         self._schedule = schedule_of(args, plan.updates)
         optimizer = optimizer_of(args)
         conditions = conditions_of(args, plan, windows, model)
@@ -125,11 +132,12 @@ class _Training:
             state, run, events.state = self._checkpoints.load(
                 resume.checkpoint, state, resume.accept_changes
             )
-        self._had_been_stopped = False
+        self._was_stopped = False  # by a callback, in the run that is resumed
         if run:
             self._schedule.load_state_dict(run["schedule"])
-            last = min(events.state.max_steps, plan.updates)
-            self._had_been_stopped = restore_callbacks(events, events.state.global_step >= last)
+            last_step = min(events.state.max_steps, plan.updates)
+            is_at_end = events.state.global_step >= last_step
+            self._was_stopped = restore_callbacks(events, is_at_end)
         self._start: TrainState | None = state
         self._abstract = abstract
         self._reported_memory = 0
@@ -151,13 +159,13 @@ class _Training:
         self._begin_state(optimizer)
 
     def run(self) -> preemption.Preempted | None:
-        """From `on_train_begin` to the end of the last epoch, or to a signal that has been seen."""
-        start, self._start = self._start, None  # the cores have it from now on
+        """Train to the end of the last epoch; return `Preempted` if SIGTERM stopped it earlier."""
+        start, self._start = self._start, None  # frees the host's copy once the cores have theirs
         self._live.begin(parallel.put_state(start, self._abstract))
         del start
         try:
             self._events.notify("on_train_begin")
-            self._events.control.should_training_stop |= self._had_been_stopped
+            self._events.control.should_training_stop |= self._was_stopped
             if self._args.eval_on_start and not self._is_resumed:
                 self._loop.evaluate()
             self._loop.run()
@@ -167,15 +175,19 @@ class _Training:
         return None
 
     def _save_interrupted(self) -> None:
-        """Save a checkpoint for the resumed run, unless there is one of just this moment."""
-        callbacks = self._loop.interrupted()
-        if not self._checkpoints.has(self._loop.position.pending):
-            self._save(self._loop.position, callbacks)
+        """Save a checkpoint to resume from, unless nothing has changed since the latest one."""
+        callback_states = self._loop.discard_evaluation()
+        if not self._checkpoints.is_current(self._loop.position.pending):
+            self._save(self._loop.position, callback_states)
 
     def finish(self, started: float) -> TrainOutput:
-        """Metrics of the training, the best model, and `on_train_end`."""
+        """Load the best model if asked to, log the training metrics and return them.
+
+        Args:
+            started: `time.time()` at the start of the training.
+        """
         args, state = self._args, self._events.state
-        # Of what was done in this call: a resumed run did the rest before.
+        # A resumed run counts the updates of this call only.
         steps = state.global_step - self._first_step
         metrics = speed_metrics(
             "train",
@@ -191,27 +203,34 @@ class _Training:
         self._events.log(metrics)
         best = state.best_model_checkpoint
         if args.save_total_limit == 1 and best is not None and processes.is_main():
-            # The last one was kept beside the best, to resume from.
+            # Until now the latest checkpoint was retained beside the best one, to resume from.
             checkpoints.delete_others(output_dir(args), storage.path(best))
         self._events.notify("on_train_end")
         return TrainOutput(state.global_step, metrics["train_loss"], metrics)
 
-    def _save(self, position: Position, callbacks: Any) -> None:
-        counters, schedule = self._steps.counters(), self._schedule.state_dict()
-        self._checkpoints.save({"counters": counters, "schedule": schedule}, position, callbacks)
+    def _save(self, position: Position, callback_states: Any) -> None:
+        run = {"counters": self._steps.counters(), "schedule": self._schedule.state_dict()}
+        self._checkpoints.save(run, position, callback_states)
 
     def _load_best_model(self) -> None:
         best, model = self._events.state.best_model_checkpoint, self._live.model
         if best is None:
-            logger.warning("load_best_model_at_end: no checkpoint of a best model was saved.")
+            logger.warning(
+                "load_best_model_at_end: no checkpoint of a best model was saved, so the model "
+                "keeps its latest weights."
+            )
             return
-        logger.info("The best model is that of %s (%s).", best, self._events.state.best_metric)
+        metric = self._events.state.best_metric
+        logger.info("Loading the best model from %s (metric %s).", best, metric)
         load = model.from_pretrained if model.lora is None else model.with_adapter
         with parallel.on_host() if is_sharded(self._args) else nullcontext():
             model.set_params(weights_of(load(best)).params)
 
     def _batches(self, epoch: int, skip: int) -> Iterator[HostBatch]:
-        """Each process has all windows and computes the same order; it makes its cores' rows."""
+        """This process's rows of an epoch's batches, after the first `skip` updates.
+
+        Every process has the full training set and computes the same order.
+        """
         args = self._args
         return train_batches(
             self._windows,
@@ -237,7 +256,7 @@ class _Training:
         handler.lr_scheduler = self._schedule  # pyright: ignore[reportAttributeAccessIssue]
 
     def _report_memory(self, abstract: TrainState, compiled: Any, arrays: Any) -> None:
-        """What the step takes, once, and again where a batch of another shape takes more."""
+        """Report the memory of the first compiled step, and of later ones that exceed the limit."""
         plan, limit = memory_plan(abstract, compiled), parallel.memory_limit()
         is_first, is_too_much = not self._reported_memory, limit is not None and plan.total > limit
         if is_first or (is_too_much and plan.total > self._reported_memory):
@@ -246,5 +265,5 @@ class _Training:
             if is_too_much:
                 logger.warning("%s. %s.", line, HELP)
             elif processes.is_main() and not self._args.disable_tqdm:
-                tqdm.write(line, file=sys.stderr)  # above the bar, where there is one
+                tqdm.write(line, file=sys.stderr)  # does not break the progress bar
         self._reported_memory = max(self._reported_memory, plan.total)

@@ -1,7 +1,7 @@
-"""transformers' TrainingArguments: the older spellings, and what each argument does here (host).
+"""transformers' TrainingArguments: deprecated names, and which arguments are supported (host).
 
-Every argument is honoured, or without effect and said so, or refused with the reason: one that is
-ignored in silence costs somebody a week.
+No argument is ignored silently. Each is in one of three lists: `SUPPORTED`; `WITHOUT_EFFECT`, which
+logs a warning; or `REFUSED`, which raises. The last two give a reason for each argument.
 """
 
 import logging
@@ -18,7 +18,7 @@ from transformers.training_args import trainer_log_levels
 
 logger = logging.getLogger(__name__)
 
-HONOURED = [
+SUPPORTED = [
     "output_dir",
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
@@ -80,78 +80,103 @@ HONOURED = [
     "use_cpu",
 ]
 
-# Given another value than transformers' default, these are warned of once, with the reason.
-_TORCH_LOADER = "batches are assembled by NumPy in the training process"
-_TORCH_DDP = "cores are driven by JAX, not by torch.distributed"
-_TORCH_REMAT = "every layer is checkpointed, in the one way that XLA has"
-_NO_HUB = "it matters with push_to_hub alone"
+_NO_DATA_LOADER = "NumPy builds the batches in the training process, without a PyTorch DataLoader"
+_NO_DDP = "JAX runs the training on all cores, without torch.distributed or accelerate"
+_NO_REMAT_OPTIONS = "activation checkpointing recomputes every layer and has no options"
+_ALWAYS_COMPILED = "XLA always compiles the training and evaluation steps"
+_NO_HUB = "it is used only with push_to_hub, which is not supported"
+# Argument -> why it has no effect. A value that differs from transformers' default logs a warning.
 WITHOUT_EFFECT = {
-    "average_tokens_across_devices": "losses are always averaged over the rows of all cores",
-    "tf32": "set JAX's jax_default_matmul_precision instead",
-    "activation_checkpointing_kwargs": _TORCH_REMAT,
-    "gradient_checkpointing_kwargs": _TORCH_REMAT,
-    "torch_compile": "the steps are always compiled, by XLA",
-    "torch_compile_backend": "the steps are always compiled, by XLA",
-    "torch_compile_mode": "the steps are always compiled, by XLA",
-    "liger_kernel_config": "it matters with use_liger_kernel alone",
-    "use_cache": "these models generate nothing",
-    "torch_empty_cache_steps": "XLA's memory needs no emptying",
-    "log_on_each_node": "one process logs",
-    "logging_nan_inf_filter": "a loss that is not finite stops the training",
-    "eval_accumulation_steps": "predictions go to the host batch by batch anyway",
+    "average_tokens_across_devices": "the loss is always averaged over the rows of all cores",
+    "tf32": "set JAX's option jax_default_matmul_precision instead, such as to tensorfloat32",
+    "activation_checkpointing_kwargs": _NO_REMAT_OPTIONS,
+    "gradient_checkpointing_kwargs": _NO_REMAT_OPTIONS,
+    "torch_compile": _ALWAYS_COMPILED,
+    "torch_compile_backend": _ALWAYS_COMPILED,
+    "torch_compile_mode": _ALWAYS_COMPILED,
+    "liger_kernel_config": "it is used only with use_liger_kernel, which is not supported",
+    "use_cache": "extractive models generate no text, so they have no key-value cache",
+    "torch_empty_cache_steps": "XLA manages the device memory and has no cache to empty",
+    "log_on_each_node": "only the main process logs",
+    "logging_nan_inf_filter": "training stops with an error when the loss is not finite",
+    "eval_accumulation_steps": "predictions are always copied to the host after each batch",
     "hub_token": _NO_HUB,
     "hub_private_repo": _NO_HUB,
     "hub_model_id": _NO_HUB,
     "hub_strategy": _NO_HUB,
     "hub_revision": _NO_HUB,
-    "restore_callback_states_from_checkpoint": "the callbacks' states are always restored",
-    "full_determinism": "a run is a function of its seed, up to the rounding of the hardware",
-    "accelerator_config": _TORCH_DDP,
-    "dataloader_num_workers": _TORCH_LOADER,
-    "dataloader_pin_memory": _TORCH_LOADER,
-    "dataloader_persistent_workers": _TORCH_LOADER,
-    "dataloader_prefetch_factor": _TORCH_LOADER,
-    "dataloader_multiprocessing_context": _TORCH_LOADER,
-    "dataloader_in_order": _TORCH_LOADER,
-    "remove_unused_columns": "columns that nothing needs are never looked at",
-    "length_column_name": "lengths are counted",
-    "ddp_find_unused_parameters": _TORCH_DDP,
-    "ddp_bucket_cap_mb": _TORCH_DDP,
-    "ddp_broadcast_buffers": _TORCH_DDP,
-    "ddp_static_graph": _TORCH_DDP,
-    "ddp_backend": _TORCH_DDP,
-    "ddp_timeout": _TORCH_DDP,
-    "fsdp_config": "it matters with fsdp alone",
-    "local_rank": _TORCH_DDP,
+    "restore_callback_states_from_checkpoint": "a resumed run always restores callback states",
+    "full_determinism": "runs with the same seed are always equal, up to the hardware's rounding",
+    "accelerator_config": _NO_DDP,
+    "dataloader_num_workers": _NO_DATA_LOADER,
+    "dataloader_pin_memory": _NO_DATA_LOADER,
+    "dataloader_persistent_workers": _NO_DATA_LOADER,
+    "dataloader_prefetch_factor": _NO_DATA_LOADER,
+    "dataloader_multiprocessing_context": _NO_DATA_LOADER,
+    "dataloader_in_order": _NO_DATA_LOADER,
+    "remove_unused_columns": "unused columns are never read",
+    "length_column_name": "each window's length is counted from its tokens",
+    "ddp_find_unused_parameters": _NO_DDP,
+    "ddp_bucket_cap_mb": _NO_DDP,
+    "ddp_broadcast_buffers": _NO_DDP,
+    "ddp_static_graph": _NO_DDP,
+    "ddp_backend": _NO_DDP,
+    "ddp_timeout": _NO_DDP,
+    "fsdp_config": "it is used only with fsdp, which is not supported; see shard_params",
+    "local_rank": _NO_DDP,
 }
 
-# Name -> the values that can be had, and why no others.
+_NO_FP16 = "mixed precision is bfloat16 only"
+_NO_PUSH = "pushing to the Hub is not implemented; upload output_dir with `hf upload` instead"
+_SHARD_PARAMS = (
+    "use shard_params=True (--shard_params) to shard parameters, gradients and optimizer state"
+)
+# Argument -> the supported values, and why there are no others or what to use instead.
 REFUSED: dict[str, tuple[tuple, str]] = {
-    "auto_find_batch_size": ((False,), "a batch that does not fit has to be made smaller by hand"),
-    "batch_eval_metrics": ((False,), "compute_metrics gets all predictions at once"),
-    "deepspeed": ((None,), "it is torch's"),
-    "enable_jit_checkpoint": ((False,), "save_steps decides when to save"),
-    "eval_do_concat_batches": ((True,), "predictions are one array"),
-    "eval_use_gather_object": ((False,), "predictions are arrays"),
-    "fp16": ((False,), "XLA's hardware computes in bf16"),
-    "fp16_full_eval": ((False,), "XLA's hardware computes in bf16"),
-    "fsdp": ((None, "", []), "it is torch's; --shard_params divides what the cores hold"),
-    "hub_always_push": ((False,), "nothing is pushed to the hub"),
+    "auto_find_batch_size": (
+        (False,),
+        "it is not implemented; if a batch does not fit into memory, lower "
+        "per_device_train_batch_size",
+    ),
+    "batch_eval_metrics": (
+        (False,),
+        "compute_metrics is called once, with the predictions of all batches",
+    ),
+    "deepspeed": ((None,), f"DeepSpeed needs PyTorch; {_SHARD_PARAMS}"),
+    "enable_jit_checkpoint": (
+        (False,),
+        "it is not needed: on SIGTERM a run always saves a checkpoint before it exits",
+    ),
+    "eval_do_concat_batches": ((True,), "predictions of all batches are always concatenated"),
+    "eval_use_gather_object": (
+        (False,),
+        "predictions are arrays, which are gathered without pickling objects",
+    ),
+    "fp16": ((False,), f"{_NO_FP16}; use bf16=True (--bf16)"),
+    "fp16_full_eval": ((False,), f"{_NO_FP16}; use bf16_full_eval=True (--bf16_full_eval)"),
+    "fsdp": ((None, "", []), f"FSDP needs PyTorch; {_SHARD_PARAMS}"),
+    "hub_always_push": ((False,), _NO_PUSH),
     "label_names": (
         (None, ["start_positions", "end_positions"]),
-        "these are the labels of extractive question answering",
+        "the labels are always start_positions and end_positions",
     ),
-    "neftune_noise_alpha": ((None,), "embeddings get no noise"),
-    "optim_target_modules": ((None,), "the optimizers that need it are not here"),
-    "parallelism_config": ((None,), "it is torch's"),
-    "push_to_hub": ((False,), "upload output_dir with `hf upload`"),
-    "save_on_each_node": ((False,), "one process writes"),
-    "skip_memory_metrics": ((True,), "use --debug tpu_metrics_debug for the device's memory"),
-    "use_liger_kernel": ((False,), "it is torch's"),
+    "neftune_noise_alpha": ((None,), "NEFTune (noise on embeddings) is not implemented"),
+    "optim_target_modules": (
+        (None,),
+        "GaLore and APOLLO, the optimizers that use it, are not implemented",
+    ),
+    "parallelism_config": ((None,), f"it configures PyTorch; {_SHARD_PARAMS}"),
+    "push_to_hub": ((False,), _NO_PUSH),
+    "save_on_each_node": ((False,), "only the main process writes files"),
+    "skip_memory_metrics": (
+        (True,),
+        'use debug="tpu_metrics_debug" (--debug tpu_metrics_debug) to report device memory',
+    ),
+    "use_liger_kernel": ((False,), "Liger kernels need PyTorch"),
 }
 
-# Arguments of version 4 that have no counterpart, and their values then.
-GONE = {
+# Arguments of transformers 4 that have no counterpart in transformers 5 -> their default in 4.
+REMOVED = {
     "use_legacy_prediction_loop": False,
     "jit_mode_eval": False,
     "tpu_num_cores": None,
@@ -164,8 +189,9 @@ CHOICES = {
     "train_sampling_strategy": ("random", "sequential", "group_by_length"),
 }
 
-# What transformers' own checks see of arguments for which they would ask torch or accelerate, or
-# which have no name there. "greedy" is checked like the plateau's schedule, but for torch.
+# transformers' own checks need torch or accelerate for these arguments, or do not know one of their
+# values (optim="lamb"). During the checks they have these values instead. The schedule "greedy" is
+# checked like "reduce_lr_on_plateau", but without torch.
 STAND_INS = {
     "optim": "adamw_torch",
     "lr_scheduler_type": "greedy",
@@ -175,92 +201,134 @@ STAND_INS = {
 }
 
 
-def _log_to(directory: str) -> dict[str, Any]:
+def _set_tensorboard_folder(directory: str) -> dict[str, Any]:
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", directory)  # read by transformers' callback
     return {}
 
 
+_REMOVED_HELP = "Has no effect: transformers 5 removed it."
+
+
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
-    """transformers' arguments, with the names they had in version 4; each is warned of once."""
+    """transformers' TrainingArguments, with `shard_params` and the names of transformers 4.
 
-    # HfArgumentParser gives None for it, which transformers' own annotation leaves out, and reads
-    # such a union only in this order.
+    All arguments of `transformers.TrainingArguments` are accepted, with the same defaults.
+    `Trainer` raises a ValueError for each argument that it does not support, and logs a warning for
+    each that has no effect. The names of transformers 4, such as `evaluation_strategy`, still work
+    and issue a FutureWarning; those that transformers 5 removed without a replacement have no
+    effect.
+
+    Args:
+        shard_params: shard parameters, gradients and optimizer state over the cores, for models
+            that do not fit on one. Layers are recomputed in the backward pass.
+        overwrite_output_dir: start from the beginning, even if `output_dir` has checkpoints
+            (command line only; `Trainer.train` resumes only when asked to).
+        optim: also `"lamb"`, which transformers does not have.
+
+    Raises:
+        ValueError: a value is invalid, or two arguments contradict each other.
+
+    Example:
+        >>> from qa_flax import TrainingArguments
+        >>> args = TrainingArguments(output_dir="out", optim="lamb", warmup_steps=0.1)
+        >>> args.optim, args.learning_rate, args.shard_params
+        ('lamb', 5e-05, False)
+    """
+
+    # HfArgumentParser passes None if the flag is absent, which transformers' annotation does not
+    # allow. It accepts such a union only in this order.
     debug: None | str | list[str] = field(  # noqa: RUF036  # pyright: ignore[reportIncompatibleVariableOverride]
-        default="", metadata={"help": "tpu_metrics_debug: what the device did."}
+        default="",
+        metadata={
+            "help": "tpu_metrics_debug: report compilations, step time and memory of the device."
+        },
     )
 
-    evaluation_strategy: str | None = field(default=None, metadata={"help": "Now eval_strategy."})
+    evaluation_strategy: str | None = field(
+        default=None, metadata={"help": "Deprecated: use eval_strategy."}
+    )
     warmup_ratio: float | None = field(
-        default=None, metadata={"help": "Now warmup_steps, which may be a share below 1."}
+        default=None,
+        metadata={"help": "Deprecated: use warmup_steps, where a value below 1 is a ratio."},
     )
     group_by_length: bool = field(
-        default=False, metadata={"help": "Now train_sampling_strategy=group_by_length."}
+        default=False,
+        metadata={"help": "Deprecated: use train_sampling_strategy=group_by_length."},
     )
     tpu_metrics_debug: bool = field(
-        default=False, metadata={"help": "Now debug=tpu_metrics_debug."}
+        default=False, metadata={"help": "Deprecated: use debug=tpu_metrics_debug."}
     )
     logging_dir: str | None = field(
-        default=None, metadata={"help": "Now the environment variable TENSORBOARD_LOGGING_DIR."}
+        default=None,
+        metadata={"help": "Deprecated: set the environment variable TENSORBOARD_LOGGING_DIR."},
     )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Start anew though output_dir holds checkpoints."}
+        default=False,
+        metadata={"help": "Start from the beginning, even if output_dir has checkpoints."},
     )
     shard_params: bool = field(
         default=False,
         metadata={
-            "help": "Divide parameters, gradients and optimizer state over the cores, for models "
-            "that do not fit on one; layers are computed again in the backward pass."
+            "help": "Shard parameters, gradients and optimizer state over the cores, for models "
+            "that do not fit on one; layers are recomputed in the backward pass."
         },
     )
-    adafactor: bool = field(default=False, metadata={"help": "Now optim=adafactor."})
+    adafactor: bool = field(default=False, metadata={"help": "Deprecated: use optim=adafactor."})
     include_inputs_for_metrics: bool = field(
-        default=False, metadata={"help": "Now include_for_metrics=inputs."}
+        default=False, metadata={"help": "Deprecated: use include_for_metrics=inputs."}
     )
-    use_legacy_prediction_loop: bool = field(default=False, metadata={"help": "Without effect."})
-    jit_mode_eval: bool = field(default=False, metadata={"help": "Without effect."})
-    tpu_num_cores: int | None = field(default=None, metadata={"help": "Without effect."})
-    past_index: int = field(default=-1, metadata={"help": "Without effect."})
-    save_safetensors: bool = field(default=True, metadata={"help": "Without effect."})
-    no_cuda: bool = field(default=False, metadata={"help": "Now JAX_PLATFORMS=cpu."})
+    use_legacy_prediction_loop: bool = field(default=False, metadata={"help": _REMOVED_HELP})
+    jit_mode_eval: bool = field(default=False, metadata={"help": _REMOVED_HELP})
+    tpu_num_cores: int | None = field(default=None, metadata={"help": _REMOVED_HELP})
+    past_index: int = field(default=-1, metadata={"help": _REMOVED_HELP})
+    save_safetensors: bool = field(default=True, metadata={"help": _REMOVED_HELP})
+    no_cuda: bool = field(
+        default=False,
+        metadata={"help": "Deprecated: set the environment variable JAX_PLATFORMS=cpu."},
+    )
 
     def __post_init__(self):
-        self._take_older_names()
-        given = {name: getattr(self, name) for name in STAND_INS}
-        hidden = {name: value for name, value in given.items() if self._is_hidden(name, value)}
-        for name in hidden:
+        self._apply_old_names()
+        values = {name: getattr(self, name) for name in STAND_INS}
+        replaced = {name: v for name, v in values.items() if self._needs_stand_in(name, v)}
+        for name in replaced:
             setattr(self, name, STAND_INS[name])
         super().__post_init__()
-        for name, value in hidden.items():
+        for name, value in replaced.items():
             setattr(self, name, value)
         self.lr_scheduler_type = SchedulerType(self.lr_scheduler_type)
 
-    def _is_hidden(self, name: str, value: Any) -> bool:
+    def _needs_stand_in(self, name: str, value: Any) -> bool:
         if name == "lr_scheduler_type":
-            # Without evaluations transformers refuses it, and shall, by its own name.
+            # Without evaluations transformers must see the real name: it then refuses it.
             return value == "reduce_lr_on_plateau" and self.eval_strategy != "no"
         return value == "lamb" if name == "optim" else bool(value)
 
-    def _take_older_names(self) -> None:
+    def _apply_old_names(self) -> None:
         if self.warmup_ratio is not None and not 0.0 <= self.warmup_ratio < 1.0:
             raise ValueError(f"warmup_ratio is {self.warmup_ratio}; it must be in [0, 1)")
-        for name, (now, takes) in OLDER.items():
-            value = getattr(self, name)
-            if value in (None, False) or (name == "warmup_ratio" and self.warmup_steps):
-                continue  # as in version 4, a number of steps goes before a share
-            warnings.warn(f"{name} is the older name of {now}.", FutureWarning, stacklevel=4)
-            for other, given in takes(value).items():
-                setattr(self, other, given)
-        for name, usual in GONE.items():
-            if getattr(self, name) != usual:
-                logger.warning("%s has no effect: transformers 5 dropped it.", name)
+        for old_name, (replacement, convert) in OLD_NAMES.items():
+            value = getattr(self, old_name)
+            if value in (None, False) or (old_name == "warmup_ratio" and self.warmup_steps):
+                continue  # as in transformers 4, warmup_steps takes precedence over warmup_ratio
+            warnings.warn(
+                f"{old_name} is deprecated; use {replacement} instead.",
+                FutureWarning,
+                stacklevel=4,
+            )
+            for name, new_value in convert(value).items():
+                setattr(self, name, new_value)
+        for name, default in REMOVED.items():
+            if getattr(self, name) != default:
+                logger.warning("%s has no effect: transformers 5 removed it.", name)
 
 
-# Older name -> what to write now, and what its value makes of other arguments.
-OLDER: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
+# Old name -> what to use instead, and a function from its value to {new name: value}.
+OLD_NAMES: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     "evaluation_strategy": ("eval_strategy", lambda value: {"eval_strategy": value}),
     "warmup_ratio": (
-        "warmup_steps, with a value below 1",
+        "warmup_steps, with a value below 1,",
         lambda value: {"warmup_steps": value} if value else {},
     ),
     "group_by_length": (
@@ -271,25 +339,32 @@ OLDER: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
         'debug="tpu_metrics_debug"',
         lambda value: {"debug": "tpu_metrics_debug"},
     ),
-    "logging_dir": ("the environment variable TENSORBOARD_LOGGING_DIR", _log_to),
+    "logging_dir": (
+        "the environment variable TENSORBOARD_LOGGING_DIR",
+        _set_tensorboard_folder,
+    ),
     "adafactor": ('optim="adafactor"', lambda value: {"optim": "adafactor"}),
     "include_inputs_for_metrics": (
         'include_for_metrics=["inputs"]',
         lambda value: {"include_for_metrics": ["inputs"]},
     ),
-    "no_cuda": ("JAX_PLATFORMS=cpu", lambda value: {"use_cpu": True}),
+    "no_cuda": (
+        "the environment variable JAX_PLATFORMS=cpu",
+        lambda value: {"use_cpu": True},
+    ),
 }
 
 
 def plain_value(value: Any) -> Any:
-    """The value of a member of an enumeration, such as `SchedulerType`; all else as it is."""
+    """The value of an enum member, such as `SchedulerType.LINEAR`; other values unchanged."""
     return value.value if isinstance(value, Enum) else value
 
 
 def set_log_level(args: transformers.TrainingArguments, is_main: bool) -> None:
-    """`log_level`, here and in transformers; `log_level_replica` on other processes than the main.
+    """Set the log level of the loggers `transformers` and `qa_flax`.
 
-    `passive` leaves both as they are.
+    The level is `log_level` on the main process and `log_level_replica` on the others. `passive`
+    changes nothing.
     """
     level = trainer_log_levels[args.log_level if is_main else args.log_level_replica]
     if level != trainer_log_levels["passive"]:
@@ -298,15 +373,15 @@ def set_log_level(args: transformers.TrainingArguments, is_main: bool) -> None:
 
 
 def check_training_arguments(args: transformers.TrainingArguments) -> None:
-    """Refuse what cannot be honoured, and warn of what has no effect, each by name with the reason.
+    """Refuse unsupported arguments, and log a warning for each argument without effect.
 
     Raises:
-        ValueError: names every argument that is refused.
+        ValueError: names every unsupported argument, with the reason and the allowed values.
     """
-    # Here, so that arguments can be parsed without JAX.
+    # Imported here so that arguments can be parsed without JAX.
     from qa_flax.device.optim import NEED_WHOLE_PARAMETERS, OPTIMIZERS
 
-    refused = [
+    problems = [
         f"{name}={value!r}: {reason} (allowed: {', '.join(map(repr, allowed))})"
         for name, (allowed, reason) in REFUSED.items()
         if (value := getattr(args, name, allowed[0])) not in allowed
@@ -315,22 +390,22 @@ def check_training_arguments(args: transformers.TrainingArguments) -> None:
         value = getattr(args, name, allowed[0])
         values = [plain_value(v) for v in (value if isinstance(value, list) else [value])]
         if unknown := [v for v in values if v not in allowed]:
-            refused.append(f"{name}={unknown[0]!r} (allowed: {', '.join(allowed)})")
+            problems.append(f"{name}={unknown[0]!r} (allowed: {', '.join(allowed)})")
     optim = plain_value(args.optim)
     if getattr(args, "shard_params", False) and optim in NEED_WHOLE_PARAMETERS:
-        others = ", ".join(name for name in OPTIMIZERS if name not in NEED_WHOLE_PARAMETERS)
-        refused.append(
-            f"shard_params=True: optim={optim!r} needs whole parameters, and no core has them "
-            f"(allowed: {others})"
+        shardable = ", ".join(name for name in OPTIMIZERS if name not in NEED_WHOLE_PARAMETERS)
+        problems.append(
+            f"shard_params=True: optim={optim!r} needs whole parameters, but each core holds "
+            f"only a shard (allowed: {shardable})"
         )
-    if refused:
+    if problems:
         raise ValueError(
-            "these training arguments cannot be honoured by qa_flax:\n  "
-            + "\n  ".join(refused)
-            + "\nRemove them or give an allowed value."
+            "qa_flax does not support these training arguments:\n  "
+            + "\n  ".join(problems)
+            + "\nRemove them or set them to an allowed value."
         )
-    usual = transformers.TrainingArguments(output_dir="")  # some values depend on the machine
+    defaults = transformers.TrainingArguments(output_dir="")  # some depend on the machine
     for name, reason in WITHOUT_EFFECT.items():
         value = getattr(args, name, None)
-        if value is not None and value != getattr(usual, name, None):
+        if value is not None and value != getattr(defaults, name, None):
             logger.warning("%s=%r has no effect: %s.", name, value, reason)

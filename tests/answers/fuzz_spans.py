@@ -1,9 +1,10 @@
-"""Random cases of post-processing against the plain oracle, as many as asked for; run by hand.
+"""Compare post-processing with the oracle on any number of random cases; run by hand.
 
     python tests/answers/fuzz_spans.py --cases 1000000 --processes 2
 
-Windows, texts, ragged rows, ties, NaN, v1 and v2, with and without Hugging Face's defects, from
-lists, `datasets` and `Features`: answers, and in every tenth case the bytes of all files.
+The cases have random windows, texts, rows of different lengths, equal logits and NaN. They use
+SQuAD v1 and v2, `hf_compatible` True and False, and windows as lists, `datasets` and `Features`.
+Answers are compared; in every tenth case the bytes of all files are compared, too.
 """
 
 import argparse
@@ -45,37 +46,42 @@ def compare_block(first):
 
 
 def compare(seed):
-    """One case; raises with its seed where the two differ. 0 where Hugging Face has no result."""
+    """Compare one case; return 1, or 0 where Hugging Face's code crashes.
+
+    Raises:
+        AssertionError: the two results differ; the message has the seed.
+    """
     rng = np.random.default_rng(seed)
     rows, features, predictions, settings = test_spans.case(seed)
     settings["hf_compatible"] = bool(rng.integers(2))
     kind = rng.integers(3)
-    if kind == 1:  # many ties
+    if kind == 1:  # many equal logits
         predictions = tuple(np.round(logits) for logits in predictions)
     elif kind == 2:
         for logits in predictions:
-            share = rng.random(logits.shape) < 0.03
-            logits[share] = rng.choice([np.nan, np.inf, -np.inf, -0.0, 0.0], int(share.sum()))
+            mask = rng.random(logits.shape) < 0.03
+            logits[mask] = rng.choice([np.nan, np.inf, -np.inf, -0.0, 0.0], int(mask.sum()))
     if rng.random() < 0.5:
         for feature in features:
             feature["cls_index"] = int(rng.integers(test_spans.LENGTH))
-    given = features
-    if rng.random() < 0.05:  # slow to make
-        given = test_spans.as_dataset(features)
+    windows = features
+    if rng.random() < 0.05:  # rarely, because building a data set is slow
+        windows = test_spans.as_dataset(features)
     elif "token_is_max_context" not in features[0] and "cls_index" not in features[0]:
-        given = test_spans.as_struct(features)
+        windows = test_spans.as_struct(features)
     reference = {"argsort": test_spans.left_first}
     try:
         if rng.random() < 0.1:
             with tempfile.TemporaryDirectory() as folder:
                 test_spans.assert_same(
-                    Path(folder), rows, features, predictions, settings, given, **reference
+                    Path(folder), rows, features, predictions, settings, windows, **reference
                 )
         else:
             with np.errstate(all="ignore"):
                 expected = postprocess_plain(rows, features, predictions, **settings, **reference)
-            assert postprocess_qa_predictions(rows, given, predictions, **settings) == expected
-    except StopIteration:  # Hugging Face's IndexError: several spans, none of which has a text
+            actual = postprocess_qa_predictions(rows, windows, predictions, **settings)
+            assert actual == expected
+    except StopIteration:  # Hugging Face's code raises IndexError: no span has a text
         return 0
     except AssertionError as error:
         raise AssertionError(f"seed {seed} differs") from error

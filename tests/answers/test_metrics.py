@@ -1,4 +1,4 @@
-"""`qa_flax.metrics` gives the official scorers' numbers to the last digit."""
+"""`squad_metric` returns the official scorers' numbers to the last digit."""
 
 import random
 
@@ -9,40 +9,36 @@ from conftest import shared_path
 from qa_flax.answers.metrics import squad_metric
 
 
-def prediction(text, id_="q", **more):
-    return {"id": id_, "prediction_text": text, **more}
+def prediction(text, id_="q", **columns):
+    return {"id": id_, "prediction_text": text, **columns}
 
 
 def reference(*golds, id_="q"):
     return {"id": id_, "answers": {"text": list(golds), "answer_start": [0] * len(golds)}}
 
 
-# ------------------------------------------------------------- the official values, worked by hand
+# ------------------------------------------------------ the official values, calculated by hand
 
 
 @pytest.mark.parametrize(
     ("text", "golds", "exact", "f1"),
     [
         ("The Broncos!", ["Denver", "broncos"], 100.0, 100.0),
-        ("the", ["a"], 100.0, 0.0),  # both empty once normalised: equal, but without a word
+        ("the", ["a"], 100.0, 0.0),  # both are empty after normalisation: equal, but no common word
         ("", [""], 100.0, 0.0),
-        ("10\u201312", ["10-12"], 0.0, 0.0),  # of the dashes only the ASCII one is punctuation
+        ("10\u201312", ["10-12"], 0.0, 0.0),  # only the ASCII dash is punctuation
         ("£5", ["5"], 0.0, 0.0),
-        (
-            "10\u2013the 12",
-            ["10\u2013 12"],
-            100.0,
-            100.0,
-        ),  # an article ends at any mark, not just spaces
+        # An article is also recognised next to a punctuation mark, not only between spaces.
+        ("10\u2013the 12", ["10\u2013 12"], 100.0, 100.0),
         ("another theme", ["theme another"], 0.0, 100.0),
-        ("x x x", ["x y"], 0.0, 40.0),  # one word shared: precision 1/3, recall 1/2
+        ("x x x", ["x y"], 0.0, 40.0),  # one common word: precision 1/3, recall 1/2
         ("x x", ["x x y"], 0.0, 80.0),
         ("Saint\tMary\u00a0", ["saint mary"], 100.0, 100.0),
         ("ÉCOLE", ["école"], 100.0, 100.0),
         ("東京", ["東京都"], 0.0, 0.0),
     ],
 )
-def test_version_1_corners(text, golds, exact, f1):
+def test_version_1_edge_cases(text, golds, exact, f1):
     scores = squad_metric([prediction(text)], [reference(*golds)])
     assert list(scores) == ["exact_match", "f1"]
     assert scores == pytest.approx({"exact_match": exact, "f1": f1}, rel=1e-15)
@@ -55,12 +51,12 @@ def test_version_1_corners(text, golds, exact, f1):
         ("the", [], 100.0, 100.0),
         ("word", [], 0.0, 0.0),
         ("", ["word"], 0.0, 0.0),
-        ("the", ["a"], 100.0, 100.0),  # a gold that normalises to "" is left out: gold is then [""]
+        ("the", ["a"], 100.0, 100.0),  # a gold answer that normalises to "" is ignored
         ("", ["the", "word"], 0.0, 0.0),
         ("x y", ["x"], 0.0, 200 / 3),
     ],
 )
-def test_version_2_corners(text, golds, exact, f1):
+def test_version_2_edge_cases(text, golds, exact, f1):
     scores = squad_metric([prediction(text, no_answer_probability=0.0)], [reference(*golds)], True)
     assert scores["exact"] == exact
     assert scores["f1"] == pytest.approx(f1, rel=1e-15)
@@ -89,7 +85,8 @@ def test_version_2_keys_and_threshold():
         ("NoAns_exact", 100.0),
         ("NoAns_f1", 100.0),
         ("NoAns_total", 2),
-        # Begin with 2 unanswered; "1" makes 3; "4" is empty; "2" adds 2/3 of F1; "3" costs one.
+        # Starts at 2, all answers being ""; "1" adds 1; "4" is ""; "2" adds an F1 of 2/3; "3"
+        # subtracts 1.
         ("best_exact", 75.0),
         ("best_exact_thresh", 0.1),
         ("best_f1", pytest.approx((300 + third) / 4)),
@@ -97,7 +94,7 @@ def test_version_2_keys_and_threshold():
     ]
 
 
-def test_one_probability_for_all_makes_the_best_scores_an_artefact_of_order():
+def test_with_equal_probabilities_the_best_scores_depend_on_the_order():
     def best(order):
         texts = {"1": "x", "2": "y", "3": "w", "4": "w"}
         rows = [prediction(texts[id_], id_, no_answer_probability=0.0) for id_ in order]
@@ -108,7 +105,7 @@ def test_one_probability_for_all_makes_the_best_scores_an_artefact_of_order():
     assert [best(order) for order in ("1234", "1324", "3412")] == [100.0, 75.0, 50.0]
 
 
-def test_the_best_score_looks_at_the_raw_prediction():
+def test_the_best_scores_use_the_raw_prediction():
     rows = [prediction("the", no_answer_probability=-1.0)]
     scores = squad_metric(rows, [reference()], True)
     assert (scores["exact"], scores["best_exact"], scores["best_exact_thresh"]) == (100, 100, 0)
@@ -122,22 +119,23 @@ def test_the_best_score_looks_at_the_raw_prediction():
 
 
 def guesses(rows, seed):
-    """Golds, golds cut, words of the context, nothing: what a model would say, good and bad."""
+    """Random answers as a model gives: gold or altered answers, words of the context, no text."""
     rng = random.Random(seed)
     answers = {}
     for row in rows:
         words, golds = row["context"].split(), row["answers"]["text"] or ["the"]
         first = rng.randrange(len(words))
-        some = " ".join(words[first : first + rng.randint(1, 12)])
+        excerpt = " ".join(words[first : first + rng.randint(1, 12)])
         gold = rng.choice(golds)
         longer = f"the {gold}, {words[first]} {gold}"
-        answers[row["id"]] = rng.choice([gold, gold[1:], gold.upper(), some, longer, "", "The!"])
+        answers[row["id"]] = rng.choice([gold, gold[1:], gold.upper(), excerpt, longer, "", "The!"])
     return answers
 
 
 REAL = [("xquad", f"xquad.{code}.json") for code in ("en", "de", "es", "zh", "ar")]
 REAL += [("squadshifts", f"{name}_v1.0.json") for name in ("reddit", "amazon_reviews")]
-# The rules are those of English in all: two scripts, and many questions; the others are slow.
+# The same English rules apply to all files. By default the tests use two other scripts and a file
+# with many questions; the rest is marked slow.
 DEFAULT = ("xquad.zh.json", "xquad.ar.json", "reddit_v1.0.json")
 real_files = pytest.mark.parametrize(
     "file",
@@ -174,7 +172,7 @@ def test_real_questions_version_2(file, threshold):
 
 
 @pytest.mark.parametrize("language", ["en", "de", "es", "zh", "ar"])
-def test_real_questions_by_mlqas_rules(language):
+def test_real_questions_with_mlqas_rules(language):
     rows = oracle.nested_to_rows(shared_path("data", "xquad", f"xquad.{language}.json"))
     answers = guesses(rows, len(rows))
     predictions = [prediction(text, id_) for id_, text in answers.items()]
@@ -202,12 +200,13 @@ def test_languages(language, text, gold, exact, f1):
     assert scores == pytest.approx({"exact_match": exact, "f1": f1}, rel=1e-15)
 
 
-def test_an_unknown_language_is_refused():
-    with pytest.raises(ValueError, match="'fr'; MLQA's rules know ar, de, en, es, hi, vi, zh"):
+def test_an_unsupported_language_is_rejected():
+    message = "'fr' is not supported; MLQA's rules exist for ar, de, en, es, hi, vi, zh"
+    with pytest.raises(ValueError, match=message):
         squad_metric([prediction("x")], [reference("x")], language="fr")
 
 
-# ------------------------------------------------------------------------ what is lacking or wrong
+# ------------------------------------------------------------------------------- invalid input
 
 
 def test_a_missing_prediction_counts_as_wrong_in_version_1(caplog):
@@ -216,13 +215,13 @@ def test_a_missing_prediction_counts_as_wrong_in_version_1(caplog):
     assert "1 of 2 questions have no prediction and count as wrong: 2" in caplog.text
 
 
-def test_repeated_and_foreign_ids():
+def test_repeated_and_unrelated_ids():
     rows = [prediction("wrong", "1"), prediction("x", "1"), prediction("x", "elsewhere")]
     assert squad_metric(rows, [FOUR[0]]) == {"exact_match": 100.0, "f1": 100.0}
-    twice = [FOUR[0], reference("other", id_="1")]
-    assert squad_metric(rows, twice) == {"exact_match": 50.0, "f1": 50.0}
-    assert squad_metric(rows, twice, True)["total"] == 1
-    assert squad_metric(rows, twice, True)["exact"] == 0.0
+    repeated = [FOUR[0], reference("other", id_="1")]
+    assert squad_metric(rows, repeated) == {"exact_match": 50.0, "f1": 50.0}
+    assert squad_metric(rows, repeated, True)["total"] == 1
+    assert squad_metric(rows, repeated, True)["exact"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -230,17 +229,17 @@ def test_repeated_and_foreign_ids():
     [
         ([prediction("x", "1")], FOUR, False, r"2 of 4 .*\(3, 4\).*version_2_with_negative=True"),
         ([prediction("x", "1")], FOUR, True, r"3 of 4 questions have no prediction \(2, 3, 4\)"),
-        ([], [], False, "no references"),
+        ([], [], False, "references is empty"),
         ([prediction(None, "1"), prediction(3, "2")], FOUR, True, '2 x no string.*text": 1, 2'),
         (["x"], FOUR, True, "1 x not a dict .*row 0"),
-        ([prediction("x", no_answer_probability=None)], FOUR, True, "is no number: q"),
-        ([prediction("x", no_answer_probability=float("nan"))], FOUR, True, "is no number: q"),
+        ([prediction("x", no_answer_probability=None)], FOUR, True, "is not a number: q"),
+        ([prediction("x", no_answer_probability=float("nan"))], FOUR, True, "is not a number: q"),
         ([], [{"id": "q"}], False, r"references cannot be scored:\n.*under \"answers\": q"),
-        ([], [{"id": "q", "answers": {"text": "x"}}], False, "no list of strings: q"),
-        ([], [{"id": "q", "answers": {"text": None}}], False, "no list of strings: q"),
+        ([], [{"id": "q", "answers": {"text": "x"}}], False, "is not a list of strings: q"),
+        ([], [{"id": "q", "answers": {"text": None}}], False, "is not a list of strings: q"),
         ([], [{"answers": {"text": ["x"]}}] * 7, False, "7 x .*row 0, .*row 4, [.][.][.]"),
     ],
 )
-def test_refusals(predictions, references, version_2, message):
+def test_invalid_rows_are_rejected(predictions, references, version_2, message):
     with pytest.raises(ValueError, match=message):
         squad_metric(predictions, references, version_2)

@@ -1,12 +1,13 @@
-"""Every family beside PyTorch: the largest errors, and the windows a second. Needs `parity`.
+"""Compare every model family with PyTorch: largest errors and speed. Needs the `parity` extra.
 
     python tests/benchmarks/families.py [FAMILY ...] [--length 384] [--batch 4] [--repeats 5]
         [--speed_only]
 
-Errors: loud random weights, over every setting of the family's test case: logits by their scale,
-gradients by each parameter's largest value. Speed: 4 layers of 256, 4 heads, the family's own
-defaults else; the forward pass of full rows in float32, in turn with PyTorch, the best of
-`--repeats`, on all cores that each finds. Prints a Markdown table.
+Errors are measured with large random weights (`support/loud.py`), over all settings of the family's
+test case. The logits' error is relative to their scale, the gradients' error to each parameter's
+largest gradient. Speed is measured with 4 layers of 256, 4 heads and otherwise the family's default
+configuration: the forward pass of rows without padding in float32, alternating with PyTorch, on all
+CPU cores that each uses. The best of `--repeats` counts. Prints a Markdown table.
 """
 
 import argparse
@@ -43,7 +44,7 @@ SIZES = {
     **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 1024),
     "embedding_size": 256,
 }
-# Where the default is not what the family's checkpoints are.
+# Where the family's checkpoints differ from its default configuration.
 EXTRA: dict[str, dict[str, Any]] = {
     "deberta-v2": {
         "relative_attention": True,
@@ -68,22 +69,22 @@ def main() -> None:
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    print("| family | logits' error | gradients' error | windows/s | PyTorch's | ratio |")
+    print("| family | logits' error | gradients' error | windows/s | PyTorch, windows/s | ratio |")
     print("|---|---|---|---|---|---|")
     for family in arguments.families:
         errors = ["", ""]
         if not arguments.speed_only:
             errors = [f"{error:.1e}" for error in (logits_error(family), gradients_error(family))]
-        ours, theirs = speeds(family, arguments)
+        speed, torch_speed = speeds(family, arguments)
         print(
-            f"| {family} | {errors[0]} | {errors[1]} | {ours:.1f} | {theirs:.1f} "
-            f"| {ours / theirs:.2f}x |",
+            f"| {family} | {errors[0]} | {errors[1]} | {speed:.1f} | {torch_speed:.1f} "
+            f"| {speed / torch_speed:.2f}x |",
             flush=True,
         )
 
 
 def in_torch(model: AutoModelForQuestionAnswering) -> Any:
-    """The same model in PyTorch."""
+    """Load the same model in PyTorch."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         return transformers.AutoModelForQuestionAnswering.from_pretrained(folder).eval()
@@ -94,71 +95,75 @@ def tensors(batch: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 def logits_error(family: str) -> float:
-    """The largest over all settings, lengths and both sides."""
+    """Return the largest error over all settings, lengths, and start and end logits."""
     case, errors = CASES[family], []
     fields = [{n: v} for n, v in case.changed.items() if "dropout" not in n and "init" not in n]
     for changes in ({}, *fields, *case.variations):
         model = loud_model(4, family=family, **changes)
-        theirs = in_torch(model)
+        torch_model = in_torch(model)
         for length in case.lengths:
             batch = batch_of(family, length, **changes)
             with torch.no_grad():
-                expected = theirs(**tensors(batch))
-            ours = model(**batch)
+                expected = torch_model(**tensors(batch))
+            actual = model(**batch)
             for side in ("start_logits", "end_logits"):
-                errors.append(relative_error(getattr(ours, side), getattr(expected, side)))
+                errors.append(relative_error(getattr(actual, side), getattr(expected, side)))
     return max(errors)
 
 
 def gradients_error(family: str) -> float:
-    """The largest over all parameters but those that are zero but for rounding."""
+    """Return the largest error over all parameters whose gradient is not zero up to rounding."""
     model, batch = loud_model(5, family=family), batch_of(family, 12, 4)
     start, end = np.array([3, 0, 2, 1]), np.array([5, 9, 4, 0])
-    theirs = in_torch(model)
+    torch_model = in_torch(model)
     labels = {"start_positions": torch.tensor(start), "end_positions": torch.tensor(end)}
-    theirs(**tensors(batch), **labels).loss.backward()
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    torch_model(**tensors(batch), **labels).loss.backward()
+    graphdef, params, other = nnx.split(model, nnx.Param, ...)
 
     @jax.jit
     def loss(params: Any) -> Any:
-        logits = nnx.merge(graph, params, rest)(**batch)
+        logits = nnx.merge(graphdef, params, other)(**batch)
         return span_losses(logits, jnp.array(start), jnp.array(end)).mean()
 
-    expected = {n: p.grad.numpy() for n, p in theirs.named_parameters() if p.grad is not None}
+    expected = {n: p.grad.numpy() for n, p in torch_model.named_parameters() if p.grad is not None}
     return gradient_error(torch_gradients(jax.grad(loss)(params), family), expected)
 
 
 def speeds(family: str, arguments: argparse.Namespace) -> tuple[float, float]:
-    """Windows a second, here and in PyTorch, once their logits were found to be equal."""
-    known = AutoConfig.for_model(family).to_dict()
-    sizes = {name: value for name, value in SIZES.items() if name in known}
+    """Return windows per second of our model and of PyTorch's.
+
+    Raises:
+        AssertionError: their logits differ.
+    """
+    fields = AutoConfig.for_model(family).to_dict()
+    sizes = {name: value for name, value in SIZES.items() if name in fields}
     config = AutoConfig.for_model(family, **sizes | EXTRA.get(family, {}))
     model = AutoModelForQuestionAnswering.from_config(config)
-    theirs, run = in_torch(model), nnx.jit(model)
+    torch_model, run = in_torch(model), nnx.jit(model)
     ids = np.random.default_rng(0).integers(5, 30000, (arguments.batch, arguments.length))
     if CASES[family].needs_separators:
         ids[:, [12, 13, -1]] = config.sep_token_id
     batch = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    given = tensors(batch)
+    torch_batch = tensors(batch)
 
-    def here() -> np.ndarray:
+    def run_ours() -> np.ndarray:
         return np.asarray(run(**batch).start)
 
-    def there() -> np.ndarray:
+    def run_torch() -> np.ndarray:
         with torch.inference_mode():
-            return theirs(**given).start_logits.numpy()
+            return torch_model(**torch_batch).start_logits.numpy()
 
-    error = relative_error(here(), there())
+    error = relative_error(run_ours(), run_torch())
     if error > 1e-3:
         raise AssertionError(f"{family}: the logits differ by {error:.1e}")
-    forms: dict[str, Callable] = {"here": here, "there": there}
-    best = dict.fromkeys(forms, np.inf)
+    functions: dict[str, Callable] = {"ours": run_ours, "torch": run_torch}
+    best = dict.fromkeys(functions, np.inf)
     for _ in range(arguments.repeats):
-        for name, form in forms.items():
-            began = time.perf_counter()
-            form()
-            best[name] = min(best[name], time.perf_counter() - began)
-    return arguments.batch / best["here"], arguments.batch / best["there"]
+        for name, function in functions.items():
+            started = time.perf_counter()
+            function()
+            best[name] = min(best[name], time.perf_counter() - started)
+    return arguments.batch / best["ours"], arguments.batch / best["torch"]
 
 
 if __name__ == "__main__":

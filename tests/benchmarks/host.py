@@ -1,10 +1,10 @@
-"""How fast is the host side? Windows, answers and scores against Hugging Face's plain loops.
+"""Time the host side: windows, answers and scores, compared with Hugging Face's loops.
 
     python tests/benchmarks/host.py --tokenizer DIR --data FILE [FILE ...]
 
-Both run in this process, one after the other, on the same questions, windows and logits; each time
-is the best of `--repeats`, and the answers are compared before a ratio is printed. The loops are
-those of `tests/oracle.py`, over `datasets` rows as in `run_qa.py`.
+Both run in this process, one after the other, on the same questions, windows and logits. Each time
+is the best of `--repeats`. The results are compared before a ratio is printed. Hugging Face's loops
+are those of `tests/support/oracle.py`, over `datasets` rows as in `run_qa.py`.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--data", nargs="+", required=True)
-    parser.add_argument("--questions", type=int, default=None, help="the first only")
+    parser.add_argument("--questions", type=int, default=None, help="use only the first")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     datasets.disable_progress_bars()
@@ -56,17 +56,19 @@ def main():
 
 
 class Bench:
-    """Times two ways to do one thing and prints their ratio."""
+    """Times a reference and our functions, and prints their ratio."""
 
     def __init__(self, repeats):
         self.repeats = repeats
-        print("| what | Hugging Face's loops, s | qa_flax, s | ratio |\n|---|---|---|---|")
+        print("| step | Hugging Face's loops, s | qa_flax, s | ratio |\n|---|---|---|---|")
 
-    def compare(self, theirs, ours, same):
-        """Times `theirs` and each of `ours`, named functions, in turn, so that a busy machine is
-        busy for all. Returns the result of each.
+    def compare(self, reference, functions, same):
+        """Time `reference` and each of `functions`, a dict by name; return the results of all.
+
+        They run in turn, so that other load on the machine slows down all of them.
         """
-        functions = {"": theirs} | ours
+        names = list(functions)
+        functions = {"": reference} | functions
         times, results = {name: [] for name in functions}, {}
         for _ in range(self.repeats):
             for name, function in functions.items():
@@ -74,7 +76,7 @@ class Bench:
                 results[name] = function()
                 times[name].append(time.perf_counter() - started)
         slow = min(times[""])
-        for name in ours:
+        for name in names:
             if not same(results[""], results[name]):
                 raise AssertionError(f"{name}: the two results differ")
             fast = min(times[name])
@@ -83,7 +85,7 @@ class Bench:
 
 
 def mapped(examples, tokenizer):
-    """`examples.map(prepare_validation_features, batched=True)`."""
+    """Return `examples.map(prepare_validation_features, batched=True)`."""
 
     def prepare(batch):
         table = zip(*batch.values(), strict=True)
@@ -94,36 +96,37 @@ def mapped(examples, tokenizer):
 
 
 def time_windows(bench, rows, tokenizer):
-    """`map(prepare_validation_features)` against `make_windows`."""
-    examples, own_examples = datasets.Dataset.from_list(rows), load_examples(rows)
+    """Compare `map(prepare_validation_features)` with `make_windows`."""
+    dataset, examples = datasets.Dataset.from_list(rows), load_examples(rows)
 
-    def theirs():
-        return mapped(examples, tokenizer)
+    def hugging_face():
+        return mapped(dataset, tokenizer)
 
     def ours():
-        return make_windows(own_examples, tokenizer, labels=False, disable_tqdm=True, **LENGTHS)
+        return make_windows(examples, tokenizer, labels=False, disable_tqdm=True, **LENGTHS)
 
-    def same(plain, own):
-        read = Features.from_dataset(plain)
-        own = Features.from_dataset(own) if isinstance(own, datasets.Dataset) else own.features()
+    def same(table, windows):
+        expected = Features.from_dataset(table)
+        is_dataset = isinstance(windows, datasets.Dataset)
+        actual = Features.from_dataset(windows) if is_dataset else windows.features()
         fields = ("input_ids", "attention_mask", "token_type_ids", "offsets")
-        return all(np.array_equal(getattr(read, f), getattr(own, f)) for f in fields)
+        return all(np.array_equal(getattr(expected, f), getattr(actual, f)) for f in fields)
 
     def ours_as_dataset():
         return ours().features().to_dataset()
 
-    both = {"windows": ours, "windows, as a data set": ours_as_dataset}
-    plain, own, _ = bench.compare(theirs, both, same)
-    held = plain.data.nbytes / len(plain), bytes_of(own) / len(own)
+    functions = {"windows": ours, "windows, as a data set": ours_as_dataset}
+    table, windows, _ = bench.compare(hugging_face, functions, same)
+    arrow, numpy = table.data.nbytes / len(table), bytes_of(windows) / len(windows)
     print(
-        f"{len(rows):,} questions, {len(own):,} windows; held: {held[0]:,.0f} bytes a window in "
-        f"Arrow, {held[1]:,.0f} in NumPy, {held[0] / held[1]:.1f}x"
+        f"{len(rows):,} questions, {len(windows):,} windows; memory per window: {arrow:,.0f} bytes "
+        f"in Arrow, {numpy:,.0f} in NumPy, {arrow / numpy:.1f}x"
     )
-    return plain, own
+    return table, windows
 
 
 def bytes_of(value):
-    """Of all arrays inside, and of the ids, each string once."""
+    """Return the bytes of all arrays in a dataclass, and of its ids, counting each string once."""
     if isinstance(value, np.ndarray):
         return value.nbytes
     if isinstance(value, list):
@@ -132,7 +135,7 @@ def bytes_of(value):
 
 
 def random_logits(windows, seed=0):
-    """Distinct float32 logits with a peak inside each context, as a model's."""
+    """Return float32 logits that peak at one token of each context, like a model's."""
     rng = np.random.default_rng(seed)
     inside = windows.features().offsets[..., 0] >= 0
     centre = np.array([rng.choice(np.flatnonzero(row)) if row.any() else 0 for row in inside])
@@ -143,16 +146,16 @@ def random_logits(windows, seed=0):
 
 
 def time_spans(bench, rows, windows):
-    """`postprocess_qa_predictions` from `datasets` windows and from our own."""
-    plain, own = windows
+    """Compare `postprocess_qa_predictions` on windows as a data set and on `Windows`."""
+    table, own = windows
     logits = random_logits(own)
     with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder, name) for name in ("theirs", "ours")]
+        paths = [Path(folder, name) for name in ("hugging_face", "ours")]
         for path in paths:
             path.mkdir()
 
-        def theirs(path=None):
-            return oracle.postprocess_plain(rows, plain, logits, output_dir=path)
+        def hugging_face(path=None):
+            return oracle.postprocess_plain(rows, table, logits, output_dir=path)
 
         def ours(features, path=None):
             return postprocess_qa_predictions(rows, features, logits, output_dir=path)
@@ -167,17 +170,17 @@ def time_spans(bench, rows, windows):
             )
 
         bench.compare(
-            theirs,
+            hugging_face,
             {
-                "answers, from a data set of windows": lambda: ours(plain),
+                "answers, from a data set of windows": lambda: ours(table),
                 "answers, from our windows": lambda: ours(own),
             },
             same,
         )
         bench.compare(
-            lambda: theirs(paths[0]),
+            lambda: hugging_face(paths[0]),
             {
-                "answers and files, from a data set of windows": lambda: ours(plain, paths[1]),
+                "answers and files, from a data set of windows": lambda: ours(table, paths[1]),
                 "answers and files, from our windows": lambda: ours(own, paths[1]),
             },
             same_files,
@@ -185,7 +188,7 @@ def time_spans(bench, rows, windows):
 
 
 def time_scores(bench, rows):
-    """The official v1.1 and v2.0 scorers against `squad_metric`."""
+    """Compare the official v1.1 and v2.0 scorers with `squad_metric`."""
     rng = random.Random(0)
     answers = {}
     for row in rows:
@@ -205,70 +208,69 @@ def time_scores(bench, rows):
         )
 
 
-def time_all(bench, rows, tokenizer, own):
-    """Questions to EM and F1, without the model."""
-    logits = random_logits(own)
-    examples, own_examples = datasets.Dataset.from_list(rows), load_examples(rows)
+def time_all(bench, rows, tokenizer, windows):
+    """Compare the way from questions to EM and F1, without the model."""
+    logits = random_logits(windows)
+    dataset, examples = datasets.Dataset.from_list(rows), load_examples(rows)
 
-    def theirs():
-        plain = mapped(examples, tokenizer)
-        return oracle.squad_v1_plain(oracle.postprocess_plain(rows, plain, logits), rows)
+    def hugging_face():
+        table = mapped(dataset, tokenizer)
+        return oracle.squad_v1_plain(oracle.postprocess_plain(rows, table, logits), rows)
 
     def ours():
-        windows = make_windows(own_examples, tokenizer, labels=False, disable_tqdm=True, **LENGTHS)
-        answers = postprocess_qa_predictions(own_examples, windows, logits)
+        windows = make_windows(examples, tokenizer, labels=False, disable_tqdm=True, **LENGTHS)
+        answers = postprocess_qa_predictions(examples, windows, logits)
         return squad_metric(
             [{"id": id_, "prediction_text": text} for id_, text in answers.items()], rows
         )
 
-    bench.compare(theirs, {"questions to EM and F1": ours}, lambda a, b: a == b)
+    bench.compare(hugging_face, {"questions to EM and F1": ours}, lambda a, b: a == b)
 
 
 def time_growth(rows, own):
-    """Time and extra memory of post-processing at 1, 4 and 16 times the data."""
-    few = len(own) // 16
-    known = set(own.example_ids[:few])
-    base = [row for row in rows if row["id"] in known]
-    kept = [n for n, id_ in enumerate(own.example_ids) if id_ in known]
-    print(
-        "| windows | answers, s | extra memory, MB | of it answers and ids, MB |\n|---|---|---|---|"
-    )
+    """Print time and temporary memory of post-processing 1, 4 and 16 copies of some examples."""
+    base_ids = set(own.example_ids[: len(own) // 16])
+    base = [row for row in rows if row["id"] in base_ids]
+    base_windows = [n for n, id_ in enumerate(own.example_ids) if id_ in base_ids]
+    print("| windows | answers, s | peak memory, MB | of which answers and ids, MB |")
+    print("|---|---|---|---|")
     for times in (1, 4, 16):
         examples = [row | {"id": f"{row['id']}-{n}"} for n in range(times) for row in base]
-        ids = [f"{own.example_ids[k]}-{n}" for n in range(times) for k in kept]
-        index = np.tile(kept, times)
-        windows = dataclasses.replace(own, example_ids=ids, cut=own.cut[index])
+        ids = [f"{own.example_ids[k]}-{n}" for n in range(times) for k in base_windows]
+        index = np.tile(base_windows, times)
+        windows = dataclasses.replace(own, example_ids=ids, slices=own.slices[index])
         logits = random_logits(windows)
         started = time.perf_counter()
         postprocess_qa_predictions(examples, windows, logits)
         seconds = time.perf_counter() - started
         tracemalloc.start()
         answers = postprocess_qa_predictions(examples, windows, logits)
-        held, peak = tracemalloc.get_traced_memory()
+        remaining, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert len(answers) == len(examples)
         print(
-            f"| {len(windows):,} | {seconds:.3f} | {peak / 1e6:.1f} | {held / 1e6:.1f} |",
+            f"| {len(windows):,} | {seconds:.3f} | {peak / 1e6:.1f} | {remaining / 1e6:.1f} |",
             flush=True,
         )
 
 
 def measure_long_contexts(rows, tokenizer):
-    """Windows of one context of millions of characters: the memory that takes, each in a process
-    of its own.
+    """Print time and memory of cutting a context of millions of characters into windows.
+
+    Each size is measured in a new process, so that its peak memory is that of this size alone.
     """
     text = " ".join(dict.fromkeys(row["context"] for row in rows))
-    print("| characters in a context | windows | s | memory of the process grew by, MB |")
+    print("| characters in a context | windows | s | growth of the process, MB |")
     print("|---|---|---|---|", flush=True)
     for millions in (1, 4, 16):
         context = (text * (1 + millions * 1_000_000 // len(text)))[: millions * 1_000_000]
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            windows, seconds, grown = process.submit(window_one, context, tokenizer).result()
-        print(f"| {len(context):,} | {windows:,} | {seconds:.1f} | {grown:.0f} |", flush=True)
+            windows, seconds, growth = process.submit(window_one, context, tokenizer).result()
+        print(f"| {len(context):,} | {windows:,} | {seconds:.1f} | {growth:.0f} |", flush=True)
 
 
 def window_one(context, tokenizer):
-    """How many windows a context gives, the time, and by how much the process grew, in MB."""
+    """Return the number of windows, the seconds, and the growth of this process in MB."""
     answers = {"text": [], "answer_start": []}
     row = {"id": "a", "question": "What is it?", "context": context, "answers": answers}
     examples, tokenizer = load_examples([row]), AutoTokenizer.from_pretrained(tokenizer)
@@ -276,8 +278,8 @@ def window_one(context, tokenizer):
     started = time.perf_counter()
     windows = make_windows(examples, tokenizer, labels=False, disable_tqdm=True, **LENGTHS)
     seconds = time.perf_counter() - started
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return len(windows), seconds, grown / 1e3
+    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return len(windows), seconds, growth / 1e3
 
 
 if __name__ == "__main__":

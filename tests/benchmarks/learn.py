@@ -1,13 +1,12 @@
-"""Does it learn like the reference? PyTorch's Trainer and `qa-flax run` on the same questions,
-side by side.
+"""Compare the learning results of PyTorch's Trainer and `qa-flax run` on the same questions.
 
-    python tests/benchmarks/learn.py --model_name_or_path DIR --train_file FILE --validation_file
-    FILE
+    python tests/benchmarks/learn.py --model_name_or_path DIR --train_file FILE
+        --validation_file FILE
 
-With each seed both stacks start from one checkpoint, the span head included; order and dropout are
-their own. Each stack and seed is a process of its own, one after the other; a result already in
-`--output_dir` is not computed again, so an interrupted comparison goes on where it stopped. Takes
-hours on a few CPU cores.
+For each seed both stacks start from the same checkpoint, including the span head. They do not share
+the order of the examples and the dropout masks. Each stack and seed runs in its own process, one
+after the other. Results that already exist in `--output_dir` are not computed again, so an
+interrupted comparison can be repeated and continues. This takes hours on a few CPU cores.
 """
 
 import argparse
@@ -48,7 +47,7 @@ def main():
 
 
 def make_start(args, seed):
-    """The checkpoint with a new span head: two stacks with heads of their own differ by luck."""
+    """Save the checkpoint with a new span head, so that both stacks start with the same head."""
     start = args.output_dir / f"start-{seed}"
     if not (start / "tokenizer_config.json").exists():
         source = args.model_name_or_path
@@ -69,14 +68,14 @@ def qa_flax_result(args, seed):
     if not (output / "eval_results.json").exists():
         command = [sys.executable, "-m", "qa_flax", "run", *flags(args, seed, output)]
         subprocess.run([*command, "--do_train", "--do_eval", "--save_strategy=no"], check=True)
-    found = json.loads((output / "all_results.json").read_text())
+    results = json.loads((output / "all_results.json").read_text())
     return {
-        "exact_match": found["eval_exact_match"],
-        "f1": found["eval_f1"],
-        "train_loss": found["train_loss"],
-        "train_windows": found["train_samples"],
-        "train_seconds": round(found["train_runtime"], 1),
-        "predict_seconds": round(found["eval_runtime"], 1),
+        "exact_match": results["eval_exact_match"],
+        "f1": results["eval_f1"],
+        "train_loss": results["train_loss"],
+        "train_windows": results["train_samples"],
+        "train_seconds": round(results["train_runtime"], 1),
+        "predict_seconds": round(results["eval_runtime"], 1),
     }
 
 
@@ -85,10 +84,10 @@ STACKS = {"torch": torch_result, "qa_flax": qa_flax_result}
 
 def flags(args, seed, output):
     names = ["train_file", "validation_file", "num_train_epochs", "learning_rate"]
-    given = {name: getattr(args, name) for name in names}
-    given["model_name_or_path"] = args.output_dir / f"start-{seed}"
-    named = SETTINGS | given | {"seed": seed, "output_dir": output}
-    return [f"--{name}={value}" for name, value in named.items()]
+    values = SETTINGS | {name: getattr(args, name) for name in names}
+    values["model_name_or_path"] = args.output_dir / f"start-{seed}"
+    values |= {"seed": seed, "output_dir": output}
+    return [f"--{name}={value}" for name, value in values.items()]
 
 
 def print_table(results, args):

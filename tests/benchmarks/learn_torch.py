@@ -1,8 +1,7 @@
-"""The reference half of `learn.py`: fine-tune with PyTorch transformers' own Trainer, as run_qa.py
-does.
+"""The PyTorch part of `learn.py`: fine-tune with transformers' own Trainer, as run_qa.py does.
 
-Uses only the installed `transformers` and torch (the `parity` extra) and the plain loops of
-`tests/oracle.py` for windows, answers and scores; nothing of `qa_flax`.
+Uses only the installed `transformers` and torch (the `parity` extra), and the loops of
+`tests/support/oracle.py` for windows, answers and scores. Nothing of `qa_flax` is imported.
 """
 
 import argparse
@@ -39,7 +38,7 @@ def main():
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(args.model_name_or_path)
     train_rows = oracle.nested_to_rows(args.train_file)[: args.max_train_samples]
     rows = oracle.nested_to_rows(args.validation_file)
-    # A batch is padded to its longest row: HF's own way to spend less on padding.
+    # Without padding here, the data collator pads each batch only to its longest row.
     sizes = {"max_seq_length": args.max_seq_length, "doc_stride": args.doc_stride, "padding": False}
     train = oracle.prepare_plain(train_rows, tokenizer, labels=True, label_bug=True, **sizes)
     for column in ("offset_mapping", "example_id"):

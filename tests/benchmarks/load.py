@@ -1,9 +1,10 @@
-"""How much memory loading a checkpoint takes, here and in PyTorch: a fresh process each.
+"""Compare the memory for loading a checkpoint in qa_flax and in PyTorch, each in a new process.
 
     python tests/benchmarks/load.py [--layers 24 --hidden 1024] [--dtype bfloat16]
 
-Prints the size of the float32 weights and, for each loader, the process's largest resident memory
-beyond what its imports take, in MB, and the seconds. Mapped pages of the file count as resident.
+Prints the size of the float32 weights and, for each loader, the seconds and the peak resident
+memory of the process in MB, without the memory of its imports. Memory-mapped pages of the file
+count as resident.
 """
 
 import argparse
@@ -27,10 +28,10 @@ def read(name):
     lines = dict(line.split(":") for line in open("/proc/self/status") if line[0] in "RV")
     return int(lines[name].split()[0]) / 1000
 
-before, began = read("VmRSS"), time.perf_counter()
+before, started = read("VmRSS"), time.perf_counter()
 model = Auto.from_pretrained(sys.argv[1], **{extra})
-seconds = time.perf_counter() - began
-print(json.dumps({{"peak": read("VmHWM") - before, "kept": read("RssAnon"), "seconds": seconds}}))
+seconds = time.perf_counter() - started
+print(json.dumps({{"peak": read("VmHWM") - before, "seconds": seconds}}))
 """
 
 
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        size = make(Path(folder), arguments)
+        size = make_checkpoint(Path(folder), arguments)
         print(f"float32 weights: {size:,.0f} MB, stored as {arguments.dtype}")
         for name, imports in LOADERS.items():
             extra = "{'dtype': torch.float32}" if name == "torch" else "{}"
@@ -49,16 +50,13 @@ def main() -> None:
             run = subprocess.run(
                 [sys.executable, "-c", program, folder], capture_output=True, text=True, check=True
             )
-            found = json.loads(run.stdout.splitlines()[-1])
-            peak = found["peak"]
-            ratio = peak / size
-            print(
-                f"{name:8} peak {peak:,.0f} MB, {ratio:.2f}x the weights; {found['seconds']:.1f} s"
-            )
+            result = json.loads(run.stdout.splitlines()[-1])
+            peak, seconds = result["peak"], result["seconds"]
+            print(f"{name:8} peak {peak:,.0f} MB, {peak / size:.2f}x the weights; {seconds:.1f} s")
 
 
-def make(folder: Path, arguments: argparse.Namespace) -> float:
-    """A random checkpoint of BERT's shape; the MB of its weights in float32."""
+def make_checkpoint(folder: Path, arguments: argparse.Namespace) -> float:
+    """Save a random BERT checkpoint; return the size of its weights in float32, in MB."""
     import ml_dtypes
     import numpy as np
     from safetensors.numpy import load_file, save_file

@@ -1,11 +1,11 @@
-"""What does cutting rows into blocks save a layer that looks only nearby?
+"""Compare two forms of local attention: all pairs of tokens with a mask, and blocks of tokens.
 
     python tests/benchmarks/local_attention.py [--lengths 384 2048 8192] [--repeats 5] [--gib 8]
 
-One ModernBERT-base local layer (hidden 768, 12 heads, window 64 to each side), one row, with all
-pairs masked and in blocks: hidden states, and their gradient, must be equal before times, each the
-best of `--repeats`, and the memory XLA needs beside inputs and results are printed. What needs more
-than `--gib` is not run, so not compared either; its memory is known all the same.
+Runs one local layer of ModernBERT-base (hidden 768, 12 heads, window of 64 tokens to each side) on
+one row. Checks that the hidden states and their gradients are equal. Then prints the time of both
+forms, the best of `--repeats`, and the memory that XLA needs in addition to inputs and outputs. A
+form that needs more than `--gib` GiB is compiled but not run, so only its memory is printed.
 """
 
 import argparse
@@ -40,42 +40,46 @@ def compare(layer, length: int, repeats: int, limit: float) -> None:
     random = np.random.default_rng(0)
     hidden = jnp.asarray(random.standard_normal((1, length, 768)), jnp.float32)
     mask = jnp.ones((1, length), jnp.int32)
-    found = {}
+    programs = {}
     for name, block in (("masked", None), ("blocks", WINDOW)):
         local_attention.block_size = lambda length, window, block=block: block
         forward, gradient = functions(layer, mask)
-        # Compiled here, while `block_size` says what it shall.
-        found[name] = [jax.jit(f).lower(hidden).compile() for f in (forward, gradient)]
-    for plain, cut in zip(*found.values(), strict=True):
-        if mebibytes(plain) < limit:
-            np.testing.assert_allclose(cut(hidden), plain(hidden), atol=2e-5)
-    for name, compiled in found.items():
-        shown = []
-        for run in compiled:
-            fits = mebibytes(run) < limit
-            spent = f"{best(run, hidden, repeats):.0f} ms" if fits else "not run"
-            shown.append(f"{spent} {mebibytes(run):5.0f} MiB")
-        print(f"{length:6} {name:8} {shown[0]:>19} {shown[1]:>19}", flush=True)
+        # Compile now, because `block_size` is replaced for the next form.
+        programs[name] = [jax.jit(f).lower(hidden).compile() for f in (forward, gradient)]
+    for masked, blocks in zip(*programs.values(), strict=True):
+        if mebibytes(masked) < limit:
+            np.testing.assert_allclose(blocks(hidden), masked(hidden), atol=2e-5)
+    for name, compiled in programs.items():
+        cells = []
+        for program in compiled:
+            fits = mebibytes(program) < limit
+            duration = f"{best_time(program, hidden, repeats):.0f} ms" if fits else "not run"
+            cells.append(f"{duration} {mebibytes(program):5.0f} MiB")
+        print(f"{length:6} {name:8} {cells[0]:>19} {cells[1]:>19}", flush=True)
 
 
 def functions(layer, mask):
+    """Return the layer's forward pass, and the gradient of a loss on its output."""
+
     def forward(hidden):
-        turned = rotation(jnp.arange(hidden.shape[1])[None], HEAD_SIZE, 10_000.0)
-        return layer(hidden, local_attention.make_local_mask(mask, None, WINDOW), turned)
+        rotary = rotation(jnp.arange(hidden.shape[1])[None], HEAD_SIZE, 10_000.0)
+        return layer(hidden, local_attention.make_local_mask(mask, None, WINDOW), rotary)
 
     return forward, jax.grad(lambda hidden: (forward(hidden) ** 2).mean() * hidden.size)
 
 
-def best(compiled, hidden, repeats: int) -> float:
+def best_time(compiled, hidden, repeats: int) -> float:
+    """Return the shortest run in ms."""
     times = []
     for _ in range(repeats):
-        began = time.perf_counter()
+        started = time.perf_counter()
         jax.block_until_ready(compiled(hidden))
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - started)
     return 1000 * min(times)
 
 
 def mebibytes(compiled) -> float:
+    """Return the temporary memory of a compiled program."""
     return compiled.memory_analysis().temp_size_in_bytes / 2**20
 
 

@@ -1,17 +1,17 @@
-"""What fine-tuning an encoder takes of each core: no array of its size is made.
+"""Estimate the memory per core for fine-tuning large encoders, without allocating their arrays.
 
-    python tests/benchmarks/memory.py                  # --shard_params, on paper
+    python tests/benchmarks/memory.py                  # estimate for --shard_params
     python tests/benchmarks/memory.py --tpu v5e:2x4    # needs `pip install libtpu`, but no TPU
 
-On paper: parameters, gradients and AdamW's state are those of `memory.abstract_state`, to the byte.
-Beside them a core holds what `--shard_params` puts together: all that is beside the layers and the
-table of words, with its gradient, and one layer at a time; and the activations that `--bf16` and
-checkpointing leave: each layer's input, and one layer's inside, as XLA compiles it for a CPU in
-float32, which is more than a TPU needs in bfloat16.
+The estimate has exact sizes of parameters, gradients and AdamW's state (`memory.abstract_state`).
+It adds what `--shard_params` all-gathers: all parameters except the layers and the word embeddings,
+with their gradients, and one layer at a time. It also adds the activations that remain with
+`--bf16` and gradient checkpointing: the input of each layer, and the temporary memory of one layer.
+XLA reports the latter for a CPU in float32, which is more than a TPU needs in bfloat16.
 
-With --tpu the whole step is compiled by the TPU's own compiler, which tells what it reserves; also
-those of the models of `tpu_scripts/recipes`, as they are run: on every core whole, without
-checkpointing. That takes minutes each; --layers makes the encoders smaller.
+With --tpu the TPU's compiler compiles the whole training step and reports the memory it reserves.
+This includes the models of `tpu_scripts/recipes` as the recipes train them: with a full replica on
+every core, without gradient checkpointing. Each model takes minutes; --layers makes it smaller.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import time
 from typing import NamedTuple
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu: this machine is no TPU VM
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # tells libtpu that this is not a TPU VM
 
 import jax
 import jax.numpy as jnp
@@ -48,12 +48,13 @@ GIB = 1 << 30
 
 
 class Case(NamedTuple):
-    """An encoder, and how it is trained."""
+    """An encoder and how it is trained."""
 
     config: PreTrainedConfig
     rows: int = 2
-    """Of a core's batch."""
-    is_divided: bool = True
+    """Batch size per core."""
+    is_sharded: bool = True
+    """Train with sharded parameters and gradient checkpointing, else with a replica per core."""
 
 
 DEBERTA = {
@@ -109,63 +110,66 @@ CASES = {
 
 
 def shapes_of(config: PreTrainedConfig, dtype: str = "float32") -> AutoModelForQuestionAnswering:
-    """The model without arrays."""
+    """Build a model that has shapes and dtypes instead of arrays."""
     graphdef, state = nnx.split(AutoModelForQuestionAnswering(config, dtype=dtype))
     shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), state)
     return nnx.merge(graphdef, shapes)
 
 
 def with_layers(config: PreTrainedConfig, layers: int, **changes: int) -> PreTrainedConfig:
-    """The same encoder with another number of layers."""
+    """Return the same config with another number of layers."""
     return type(config)(**(config.to_dict() | {"num_hidden_layers": layers} | changes))
 
 
-def inside_one_layer(config: PreTrainedConfig, rows: int, tokens: int) -> int:
-    """Bytes beside its arguments that the gradient of a model of one layer needs."""
+def temporary_memory_of_one_layer(config: PreTrainedConfig, rows: int, tokens: int) -> int:
+    """Return the temporary memory, in bytes, of the gradient of a model with one layer."""
     small = shapes_of(with_layers(config, 1, vocab_size=16))
-    graphdef, params, fixed = nnx.split(small.with_remat(), nnx.Param, ...)
+    graphdef, params, other = nnx.split(small.with_remat(), nnx.Param, ...)
     ids = jax.ShapeDtypeStruct((rows, tokens), jnp.int32)
-    one = jax.ShapeDtypeStruct((rows,), jnp.int32)
-    batch = {"input_ids": ids, "attention_mask": ids, "start_positions": one, "end_positions": one}
+    label = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    batch = {"input_ids": ids, "attention_mask": ids}
+    batch |= {"start_positions": label, "end_positions": label}
     batch["valid"] = jax.ShapeDtypeStruct((rows,), jnp.bool)
     gradient = jax.jit(jax.grad(make_loss(graphdef)))
-    compiled = gradient.lower(params, fixed, batch, jax.ShapeDtypeStruct((), jnp.float32)).compile()
+    compiled = gradient.lower(params, other, batch, jax.ShapeDtypeStruct((), jnp.float32)).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 
-def on_paper(config: PreTrainedConfig, cores: int, rows: int, tokens: int) -> dict[str, int]:
-    """Bytes on each core by what they are of."""
+def estimate(config: PreTrainedConfig, cores: int, rows: int, tokens: int) -> dict[str, int]:
+    """Return the bytes on each core by purpose."""
     model = shapes_of(config)
     abstract = abstract_state(model, make_optimizer(), True, cores)
     stacks = [module for _, module in nnx.iter_modules(model) if isinstance(module, Stack)]
     layers = [bytes_of(nnx.state(layer)) for stack in stacks for layer in stack]
-    beside = bytes_of(weights_of(model).params) - sum(layers)
-    words = 4 * config.vocab_size * config.hidden_size  # looked up where their rows are
+    other = bytes_of(weights_of(model).params) - sum(layers)
+    # Word embeddings are not all-gathered: each core looks up the rows of its own shard.
+    embeddings = 4 * config.vocab_size * config.hidden_size
+    one_layer = 2 * max(layers) + temporary_memory_of_one_layer(config, rows, tokens)
     shards, moments = bytes_of(abstract.params), bytes_of(abstract.opt_state)
     return {
         "parameters": shards,
         "gradients": shards,
         "optimizer": moments,
-        "beside layers and words, with gradients": 2 * (beside - words),
+        "all-gathered parameters, gradients": 2 * (other - embeddings),
         "layers' inputs, bfloat16": 2 * len(layers) * rows * tokens * config.hidden_size,
-        "one layer, with its gradient": 2 * max(layers) + inside_one_layer(config, rows, tokens),
+        "one layer, with its gradient": one_layer,
     }
 
 
 def compiled_for(topology: str, case: Case, tokens: int) -> MemoryPlan:
-    """The same, as the compiler of a TPU of this topology has it."""
+    """Compile the training step for a TPU topology; return the memory that the compiler reports."""
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     model, optimizer = shapes_of(case.config, "bfloat16"), make_optimizer()
-    model = model.with_remat() if case.is_divided else model
-    abstract = abstract_state(model, optimizer, case.is_divided, len(devices))
+    model = model.with_remat() if case.is_sharded else model
+    abstract = abstract_state(model, optimizer, case.is_sharded, len(devices))
     step = make_train_step(nnx.graphdef(model), optimizer)
     step = parallel.over_cores(step, (0, 0, None, None), (0, None), donate=True, devices=devices)
-    each = len(devices), 1, case.rows
-    ids = jax.ShapeDtypeStruct((*each, tokens), jnp.int32)
-    one = jax.ShapeDtypeStruct(each, jnp.int32)
+    shape = len(devices), 1, case.rows
+    ids = jax.ShapeDtypeStruct((*shape, tokens), jnp.int32)
+    label = jax.ShapeDtypeStruct(shape, jnp.int32)
     batch = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), ids)
-    batch |= {"start_positions": one, "end_positions": one}
-    batch["valid"] = jax.ShapeDtypeStruct(each, jnp.bool)
+    batch |= {"start_positions": label, "end_positions": label}
+    batch["valid"] = jax.ShapeDtypeStruct(shape, jnp.bool)
     state = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct((len(devices), *a.shape), a.dtype), abstract
     )
@@ -177,34 +181,35 @@ def compiled_for(topology: str, case: Case, tokens: int) -> MemoryPlan:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cores", type=int, default=8)
-    parser.add_argument("--rows", type=int, help="of a core's batch, if not each model's own")
+    parser.add_argument("--rows", type=int, help="batch size per core (default: the model's)")
     parser.add_argument("--tokens", type=int, default=384)
-    parser.add_argument("--limit", type=float, default=16.0, help="GiB of a core")
+    parser.add_argument("--limit", type=float, default=16.0, help="memory of a core in GiB")
     parser.add_argument("--tpu", help="the topology to compile for, such as v5e:2x4")
-    parser.add_argument("--layers", type=int, help="of smaller encoders")
-    parser.add_argument("--models", nargs="+", choices=CASES, help="by default all")
-    given = parser.parse_args()
-    print(f"{given.tpu or f'{given.cores} cores'}, {given.limit:g} GiB a core")
-    for name in given.models or [n for n in CASES if given.tpu or CASES[n].is_divided]:
-        case, began = CASES[name], time.monotonic()
+    parser.add_argument("--layers", type=int, help="reduce the encoders to this many layers")
+    parser.add_argument("--models", nargs="+", choices=CASES, help="default: all")
+    arguments = parser.parse_args()
+    print(f"{arguments.tpu or f'{arguments.cores} cores'}, {arguments.limit:g} GiB a core")
+    for name in arguments.models or [n for n in CASES if arguments.tpu or CASES[n].is_sharded]:
+        case, started = CASES[name], time.monotonic()
         case = case._replace(
-            config=with_layers(case.config, given.layers or case.config.num_hidden_layers),
-            rows=given.rows or case.rows,
+            config=with_layers(case.config, arguments.layers or case.config.num_hidden_layers),
+            rows=arguments.rows or case.rows,
         )
-        whole = bytes_of(weights_of(shapes_of(case.config)).params)
-        kind = "divided, checkpointed" if case.is_divided else "whole"
-        print(f"\n{name}: {whole // 4:,} parameters, {kind}, {case.rows} x {given.tokens} tokens")
-        if given.tpu:
-            parts = compiled_for(given.tpu, case, given.tokens)._asdict()
+        weights = bytes_of(weights_of(shapes_of(case.config)).params)
+        kind = "sharded, checkpointed" if case.is_sharded else "replicated"
+        size = f"{case.rows} x {arguments.tokens} tokens"
+        print(f"\n{name}: {weights // 4:,} parameters, {kind}, {size}")
+        if arguments.tpu:
+            parts = compiled_for(arguments.tpu, case, arguments.tokens)._asdict()
         else:
-            parts = on_paper(case.config, given.cores, case.rows, given.tokens)
+            parts = estimate(case.config, arguments.cores, case.rows, arguments.tokens)
         for part, size in parts.items():
             print(f"  {part:40}{size / GIB:8.2f} GiB")
         total = sum(parts.values())
-        print(f"  {'in all':40}{total / GIB:8.2f} GiB, fits: {total <= given.limit * GIB}")
-        if case.is_divided:
-            print(f"  {'each core holding all, no activations':40}{4 * whole / GIB:8.2f} GiB")
-        print(f"  in {time.monotonic() - began:.0f} s", flush=True)
+        print(f"  {'total':40}{total / GIB:8.2f} GiB, fits: {total <= arguments.limit * GIB}")
+        if case.is_sharded:
+            print(f"  {'replicated, without activations':40}{4 * weights / GIB:8.2f} GiB")
+        print(f"  in {time.monotonic() - started:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Layers in a loop, or scanned over stacked parameters: time to compile, time of a step.
+"""Compare a Python loop over layers with `jax.lax.scan` over stacked parameters.
 
     python tests/benchmarks/stack.py [--layers 12 24] [--hidden 384] [--length 128] [--batch 8]
 
-The step is the loss's gradient, with dropout, on one core. Both forms are given the same parameters
-and must give the same gradients; then their steps are timed in turn. The best of `--repeats`.
+Prints the time to compile and the time of a step, which is the gradient of the loss with dropout on
+one core. Both forms have the same parameters and must return the same gradients. Their steps are
+timed in turn; the best of `--repeats` counts.
 """
 
 import argparse
@@ -21,24 +22,24 @@ from qa_flax.models.qa import span_losses
 
 
 class Scanned(nnx.Module):
-    """A `layers.Stack` whose layers' parameters lie in one array each, `[layers, ...]`."""
+    """A `blocks.Stack` that stores each parameter of all layers in one array `[layers, ...]`."""
 
     def __init__(self, layers: Any):
         splits = [nnx.split(layer) for layer in layers]
         self.graphdef = splits[0][0]
         self.stacked = nnx.data(jax.tree.map(lambda *x: jnp.stack(x), *(s for _, s in splits)))
 
-    def __call__(self, hidden: Any, *where: Any, rngs: nnx.Rngs | None = None) -> Any:
-        """As `layers.Stack`, another key a layer."""
+    def __call__(self, hidden: Any, *layer_args: Any, rngs: nnx.Rngs | None = None) -> Any:
+        """Apply all layers, with a different dropout key for each."""
         count = jax.tree.leaves(self.stacked)[0].shape[0]
         keys = None if rngs is None else jax.random.split(rngs.dropout(), count)
 
-        def one(hidden: Any, layer: Any) -> Any:
+        def apply_layer(hidden: Any, layer: Any) -> Any:
             state, key = layer
             rngs = None if key is None else nnx.Rngs(dropout=key)
-            return nnx.merge(self.graphdef, state)(hidden, *where, rngs=rngs), None
+            return nnx.merge(self.graphdef, state)(hidden, *layer_args, rngs=rngs), None
 
-        return jax.lax.scan(one, hidden, (self.stacked, keys))[0]
+        return jax.lax.scan(apply_layer, hidden, (self.stacked, keys))[0]
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def compare(layers: int, arguments: argparse.Namespace) -> None:
-    """Print one line a form."""
+    """Print one line per form."""
     random = np.random.default_rng(0)
     ids = random.integers(1, 30000, (arguments.batch, arguments.length))
     labels = jnp.asarray(random.integers(0, arguments.length, (2, arguments.batch)))
@@ -76,17 +77,18 @@ def compare(layers: int, arguments: argparse.Namespace) -> None:
     best = dict.fromkeys(forms, np.inf)
     for _ in range(arguments.repeats):
         for form, (_, step) in forms.items():
-            began = time.perf_counter()
+            started = time.perf_counter()
             step(True).block_until_ready()
-            best[form] = min(best[form], time.perf_counter() - began)
+            best[form] = min(best[form], time.perf_counter() - started)
     for form, (seconds, _) in forms.items():
         print(f"{layers} layers, {form}: compiled in {seconds:.1f} s, step {best[form]:.3f} s")
 
 
 def compiled(graphdef: Any, params: Any, ids: Any, labels: Any) -> tuple[float, Any]:
-    """Seconds to trace and compile the training step, and `step(train)`: the gradient's norm.
+    """Return the seconds to trace and compile the training step, and the step as a function.
 
-    `train=False` is without dropout, so that two forms can be compared; it is not timed.
+    `step(train)` returns the norm of the gradient. `train=False` disables dropout, so that the
+    forms can be compared.
     """
 
     def norm(params: Any, key: Any) -> Any:
@@ -99,9 +101,9 @@ def compiled(graphdef: Any, params: Any, ids: Any, labels: Any) -> tuple[float, 
         return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in leaves))
 
     key = jax.random.key(0)
-    began = time.perf_counter()
+    started = time.perf_counter()
     run = jax.jit(norm).lower(params, key).compile()
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - started
     return seconds, lambda train: run(params, key) if train else jax.jit(norm)(params, None)
 
 

@@ -1,4 +1,4 @@
-"""The command as a whole: its verbs are the folder's modules; one place shows every error."""
+"""The command `qa-flax`: subcommands are found in a folder, and errors become one message."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from qa_flax.cli import main
 
 ROOT = Path(__file__).parents[2]
 
-TOY = '''"""A verb that a test adds."""
+TOY = '''"""A subcommand that the tests add."""
 
 import argparse
 import logging
@@ -29,15 +29,15 @@ def parser():
 
 
 def main(parsed):
-    if parsed.word == "silence":
-        raise FloatingPointError("not a sound")
+    if parsed.word == "nan":
+        raise FloatingPointError("loss is nan")
     if parsed.word == "wait":
         raise KeyboardInterrupt
     if parsed.word == "warn":
-        logging.getLogger("qa_flax.somewhere").warning("mind the gap")
+        logging.getLogger("qa_flax.somewhere").warning("first")
         from qa_flax.train import checkpoints
 
-        logging.getLogger("qa_flax.somewhere").warning("and again")
+        logging.getLogger("qa_flax.somewhere").warning("second")
     print(parsed.word)
     return 7 if parsed.word == "seven" else None
 '''
@@ -51,36 +51,36 @@ def toy(tmp_path, monkeypatch):
     sys.modules.pop("qa_flax.commands.toy", None)
 
 
-def failed(capsys, *arguments):
-    with pytest.raises(SystemExit) as ended:
+def status_and_stderr(capsys, *arguments):
+    with pytest.raises(SystemExit) as exit_:
         main(arguments)
-    return ended.value.code, capsys.readouterr().err
+    return exit_.value.code, capsys.readouterr().err
 
 
-def test_a_file_in_the_folder_is_a_command(toy, capsys):
+def test_a_module_in_the_folder_is_a_subcommand(toy, capsys):
     main(["toy"])
     assert capsys.readouterr().out == "hello\n"
     main(["--help"])
     assert "  toy      say a word\n" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="0"):
         main(["toy", "--help"])
-    printed = capsys.readouterr().out
-    assert printed.startswith("usage: qa-flax toy [-h] [--word WORD]")
-    assert "what to say" in printed
+    out = capsys.readouterr().out
+    assert out.startswith("usage: qa-flax toy [-h] [--word WORD]")
+    assert "what to say" in out
 
 
-def test_every_end_of_a_command_has_its_status_and_message(toy, capsys):
-    assert failed(capsys, "toy", "--word=seven") == (7, "")
-    assert failed(capsys, "toy", "--word=silence") == (1, "qa-flax: not a sound\n")
-    assert failed(capsys, "toy", "--word=wait") == (130, "qa-flax: interrupted\n")
-    assert failed(capsys, "toy", "--wrod=x") == (
+def test_each_outcome_has_its_exit_status_and_message(toy, capsys):
+    assert status_and_stderr(capsys, "toy", "--word=seven") == (7, "")
+    assert status_and_stderr(capsys, "toy", "--word=nan") == (1, "qa-flax: loss is nan\n")
+    assert status_and_stderr(capsys, "toy", "--word=wait") == (130, "qa-flax: interrupted\n")
+    assert status_and_stderr(capsys, "toy", "--wrod=x") == (
         2,
-        "qa-flax: error: unrecognized arguments: --wrod=x; did you mean --word in place of "
+        "qa-flax: error: unrecognized arguments: --wrod=x; did you mean --word instead of "
         "--wrod? (qa-flax toy --help lists the arguments)\n",
     )
 
 
-def test_help_names_each_command_once(capsys):
+def test_help_lists_each_command_once(capsys):
     main(["--help"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines if line.startswith("  ")] == [
@@ -88,23 +88,23 @@ def test_help_names_each_command_once(capsys):
     ]
     main(["--version"])
     assert capsys.readouterr().out.strip()
-    status, printed = failed(capsys)
-    assert (status, printed.splitlines()) == (2, lines)
+    status, err = status_and_stderr(capsys)
+    assert (status, err.splitlines()) == (2, lines)
 
 
 def test_an_unknown_command_gets_a_suggestion(capsys):
-    assert failed(capsys, "rnu") == (
+    assert status_and_stderr(capsys, "rnu") == (
         2,
         "qa-flax: error: there is no command 'rnu'; did you mean 'run'? (qa-flax --help lists "
         "the commands)\n",
     )
-    status, message = failed(capsys, "xyzzy")
+    status, message = status_and_stderr(capsys, "xyzzy")
     assert status == 2
     assert "did you mean" not in message
 
 
-def in_a_fresh_process(program, *arguments):
-    """Without torch, as where only what qa_flax needs is installed."""
+def run_python(program, *arguments):
+    """Run a program in a new process without torch, as if only qa_flax's dependencies existed."""
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
         capture_output=True,
@@ -115,72 +115,72 @@ def in_a_fresh_process(program, *arguments):
     )
 
 
-# Every list of arguments in one process: what it takes is the import of transformers.
+# One process runs all command lines, because the import of transformers takes most of the time.
 WITHOUT_JAX = """
 import contextlib, io, json, sys
 for name in ("jax", "flax", "optax", "orbax"):
     sys.modules[name] = None
 from qa_flax.cli import main
-ended = []
+results = []
 for arguments in json.loads(sys.argv[1]):
-    status, printed, said = 0, io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
+    status, out, err = 0, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             main(arguments)
-        except SystemExit as end:
-            status = end.code or 0
-    ended.append((status, printed.getvalue(), said.getvalue()))
-print(json.dumps(ended))
+        except SystemExit as exit_:
+            status = exit_.code or 0
+    results.append((status, out.getvalue(), err.getvalue()))
+print(json.dumps(results))
 """
 HELPS = ("--help", "--version", "score --help", "run --help")
 MISTAKES = {
     "rnu": "did you mean 'run'?",
-    "run --lerning_rate 1": "did you mean --learning_rate in place of --lerning_rate?",
+    "run --lerning_rate 1": "did you mean --learning_rate instead of --lerning_rate?",
     "run --learning_rate=fast": "invalid float value: 'fast'",
-    "env --cordinator=x": "did you mean --coordinator in place of --cordinator?",
-    "demo --sed=1": "did you mean --seed in place of --sed?",
+    "env --cordinator=x": "did you mean --coordinator instead of --cordinator?",
+    "demo --sed=1": "did you mean --seed instead of --sed?",
     "score a": "the following arguments are required: PREDICTIONS",
     "convert --derectory": "the following arguments are required: DIRECTORY",
 }
 
 
-def test_help_scores_and_mistakes_need_no_jax(tmp_path):
+def test_help_scoring_and_invalid_arguments_need_no_jax(tmp_path):
     (tmp_path / "data.json").write_text(
         '[{"id": "1", "question": "q", "context": "x y", '
         '"answers": {"text": ["x"], "answer_start": [0]}}]'
     )
     (tmp_path / "answers.json").write_text('{"1": "x"}')
     score = ["score", str(tmp_path / "data.json"), str(tmp_path / "answers.json")]
-    given = [*(text.split() for text in (*HELPS, *MISTAKES)), score]
-    ended = in_a_fresh_process(WITHOUT_JAX, json.dumps(given))
-    assert ended.returncode == 0, ended.stderr
-    *found, scored = json.loads(ended.stdout)
-    for text, (status, printed, said) in zip((*HELPS, *MISTAKES), found, strict=True):
+    command_lines = [*(text.split() for text in (*HELPS, *MISTAKES)), score]
+    process = run_python(WITHOUT_JAX, json.dumps(command_lines))
+    assert process.returncode == 0, process.stderr
+    *results, scores = json.loads(process.stdout)
+    for text, (status, out, err) in zip((*HELPS, *MISTAKES), results, strict=True):
         if text in HELPS:
-            assert (status, said) == (0, ""), (text, said)
-            assert printed, text
+            assert (status, err) == (0, ""), (text, err)
+            assert out, text
         else:
-            assert (status, printed) == (2, ""), (text, said)
-            assert MISTAKES[text] in said
-            assert said.count("\n") == 1, said
-    assert scored == [0, '{"exact_match": 100.0, "f1": 100.0}\n', ""]
+            assert (status, out) == (2, ""), (text, err)
+            assert MISTAKES[text] in err
+            assert err.count("\n") == 1, err
+    assert scores == [0, '{"exact_match": 100.0, "f1": 100.0}\n', ""]
 
 
-def test_log_lines_have_the_commands_format_whatever_is_imported(toy):
+def test_imports_do_not_change_the_format_of_log_lines(toy):
     program = (
         "import sys\nfrom qa_flax import commands\nfrom qa_flax.cli import main\n"
         "commands.__path__.append(sys.argv.pop(1))\nmain(sys.argv[1:])\n"
     )
-    ended = in_a_fresh_process(program, str(toy), "toy", "--word=warn")
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.splitlines() == ["WARNING: mind the gap", "WARNING: and again"]
+    process = run_python(program, str(toy), "toy", "--word=warn")
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.splitlines() == ["WARNING: first", "WARNING: second"]
 
 
-def test_listing_the_commands_imports_nothing_that_takes_time():
+def test_listing_the_commands_imports_no_slow_library():
     program = (
         "import sys\nfrom qa_flax.cli import main\nmain(['--help'])\n"
-        "heavy = {'jax', 'numpy', 'transformers', 'datasets', 'pyarrow', 'etils'}\n"
-        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
+        "slow = {'jax', 'numpy', 'transformers', 'datasets', 'pyarrow', 'etils'}\n"
+        "assert not slow & sys.modules.keys(), slow & sys.modules.keys()\n"
     )
-    ended = in_a_fresh_process(program)
-    assert ended.returncode == 0, ended.stderr
+    process = run_python(program)
+    assert process.returncode == 0, process.stderr

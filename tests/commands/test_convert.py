@@ -1,4 +1,4 @@
-"""PyTorch's pickles: converted on request, refused otherwise, never run."""
+"""Pickles are converted by `qa-flax convert` and rejected elsewhere; their code never runs."""
 
 import json
 import os
@@ -21,7 +21,7 @@ load = AutoModelForQuestionAnswering.from_pretrained
 
 @pytest.fixture
 def pickled(tmp_path):
-    """A checkpoint whose weights are in pytorch_model.bin only."""
+    """A checkpoint whose only weights are in pytorch_model.bin."""
     loud_model(0).save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()
@@ -30,9 +30,9 @@ def pickled(tmp_path):
 
 
 def test_the_advice_for_a_pickle_works(pickled, capsys):
-    with pytest.raises(OSError, match=r"qa-flax convert DIRECTORY") as caught:
+    with pytest.raises(OSError, match=r"qa-flax convert DIRECTORY") as error:
         load(pickled)
-    assert "is a pickle, which can run code" in str(caught.value)
+    assert "because a pickle file can run any code" in str(error.value)
     cli.main(["convert", str(pickled)])
     assert capsys.readouterr().out == f"{pickled / 'model.safetensors'} written\n"
     assert (
@@ -45,12 +45,12 @@ def test_shards_half_precision_and_shared_tensors(pickled):
     weights = torch.load(pickled / "pytorch_model.bin", weights_only=True)
     (pickled / "pytorch_model.bin").unlink()
     names = sorted(weights)
-    parts = {"pytorch_model-1.bin": names[:20], "pytorch_model-2.bin": names[20:]}
-    for file, part in parts.items():
-        torch.save({n: weights[n].bfloat16() for n in part}, pickled / file)
+    shards = {"pytorch_model-1.bin": names[:20], "pytorch_model-2.bin": names[20:]}
+    for file, shard in shards.items():
+        torch.save({n: weights[n].bfloat16() for n in shard}, pickled / file)
     shared = weights["bert.embeddings.word_embeddings.weight"]
     torch.save({"cls.one": shared, "cls.two": shared.T}, pickled / "pytorch_model-3.bin")
-    weight_map = {n: f for f, part in parts.items() for n in part}
+    weight_map = {n: f for f, shard in shards.items() for n in shard}
     weight_map |= dict.fromkeys(("cls.one", "cls.two"), "pytorch_model-3.bin")
     index = pickled / "pytorch_model.bin.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
@@ -69,12 +69,12 @@ class Harmful:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (pickle.dumps(Harmful(), 2), "no pickle of plain tensors"),
-        (b"not a pickle", "no pickle of plain tensors"),
+        (pickle.dumps(Harmful(), 2), "is not a pickle of plain tensors"),
+        (b"not a pickle", "is not a pickle of plain tensors"),
     ],
     ids=["code", "text"],
 )
-def test_a_pickle_that_is_none_is_refused(pickled, content, message, monkeypatch, capsys):
+def test_an_invalid_pickle_is_rejected(pickled, content, message, monkeypatch, capsys):
     monkeypatch.chdir(pickled)
     (pickled / "pytorch_model.bin").write_bytes(content)
     with pytest.raises(SystemExit, match="2"):
@@ -84,18 +84,18 @@ def test_a_pickle_that_is_none_is_refused(pickled, content, message, monkeypatch
     assert not (pickled / "model.safetensors").exists()
 
 
-def test_other_contents_are_refused(pickled):
+def test_other_contents_are_rejected(pickled):
     torch.save([torch.ones(1)], pickled / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="holds a list, not tensors by name"):
+    with pytest.raises(ValueError, match="contains a list, not tensors by name"):
         convert(pickled)
     torch.save({"a": 1, "b": torch.ones(1)}, pickled / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"a \(1 in all\) are no tensors"):
+    with pytest.raises(ValueError, match=r"a \(1 in all\) are not tensors"):
         convert(pickled)
 
 
-def test_what_is_absent_or_there_already_is_said(pickled, tmp_path):
+def test_missing_or_existing_files_are_reported(pickled, tmp_path):
     convert(pickled)
-    with pytest.raises(FileExistsError, match="exists already"):
+    with pytest.raises(FileExistsError, match="already exists"):
         convert(pickled)
     shutil.rmtree(pickled)
     with pytest.raises(FileNotFoundError, match="no such directory"):

@@ -1,4 +1,4 @@
-"""The demo: its data, its encoder, and that it learns."""
+"""The demo: its data, its pre-trained encoder, and its scores after fine-tuning."""
 
 import json
 import os
@@ -10,10 +10,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
 from qa_flax.commands.demo import encoder_text as pretraining
+from qa_flax.commands.demo import make_encoder
 from qa_flax.commands.demo.data import ENDINGS, RELATIONS, Story, make_stories, squad_json
 from qa_flax.commands.demo.demo import ENCODER, WINDOWS
 from qa_flax.commands.demo.make_encoder import make_tokenizer
@@ -25,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def stories() -> tuple[list[Story], list[Story]]:
-    """The whole data of the default seed."""
+    """The training and the held-out stories of the default seed."""
     return make_stories(0)
 
 
@@ -38,14 +40,14 @@ def questions(stories: list[Story]):
 
 def test_training_and_heldout_stories_share_no_context_question_or_fact(stories):
     train, heldout = stories
-    for part in (
+    for items in (
         lambda story: {story.context},
         lambda story: {question.text for question in story.questions},
         lambda story: {fact.key for fact in story.facts},
-        # Not even a question that was not asked, but that a fact would answer.
-        lambda story: story.claims(),
+        # Also the questions that were not asked, but that a fact answers.
+        lambda story: story.possible_questions(),
     ):
-        first, second = ({x for story in side for x in part(story)} for side in (train, heldout))
+        first, second = ({x for story in split for x in items(story)} for split in (train, heldout))
         assert first
         assert second
         assert first.isdisjoint(second)
@@ -57,12 +59,12 @@ def test_some_heldout_names_never_occur_in_training(stories):
     names = {name for story in heldout for name in story.names}
     new = {name for name in names if name not in text}
     assert len(new) > 100
-    assert len(names - new) > 10  # and some do
+    assert len(names - new) > 10  # some names do occur in training
 
 
-def test_every_answer_stands_at_its_offset(stories):
-    for side in stories:
-        for story in side:
+def test_every_answer_is_at_its_offset_in_the_context(stories):
+    for split in stories:
+        for story in split:
             for q in story.questions:
                 if q.answer:
                     assert story.context[q.start : q.start + len(q.answer)] == q.answer
@@ -70,55 +72,57 @@ def test_every_answer_stands_at_its_offset(stories):
                     assert q.start == -1
 
 
-def test_an_always_empty_model_stays_under_20(stories):
-    for side in stories:
-        asked = questions(side)
-        assert 0.05 < sum(not q.answer for q in asked) / len(asked) < 0.18
+def test_less_than_a_fifth_of_the_questions_have_no_answer(stories):
+    for split in stories:
+        unanswerable = [not q.answer for q in questions(split)]
+        assert 0.05 < sum(unanswerable) / len(unanswerable) < 0.18
 
 
-def test_an_unanswerable_question_is_answered_by_no_fact_of_its_story(stories):
-    for side in stories:
-        for story in side:
+def test_no_fact_of_the_story_answers_an_unanswerable_question(stories):
+    for split in stories:
+        for story in split:
             answered = set().union(*(fact.all_questions() for fact in story.facts))
             for q in story.questions:
                 assert (q.text in answered) == bool(q.answer)
 
 
-def test_a_question_has_one_answer_in_its_story(stories):
-    for side in stories:
-        for story in side:
+def test_a_question_has_only_one_answer_in_its_story(stories):
+    for split in stories:
+        for story in split:
             answers: dict[str, set[str]] = {}
             for fact in story.facts:
                 for slot in fact.relation.questions:
                     for text in fact.questions(slot):
                         answers.setdefault(text, set()).add(fact.values[slot])
-            assert all(len(found) == 1 for found in answers.values())
+            assert all(len(texts) == 1 for texts in answers.values())
 
 
 def test_stories_have_several_sentences_and_distractors(stories):
-    for side in stories:
-        assert all(story.context.count(". ") + 1 >= 3 for story in side)
-        rivals = [len({f.relation.name for f in story.facts}) < len(story.facts) for story in side]
-        assert sum(rivals) / len(rivals) > 0.7
+    for split in stories:
+        assert all(story.context.count(". ") + 1 >= 3 for story in split)
+        repeats_a_relation = [
+            len({fact.relation.name for fact in story.facts}) < len(story.facts) for story in split
+        ]
+        assert sum(repeats_a_relation) / len(repeats_a_relation) > 0.7
 
 
-def test_every_kind_of_question_is_asked_in_every_phrasing_on_both_sides(stories):
-    forms = {form for r in RELATIONS for group in r.questions.values() for form in group}
-    patterns = {form: re.compile(re.sub(r"\\{\w+\\}", ".+", re.escape(form))) for form in forms}
-    assert len(forms) > 30
-    for side in stories:
-        texts = {q.text for q in questions(side)}
-        unused = [f for f, p in patterns.items() if not any(p.fullmatch(text) for text in texts)]
+def test_training_and_heldout_questions_use_every_pattern(stories):
+    patterns = {pattern for r in RELATIONS for group in r.questions.values() for pattern in group}
+    regexes = {p: re.compile(re.sub(r"\\{\w+\\}", ".+", re.escape(p))) for p in patterns}
+    assert len(patterns) > 30
+    for split in stories:
+        texts = {q.text for q in questions(split)}
+        unused = [p for p, r in regexes.items() if not any(r.fullmatch(text) for text in texts)]
         assert not unused
 
 
-def test_training_and_heldout_stories_are_of_one_kind(stories):
-    """Keeping them apart must not keep a relation or the long stories out of the held-out side."""
+def test_training_and_heldout_stories_have_the_same_distribution(stories):
+    """Rejecting held-out stories that overlap training must not skew relations or lengths."""
     shares = []
-    for side in stories:
-        told = Counter(fact.relation.name for story in side for fact in story.facts)
-        shares.append({name: count / told.total() for name, count in told.items()})
-        lengths = [len(story.facts) for story in side]
+    for split in stories:
+        relations = Counter(fact.relation.name for story in split for fact in story.facts)
+        shares.append({name: count / relations.total() for name, count in relations.items()})
+        lengths = [len(story.facts) for story in split]
         assert sum(lengths) / len(lengths) == pytest.approx(4.5, abs=0.25)
     assert shares[0].keys() == shares[1].keys() == {relation.name for relation in RELATIONS}
     for name, share in shares[0].items():
@@ -126,27 +130,27 @@ def test_training_and_heldout_stories_are_of_one_kind(stories):
         assert shares[1][name] == pytest.approx(share, abs=0.05)
 
 
-def test_the_seed_decides_the_data(stories):
-    first, again = (make_stories(3, train=40, heldout=10) for _ in range(2))
-    assert first == again
-    for one, two in zip(first, stories, strict=True):
-        two = two[: len(one)]
-        assert {s.context for s in one}.isdisjoint(s.context for s in two)
-        share = {n for s in one for n in s.names} & {n for s in two for n in s.names}
-        assert len(share) < 10
+def test_the_data_depend_on_the_seed_alone(stories):
+    first, second = (make_stories(3, train=40, heldout=10) for _ in range(2))
+    assert first == second
+    for split, other_seed in zip(first, stories, strict=True):
+        other_seed = other_seed[: len(split)]
+        assert {s.context for s in split}.isdisjoint(s.context for s in other_seed)
+        shared = {n for s in split for n in s.names} & {n for s in other_seed for n in s.names}
+        assert len(shared) < 10
 
 
-def test_the_data_are_squad_v2_that_load_examples_accepts(stories, tmp_path):
+def test_load_examples_reads_the_data_as_squad_v2(stories, tmp_path):
     _, heldout = stories
     path = tmp_path / "heldout.json"
     path.write_text(json.dumps(squad_json(heldout, "heldout")))
     rows = load_examples(path, misaligned="refuse")
-    asked = questions(heldout)
-    assert [row["question"] for row in rows] == [q.text for q in asked]
+    expected = questions(heldout)
+    assert [row["question"] for row in rows] == [q.text for q in expected]
     assert [row["answers"]["text"] for row in rows] == [
-        [q.answer] if q.answer else [] for q in asked
+        [q.answer] if q.answer else [] for q in expected
     ]
-    assert len(set(rows["id"])) == len(asked)
+    assert len(set(rows["id"])) == len(expected)
 
 
 # ---- encoder ----------------------------------------------------------------------------------
@@ -158,53 +162,70 @@ def test_the_encoder_is_at_most_2_mb_and_has_no_span_head():
         AutoModelForQuestionAnswering.from_pretrained(ENCODER, seed=seed) for seed in (0, 1)
     )
     heads = [model.head.outputs.kernel[...] for model in (first, second)]
-    assert (heads[0] != heads[1]).any()  # made from the seed, so not stored
+    assert (heads[0] != heads[1]).any()  # drawn from the seed, so not stored
     assert (
         first.encoder.embeddings.word.embedding[...]
         == second.encoder.embeddings.word.embedding[...]
     ).all()
 
 
-@pytest.mark.slow
-def test_the_vocabulary_is_what_the_script_makes_of_its_seed():
-    made = make_tokenizer(0).get_vocab()
-    assert made == AutoTokenizer.from_pretrained(ENCODER).get_vocab()
-    assert made != make_tokenizer(1).get_vocab()
-
-
-def test_the_vocabulary_spells_every_story(stories):
+def test_a_short_pretraining_writes_an_encoder_that_loads(tmp_path, monkeypatch):
+    monkeypatch.setattr(make_encoder, "PHASES", (make_encoder.Phase(2, 2, 3, 56),))
+    monkeypatch.setattr(make_encoder, "WARMUP", 1)
+    monkeypatch.setattr(make_encoder, "BATCH", 8)
     tokenizer = AutoTokenizer.from_pretrained(ENCODER)
-    texts = [s.context for side in stories for s in side]
-    texts += [q.text for side in stories for q in questions(side)]
+    trained = make_encoder.pretrain(tokenizer, 0)
+    make_encoder.save(trained, tokenizer, tmp_path)
+    loaded = AutoModelForQuestionAnswering.from_pretrained(tmp_path)
+    kernels = [model.encoder.layers[0].up.kernel[...] for model in (trained, loaded)]
+    np.testing.assert_allclose(*kernels, atol=1e-3)  # saved in float16
+
+
+@pytest.mark.slow
+def test_make_tokenizer_reproduces_the_stored_vocabulary():
+    vocabulary = make_tokenizer(0).get_vocab()
+    assert vocabulary == AutoTokenizer.from_pretrained(ENCODER).get_vocab()
+    assert vocabulary != make_tokenizer(1).get_vocab()
+
+
+def test_no_token_of_the_stories_is_unknown(stories):
+    tokenizer = AutoTokenizer.from_pretrained(ENCODER)
+    texts = [s.context for split in stories for s in split]
+    texts += [q.text for split in stories for q in questions(split)]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     assert not any(tokenizer.unk_token_id in row for row in ids)
-    # Most stories fit in one window, and some do not.
+    # Most stories fit in one window, but not all.
     pairs = [(q.text, s.context) for s in stories[1] for q in s.questions]
     lengths = [len(tokenizer(*pair)["input_ids"]) for pair in pairs]
-    whole = sum(length <= WINDOWS["max_seq_length"] for length in lengths) / len(lengths)
-    assert 0.8 < whole < 1
+    in_one_window = sum(length <= WINDOWS["max_seq_length"] for length in lengths) / len(lengths)
+    assert 0.8 < in_one_window < 1
 
 
-def test_the_encoder_was_pretrained_on_other_sentences_and_names(stories):
-    told = {form for relation in RELATIONS for form in relation.sentences}
-    asked = {form for r in RELATIONS for group in r.questions.values() for form in group}
-    patterns = [
-        p for t in (pretraining.TOLD, pretraining.ASKED, pretraining.ASKED_BACK) for p in t.values()
-    ]
-    theirs = {_skeleton(pattern) for group in patterns for pattern in group}
-    assert theirs.isdisjoint(map(_skeleton, told | asked))
+def test_the_pretraining_data_share_no_sentence_and_no_name_with_the_demo(stories):
+    demo_patterns = {pattern for relation in RELATIONS for pattern in relation.sentences}
+    demo_patterns |= {p for r in RELATIONS for group in r.questions.values() for p in group}
+    tables = pretraining.STATEMENTS, pretraining.QUESTIONS, pretraining.REVERSE_QUESTIONS
+    patterns = {p for table in tables for group in table.values() for p in group}
+    assert {*map(_skeleton, patterns)}.isdisjoint(map(_skeleton, demo_patterns))
 
     rng = random.Random(0)
     exercises = [pretraining.make_exercise(rng, 2, 6) for _ in range(2000)]
-    seen = {_plain(part) for e in exercises for part in (e.question, *e.context.split(" . "))}
-    ours = {_plain(part) for side in stories for s in side for part in s.context.split(". ")}
-    assert seen.isdisjoint(ours | {_plain(q.text) for side in stories for q in questions(side)})
+    sentences = {_plain(text) for e in exercises for text in (e.question, *e.context.split(" . "))}
+    demo_sentences = {
+        _plain(text) for split in stories for s in split for text in s.context.split(". ")
+    }
+    demo_sentences |= {_plain(q.text) for split in stories for q in questions(split)}
+    assert sentences.isdisjoint(demo_sentences)
 
-    # No name of the demo can be one of the pre-training's: it could not end so.
+    # No name of the pre-training data has the ending of a demo name.
     assert {end for group in ENDINGS.values() for end in group} <= {*pretraining.RESERVED_ENDINGS}
     words = {word for e in exercises for word in e.context.split()}
     names = {
-        word.lower() for side in stories for s in side for name in s.names for word in name.split()
+        word.lower()
+        for split in stories
+        for s in split
+        for name in s.names
+        for word in name.split()
     }
     assert all(name.endswith(pretraining.RESERVED_ENDINGS) for name in names)
     invented = words - set(pretraining.WORDS)
@@ -221,26 +242,26 @@ def _plain(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def test_an_exercise_marks_its_answer_inside_its_sentence():
+def test_the_answer_of_an_exercise_is_within_its_sentence():
     rng = random.Random(1)
     exercises = [pretraining.make_exercise(rng, 2, 6) for _ in range(500)]
     assert 5 < sum(e.answer == (0, 0) for e in exercises) < 75
     for e in exercises:
-        first, last = e.answer
-        if last == 0:
+        start, end = e.answer
+        if end == 0:
             continue
-        assert e.sentence[0] <= first <= last <= e.sentence[1]
-        assert " " not in (e.context[first:last][:1], e.context[first:last][-1:])
-        assert e.context[last : last + 1].strip() == ""
+        assert e.sentence[0] <= start <= end <= e.sentence[1]
+        assert " " not in (e.context[start:end][:1], e.context[start:end][-1:])
+        assert e.context[end : end + 1].strip() == ""
 
 
-# ---- the whole --------------------------------------------------------------------------------
+# ---- the command ------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 7])
-def test_the_demo_learns(seed, tmp_path):
-    """As a user runs it: the command, in its own process, on this machine's cores."""
+def test_the_demo_reaches_80_em_and_prints_a_command_that_reproduces_it(seed, tmp_path):
+    """Runs the command as a user does: in its own process, on this machine's cores."""
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
 
     def qa_flax(*arguments):
@@ -254,14 +275,14 @@ def test_the_demo_learns(seed, tmp_path):
             check=False,
         )
 
-    done = qa_flax("demo", "--seed", str(seed), "--output_dir", str(tmp_path / "demo"))
-    assert done.returncode == 0, done.stderr
-    before, after = re.findall(r"(?:before|after) fine-tuning +([\d.]+) +([\d.]+)", done.stdout)
-    assert float(before[0]) < 20, done.stdout
-    assert float(after[0]) >= 80, done.stdout
+    demo = qa_flax("demo", "--seed", str(seed), "--output_dir", str(tmp_path / "demo"))
+    assert demo.returncode == 0, demo.stderr
+    before, after = re.findall(r"(?:before|after) fine-tuning +([\d.]+) +([\d.]+)", demo.stdout)
+    assert float(before[0]) < 20, demo.stdout
+    assert float(after[0]) >= 80, demo.stdout
     assert float(after[1]) >= float(after[0])
     assert (
-        done.stdout.count("(no answer)") + done.stdout.count("right") + done.stdout.count("wrong")
+        demo.stdout.count("(no answer)") + demo.stdout.count("right") + demo.stdout.count("wrong")
         >= 5
     )
     for name in (
@@ -273,11 +294,11 @@ def test_the_demo_learns(seed, tmp_path):
     ):
         assert (tmp_path / "demo" / name).exists()
 
-    # The command it ends with finds the same answers.
-    again = re.search(r"To evaluate it again:\n +qa-flax ((?:.*\\\n)*.*)\n", done.stdout)
-    assert again, done.stdout
-    done = qa_flax(*shlex.split(again[1].replace("\\\n", " ")))
-    assert done.returncode == 0, done.stderr
-    files = "demo/heldout_predictions.json", "demo/again/eval_predictions.json"
-    one, other = (json.loads((tmp_path / name).read_text()) for name in files)
-    assert one == other
+    # The command that the demo prints at the end gives the same answers.
+    command = re.search(r"To evaluate the model again:\n +qa-flax ((?:.*\\\n)*.*)\n", demo.stdout)
+    assert command, demo.stdout
+    evaluation = qa_flax(*shlex.split(command[1].replace("\\\n", " ")))
+    assert evaluation.returncode == 0, evaluation.stderr
+    files = "demo/heldout_predictions.json", "demo/evaluation/eval_predictions.json"
+    first, second = (json.loads((tmp_path / name).read_text()) for name in files)
+    assert first == second

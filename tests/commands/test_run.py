@@ -1,4 +1,4 @@
-"""`qa-flax run` as a person runs it: files in, files out, one message for what cannot be used."""
+"""`qa-flax run` on the command line: the files it writes, and its message for invalid input."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """The examples that have an answer as flat JSON, all as JSONL, and without answers."""
+    """v1.json: examples with an answer; v2.jsonl: all examples; test.json: all, without answers."""
     directory = tmp_path_factory.mktemp("data")
     rows = tiny.rows()
     answerable = [row for row in rows if row["answers"]["text"]]
@@ -37,7 +37,7 @@ def read(path):
     return json.loads(path.read_text())
 
 
-def test_train_evaluate_and_predict_leave_the_files_of_run_qa(checkpoint, data, tmp_path, capfd):
+def test_train_evaluate_and_predict_write_the_files_of_run_qa(checkpoint, data, tmp_path, capfd):
     run(
         checkpoint,
         tmp_path,
@@ -73,7 +73,7 @@ def test_train_evaluate_and_predict_leave_the_files_of_run_qa(checkpoint, data, 
     assert "- num_devices: 8\n" in card
     assert "was fine-tuned from a local checkpoint on" in card
     assert "- JAX " in card
-    assert str(tmp_path.parent) not in card, "a folder of this machine"
+    assert str(tmp_path.parent) not in card, "the model card names a folder of this machine"
     assert not any("null_odds" in name or name.endswith(".tmp") for name in names)
     results = read(tmp_path / "all_results.json")
     rows = read(data / "v1.json")["data"]
@@ -84,14 +84,14 @@ def test_train_evaluate_and_predict_leave_the_files_of_run_qa(checkpoint, data, 
     assert results["train_loss"] > 0
     assert read(tmp_path / "predict_predictions.json").keys() == {f"q{n}" for n in range(12)}
 
-    printed = capfd.readouterr()
-    assert "eval_exact_match" in printed.out
-    for shown in ("Tokenising", "Training: ", "train_loss "):
-        assert shown in printed.err
+    captured = capfd.readouterr()
+    assert "eval_exact_match" in captured.out
+    for text in ("Tokenizing", "Training: ", "train_loss "):
+        assert text in captured.err
 
 
 @pytest.mark.parametrize("compatible", [True, False])
-def test_questions_without_an_answer_give_null_odds(checkpoint, data, tmp_path, compatible):
+def test_v2_writes_null_odds_and_scores_the_best_threshold(checkpoint, data, tmp_path, compatible):
     run(
         checkpoint,
         tmp_path,
@@ -111,9 +111,9 @@ def test_questions_without_an_answer_give_null_odds(checkpoint, data, tmp_path, 
     assert len(set(answers.values()) - {""}) > 1
     results = read(tmp_path / "eval_results.json")
     expected = squad_v2_plain(answers, rows)
-    if not compatible:  # the best threshold is looked for among all odds, over all best spans
+    if not compatible:  # the best threshold is searched over all null odds, with the best spans
         best = read(tmp_path / "eval_nbest_predictions.json")
-        # "" where none of the 5 x 5 best starts and ends make a span.
+        # "" if none of the 5 x 5 best starts and ends form a span.
         texts = {id_: next((e["text"] for e in best[id_] if e["text"]), "") for id_ in best}
         with_odds = squad_v2_plain(texts, rows, odds, threshold=-0.5)
         assert {k: with_odds[k] for k in expected if "best" not in k} == {
@@ -126,7 +126,7 @@ def test_questions_without_an_answer_give_null_odds(checkpoint, data, tmp_path, 
         assert results[f"eval_{name}"] == value
 
 
-def test_pytorch_loads_what_a_run_leaves(checkpoint, data, tmp_path):
+def test_pytorch_loads_the_saved_model_and_tokenizer(checkpoint, data, tmp_path):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("torch")
     run(
@@ -144,19 +144,19 @@ def test_pytorch_loads_what_a_run_leaves(checkpoint, data, tmp_path):
     assert transformers.AutoTokenizer.from_pretrained(tmp_path).cls_token == "[CLS]"
 
 
-def test_adapters_are_trained_written_loaded_and_gone_on_with(capfd, checkpoint, data, tmp_path):
+def test_adapters_are_trained_saved_resumed_and_loaded(capfd, checkpoint, data, tmp_path):
     files = [f"--train_file={data / 'v1.json'}", f"--validation_file={data / 'v1.json'}"]
     arguments = [*files, "--lora_r=4", "--lora_alpha=8", "--lora_dropout=0.05", "--save_steps=30"]
     arguments += ["--lora_target_modules=query, value,dense", "--learning_rate=2e-2"]
     arguments += ["--num_train_epochs=30", "--disable_tqdm=True"]
     run(checkpoint, tmp_path, *arguments, "--do_train", "--do_eval")
-    printed = capfd.readouterr().out
+    out = capfd.readouterr().out
     adapters = 4 * (2 * (32 + 32) + (32 + 32) + 2 * (32 + 48))
-    trained, held = adapters + 66, adapters + tiny.model().num_parameters()
+    trained, total = adapters + 66, adapters + tiny.model().num_parameters()
     assert (
-        f"Training {trained:,} of {held:,} parameters ({trained / held:.2%}); "
-        f"the optimizer's state takes {4 * (2 * trained + 1):,} bytes on each core\n"
-    ) in printed
+        f"Training {trained:,} of {total:,} parameters ({trained / total:.2%}); "
+        f"the optimizer state takes {4 * (2 * trained + 1):,} bytes on each core\n"
+    ) in out
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"}
     assert not names & {"config.json", "model.safetensors"}
@@ -170,32 +170,32 @@ def test_adapters_are_trained_written_loaded_and_gone_on_with(capfd, checkpoint,
 
     shutil.rmtree(tmp_path / "checkpoint-60")
     run(checkpoint, tmp_path, *arguments, "--do_train")
-    assert "Going on from" in capfd.readouterr().err
+    assert "Resuming from" in capfd.readouterr().err
     assert (tmp_path / "adapter_model.safetensors").read_bytes() == weights
 
-    run(tmp_path, tmp_path / "again", *files, "--do_eval", "--disable_tqdm=True")
-    for name, value in read(tmp_path / "again" / "eval_results.json").items():
+    run(tmp_path, tmp_path / "evaluation", *files, "--do_eval", "--disable_tqdm=True")
+    for name, value in read(tmp_path / "evaluation" / "eval_results.json").items():
         if name in ("eval_exact_match", "eval_f1", "eval_loss"):
             assert value == results[name], name
 
 
-def test_a_command_that_was_stopped_is_given_again(capfd, checkpoint, data, tmp_path):
+def test_repeating_a_command_resumes_the_run(capfd, checkpoint, data, tmp_path):
     arguments = [f"--train_file={data / 'v1.json'}", "--do_train", "--max_steps=3"]
     arguments += ["--save_steps=1", "--logging_steps=1", "--learning_rate=1e-3"]
     run(checkpoint, tmp_path, *arguments)
-    whole = read(tmp_path / "trainer_state.json")["log_history"]
+    uninterrupted = read(tmp_path / "trainer_state.json")["log_history"]
     shutil.rmtree(tmp_path / "checkpoint-2")
     shutil.rmtree(tmp_path / "checkpoint-3")
     capfd.readouterr()
     run(checkpoint, tmp_path, *arguments)
-    assert "Going on from" in (printed := capfd.readouterr().err)
-    assert "Training: 3 steps from step 1" in printed
-    again = read(tmp_path / "trainer_state.json")["log_history"]
-    assert [logs.get("loss") for logs in again] == [logs.get("loss") for logs in whole]
+    assert "Resuming from" in (err := capfd.readouterr().err)
+    assert "Training: 3 steps from step 1" in err
+    resumed = read(tmp_path / "trainer_state.json")["log_history"]
+    assert [logs.get("loss") for logs in resumed] == [logs.get("loss") for logs in uninterrupted]
 
-    with pytest.raises(SystemExit) as refusal:
+    with pytest.raises(SystemExit) as exit_:
         run(checkpoint, tmp_path, *arguments, "--seed=5")
-    assert refusal.value.code == 2
+    assert exit_.value.code == 2
     assert "seed: 42 in the checkpoint, 5 now" in capfd.readouterr().err
     run(checkpoint, tmp_path, *arguments, "--seed=5", "--accept_changes")
     assert "Training: 3 steps from step 3" in capfd.readouterr().err
@@ -203,28 +203,27 @@ def test_a_command_that_was_stopped_is_given_again(capfd, checkpoint, data, tmp_
     assert "Training: 3 steps\n" in capfd.readouterr().err
 
 
-def test_the_arguments_of_run_qa_have_its_defaults():
-    """As the newest PyTorch and Flax scripts have them; `max_val_samples` is the older name."""
-    least = ["--model_name_or_path=m", "--output_dir=o", "--dataset_name=d"]
-    found = parse_arguments(least)
-    found = {name: value for part in found for name, value in vars(part).items()}
+def test_the_arguments_have_the_defaults_of_run_qa():
+    """The defaults of the newest PyTorch and Flax scripts; `max_val_samples` is an older name."""
+    required = ["--model_name_or_path=m", "--output_dir=o", "--dataset_name=d"]
+    values = {k: v for group in parse_arguments(required) for k, v in vars(group).items()}
     for name in ("config_name", "tokenizer_name", "cache_dir", "token"):
-        assert found[name] is None, name
+        assert values[name] is None, name
     for name in ("dataset_config_name", "train_file", "validation_file", "test_file"):
-        assert found[name] is None, name
+        assert values[name] is None, name
     for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):
-        assert found[name] is None, name
+        assert values[name] is None, name
     for name in ("trust_remote_code", "overwrite_cache", "version_2_with_negative"):
-        assert found[name] is False, name
+        assert values[name] is False, name
     expected = {"model_revision": "main", "dtype": "float32", "max_seq_length": 384}
     expected |= {"preprocessing_num_workers": None, "pad_to_max_length": True, "doc_stride": 128}
     expected |= {"null_score_diff_threshold": 0.0, "n_best_size": 20, "max_answer_length": 30}
-    assert {name: found[name] for name in expected} == expected
-    assert parse_arguments([*least, "--max_val_samples=3"])[1].max_eval_samples == 3
+    assert {name: values[name] for name in expected} == expected
+    assert parse_arguments([*required, "--max_val_samples=3"])[1].max_eval_samples == 3
 
 
 @pytest.mark.parametrize("kind", ["json", "yaml"])
-def test_arguments_may_come_from_one_file(checkpoint, data, tmp_path, kind):
+def test_arguments_are_read_from_a_json_or_yaml_file(checkpoint, data, tmp_path, kind):
     settings = {
         "model_name_or_path": str(checkpoint),
         "validation_file": str(data / "v1.json"),
@@ -235,16 +234,16 @@ def test_arguments_may_come_from_one_file(checkpoint, data, tmp_path, kind):
         "disable_tqdm": True,
         "max_eval_samples": 3,
     }
-    (tmp_path / f"run.{kind}").write_text(json.dumps(settings))  # JSON is YAML, too
+    (tmp_path / f"run.{kind}").write_text(json.dumps(settings))  # JSON is valid YAML
     main(["run", str(tmp_path / f"run.{kind}")])
     assert len(read(tmp_path / "out" / "eval_predictions.json")) == 3
 
 
-# ---- bad input -----------------------------------------------------------------------------------
+# ---- invalid input -------------------------------------------------------------------------------
 
 
-def refused(capfd, checkpoint, tmp_path, *arguments):
-    """The one message of a refused run; there is no traceback and the exit status is 2."""
+def error_message(capfd, checkpoint, tmp_path, *arguments):
+    """The message of a run that fails with exit status 2, checked to be one and no traceback."""
     with pytest.raises(SystemExit) as exit_:
         run(checkpoint, tmp_path / "out", *arguments)
     assert exit_.value.code == 2
@@ -258,7 +257,7 @@ def refused(capfd, checkpoint, tmp_path, *arguments):
     ("content", "expected"),
     [
         (None, "no such file"),
-        ("{not json", "not JSON"),
+        ("{not json", "not valid JSON"),
         (
             '[{"question": "Q?", "text": "c"}]',
             "missing column context. Columns found: question, text",
@@ -271,43 +270,44 @@ def refused(capfd, checkpoint, tmp_path, *arguments):
         ),
     ],
 )
-def test_data_that_cannot_be_used(capfd, checkpoint, tmp_path, content, expected):
+def test_invalid_data_is_refused(capfd, checkpoint, tmp_path, content, expected):
     file = tmp_path / "data.json"
     if content is not None:
         file.write_text(content)
-    message = refused(capfd, checkpoint, tmp_path, f"--validation_file={file}", "--do_eval")
+    message = error_message(capfd, checkpoint, tmp_path, f"--validation_file={file}", "--do_eval")
     assert expected in message
     assert not (tmp_path / "out").exists()
 
 
-def test_questions_that_are_too_long_are_cut_or_refused(capfd, caplog, checkpoint, tmp_path):
+def test_long_questions_are_truncated_or_refused(capfd, caplog, checkpoint, tmp_path):
     file = tmp_path / "data.json"
     row = {"id": "a", "question": "q " * 80, "context": "c " * 99, "answers": []}
     file.write_text(json.dumps([row]))
     arguments = [f"--validation_file={file}", "--do_eval", "--disable_tqdm=True"]
-    message = refused(capfd, checkpoint, tmp_path, *arguments, "--long_questions=refuse")
+    message = error_message(capfd, checkpoint, tmp_path, *arguments, "--long_questions=refuse")
     assert "too long for windows of max_seq_length=64" in message
     assert not (tmp_path / "out").exists()
     run(checkpoint, tmp_path / "out", *arguments)
-    assert "1 of 1 questions are too long for the window and are cut to 22 tokens" in caplog.text
+    warning = "1 of 1 questions are too long for the window and are truncated to 22 tokens"
+    assert warning in caplog.text
 
 
-def test_answers_out_of_place_are_kept_repaired_or_refused(capfd, checkpoint, tmp_path):
+def test_misaligned_answers_are_kept_repaired_or_refused(capfd, checkpoint, tmp_path):
     row = {"id": "a", "question": "q", "context": "The sea is blue."}
     row["answers"] = {"text": ["blue"], "answer_start": [3]}
     file = tmp_path / "data.json"
     file.write_text(json.dumps([row]))
     arguments = [f"--validation_file={file}", "--do_eval", "--disable_tqdm=True"]
-    message = refused(capfd, checkpoint, tmp_path, *arguments, "--misaligned_answers=refuse")
+    message = error_message(capfd, checkpoint, tmp_path, *arguments, "--misaligned_answers=refuse")
     assert "not in the context at its answer_start" in message
     assert '1 (ids "a")' in message
     run(checkpoint, tmp_path / "out", *arguments, "--misaligned_answers=keep")
     run(checkpoint, tmp_path / "out", *arguments, "--misaligned_answers=repair")
 
 
-def test_checkpoints_that_cannot_be_used(capfd, checkpoint, data, tmp_path):
+def test_invalid_checkpoints_are_refused(capfd, checkpoint, data, tmp_path):
     arguments = [f"--validation_file={data / 'v1.json'}", "--do_eval"]
-    assert "does not exist" in refused(capfd, tmp_path / "nothing", tmp_path, *arguments)
+    assert "does not exist" in error_message(capfd, tmp_path / "nothing", tmp_path, *arguments)
 
     config = read(checkpoint / "config.json")
     for name, change, expected in [
@@ -318,23 +318,23 @@ def test_checkpoints_that_cannot_be_used(capfd, checkpoint, data, tmp_path):
         ),
         ("shape", {"intermediate_size": 40}, "wrong shape"),
         ("layers", {"num_hidden_layers": 2}, "missing: encoder.layer.1"),
-        ("act", {"hidden_act": "snake"}, "hidden_act='snake' is not known here; known: gelu"),
+        ("act", {"hidden_act": "snake"}, "hidden_act='snake' is not supported; supported: gelu"),
     ]:
         broken = tmp_path / name
         broken.mkdir()
         for file in checkpoint.iterdir():
             (broken / file.name).write_bytes(file.read_bytes())
         (broken / "config.json").write_text(json.dumps(config | change))
-        assert expected in refused(capfd, broken, tmp_path, *arguments)
+        assert expected in error_message(capfd, broken, tmp_path, *arguments)
 
 
-def test_adapters_that_cannot_be_are_refused(capfd, checkpoint, data, tmp_path):
+def test_invalid_adapter_targets_are_refused(capfd, checkpoint, data, tmp_path):
     arguments = [f"--train_file={data / 'v1.json'}", "--do_train", "--lora_r=4"]
     layers = "which are: bert.encoder.layer.*.attention.output.dense, bert.encoder.layer.*.att"
-    assert layers in refused(capfd, checkpoint, tmp_path, *arguments)
+    assert layers in error_message(capfd, checkpoint, tmp_path, *arguments)
     arguments += ["--lora_target_modules=q_lin,v_lin"]
-    message = refused(capfd, checkpoint, tmp_path, *arguments)
-    assert "target_modules=('q_lin', 'v_lin') are none of this model's dense layers" in message
+    message = error_message(capfd, checkpoint, tmp_path, *arguments)
+    assert "target_modules=('q_lin', 'v_lin') matches none of this model's dense layers" in message
     assert layers in message
 
 
@@ -355,5 +355,5 @@ def test_adapters_that_cannot_be_are_refused(capfd, checkpoint, data, tmp_path):
         (["--train_file=x.json", "--do_train", "--no_such_flag=1"], "--no_such_flag=1"),
     ],
 )
-def test_arguments_that_cannot_be_used(capfd, checkpoint, tmp_path, arguments, expected):
-    assert expected in refused(capfd, checkpoint, tmp_path, *arguments)
+def test_invalid_arguments_are_refused(capfd, checkpoint, tmp_path, arguments, expected):
+    assert expected in error_message(capfd, checkpoint, tmp_path, *arguments)

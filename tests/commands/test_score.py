@@ -1,4 +1,4 @@
-"""`qa-flax score` prints what the official scorers print, and says what it cannot read."""
+"""`qa-flax score` prints the official scorers' output, and reports files that it cannot read."""
 
 import json
 
@@ -14,7 +14,7 @@ ROWS = [
     {"id": "4", "question": "q", "context": "x y", "answers": {"text": [], "answer_start": []}},
 ]
 ANSWERS = {"4": "x", "3": "y", "2": "y", "1": "x y"}
-ODDS = {"2": -3.5, "3": -1, "1": -1, "4": 2.5}  # a tie, and another order than the answers'
+ODDS = {"2": -3.5, "3": -1, "1": -1, "4": 2.5}  # with a tie, and in another order than ANSWERS
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def files(tmp_path):
         ("v2", {"data": ROWS}),
         ("answers", ANSWERS),
         ("odds", ODDS),
-        ("words", {"1": 3, "2": "y"}),
+        ("mixed", {"1": 3, "2": "y"}),
         ("few", {"1": 0.5}),
         ("list", []),
     ):
@@ -37,7 +37,7 @@ def score(files, *arguments):
     main(["score", *(a if a[0] == "-" else str(files / f"{a}.json") for a in arguments)])
 
 
-def test_version_1_in_one_line(files, capsys):
+def test_version_1_prints_one_line(files, capsys):
     score(files, "v1", "answers")
     expected = oracle.squad_v1_plain(ANSWERS, ROWS[:2])
     assert capsys.readouterr().out == json.dumps(expected) + "\n"
@@ -46,21 +46,21 @@ def test_version_1_in_one_line(files, capsys):
 def test_version_2_without_odds_has_no_best_scores(files, capsys):
     score(files, "v2", "answers")
     expected = oracle.squad_v2_plain(ANSWERS, ROWS)
-    kept = {k: v for k, v in expected.items() if "best" not in k}
-    assert capsys.readouterr().out == json.dumps(kept, indent=2) + "\n"
+    without_best = {k: v for k, v in expected.items() if "best" not in k}
+    assert capsys.readouterr().out == json.dumps(without_best, indent=2) + "\n"
     score(files, "v1", "answers", "--version_2_with_negative")
     assert json.loads(capsys.readouterr().out)["HasAns_total"] == 2
 
 
 @pytest.mark.parametrize("threshold", [1.0, -2.0])
-def test_version_2_with_real_odds(files, capsys, threshold):
+def test_version_2_with_null_odds(files, capsys, threshold):
     score(files, "v2", "answers", "--na-prob-file", "odds", f"--na-prob-thresh={threshold}")
     expected = oracle.squad_v2_plain(ANSWERS, ROWS, ODDS, threshold)
     assert capsys.readouterr().out == json.dumps(expected, indent=2) + "\n"
     assert expected["best_f1_thresh"] == -3.5
 
 
-def test_into_a_file_and_by_a_languages_rules(files, capsys):
+def test_writes_a_file_and_applies_a_languages_rules(files, capsys):
     (files / "answers.json").write_text(json.dumps({"1": "los x", "2": "-"}))
     score(files, "v1", "answers", "--language=es", "--out-file", "scores")
     assert capsys.readouterr().out == ""
@@ -74,15 +74,15 @@ def test_into_a_file_and_by_a_languages_rules(files, capsys):
         (["v1", "none"], "No such file"),
         (["none", "answers"], "no such file"),
         (["v1", "broken"], "is not JSON"),
-        (["v1", "list"], "holds a list; it must be {id: string}"),
-        (["v1", "words"], "1 of 2 ids have no string (first: 1)"),
-        (["v2", "answers", "-n", "words"], "1 of 2 ids have no number (first: 2)"),
+        (["v1", "list"], "contains a list; it must be {id: string}"),
+        (["v1", "mixed"], "values of 1 of 2 ids are not a string (first: 1)"),
+        (["v2", "answers", "-n", "mixed"], "values of 1 of 2 ids are not a number (first: 2)"),
         (["v2", "answers", "-n", "few"], "no number for 3 of the 4 questions (first: 2, 3, 4)"),
-        (["v2", "words"], "ids have no"),
-        (["v1", "answers", "--language=fr"], "'fr'; MLQA's rules know"),
+        (["v2", "mixed"], "ids are not a"),
+        (["v1", "answers", "--language=fr"], "'fr' is not supported; MLQA's rules exist for"),
     ],
 )
-def test_what_cannot_be_scored(files, capsys, arguments, message):
+def test_invalid_input_is_reported(files, capsys, arguments, message):
     with pytest.raises(SystemExit) as exit_:
         score(files, *arguments)
     assert exit_.value.code == 2

@@ -1,4 +1,4 @@
-"""A run that is stopped and gone on with is the run that was never stopped, bit for bit."""
+"""A run that is stopped and resumed is bit-for-bit identical to an uninterrupted run."""
 
 import json
 import shutil
@@ -11,10 +11,7 @@ from flax import nnx
 from tiny_trainers import assert_same_run, trainer_in
 from transformers import EarlyStoppingCallback
 
-from qa_flax import (
-    LoraConfig,
-    get_peft_model,
-)
+from qa_flax import LoraConfig, get_peft_model
 from qa_flax.train import checkpoints
 
 CASES = {
@@ -54,8 +51,8 @@ def examples():
     return tiny.examples(answerable=True)
 
 
-def keep_until(folder, copy, step):
-    """The folder as it was when the run was stopped after `step`."""
+def copy_until(folder, copy, step):
+    """Copy the output folder of a run as it was after `step`."""
     shutil.copytree(folder, copy)
     for path in copy.glob("checkpoint-*"):
         if int(path.name.partition("-")[2]) > step:
@@ -65,23 +62,23 @@ def keep_until(folder, copy, step):
 CASES["evaluation, best model and accumulation"] = (
     CASES["accumulation"] | CASES["evaluation and best model"]
 )
-# The others take no path that these do not.
+# The other cases are slow tests: these two cover all code paths.
 DEFAULT = ("evaluation, best model and accumulation", "plateau")
-STOPPED = [pytest.param(n, marks=[] if n in DEFAULT else [pytest.mark.slow]) for n in CASES]
+CASE_PARAMS = [pytest.param(n, marks=[] if n in DEFAULT else [pytest.mark.slow]) for n in CASES]
 
 
-@pytest.mark.parametrize("case", STOPPED)
-def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, examples, tokenizer, case):
-    whole = trainer_in(tmp_path / "whole", examples, tokenizer, **CASES[case])
-    whole.train()
-    steps = whole.state.max_steps
+@pytest.mark.parametrize("case", CASE_PARAMS)
+def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path, examples, tokenizer, case):
+    uninterrupted = trainer_in(tmp_path / "uninterrupted", examples, tokenizer, **CASES[case])
+    uninterrupted.train()
+    steps = uninterrupted.state.max_steps
     assert steps >= 3
     for step in {steps // 3, steps - 1}:
         folder = tmp_path / f"stopped-{step}"
-        keep_until(tmp_path / "whole", folder, step)
+        copy_until(tmp_path / "uninterrupted", folder, step)
         resumed = trainer_in(folder, examples, tokenizer, **CASES[case])
         resumed.train(resume_from_checkpoint=True)
-        assert_same_run(whole, resumed)
+        assert_same_run(uninterrupted, resumed)
 
 
 def with_adapters(seed=0, **changes):
@@ -90,22 +87,25 @@ def with_adapters(seed=0, **changes):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_of_adapters_is_the_run_that_was_never_stopped(tmp_path, examples, tokenizer):
-    """With the best of them at the end; the base is of the caller, no checkpoint holds it."""
+def test_a_resumed_run_of_adapters_equals_an_uninterrupted_run(tmp_path, examples, tokenizer):
+    """The checkpoints hold only the adapters. The best ones are loaded at the end."""
     changes = CASES["evaluation and best model"] | {"max_steps": 3, "learning_rate": 1e-2}
-    whole = trainer_in(tmp_path / "whole", examples, tokenizer, model=with_adapters(), **changes)
-    whole.train()
+    uninterrupted = trainer_in(
+        tmp_path / "uninterrupted", examples, tokenizer, model=with_adapters(), **changes
+    )
+    uninterrupted.train()
     folder = tmp_path / "stopped"
-    keep_until(tmp_path / "whole", folder, 1)
+    copy_until(tmp_path / "uninterrupted", folder, 1)
     names = {path.name for path in (folder / "checkpoint-1").iterdir()}
     assert names >= {"adapter_config.json", "adapter_model.safetensors", "train_state", "run.json"}
     assert not names & {"config.json", "model.safetensors"}
     resumed = trainer_in(folder, examples, tokenizer, model=with_adapters(), **changes)
     resumed.train(resume_from_checkpoint=True)
-    assert_same_run(whole, resumed)
-    best = tmp_path / "whole" / f"checkpoint-{whole.state.best_global_step}"
-    found = tiny.model(hidden_dropout_prob=0.2).with_adapter(best)
-    jax.tree.map(np.testing.assert_array_equal, *(nnx.state(m) for m in (found, whole.model)))
+    assert_same_run(uninterrupted, resumed)
+    best = tmp_path / "uninterrupted" / f"checkpoint-{uninterrupted.state.best_global_step}"
+    loaded = tiny.model(hidden_dropout_prob=0.2).with_adapter(best)
+    states = (nnx.state(model) for model in (loaded, uninterrupted.model))
+    jax.tree.map(np.testing.assert_array_equal, *states)
 
     for model, message in (
         (with_adapters(seed=1), "fixed_digest: "),
@@ -118,8 +118,8 @@ def test_a_resumed_run_of_adapters_is_the_run_that_was_never_stopped(tmp_path, e
             other.train(resume_from_checkpoint=folder / "checkpoint-1")
 
 
-def test_early_stopping_counts_on(tmp_path, examples, tokenizer):
-    """Stopped between two evaluations that are no better, a run stops where it would have."""
+def test_a_resumed_run_stops_early_at_the_same_step(tmp_path, examples, tokenizer):
+    """The checkpoint has the count of evaluations without improvement."""
     changes = {
         "learning_rate": 0.0,
         "eval_strategy": "steps",
@@ -129,20 +129,20 @@ def test_early_stopping_counts_on(tmp_path, examples, tokenizer):
     }
 
     def trainer(folder):
-        patient = EarlyStoppingCallback(early_stopping_patience=3)
-        return trainer_in(folder, examples, tokenizer, [patient], **changes)
+        callback = EarlyStoppingCallback(early_stopping_patience=3)
+        return trainer_in(folder, examples, tokenizer, [callback], **changes)
 
-    whole = trainer(tmp_path / "whole")
-    whole.train()
-    assert whole.state.global_step == 4 < whole.state.max_steps
+    uninterrupted = trainer(tmp_path / "uninterrupted")
+    uninterrupted.train()
+    assert uninterrupted.state.global_step == 4 < uninterrupted.state.max_steps
     for step in (2, 4):
-        keep_until(tmp_path / "whole", tmp_path / f"{step}", step)
+        copy_until(tmp_path / "uninterrupted", tmp_path / f"{step}", step)
         resumed = trainer(tmp_path / f"{step}")
         resumed.train(resume_from_checkpoint=True)
-        assert_same_run(whole, resumed)
+        assert_same_run(uninterrupted, resumed)
 
 
-def test_another_run_is_refused_with_the_difference(tmp_path, examples, tokenizer):
+def test_resuming_another_run_is_an_error_that_lists_the_differences(tmp_path, examples, tokenizer):
     trainer_in(tmp_path, examples, tokenizer, max_steps=1).train()
     path = tmp_path / "checkpoint-1"
     for changes, message in (
@@ -151,25 +151,25 @@ def test_another_run_is_refused_with_the_difference(tmp_path, examples, tokenize
         ({"model": tiny.model(hidden_dropout_prob=0.1)}, "hidden_dropout_prob"),
     ):
         other = trainer_in(tmp_path, examples, tokenizer, **({"max_steps": 2} | changes))
-        with pytest.raises(ValueError, match=message) as refused:
+        with pytest.raises(ValueError, match=message) as error:
             other.train(resume_from_checkpoint=path)
-        assert "accept_changes" in str(refused.value)
+        assert "accept_changes" in str(error.value)
     fewer = trainer_in(tmp_path, examples.select(range(5)), tokenizer, max_steps=2, seed=5)
-    with pytest.raises(ValueError, match="windows_digest") as refused:
+    with pytest.raises(ValueError, match="windows_digest") as error:
         fewer.train(resume_from_checkpoint=path)
-    assert all(name in str(refused.value) for name in ("windows:", "seed:"))
+    assert all(name in str(error.value) for name in ("windows:", "seed:"))
     fewer.train(resume_from_checkpoint=path, accept_changes=True)
     assert fewer.state.global_step == 2
 
 
-def test_an_optimizer_of_another_kind_is_refused(tmp_path, examples, tokenizer):
+def test_resuming_with_another_optimizer_is_an_error(tmp_path, examples, tokenizer):
     trainer_in(tmp_path, examples, tokenizer, max_steps=1).train()
     other = trainer_in(tmp_path, examples, tokenizer, max_steps=2, optim="lion_32bit")
     with pytest.raises(ValueError, match=r"does not fit model and optimizer \(\d+ differences\)"):
         other.train(resume_from_checkpoint=True)
 
 
-def test_what_cannot_be_resumed_from_is_named(tmp_path, examples, tokenizer):
+def test_a_missing_or_incomplete_checkpoint_is_an_error(tmp_path, examples, tokenizer):
     trainer = trainer_in(tmp_path / "none", examples, tokenizer)
     with pytest.raises(ValueError, match="no checkpoint-<step> in"):
         trainer.train(resume_from_checkpoint=True)
@@ -178,15 +178,15 @@ def test_what_cannot_be_resumed_from_is_named(tmp_path, examples, tokenizer):
         trainer.train(resume_from_checkpoint=tmp_path / "checkpoint-1")
 
 
-def test_a_checkpoint_is_complete_or_not_there(tmp_path, monkeypatch, examples, tokenizer):
+def test_a_checkpoint_is_complete_or_absent(tmp_path, monkeypatch, examples, tokenizer):
     trainer = trainer_in(tmp_path, examples, tokenizer, max_steps=3)
 
-    def fail_at_the_second(folder, state, run, save=checkpoints.save_state):
+    def fail_at_step_two(folder, state, run, save=checkpoints.save_state):
         save(folder, state, run)
         if trainer.state.global_step == 2:
             raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_state", fail_at_the_second)
+    monkeypatch.setattr(checkpoints, "save_state", fail_at_step_two)
     with pytest.raises(OSError, match="No space left"):
         trainer.train()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1"]
@@ -196,9 +196,9 @@ def test_a_checkpoint_is_complete_or_not_there(tmp_path, monkeypatch, examples, 
     assert resumed.state.global_step == 3
 
 
-def test_the_best_model_is_kept_and_loaded(tmp_path, examples, tokenizer):
-    """Scores made up so that the second of four is the best, and a NaN comes after it."""
-    made_up = iter([1.0, 5.0, float("nan"), 3.0, 2.0])
+def test_the_best_model_is_retained_and_loaded(tmp_path, examples, tokenizer):
+    """The second of four scores is the best, and the next is NaN."""
+    scores = iter([1.0, 5.0, float("nan"), 3.0, 2.0])
     trainer = trainer_in(
         tmp_path,
         examples,
@@ -207,23 +207,23 @@ def test_the_best_model_is_kept_and_loaded(tmp_path, examples, tokenizer):
         eval_strategy="steps",
         eval_steps=1,
         load_best_model_at_end=True,
-        metric_for_best_model="made_up",
+        metric_for_best_model="score",
         greater_is_better=True,
         save_total_limit=1,
     )
-    trainer.compute_metrics = lambda scored: {"made_up": next(made_up)}
+    trainer.compute_metrics = lambda scored: {"score": next(scores)}
     trainer.train()
     assert (trainer.state.best_metric, trainer.state.best_global_step) == (5.0, 2)
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
     best = type(trainer.model).from_pretrained(tmp_path / "checkpoint-2")
     jax.tree.map(np.testing.assert_array_equal, *(nnx.split(m)[1] for m in (trainer.model, best)))
-    history = [h["eval_made_up"] for h in trainer.state.log_history if "eval_made_up" in h]
+    history = [h["eval_score"] for h in trainer.state.log_history if "eval_score" in h]
     assert history[:2] == [1.0, 5.0]
 
 
-def test_saving_the_best_alone(tmp_path, examples, tokenizer):
-    made_up = iter([3.0, 1.0, 4.0, 2.0])
+def test_save_strategy_best_saves_only_improvements(tmp_path, examples, tokenizer):
+    scores = iter([3.0, 1.0, 4.0, 2.0])
     trainer = trainer_in(
         tmp_path,
         examples,
@@ -232,15 +232,15 @@ def test_saving_the_best_alone(tmp_path, examples, tokenizer):
         save_strategy="best",
         eval_strategy="steps",
         eval_steps=1,
-        metric_for_best_model="made_up",
+        metric_for_best_model="score",
         greater_is_better=True,
     )
-    trainer.compute_metrics = lambda scored: {"made_up": next(made_up)}
+    trainer.compute_metrics = lambda scored: {"score": next(scores)}
     trainer.train()
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-1", "checkpoint-3"}
 
 
-def test_a_metric_that_cannot_be_is_refused_before_training(tmp_path, examples, tokenizer):
+def test_an_impossible_best_metric_is_an_error_before_training(tmp_path, examples, tokenizer):
     trainer = trainer_in(
         tmp_path, examples, tokenizer, eval_strategy="steps", metric_for_best_model="f1"
     )
@@ -250,7 +250,7 @@ def test_a_metric_that_cannot_be_is_refused_before_training(tmp_path, examples, 
     assert trainer.state.global_step == 0
 
 
-def test_a_checkpoint_is_a_model_and_says_what_it_is_of(tmp_path, examples, tokenizer):
+def test_a_checkpoint_is_a_loadable_model_and_records_its_run(tmp_path, examples, tokenizer):
     trainer = trainer_in(tmp_path, examples, tokenizer, max_steps=2, save_steps=0.5)
     trainer.train()
     folder = tmp_path / "checkpoint-1"

@@ -1,4 +1,4 @@
-"""Two Trainer scripts as their authors would have them: only imports and paths are changed."""
+"""Two scripts for transformers' Trainer run after a change of their imports and paths only."""
 
 import json
 
@@ -24,15 +24,15 @@ from qa_flax import (
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A small BERT and its tokenizer on disk, as both scripts load one."""
+    """A folder with a small BERT and its tokenizer, which both scripts load."""
     folder = tmp_path_factory.mktemp("checkpoint")
     tiny.model().save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
     return str(folder)
 
 
-def test_the_trainer_of_the_question_answering_examples(tmp_path, checkpoint):
-    """Raw and tokenised evaluation sets, answers rebuilt from logits, then a test set."""
+def test_the_trainer_of_transformers_question_answering_examples(tmp_path, checkpoint):
+    """It has raw and tokenised evaluation sets, post-processing of the logits, and a test set."""
     raw_train = raw_eval = tiny.examples(answerable=True)
     raw_test = raw_eval.select(range(5))
 
@@ -97,7 +97,7 @@ def test_the_trainer_of_the_question_answering_examples(tmp_path, checkpoint):
     assert (eval_dataset.column_names, eval_dataset.format) == (columns, form)
 
 
-@pytest.mark.filterwarnings("ignore:.*is the older name of:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.* is deprecated; use .* instead:FutureWarning")
 @pytest.mark.parametrize(
     "with_types",
     [
@@ -106,7 +106,7 @@ def test_the_trainer_of_the_question_answering_examples(tmp_path, checkpoint):
     ],
 )
 def test_a_custom_fine_tuning_script(tmp_path, checkpoint, with_types):
-    """A preprocessing function of the user's own, dropout, early stopping, the best model."""
+    """It has its own preprocessing function, dropout, early stopping and best model selection."""
     rows = list(tiny.examples(answerable=True))
     dataset = Dataset.from_list(rows)
 
@@ -186,7 +186,7 @@ def test_a_custom_fine_tuning_script(tmp_path, checkpoint, with_types):
     assert len(list((tmp_path / "results").glob("checkpoint-*"))) == 2
 
 
-def test_a_column_that_is_missing_is_named(tmp_path, checkpoint):
+def test_a_missing_column_is_named_in_the_error(tmp_path, checkpoint):
     model = AutoModelForQuestionAnswering.from_pretrained(checkpoint)
     data = Dataset.from_dict({"input_ids": [[1, 2, 3]], "attention_mask": [[1, 1, 1]]})
     trainer = Trainer(model, TrainingArguments(output_dir=str(tmp_path)), train_dataset=data)

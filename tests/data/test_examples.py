@@ -1,4 +1,4 @@
-"""Every format gives the same rows; every kind of bad row is told once, with its ids."""
+"""Every format gives the same rows; one error message lists all invalid rows with their ids."""
 
 import csv
 import json
@@ -38,12 +38,12 @@ ROWS = [
 
 
 def row(**changes):
-    """The first row with some values changed; None as a value is kept, `...` removes the column."""
+    """Return the first row with some values changed; the value `...` removes the column."""
     return {key: value for key, value in (ROWS[0] | changes).items() if value is not ...}
 
 
 def nested(rows):
-    """The rows as official SQuAD v2.0 JSON, an article each."""
+    """Return the rows as nested SQuAD v2.0 JSON, with one article for each row."""
     articles = []
     for r in rows:
         answers = r["answers"]
@@ -76,12 +76,12 @@ def write_lines(path):
     path.write_bytes(lines.encode())
 
 
-def write_csv(answers_as, encoding="utf-8", delimiter=","):
+def write_csv(format_answers, encoding="utf-8", delimiter=","):
     def write(path):
         with path.open("w", newline="", encoding=encoding) as file:
             writer = csv.DictWriter(file, list(ROWS[0]), delimiter=delimiter)
             writer.writeheader()
-            writer.writerows(r | {"answers": answers_as(r["answers"])} for r in ROWS)
+            writer.writerows(r | {"answers": format_answers(r["answers"])} for r in ROWS)
 
     return write
 
@@ -97,8 +97,8 @@ def write_answer_columns(path):
 
 
 def pairs(answers):
-    both = zip(answers["text"], answers["answer_start"], strict=True)
-    return [{"text": text, "answer_start": start} for text, start in both]
+    columns = zip(answers["text"], answers["answer_start"], strict=True)
+    return [{"text": text, "answer_start": start} for text, start in columns]
 
 
 FORMATS = {
@@ -131,34 +131,34 @@ def test_every_format_gives_the_same_rows(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["xquad/xquad.zh.json", "squadshifts/reddit_v1.0.json"])
-def test_official_files(name):
+def test_official_files_give_the_rows_of_the_reference(name):
     path = shared_path("data", name)
     assert load_examples(path).to_list() == oracle.nested_to_rows(path)
 
 
-def test_a_byte_order_mark_before_json(tmp_path):
+def test_json_may_begin_with_a_byte_order_mark(tmp_path):
     path = tmp_path / "bom.json"
     path.write_text(json.dumps(ROWS), encoding="utf-8-sig")
     assert load_examples(path).to_list() == ROWS
 
 
-def test_one_line_of_json_lines_is_one_row(tmp_path):
+def test_json_lines_with_one_line_is_one_row(tmp_path):
     path = tmp_path / "one.jsonl"
     path.write_text(json.dumps(ROWS[0]) + "\n\n")
     assert load_examples(path).to_list() == ROWS[:1]
 
 
-def test_data_sets_and_lists():
+def test_data_sets_and_lists_give_the_same_rows():
     data = datasets.Dataset.from_list([r | {"score": 0.5} for r in ROWS])
     assert load_examples(data).to_list() == ROWS
     assert load_examples(data.select([2, 0])).to_list() == [ROWS[2], ROWS[0]]
     assert load_examples(ROWS).to_list() == ROWS
-    both = datasets.DatasetDict({"train": data, "validation": data.select([1])})
-    assert load_examples(both, split="validation").to_list() == ROWS[1:2]
-    with pytest.raises(ExampleError, match="choose one; split may be 'train', 'validation'"):
-        load_examples(both)
-    with pytest.raises(ExampleError, match="no split 'test'; split may be 'train'"):
-        load_examples(both, split="test")
+    splits = datasets.DatasetDict({"train": data, "validation": data.select([1])})
+    assert load_examples(splits, split="validation").to_list() == ROWS[1:2]
+    with pytest.raises(ExampleError, match="several splits; choose one of 'train', 'validation'"):
+        load_examples(splits)
+    with pytest.raises(ExampleError, match="no split 'test'; choose one of 'train'"):
+        load_examples(splits, split="test")
 
 
 def test_a_folder_is_read_by_the_datasets_library(tmp_path):
@@ -168,11 +168,11 @@ def test_a_folder_is_read_by_the_datasets_library(tmp_path):
     datasets.Dataset.from_list(ROWS[:1]).to_parquet(folder / "test.parquet")
     cache = str(tmp_path / "cache")
     assert load_examples(str(folder), split="test", cache_dir=cache).to_list() == ROWS[:1]
-    with pytest.raises(ExampleError, match=r"folder.*choose one; split may be 'train', 'test'"):
+    with pytest.raises(ExampleError, match=r"folder.*splits; choose one of 'train', 'test'"):
         load_examples(folder, cache_dir=cache)
 
 
-def test_a_hub_id_that_cannot_be_reached_says_so():
+def test_a_hub_id_that_cannot_be_loaded_raises():
     with pytest.raises(ExampleError, match=r"some/where: could not be loaded.*local file"):
         load_examples("some/where", split="train")
 
@@ -193,39 +193,45 @@ def test_ids_are_strings_and_stable():
 
 
 @pytest.mark.parametrize("cell", ["", "  ", "null", "None", float("nan"), None])
-def test_an_empty_cell_is_no_answer(cell):
+def test_an_empty_answers_cell_means_no_answers(cell):
     assert load_examples([row(answers=cell)])["answers"][0] == {"text": [], "answer_start": []}
 
 
-def test_answers_may_be_absent_when_predicting_and_are_needed_for_training():
-    none = {"text": [], "answer_start": []}
-    bare = [row(answers=...)]
-    assert load_examples(bare)["answers"][:] == [none]
-    with pytest.raises(ExampleError, match=r"missing column answers.*question.*Needed"):
-        load_examples(bare, require_answers=True)
-    some = [row(), row(id="x", answers=None), row(id="y", answers=none)]
-    assert load_examples(some)["answers"][1:] == [none, none]
+def test_answers_are_required_only_for_training():
+    no_answers = {"text": [], "answer_start": []}
+    without_column = [row(answers=...)]
+    assert load_examples(without_column)["answers"][:] == [no_answers]
+    with pytest.raises(ExampleError, match=r"missing column answers.*question.*Required"):
+        load_examples(without_column, require_answers=True)
+    rows = [row(), row(id="x", answers=None), row(id="y", answers=no_answers)]
+    assert load_examples(rows)["answers"][1:] == [no_answers, no_answers]
     with pytest.raises(ExampleError, match=r'no answers .*: 1 \(ids "x"\)'):
-        load_examples(some, require_answers=True)
+        load_examples(rows, require_answers=True)
 
 
-# --- Bad input -----------------------------------------------------------------------------------
+# --- Invalid input -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["absent.json", "./absent", "/no/such/file", "a/b/c", ""])
-def test_file_not_found(name):
-    with pytest.raises(FileNotFoundError, match=r"no such file\. Readable: nested SQuAD JSON"):
+def test_missing_files_raise_file_not_found(name):
+    with pytest.raises(
+        FileNotFoundError, match=r"no such file\. Supported sources: nested SQuAD JSON"
+    ):
         load_examples(name)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", b'{"data": [\n{"id": 1,}]}', r"a\.json: not JSON: .* at line 2, column \d+"),
-        ("a.json", b"", r"not JSON: Expecting value at line 1, column 1"),
-        ("a.json", b"hello", r"not JSON: Expecting value at line 1"),
-        ("a.jsonl", b'{"id": 1}\n{"id" 2}\n', r"not JSON: .* at line 2, column 7"),
-        ("a.json", b"\xff\xfe\x00", r"not UTF-8 text \(byte 0\) and not Parquet"),
+        (
+            "a.json",
+            b'{"data": [\n{"id": 1,}]}',
+            r"a\.json: not valid JSON: .* at line 2, column \d+",
+        ),
+        ("a.json", b"", r"not valid JSON: Expecting value at line 1, column 1"),
+        ("a.json", b"hello", r"not valid JSON: Expecting value at line 1"),
+        ("a.jsonl", b'{"id": 1}\n{"id" 2}\n', r"not valid JSON: .* at line 2, column 7"),
+        ("a.json", b"\xff\xfe\x00", r"neither UTF-8 text \(byte 0 is invalid\) nor Parquet"),
         (
             "a.json",
             b'{"rows": [], "version": 1}',
@@ -233,15 +239,16 @@ def test_file_not_found(name):
         ),
         ("a.json", b"[1, 2]", "must be a list of JSON objects"),
         ("a.json", b'{"data": "text"}', "must be a list of JSON objects"),
-        ("a.json", b"[]", "no examples in it"),
-        ("a.json", b'{"data": [{"title": "t", "paragraphs": []}]}', "no examples in it"),
-        ("a.csv", b"context,question,answers\n", "no examples in it"),
-        ("a.csv", b'context,question\n"open,b\n', "not readable as CSV: unexpected end of data"),
-        ("a.parquet", b"PAR1 and then nothing", "not a readable Parquet file"),
+        ("a.json", b"[]", "contains no examples"),
+        ("a.json", b'{"data": [{"title": "t", "paragraphs": []}]}', "contains no examples"),
+        ("a.csv", b"context,question,answers\n", "contains no examples"),
+        ("a.csv", b'context,question\n"open,b\n', "not valid CSV: unexpected end of data"),
+        ("a.parquet", b"PAR1 and then nothing", "not a valid Parquet file"),
         (
             "a.json",
             b'{"data": [{"paragraphs": [{"context": "c", "questions": []}]}]}',
-            r'data\[0\]\.paragraphs\[0\] needs a list of objects "qas"; it has: context, questions',
+            r'data\[0\]\.paragraphs\[0\] needs the key "qas" with a list of objects; '
+            r"keys found: context, questions",
         ),
         ("a.csv", b"text\nhello\n", "missing columns question, context. Columns found: text"),
         ("a.json", b'[{"question": "q", "text": "c"}]', "column context. Columns found: question"),
@@ -252,7 +259,7 @@ def test_file_not_found(name):
         ),
     ],
 )
-def test_files_that_cannot_be_read(tmp_path, name, content, message):
+def test_invalid_files_raise_with_their_path(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ExampleError, match=message) as error:
@@ -260,7 +267,7 @@ def test_files_that_cannot_be_read(tmp_path, name, content, message):
     assert str(path) in str(error.value)
 
 
-def test_missing_columns_of_a_data_set():
+def test_missing_columns_of_a_data_set_raise():
     data = datasets.Dataset.from_dict({"premise": ["a"], "label": [1]})
     with pytest.raises(ExampleError, match=r"question, context\. Columns found: premise, label"):
         load_examples(data)
@@ -274,32 +281,32 @@ def test_missing_columns_of_a_data_set():
         ({"context": None}, "context is missing"),
         ({"question": ...}, "question is missing"),
         ({"question": float("nan")}, "question is missing"),
-        ({"question": 7}, "question is not text but int"),
-        ({"context": "half \ud83d"}, "half of a surrogate pair"),
+        ({"question": 7}, "question must be a string, got int"),
+        ({"context": "half \ud83d"}, "an unpaired surrogate"),
         ({"answers": {"text": ["a", "b"], "answer_start": [0]}}, "differ in length"),
         ({"answers": {"text": ["Rhine"], "answer_start": [-1]}}, "answer_start is negative"),
-        ({"answers": {"text": ["Rhine"], "answer_start": ["x"]}}, "not a whole number"),
-        ({"answers": {"text": ["Rhine"], "answer_start": [1.5]}}, "not a whole number"),
-        ({"answers": {"text": ["Rhine"], "answer_start": [2**40]}}, "not a whole number"),
-        ({"answers": {"text": [3], "answer_start": [0]}}, "an answer's text is not text"),
+        ({"answers": {"text": ["Rhine"], "answer_start": ["x"]}}, "not a 32-bit integer"),
+        ({"answers": {"text": ["Rhine"], "answer_start": [1.5]}}, "not a 32-bit integer"),
+        ({"answers": {"text": ["Rhine"], "answer_start": [2**40]}}, "not a 32-bit integer"),
+        ({"answers": {"text": [3], "answer_start": [0]}}, "an answer's text is not a valid string"),
         ({"answers": "Rhine"}, "answers is neither"),
         ({"answers": ["Rhine"]}, "answers is neither"),
         ({"answers": {"text": ["Rhine"]}}, "answers is neither"),
-        ({"id": "fine"}, "id was already used by an earlier row"),
+        ({"id": "valid"}, "id was already used by an earlier row"),
     ],
 )
-def test_bad_rows_are_named(changes, message):
-    rows = [row(id="fine"), row(**({"id": "bad one"} | changes)), row(id="also fine")]
+def test_errors_contain_the_ids_of_invalid_rows(changes, message):
+    rows = [row(id="valid"), row(**({"id": "bad"} | changes)), row(id="also valid")]
     with pytest.raises(ExampleError) as error:
         load_examples(rows)
-    id_ = "fine" if "id" in changes else "bad one"
+    id_ = "valid" if "id" in changes else "bad"
     assert f'{message}: 1 (ids "{id_}")' in str(error.value) or (
         message in str(error.value) and f'1 (ids "{id_}")' in str(error.value)
     )
-    assert "also fine" not in str(error.value)
+    assert "also valid" not in str(error.value)
 
 
-def test_all_problems_are_told_at_once(tmp_path):
+def test_one_error_lists_all_problems(tmp_path):
     rows = [row(id=f"e{n}", context="") for n in range(8)] + [
         row(id=f"q{n}", question=None) for n in (1, 2)
     ]
@@ -316,7 +323,7 @@ def test_all_problems_are_told_at_once(tmp_path):
     )
 
 
-def test_unreadable_kinds_of_source():
+def test_unsupported_sources_raise():
     with pytest.raises(ExampleError, match="cannot read examples from int"):
         load_examples(7)
     stream = datasets.Dataset.from_list(ROWS).to_iterable_dataset()
@@ -326,50 +333,53 @@ def test_unreadable_kinds_of_source():
         load_examples(ROWS, misaligned="drop")
 
 
-# --- Answers out of place ------------------------------------------------------------------------
+# --- Misaligned answers --------------------------------------------------------------------------
 
 
-def out_of_place():
-    wide = CONTEXT.rindex("Rhine")
-    starts = {"before": 12, "near the second": wide + 3, "behind the end": 4000}
+def misaligned_rows():
+    second = CONTEXT.rindex("Rhine")
+    starts = {"before": 12, "near the second": second + 3, "behind the end": 4000}
     rows = [row(id=k, answers={"text": ["Rhine"], "answer_start": [s]}) for k, s in starts.items()]
     rows.append(row(id="nowhere", answers={"text": ["Danube"], "answer_start": [3]}))
-    return [*rows, row(id="in place")]
+    return [*rows, row(id="aligned")]
 
 
-def test_misaligned_answers_are_kept_with_one_warning(caplog):
+def test_keep_leaves_misaligned_answers_and_warns_once(caplog):
     with caplog.at_level(logging.WARNING):
-        kept = load_examples(out_of_place())
-    assert [a["answer_start"][0] for a in kept["answers"]][:4] == [
-        r["answers"]["answer_start"][0] for r in out_of_place()[:4]
+        examples = load_examples(misaligned_rows())
+    assert [a["answer_start"][0] for a in examples["answers"]][:4] == [
+        r["answers"]["answer_start"][0] for r in misaligned_rows()[:4]
     ]
     assert len(caplog.records) == 1
     assert '4 (ids "before", "near the second", "behind the end", "nowhere")' in caplog.text
     assert 'misaligned="repair"' in caplog.text
 
 
-def test_misaligned_answers_are_moved_to_their_nearest_text(caplog):
+def test_repair_moves_misaligned_answers_to_the_nearest_occurrence(caplog):
     with caplog.at_level(logging.WARNING):
-        moved = load_examples(out_of_place(), misaligned="repair")
-    wide = CONTEXT.rindex("Rhine")
-    assert [a["answer_start"][0] for a in moved["answers"]] == [17, wide, wide, 3, 17]
+        examples = load_examples(misaligned_rows(), misaligned="repair")
+    second = CONTEXT.rindex("Rhine")
+    assert [a["answer_start"][0] for a in examples["answers"]] == [17, second, second, 3, 17]
     assert (
-        'moved to their text: 3 (ids "before", "near the second", "behind the end")' in caplog.text
+        "moved to where their text occurs in the context: "
+        '3 (ids "before", "near the second", "behind the end")' in caplog.text
     )
     assert 'not at their answer_start: 1 (ids "nowhere"). Their text occurs nowhere' in caplog.text
     negative = row(answers={"text": ["Rhine"], "answer_start": [-1]})
     assert load_examples([negative], misaligned="repair")["answers"][0]["answer_start"] == [17]
 
 
-def test_misaligned_answers_are_refused():
+def test_refuse_raises_for_misaligned_answers():
     with pytest.raises(ExampleError, match=r"not in the context at its answer_start: 4 \(ids") as e:
-        load_examples(out_of_place(), misaligned="refuse")
-    assert 'misaligned="repair" moves answers' in str(e.value)
+        load_examples(misaligned_rows(), misaligned="refuse")
+    assert 'misaligned="repair" (command line: --misaligned_answers repair) moves answers' in str(
+        e.value
+    )
     assert load_examples(ROWS, misaligned="refuse").to_list() == ROWS
 
 
-def test_a_long_context_in_csv(tmp_path):
-    """Longer than the 128 KiB that Python's csv reader takes by default."""
+def test_a_context_in_csv_may_exceed_the_default_field_limit(tmp_path):
+    """Python's csv reader accepts fields of up to 128 KiB by default."""
     limit = csv.field_size_limit()
     path = tmp_path / "long.csv"
     long = row(context="word " * 60_000, answers={"text": ["word"], "answer_start": [5]})

@@ -1,4 +1,4 @@
-"""Windows equal Hugging Face's own preparation, array for array, and refuse what cannot be cut."""
+"""Windows equal those of Hugging Face's preprocessing, array for array."""
 
 import dataclasses
 import logging
@@ -27,7 +27,7 @@ TOKEN_COLUMNS = {
 
 
 def row(context, question="What is it?", text=(), start=None, id_="a"):
-    """One example; the answer's start is found unless given."""
+    """Return one example; by default the answer starts at its first occurrence."""
     texts = [text] if isinstance(text, str) else list(text)
     starts = [context.index(t) for t in texts] if start is None else [start]
     answers = {"text": texts, "answer_start": starts}
@@ -35,7 +35,7 @@ def row(context, question="What is it?", text=(), start=None, id_="a"):
 
 
 def rows_of_texts(repeat=4):
-    """Every few characters of every text is once an answer, from one character to many."""
+    """Return examples whose answers start at every eleventh character and differ in length."""
     rows = []
     for n, text in enumerate(TEXTS):
         context = text * repeat
@@ -58,17 +58,17 @@ def windows(rows, tokenizer, length, stride, labels=True, **settings):
     return make_windows(load_examples(rows), tokenizer, disable_tqdm=True, **settings).features()
 
 
-def assert_equal(ours, plain, offsets=True):
-    """Every array of ours is the oracle's."""
-    assert ours.example_ids == plain["example_id"]
+def assert_equal(features, plain, offsets=True):
+    """Assert that every array equals the oracle's."""
+    assert features.example_ids == plain["example_id"]
     for column, field in TOKEN_COLUMNS.items():
-        value = getattr(ours, field)
+        value = getattr(features, field)
         assert (value is None) == (column not in plain), column
         if value is not None:
             assert value.dtype == np.int32
             np.testing.assert_array_equal(value, np.array(plain[column]), err_msg=column)
     if offsets:
-        np.testing.assert_array_equal(ours.offsets, dense(plain["offset_mapping"]))
+        np.testing.assert_array_equal(features.offsets, dense(plain["offset_mapping"]))
 
 
 def dense(offset_mapping):
@@ -86,7 +86,7 @@ REAL = {
     "xquad/xquad.ar.json": 60,
     "squadshifts/reddit_v1.0.json": 100,
 }
-# Every file at one length, and one at all; the other pairs are slow.
+# Each file with one length, and the Chinese file with all lengths; other combinations are slow.
 WINDOWS = [
     pytest.param(
         *(path, count, length, stride),
@@ -100,9 +100,9 @@ WINDOWS = [
 @pytest.mark.parametrize(("path", "count", "length", "stride"), WINDOWS)
 def test_real_windows_equal_hugging_face(minilm, path, count, length, stride):
     rows = oracle.nested_to_rows(shared_path("data", path))[:count]
-    # Where question and stride leave no room the tokenizer would panic: those are refused below.
-    asked = minilm([r["question"] for r in rows], add_special_tokens=False)["input_ids"]
-    rows = [r for r, ids in zip(rows, asked, strict=True) if length - len(ids) - 3 > stride]
+    # Hugging Face's tokenizer panics for questions that leave no room beyond the stride.
+    questions = minilm([r["question"] for r in rows], add_special_tokens=False)["input_ids"]
+    rows = [r for r, ids in zip(rows, questions, strict=True) if length - len(ids) - 3 > stride]
     assert len(rows) > 20
     ours = windows(rows, minilm, length, stride)
     assert_equal(ours, oracle.prepare_plain(rows, minilm, length, stride, labels=True))
@@ -112,7 +112,7 @@ def test_real_windows_equal_hugging_face(minilm, path, count, length, stride):
 @pytest.mark.parametrize("truncation_side", ["right", "left"])
 @pytest.mark.parametrize("padding_side", ["right", "left"])
 @pytest.mark.parametrize("kind", [word_piece, byte_level, metaspace])
-def test_every_kind_of_tokenizer_and_side(kind, padding_side, truncation_side):
+def test_every_kind_of_tokenizer_and_side_equals_hugging_face(kind, padding_side, truncation_side):
     tokenizer = kind()
     tokenizer.padding_side, tokenizer.truncation_side = padding_side, truncation_side
     rows = rows_of_texts()
@@ -124,7 +124,7 @@ def test_every_kind_of_tokenizer_and_side(kind, padding_side, truncation_side):
         assert (ours.start_positions != ours.start_positions[-1]).any()
 
 
-def test_left_padding_on_real_windows(minilm):
+def test_left_padded_real_windows_equal_hugging_face(minilm):
     rows = oracle.nested_to_rows(shared_path("data", "xquad", "xquad.en.json"))[:150]
     minilm.padding_side = "left"
     try:
@@ -148,70 +148,70 @@ def test_unpadded_windows_are_as_wide_as_the_longest():
 
 
 def test_prefix_space_is_trimmed_in_every_window():
-    """Hugging Face leaves the space in the first context token of a later window; we do not."""
+    """Hugging Face includes the space in the first context token of a later window."""
     tokenizer = byte_level(add_prefix_space=True)
-    # An answer that begins with such a space is in their window and not in ours.
+    # An answer that begins with such a space would be in Hugging Face's window only.
     rows = [r for r in rows_of_texts() if not "".join(r["answers"]["text"])[:1].isspace()]
     ours = windows(rows, tokenizer, 120, 30)
     plain = oracle.prepare_plain(rows, tokenizer, 120, 30, labels=True)
     assert_equal(ours, plain, offsets=False)
-    theirs = dense(plain["offset_mapping"])
-    differs = (theirs != ours.offsets).any(axis=-1)
+    untrimmed = dense(plain["offset_mapping"])
+    differs = (untrimmed != ours.offsets).any(axis=-1)
     first = (ours.offsets[..., 0] >= 0).argmax(axis=1)
     contexts = {r["id"]: r["context"] for r in rows}
     assert differs.any()
     for n, token in np.argwhere(differs):
-        (start, end), context = theirs[n, token], contexts[ours.example_ids[n]]
+        (start, end), context = untrimmed[n, token], contexts[ours.example_ids[n]]
         assert token == first[n]
         assert context[start].isspace()
         assert tuple(ours.offsets[n, token]) == (start + 1, max(end, start + 1))
 
 
-def test_texts_are_encoded_once_each(minilm):
-    """Shared contexts and questions give what separate ones would."""
+def test_examples_with_shared_texts_have_the_windows_of_separate_examples(minilm):
     context = TEXTS[0] * 10
     rows = [row(context, f"Question {n % 3}?", "Seine", id_=str(n)) for n in range(9)]
     together = windows(rows, minilm, 64, 16)
-    alone = [windows([one], minilm, 64, 16) for one in rows]
-    np.testing.assert_array_equal(together.input_ids, np.concatenate([f.input_ids for f in alone]))
-    np.testing.assert_array_equal(together.offsets, np.concatenate([f.offsets for f in alone]))
+    separate = [windows([example], minilm, 64, 16) for example in rows]
+    for name in ("input_ids", "offsets"):
+        expected = np.concatenate([getattr(features, name) for features in separate])
+        np.testing.assert_array_equal(getattr(together, name), expected)
 
 
 # --- Labels --------------------------------------------------------------------------------------
 
 
 def answers_of(features, context):
-    """The text between the labelled tokens of each window; None where the label is CLS."""
-    found = []
+    """Return the text between the labelled tokens of each window; None if the label is CLS."""
+    answers = []
     for n in range(len(features)):
         start, end = features.start_positions[n], features.end_positions[n]
         inside = features.offsets[n, start, 0] >= 0
         span = slice(features.offsets[n, start, 0], features.offsets[n, end, 1])
-        found.append(context[span] if inside else None)
-    return found
+        answers.append(context[span] if inside else None)
+    return answers
 
 
 @pytest.mark.parametrize("length", range(30, 44))
-def test_an_answer_is_labelled_where_it_is_whole_and_cls_elsewhere(length):
-    """At some of these lengths the answer is a window's last token, or crosses its end."""
+def test_windows_without_the_whole_answer_are_labelled_cls(length):
+    """At some of these lengths the answer is the window's last token, or extends beyond it."""
     tokenizer = word_piece()
     context = TEXTS[0] * 2
     features = windows([row(context, "Where?", "Seine")], tokenizer, length, 12)
     start = context.index("Seine")
-    whole = [
+    has_answer = [
         bool(offsets[inside][0, 0] <= start and offsets[inside][-1, 1] >= start + 5)
         for offsets in features.offsets
         for inside in [offsets[:, 0] >= 0]
     ]
-    assert any(whole)
-    assert answers_of(features, context) == ["Seine" if w else None for w in whole]
-    outside = ~np.array(whole)
+    assert any(has_answer)
+    assert answers_of(features, context) == ["Seine" if has else None for has in has_answer]
+    outside = ~np.array(has_answer)
     assert not features.start_positions[outside].any()
     assert not features.end_positions[outside].any()
 
 
-def test_the_defect_at_the_last_token_is_corrected():
-    """Hugging Face's scan for the start runs on over [SEP] and padding: start after end."""
+def test_an_answer_in_the_last_context_token_is_labelled_with_that_token():
+    """Hugging Face's search for the start continues over [SEP] and padding: start after end."""
     tokenizer = word_piece()
     rows = [row("one two 3", "Which?", "3")]
     ours = windows(rows, tokenizer, 40, 4)
@@ -221,7 +221,7 @@ def test_the_defect_at_the_last_token_is_corrected():
     assert answers_of(ours, "one two 3") == ["3"]
 
 
-def test_first_token_no_answer_and_only_the_first_answer_count():
+def test_only_the_first_answer_is_labelled_and_it_may_be_the_first_token():
     tokenizer = word_piece()
     context = TEXTS[0]
     rows = [
@@ -235,20 +235,20 @@ def test_first_token_no_answer_and_only_the_first_answer_count():
     assert answers_of(features, context) == ["Paris", None, "river", context]
 
 
-def test_offsets_cut_the_raw_text_out_of_unicode(minilm):
-    """Every token's offsets are code points of the context as given, whatever was normalised."""
+def test_offsets_are_code_points_of_the_original_context(minilm):
+    """The tokenizer's normalization does not change the offsets."""
     for text in TEXTS:
         features = windows([row(text)], minilm, 128, 16)
         inside = features.offsets[0][features.offsets[0, :, 0] >= 0]
         assert (inside[:, 0] < inside[:, 1]).all()
         assert (inside[1:, 0] >= inside[:-1, 1]).all()
-        pieces = [text[start:end] for start, end in inside.tolist()]
-        assert not any(piece != piece.strip() for piece in pieces)
+        token_texts = [text[start:end] for start, end in inside.tolist()]
+        assert not any(token != token.strip() for token in token_texts)
     rows = [row(TEXTS[1], "Which city?", "京都"), row(TEXTS[1], "Drink?", "tea", id_="b")]
     assert answers_of(windows(rows, minilm, 128, 16), TEXTS[1]) == ["京都", "tea"]
 
 
-def test_a_context_without_tokens_is_one_window_without_an_answer():
+def test_a_context_without_tokens_gives_one_window_without_an_answer():
     rows = [row("\u200b\u200d", text="\u200d")]
     features = windows(rows, word_piece(), 20, 4)
     assert (features.offsets == -1).all()
@@ -258,7 +258,7 @@ def test_a_context_without_tokens_is_one_window_without_an_answer():
 # --- Data sets -----------------------------------------------------------------------------------
 
 
-def test_prepared_data_sets_behave_like_hugging_face_ones():
+def test_prepared_data_sets_have_the_columns_and_values_of_hugging_face():
     rows, tokenizer = rows_of_texts(repeat=2), word_piece()
     settings = {"max_seq_length": 64, "doc_stride": 16, "disable_tqdm": True}
     train = prepare_train_features(load_examples(rows), tokenizer, **settings)
@@ -268,11 +268,11 @@ def test_prepared_data_sets_behave_like_hugging_face_ones():
     assert set(validation.column_names) == set(plain)
     assert validation["start_positions"][:] == plain["start_positions"]
     unlabelled = [dict(row, answers={"text": [], "answer_start": []}) for row in rows]
-    for made in (
+    for dataset in (
         prepare_validation_features(load_examples(unlabelled), tokenizer, **settings),
         prepare_validation_features(load_examples(rows), tokenizer, labels=False, **settings),
     ):
-        assert set(made.column_names) == set(plain) - {"start_positions", "end_positions"}
+        assert set(dataset.column_names) == set(plain) - {"start_positions", "end_positions"}
     assert validation.num_rows == len(plain["input_ids"])
     first = validation[3]
     assert first["example_id"] == plain["example_id"][3]
@@ -286,70 +286,72 @@ def test_prepared_data_sets_behave_like_hugging_face_ones():
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("tokenizer", [word_piece, byte_level], ids=["word_piece", "byte_level"])
-def test_cuts_are_read_as_the_rows_they_stand_for(rng, tokenizer, side):
-    """Model inputs of some windows at any width that holds them, and offsets by position."""
+def test_lazy_windows_equal_their_features(rng, tokenizer, side):
+    """The model inputs are equal at every sufficient width, and so are the offsets."""
     tokenizer = tokenizer(padding_side=side)
-    cuts = make_windows(rows_of_texts(2), tokenizer, max_seq_length=64, doc_stride=16, labels=True)
-    rows = cuts.features()
-    assert (len(cuts), cuts.padded_length, cuts.is_left_padded) == (len(rows), 64, side == "left")
-    np.testing.assert_array_equal(cuts.lengths, rows.attention_mask.sum(axis=1))
-    for some in (rng.integers(0, len(cuts), 7), slice(3, 9), np.zeros(0, np.int64)):
-        for width in (int(cuts.lengths[some].max(initial=20)), 64):
-            assert cuts.columns(width) == rows.columns(width)
-            mine, theirs = cuts.inputs(some, width), rows.inputs(some, width)
-            assert mine.keys() == theirs.keys() >= {"input_ids", "attention_mask"}
-            for name, values in theirs.items():
-                np.testing.assert_array_equal(mine[name], values, err_msg=name)
-        positions = rng.integers(0, 70, (len(cuts.lengths[some]), 40))  # some behind the end
-        for mine, theirs in zip(
-            cuts.offset_lookup(some).at(positions),
-            rows.offset_lookup(some).at(positions),
+    lazy = make_windows(rows_of_texts(2), tokenizer, max_seq_length=64, doc_stride=16, labels=True)
+    features = lazy.features()
+    assert len(lazy) == len(features)
+    assert (lazy.padded_length, lazy.is_left_padded) == (64, side == "left")
+    np.testing.assert_array_equal(lazy.lengths, features.attention_mask.sum(axis=1))
+    for rows in (rng.integers(0, len(lazy), 7), slice(3, 9), np.zeros(0, np.int64)):
+        for width in (int(lazy.lengths[rows].max(initial=20)), 64):
+            assert lazy.columns(width) == features.columns(width)
+            actual, expected = lazy.inputs(rows, width), features.inputs(rows, width)
+            assert actual.keys() == expected.keys() >= {"input_ids", "attention_mask"}
+            for name, values in expected.items():
+                np.testing.assert_array_equal(actual[name], values, err_msg=name)
+        positions = rng.integers(0, 70, (len(lazy.lengths[rows]), 40))  # some beyond the end
+        for actual, expected in zip(
+            lazy.offset_lookup(rows).at(positions),
+            features.offset_lookup(rows).at(positions),
             strict=True,
         ):
-            np.testing.assert_array_equal(mine, theirs)
+            np.testing.assert_array_equal(actual, expected)
 
 
-def test_the_cls_token_is_found_where_padding_is_made_of_it():
-    """A tokenizer that pads with its CLS token, on the left: the first one is padding."""
+def test_no_answer_labels_equal_hugging_face_if_the_cls_token_is_the_padding_token():
+    """With padding on the left, the first CLS token is then a padding token."""
     tokenizer = word_piece(padding_side="left", pad_token="[CLS]")
-    cuts = make_windows(rows_of_texts(2), tokenizer, max_seq_length=64, labels=True, doc_stride=16)
+    lazy = make_windows(rows_of_texts(2), tokenizer, max_seq_length=64, labels=True, doc_stride=16)
     plain = oracle.prepare_plain(rows_of_texts(2), tokenizer, 64, 16, labels=True)
-    assert cuts.start_positions.tolist() == plain["start_positions"]
-    short = cuts.lengths < 64
-    assert short.any()
-    assert cuts.cls_index is None
+    assert lazy.start_positions.tolist() == plain["start_positions"]
+    is_padded = lazy.lengths < 64
+    assert is_padded.any()
+    assert lazy.cls_index is None
 
 
-def test_features_survive_a_data_set_without_a_copy():
+def test_features_convert_to_a_data_set_and_back_without_a_copy():
     features = windows(rows_of_texts(repeat=2), word_piece(), 64, 16)
-    again = Features.from_dataset(features.to_dataset())
-    assert_same(again, features)
-    assert np.shares_memory(again.input_ids, features.input_ids)
-    assert np.shares_memory(again.offsets, features.offsets)
+    converted = Features.from_dataset(features.to_dataset())
+    assert_same(converted, features)
+    assert np.shares_memory(converted.input_ids, features.input_ids)
+    assert np.shares_memory(converted.offsets, features.offsets)
 
 
-def assert_same(ours, theirs, rows=slice(None)):
+def assert_same(actual, expected, rows=slice(None)):
+    """Assert that features equal some rows of others."""
     for field in dataclasses.fields(Features)[1:]:
-        mine, other = getattr(ours, field.name), getattr(theirs, field.name)
-        assert (mine is None) == (other is None), field.name
-        if other is not None:
-            np.testing.assert_array_equal(mine, other[rows], err_msg=field.name)
-    assert ours.example_ids == np.array(theirs.example_ids)[rows].tolist()
+        actual_array, expected_array = getattr(actual, field.name), getattr(expected, field.name)
+        assert (actual_array is None) == (expected_array is None), field.name
+        if expected_array is not None:
+            np.testing.assert_array_equal(actual_array, expected_array[rows], err_msg=field.name)
+    assert actual.example_ids == np.array(expected.example_ids)[rows].tolist()
 
 
-def test_from_dataset_follows_select_and_leaves_the_data_set_alone():
+def test_from_dataset_follows_select_and_does_not_change_the_data_set():
     features = windows(rows_of_texts(repeat=1), word_piece(), 64, 16)
-    chosen = features.to_dataset().select([5, 2, 9]).with_format("numpy", columns=["input_ids"])
-    assert_same(Features.from_dataset(chosen), features, [5, 2, 9])
-    assert chosen.format["columns"] == ["input_ids"]
-    both = datasets.concatenate_datasets([chosen, features.to_dataset()])
-    assert_same(Features.from_dataset(both), features, [5, 2, 9, *range(len(features))])
+    selected = features.to_dataset().select([5, 2, 9]).with_format("numpy", columns=["input_ids"])
+    assert_same(Features.from_dataset(selected), features, [5, 2, 9])
+    assert selected.format["columns"] == ["input_ids"]
+    concatenated = datasets.concatenate_datasets([selected, features.to_dataset()])
+    assert_same(Features.from_dataset(concatenated), features, [5, 2, 9, *range(len(features))])
 
 
 @pytest.mark.parametrize("outside", [None, [], [-1, -1]], ids=repr)
 @pytest.mark.parametrize("padding", [True, False], ids=["padded", "ragged"])
 def test_from_dataset_reads_hugging_face_columns(outside, padding):
-    """Python lists as `Dataset.map` stores them, padded or ragged, None or [] outside."""
+    """Rows as `Dataset.map` stores Python lists: padded or ragged, with None or [] offsets."""
     rows, tokenizer = rows_of_texts(repeat=1), word_piece()
     length = 200 if padding else None
     ours = windows(rows, tokenizer, 200, 16, pad_to_max_length=padding)
@@ -357,50 +359,51 @@ def test_from_dataset_reads_hugging_face_columns(outside, padding):
     plain["offset_mapping"] = [
         [outside if pair is None else list(pair) for pair in row] for row in plain["offset_mapping"]
     ]
-    read = Features.from_dataset(datasets.Dataset.from_dict(plain))
-    assert_same(read, ours)
-    assert length is None or read.input_ids.shape[1] == length
-    assert read.offsets.dtype == read.start_positions.dtype == np.int32
+    features = Features.from_dataset(datasets.Dataset.from_dict(plain))
+    assert_same(features, ours)
+    assert length is None or features.input_ids.shape[1] == length
+    assert features.offsets.dtype == features.start_positions.dtype == np.int32
 
 
-def test_from_dataset_reads_fixed_lists_with_none_outside():
-    """What `map` leaves of our own columns where a function puts None in place of (-1, -1)."""
+def test_from_dataset_reads_fixed_size_lists_with_none():
+    """The column that results if a function of `map` replaces (-1, -1) by None."""
     features = windows(rows_of_texts(repeat=1), word_piece(), 64, 16)
     data = features.to_dataset()
-    holed = [[None if p == [-1, -1] else p for p in r] for r in data["offset_mapping"]]
-    column = datasets.Features({"offset_mapping": data.features["offset_mapping"]})
-    other = datasets.Dataset.from_dict({"offset_mapping": holed}, features=column)
-    kept = data.remove_columns("offset_mapping")
-    both = datasets.concatenate_datasets([kept, other], axis=1)
-    assert_same(Features.from_dataset(both), features)
+    offsets = [[None if p == [-1, -1] else p for p in r] for r in data["offset_mapping"]]
+    schema = datasets.Features({"offset_mapping": data.features["offset_mapping"]})
+    column = datasets.Dataset.from_dict({"offset_mapping": offsets}, features=schema)
+    other_columns = data.remove_columns("offset_mapping")
+    data = datasets.concatenate_datasets([other_columns, column], axis=1)
+    assert_same(Features.from_dataset(data), features)
 
 
-def test_from_dataset_fills_in_mask_and_ids():
-    read = Features.from_dataset(datasets.Dataset.from_dict({"input_ids": [[5, 6, 7], [8]]}))
-    assert read.input_ids.tolist() == [[5, 6, 7], [8, 0, 0]]
-    assert read.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert read.example_ids == ["0", "1"]
-    assert read.offsets is read.token_type_ids is read.start_positions is None
+def test_from_dataset_creates_missing_mask_and_ids():
+    data = datasets.Dataset.from_dict({"input_ids": [[5, 6, 7], [8]]})
+    features = Features.from_dataset(data)
+    assert features.input_ids.tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert features.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert features.example_ids == ["0", "1"]
+    assert features.offsets is features.token_type_ids is features.start_positions is None
 
 
-def test_from_dataset_of_no_rows():
+def test_from_dataset_accepts_an_empty_data_set():
     empty = windows([row(TEXTS[0])], word_piece(), 64, 16).to_dataset().select([])
-    read = Features.from_dataset(empty)
-    assert read.input_ids.shape == (0, 64)
-    assert read.offsets.shape == (0, 64, 2)
+    features = Features.from_dataset(empty)
+    assert features.input_ids.shape == (0, 64)
+    assert features.offsets.shape == (0, 64, 2)
 
 
-def test_from_dataset_names_what_is_wrong():
+def test_from_dataset_raises_for_invalid_columns():
     with pytest.raises(ValueError, match=r"column input_ids; columns found: labels"):
         Features.from_dataset(datasets.Dataset.from_dict({"labels": [1]}))
     ragged = {"input_ids": [[1, 2]], "attention_mask": [[1]]}
-    with pytest.raises(ValueError, match="attention_mask is 1 tokens wide, and input_ids 2"):
+    with pytest.raises(ValueError, match="attention_mask is 1 tokens wide, but input_ids is 2"):
         Features.from_dataset(datasets.Dataset.from_dict(ragged))
-    holed = {"input_ids": [[1, 2]], "start_positions": [None]}
+    with_none = {"input_ids": [[1, 2]], "start_positions": [None]}
     with pytest.raises(ValueError, match="start_positions: 1 of its numbers are None"):
         Features.from_dataset(
             datasets.Dataset.from_dict(
-                holed,
+                with_none,
                 features=datasets.Features(
                     {
                         "input_ids": datasets.List(datasets.Value("int64")),
@@ -415,38 +418,38 @@ def test_from_dataset_names_what_is_wrong():
 
 
 @pytest.mark.parametrize("kind", [word_piece, byte_level, metaspace])
-def test_a_text_tokenised_in_pieces_has_the_tokens_of_the_whole(monkeypatch, kind):
+def test_a_text_tokenized_in_chunks_has_the_tokens_of_the_whole_text(monkeypatch, kind):
     text = " ".join(TEXTS) * 40
     texts = ["x", text, TEXTS[0], text + "!", "y"]
     rows = [row(text, id_=str(n)) for n, text in enumerate(texts)]
     tokenizer = kind()
-    whole = windows(rows, tokenizer, 64, 16)
-    pieces = []
-    monkeypatch.setattr(tokens, "LONG_TEXT", 3000)
-    monkeypatch.setattr(tokens, "PIECES_SHARE", 400)
+    expected = windows(rows, tokenizer, 64, 16)
+    chunks = []
+    monkeypatch.setattr(tokens, "CHUNK_SIZE", 3000)
+    monkeypatch.setattr(tokens, "CHUNK_OVERLAP", 400)
     encode = tokens._ids_and_offsets
-    monkeypatch.setattr(tokens, "_ids_and_offsets", lambda e: pieces.append(len(e)) or encode(e))
-    assert_same(windows(rows, tokenizer, 64, 16), whole)
-    assert len(pieces) > 2 * len(text) / 3000
+    monkeypatch.setattr(tokens, "_ids_and_offsets", lambda e: chunks.append(len(e)) or encode(e))
+    assert_same(windows(rows, tokenizer, 64, 16), expected)
+    assert len(chunks) > 2 * len(text) / 3000
 
 
 @pytest.mark.parametrize("kind", [word_piece, byte_level])
-def test_pieces_that_do_not_agree_are_tokenised_whole(monkeypatch, kind):
-    """A word longer than what the pieces share: its tokens depend on where it is cut."""
+def test_a_text_whose_chunks_differ_in_the_overlap_is_tokenized_as_a_whole(monkeypatch, kind):
+    """The tokens of a word that is longer than the overlap depend on where it is split."""
     rows = [row("ab" * 1500 + " end", text="end")]
     tokenizer = kind()
-    whole = windows(rows, tokenizer, 64, 16)
-    monkeypatch.setattr(tokens, "LONG_TEXT", 1001)
-    monkeypatch.setattr(tokens, "PIECES_SHARE", 100)
-    assert_same(windows(rows, tokenizer, 64, 16), whole)
+    expected = windows(rows, tokenizer, 64, 16)
+    monkeypatch.setattr(tokens, "CHUNK_SIZE", 1001)
+    monkeypatch.setattr(tokens, "CHUNK_OVERLAP", 100)
+    assert_same(windows(rows, tokenizer, 64, 16), expected)
 
 
-# --- What is refused, and the caller's settings --------------------------------------------------
+# --- Invalid settings and questions that are too long --------------------------------------------
 
 
-def test_questions_without_room_are_all_named_before_the_tokenizer_panics():
+def test_questions_that_are_too_long_are_refused_with_their_ids():
     tokenizer = word_piece()
-    long = "? " * 30  # a token each, whatever the vocabulary
+    long = "? " * 30  # each "?" is one token
     rows = [row(TEXTS[0], "What?", id_="good")]
     rows += [row(TEXTS[0], long + "?" * n, id_=f"long {n}") for n in range(7)]
     with pytest.raises(ExampleError) as error:
@@ -454,7 +457,7 @@ def test_questions_without_room_are_all_named_before_the_tokenizer_panics():
     message = str(error.value)
     assert message.startswith("7 of 8 questions are too long")
     assert "max_seq_length=40 with doc_stride=16" in message
-    assert '"long 0": 30 question tokens leave room for 7' in message
+    assert '"long 0": 30 question tokens leave room for 7 context tokens' in message
     assert '"good"' not in message
     needed = int(message.split("Raise max_seq_length above ")[1].split(",")[0])
     assert len(windows(rows, tokenizer, needed + 1, 16)) > 8
@@ -462,27 +465,28 @@ def test_questions_without_room_are_all_named_before_the_tokenizer_panics():
         windows(rows, tokenizer, needed, 16, long_questions="refuse")
 
 
-def test_questions_without_room_are_cut_and_counted(caplog):
+def test_questions_that_are_too_long_are_truncated_with_a_warning(caplog):
     tokenizer = word_piece()
     rows = [row(TEXTS[0], "What?", id_="good"), row(TEXTS[0], "? " * 30, id_="long")]
-    rows += [row("is", "? " * 30, "is", id_="long, but it fits")]
+    rows += [row("is", "? " * 30, "is", id_="long, with a short context")]
     with caplog.at_level(logging.WARNING):
         ours = windows(rows, tokenizer, 40, 16)
-    assert '1 of 3 questions are too long for the window and are cut to 10 tokens: "long"' in (
-        caplog.text
+    assert (
+        '1 of 3 questions are too long for the window and are truncated to 10 tokens: "long"'
+        in (caplog.text)
     )
     short = [rows[0], rows[1] | {"question": "? " * 10}, rows[2]]
     assert_equal(ours, oracle.prepare_plain(short, tokenizer, 40, 16, labels=True))
-    with pytest.raises(ValueError, match="'drop'; it must be truncate or refuse"):
+    with pytest.raises(ValueError, match=r"must be one of \('truncate', 'refuse'\), got 'drop'"):
         windows(rows, tokenizer, 40, 16, long_questions="drop")
 
 
-def test_a_question_that_cannot_be_cut_enough_is_named():
+def test_a_question_that_cannot_be_truncated_far_enough_is_refused():
     with pytest.raises(ExampleError, match="1 of 1 questions are too long"):
         windows([row(TEXTS[0], "What?")], word_piece(), 24, 20)
 
 
-def test_a_stride_without_room_names_the_stride_that_has():
+def test_the_error_for_a_large_stride_contains_the_largest_valid_stride():
     rows = [row(TEXTS[0], "What?")]
     with pytest.raises(ExampleError, match=r"lower doc_stride below (\d+)") as error:
         windows(rows, word_piece(), 24, 24)
@@ -497,17 +501,17 @@ def test_a_long_question_with_a_short_context_fits():
     assert_equal(ours, plain)
 
 
-def test_lengths_are_capped_at_the_model_and_checked(caplog):
+def test_max_seq_length_is_limited_by_the_model(caplog):
     tokenizer = word_piece(model_max_length=50)
     with caplog.at_level(logging.WARNING):
         features = windows([row(TEXTS[0] * 3)], tokenizer, 384, 16)
     assert features.input_ids.shape[1] == 50
-    assert "max_seq_length 384 is more than the model's 50 tokens" in caplog.text
+    assert "max_seq_length=384 exceeds the model's limit of 50 tokens" in caplog.text
     with pytest.raises(ValueError, match="doc_stride at least 0; got 384 and -1"):
         windows([row(TEXTS[0])], tokenizer, 384, -1)
 
 
-def test_the_tokenizer_keeps_its_own_settings(minilm):
+def test_the_settings_of_the_tokenizer_are_restored(minilm):
     backend = minilm.backend_tokenizer
     backend.enable_truncation(128, stride=3, strategy="only_first", direction="left")
     backend.enable_padding(length=128, direction="left", pad_id=0)
@@ -524,36 +528,36 @@ def test_the_tokenizer_keeps_its_own_settings(minilm):
     assert features.attention_mask.sum(axis=1).max() == 384
 
 
-def test_unusable_tokenizers_are_refused():
+def test_unsupported_tokenizers_raise():
     with pytest.raises(ValueError, match="no padding token"):
         windows([row(TEXTS[0])], word_piece(pad_token=None), 64, 16)
     slow = word_piece()
     type_ = type("SlowTokenizer", (type(slow),), {"is_fast": False})
     slow.__class__ = type_
-    with pytest.raises(ValueError, match=r"SlowTokenizer gives no character offsets.*fast"):
+    with pytest.raises(ValueError, match=r"SlowTokenizer has no character offsets.*fast"):
         windows([row(TEXTS[0])], slow, 64, 16)
     reversed_ = word_piece()
     reversed_.backend_tokenizer.post_processor = processors.TemplateProcessing(
         "[CLS] $A", "[CLS] $B [SEP] $A", [("[CLS]", 2), ("[SEP]", 3)]
     )
-    with pytest.raises(ValueError, match="encodes a pair of texts in another way"):
+    with pytest.raises(ValueError, match="gives two texts other tokens in a pair than alone"):
         windows([row(TEXTS[0])], reversed_, 64, 16)
 
 
-def test_other_layouts_are_read_and_missing_columns_named():
+def test_make_windows_reads_and_checks_unprepared_examples():
     tokenizer = word_piece()
-    bare = [{"context": TEXTS[0], "question": "What?", "score": 3}]
-    features = make_windows(bare, tokenizer, max_seq_length=64, labels=False, disable_tqdm=True)
+    examples = [{"context": TEXTS[0], "question": "What?", "score": 3}]
+    features = make_windows(examples, tokenizer, max_seq_length=64, labels=False, disable_tqdm=True)
     assert set(features.example_ids) == {"row-0"}
     with pytest.raises(ExampleError, match=r"missing column answers.*found: context, question"):
-        make_windows(datasets.Dataset.from_list(bare), tokenizer, labels=True)
+        make_windows(datasets.Dataset.from_list(examples), tokenizer, labels=True)
 
 
-def test_a_progress_bar_that_can_be_silenced(capsys):
+def test_disable_tqdm_hides_the_progress_bar(capsys):
     rows = load_examples(rows_of_texts(repeat=1))
     make_windows(rows, word_piece(), max_seq_length=64, doc_stride=16, labels=False)
     shown = capsys.readouterr().err
-    assert "Tokenising: 100%" in shown
+    assert "Tokenizing: 100%" in shown
     assert f"{len(rows)}/{len(rows)}" in shown
     windows(rows_of_texts(repeat=1), word_piece(), 64, 16)
     assert capsys.readouterr().err == ""

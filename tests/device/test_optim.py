@@ -1,4 +1,4 @@
-"""Decay mask and every optimizer against PyTorch, transformers, or its paper's formula."""
+"""Compare the decay mask and every optimizer with PyTorch, transformers or its paper."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from flax import nnx
 from qa_flax.device.optim import OPTIMIZERS, decay_mask, make_optimizer
 
 
-def test_everything_decays_but_biases_and_norms():
+def test_weight_decay_spares_only_biases_and_norms():
     mask = decay_mask(nnx.split(tiny.model(num_hidden_layers=2))[1])
     by_name = {
         "/".join(str(getattr(part, "key", part)) for part in path): decays
@@ -60,7 +60,7 @@ def start_and_gradients(rng):
 
 
 def optimised(optimizer, start, gradients):
-    """Parameters after a step of each gradient."""
+    """The parameters after one update for each gradient."""
     params = jax.tree.map(jnp.asarray, start)
     state = optimizer.init(params)
     for grads in gradients:
@@ -71,21 +71,25 @@ def optimised(optimizer, start, gradients):
 
 @pytest.mark.parametrize("max_grad_norm", [0.5, 0.0])
 @pytest.mark.parametrize("case", TORCH)
-def test_steps_are_those_of_pytorch(rng, case, max_grad_norm):
+def test_updates_equal_those_of_pytorch(rng, case, max_grad_norm):
     torch = pytest.importorskip("torch")
     name, optim_args, make = TORCH[case]
     start, gradients = start_and_gradients(rng)
-    theirs = {k: torch.nn.Parameter(torch.tensor(v)) for k, v in start.items()}
+    torch_params = {k: torch.nn.Parameter(torch.tensor(v)) for k, v in start.items()}
     groups = [
-        {"params": [theirs["kernel"], theirs["wide"]], "weight_decay": DECAY, "lr": RATE},
-        {"params": [theirs["bias"]], "weight_decay": 0.0, "lr": RATE},
+        {
+            "params": [torch_params["kernel"], torch_params["wide"]],
+            "weight_decay": DECAY,
+            "lr": RATE,
+        },
+        {"params": [torch_params["bias"]], "weight_decay": 0.0, "lr": RATE},
     ]
     optimizer = make(torch, groups)
     for grads in gradients:
-        for key, parameter in theirs.items():
+        for key, parameter in torch_params.items():
             parameter.grad = torch.tensor(grads[key])
         if max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(theirs.values(), max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(torch_params.values(), max_grad_norm)
         optimizer.step()
     ours = make_optimizer(
         name,
@@ -97,7 +101,7 @@ def test_steps_are_those_of_pytorch(rng, case, max_grad_norm):
         optim_args=optim_args,
     )
     params = optimised(ours, start, gradients)
-    for key, parameter in theirs.items():
+    for key, parameter in torch_params.items():
         np.testing.assert_allclose(params[key], parameter.detach().numpy(), rtol=2e-5, atol=1e-6)
 
 
@@ -132,7 +136,7 @@ def ademamix(p, g, m, t, decay):
         ("ademamix", "beta3=0.9,alpha=3", ademamix),
     ],
 )
-def test_steps_are_those_of_the_paper(rng, name, optim_args, formula):
+def test_updates_equal_those_of_the_paper(rng, name, optim_args, formula):
     start, gradients = start_and_gradients(rng)
     settings = {"adam_beta1": 0.8, "adam_beta2": 0.99, "adam_epsilon": 1e-6, "max_grad_norm": 0.0}
     ours = make_optimizer(name, weight_decay=DECAY, optim_args=optim_args, **settings)
@@ -144,28 +148,36 @@ def test_steps_are_those_of_the_paper(rng, name, optim_args, formula):
         np.testing.assert_allclose(params[key], p, rtol=2e-5, atol=1e-6)
 
 
-def test_names_of_one_optimizer_are_the_same_chain(rng):
+def test_different_names_of_an_optimizer_give_the_same_updates(rng):
     start, gradients = start_and_gradients(rng)
     for first, other in (("adamw_torch", "adamw_torch_fused"), ("lion_32bit", "paged_lion_32bit")):
-        both = [optimised(make_optimizer(n), start, gradients) for n in (first, other)]
-        jax.tree.map(np.testing.assert_array_equal, *both)
+        results = [optimised(make_optimizer(n), start, gradients) for n in (first, other)]
+        jax.tree.map(np.testing.assert_array_equal, *results)
 
 
 @pytest.mark.parametrize(
     ("name", "optim_args", "message"),
     [
-        ("adamw_bnb_8bit", None, r"optim='adamw_bnb_8bit' is not supported.*adamw_torch, .*8 or 4"),
-        ("sgd", "momentun=0.9", "optim='sgd' has no momentun; it has: momentum, nesterov"),
-        ("adamw_torch", "beta=1", "'adamw_torch' has no beta; it has: none"),
+        (
+            "adamw_bnb_8bit",
+            None,
+            r"optim='adamw_bnb_8bit' is not supported.*adamw_torch, .*8-bit and 4",
+        ),
+        (
+            "sgd",
+            "momentun=0.9",
+            "optim='sgd' has no argument momentun; its arguments: momentum, nesterov",
+        ),
+        ("adamw_torch", "beta=1", "'adamw_torch' has no argument beta; its arguments: none"),
         ("sgd", "momentum", "momentum has no value; write name=value"),
     ],
 )
-def test_what_is_not_there_is_named(name, optim_args, message):
+def test_unsupported_optimizers_and_arguments_are_rejected(name, optim_args, message):
     with pytest.raises(ValueError, match=message):
         make_optimizer(name, optim_args=optim_args)
 
 
-def test_every_name_makes_a_chain(rng):
+def test_every_optimizer_updates_the_parameters(rng):
     start, gradients = start_and_gradients(rng)
     for name in OPTIMIZERS:
         params = optimised(make_optimizer(name, weight_decay=DECAY), start, gradients)

@@ -1,4 +1,4 @@
-"""The wire between host and cores: copies, slices, order, donation."""
+"""Copies between host and cores: slices, replicas, order, donation."""
 
 import subprocess
 import sys
@@ -15,13 +15,18 @@ from qa_flax.device.step import CORES
 from qa_flax.distributed import processes
 
 
-def test_eight_cores_take_part():
+def test_all_eight_cores_are_used():
     assert parallel.core_count() == 8
     assert parallel.describe_cores() == "8 x cpu"
     assert processes.is_main()
 
 
-def test_results_come_back_in_the_order_of_the_cores():
+def test_the_number_of_processes_is_reported(monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    assert parallel.describe_cores() == "8 x cpu, 2 processes"
+
+
+def test_results_are_in_the_order_of_the_cores():
     batch = np.arange(8 * 3 * 5, dtype=np.float32).reshape(8, 3, 5)
     doubled = parallel.over_cores(lambda x: 2 * x + lax.axis_index(CORES), (0,), 0)
     result = doubled(parallel.put(batch))
@@ -30,15 +35,15 @@ def test_results_come_back_in_the_order_of_the_cores():
     np.testing.assert_array_equal(parallel.gather(result), expected)
 
 
-def test_copies_go_out_and_one_comes_back():
+def test_replicas_are_put_on_every_core_and_one_is_taken_back():
     tree = {"w": np.arange(6.0, dtype=np.float32).reshape(2, 3), "n": np.int32(4)}
-    copies = parallel.put_replicas(tree)
-    assert copies["w"].shape == (8, 2, 3)
-    assert copies["w"].addressable_shards[0].data.shape == (1, 2, 3)
-    jax.tree.map(np.testing.assert_array_equal, parallel.take_replica(copies), tree)
+    replicas = parallel.put_replicas(tree)
+    assert replicas["w"].shape == (8, 2, 3)
+    assert replicas["w"].addressable_shards[0].data.shape == (1, 2, 3)
+    jax.tree.map(np.testing.assert_array_equal, parallel.take_replica(replicas), tree)
 
 
-def test_a_donated_state_is_reused_and_never_resharded():
+def test_a_donated_state_is_deleted_and_keeps_its_sharding():
     step = parallel.over_cores(
         lambda state, x: (state + lax.psum(x.sum(), CORES), state.sum()),
         (0, 0),
@@ -57,23 +62,26 @@ def test_a_donated_state_is_reused_and_never_resharded():
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        pytest.param("", "3", id="by its argument"),
+        pytest.param("", "3", id="by argument"),
         pytest.param(
-            "--xla_force_host_platform_device_count=5", "5", id="told", marks=pytest.mark.slow
+            "--xla_force_host_platform_device_count=5",
+            "5",
+            id="by XLA_FLAGS",
+            marks=pytest.mark.slow,
         ),
     ],
 )
-def test_the_host_shows_its_processors_as_cores_unless_told_otherwise(flags, expected):
+def test_the_number_of_cpu_devices_is_set_by_argument_or_xla_flags(flags, expected):
     program = (
         "from qa_flax.device.parallel import use_host_cores, core_count\n"
         "use_host_cores(3); print(core_count())"
     )
     environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": python_path()}
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program],
         env=environment,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert found.stdout.strip() == expected
+    assert process.stdout.strip() == expected

@@ -1,4 +1,4 @@
-"""A step that was compiled once serves every training and evaluation that is equal."""
+"""Equal trainings and evaluations share one compiled step."""
 
 import jax
 import numpy as np
@@ -10,52 +10,52 @@ from qa_flax.device import programs
 from qa_flax.device.optim import make_optimizer
 from qa_flax.device.step import Reduction
 
-WHAT_IS_COMPILED = []
+COMPILATIONS = []
 
 
-def _note(name, seconds, **kwargs):
+def _count(name, seconds, **kwargs):
     if name == "/jax/core/compile/backend_compile_duration":
-        WHAT_IS_COMPILED.append(kwargs)
+        COMPILATIONS.append(kwargs)
 
 
 def run(folder, windows, seed=0, **changes):
-    """A training and an evaluation; how many programs were compiled, the losses."""
+    """Train and evaluate; the number of compiled programs, and the logged losses."""
     trainer = Trainer(
         tiny.model(seed, hidden_dropout_prob=0.1),
         arguments(folder, max_steps=2, logging_steps=1, **changes),
         train_dataset=windows,
         eval_dataset=windows,
     )
-    WHAT_IS_COMPILED.clear()
+    COMPILATIONS.clear()
     trainer.train()
     trainer.evaluate()
-    compiled = len(WHAT_IS_COMPILED)
+    compiled = len(COMPILATIONS)
     return compiled, [logs["loss"] for logs in trainer.state.log_history if "loss" in logs]
 
 
 def test_a_second_training_compiles_nothing(tmp_path):
-    """As of another fold, seed or learning rate."""
+    """Neither a repeated one, nor one with another seed and learning rate."""
     windows = prepare_train_features(
         tiny.examples(answerable=True), tiny.tokenizer(), disable_tqdm=True, **WINDOW
     )
-    programs.forget()
-    jax.monitoring.register_event_duration_secs_listener(_note)
+    programs.clear()
+    jax.monitoring.register_event_duration_secs_listener(_count)
     try:
         first, losses = run(tmp_path / "1", windows)
-        again, same = run(tmp_path / "1", windows)
-        other, others = run(tmp_path / "2", windows, seed=1, learning_rate=1e-2)
+        repeated, same_losses = run(tmp_path / "1", windows)
+        changed, other_losses = run(tmp_path / "2", windows, seed=1, learning_rate=1e-2)
     finally:
-        jax.monitoring.unregister_event_duration_listener(_note)
+        jax.monitoring.unregister_event_duration_listener(_count)
     assert first >= 2
-    assert (again, other) == (0, 0)
-    assert same == losses
-    assert not np.isclose(others, losses).any()
+    assert (repeated, changed) == (0, 0)
+    assert same_losses == losses
+    assert not np.isclose(other_losses, losses).any()
 
 
-def test_what_changes_the_step_is_another_program():
-    def train(smoothing=0.0, dropout=0.1, **of_optimizer):
+def test_settings_that_change_the_step_give_another_program():
+    def train(smoothing=0.0, dropout=0.1, **optimizer_settings):
         graphdef = tiny.model(hidden_dropout_prob=dropout).graphdef("float32")
-        return programs.train_program(graphdef, make_optimizer(**of_optimizer), smoothing)
+        return programs.train_program(graphdef, make_optimizer(**optimizer_settings), smoothing)
 
     def evaluate(*reduction):
         graphdef = tiny.model().graphdef("float32")
@@ -64,9 +64,9 @@ def test_what_changes_the_step_is_another_program():
     assert train() is train()
     assert evaluate() is evaluate()
     assert evaluate(20, -1e4, True) is evaluate(20, -1e4, True)
-    made = [train(), train(0.1), train(dropout=0.2), train(weight_decay=0.1), train(name="sgd")]
-    made += [evaluate(), evaluate(20, -1e4, True), evaluate(20, -1e4, False)]
-    assert len(set(map(id, made))) == len(made) == programs.KEPT
+    cached = [train(), train(0.1), train(dropout=0.2), train(weight_decay=0.1), train(name="sgd")]
+    cached += [evaluate(), evaluate(20, -1e4, True), evaluate(20, -1e4, False)]
+    assert len(set(map(id, cached))) == len(cached) == programs.CACHE_SIZE
     before = train()
-    programs.forget()
+    programs.clear()
     assert train() is not before

@@ -1,4 +1,4 @@
-"""Parameters divided over the cores: the updates of the replicated step, and a piece on each."""
+"""Sharded parameters: updates equal those of replicated ones, and each core holds one shard."""
 
 import json
 import math
@@ -35,16 +35,16 @@ from qa_flax.train.training_arguments import TrainingArguments, check_training_a
     "shape", [(), (1,), (9,), (1001,), (7, 3), (64, 5), (401, 2), (1001, 2, 3)]
 )
 @pytest.mark.parametrize("cores", [1, 2, 8])
-def test_pieces_are_the_array(rng, shape, cores):
+def test_an_array_is_restored_from_its_shards(rng, shape, cores):
     array = rng.normal(size=shape).astype(np.float32)
-    pieces = to_shards(array, cores)
-    assert pieces.shape == (cores, *shard_shape(shape, cores))
-    assert pieces.size - array.size < max(cores, array.size / 100)
-    np.testing.assert_array_equal(from_shards(pieces, shape), array)
+    shards = to_shards(array, cores)
+    assert shards.shape == (cores, *shard_shape(shape, cores))
+    assert shards.size - array.size < max(cores, array.size / 100)
+    np.testing.assert_array_equal(from_shards(shards, shape), array)
 
 
-def test_pieces_are_whole_rows_where_that_wastes_next_to_nothing():
-    """A TPU lays out a matrix of flat pieces anew, with a copy of it."""
+def test_shards_are_rows_where_that_needs_little_padding():
+    """A TPU copies a matrix that is all-gathered from flat shards into another layout."""
     assert shard_shape((768, 3072), 8) == (96, 3072)
     assert shard_shape((30522, 768), 8) == (3816, 768)
     assert shard_shape((2, 768), 8) == (192,)
@@ -56,16 +56,16 @@ def test_pieces_are_whole_rows_where_that_wastes_next_to_nothing():
     [(1021, 8), (120, 2), (9, 8)]
     + [pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((240, 8), (500, 1))],
 )
-def test_rows_are_found_where_they_are(rng, rows, cores):
-    """As `nnx.Embed` finds them, and its gradient: also ids of no row, and tables too small."""
+def test_a_sharded_table_looks_up_rows_as_flax_does(rng, rows, cores):
+    """Rows and gradient equal those of `nnx.Embed`, for ids out of range and small tables, too."""
     table = nnx.Embed(rows, 6, rngs=nnx.Rngs(0))
     array = np.asarray(table.embedding[...])
     ids = rng.integers(0, rows, (cores, 2, 5)).astype(np.int32)
     ids[0, 0, 0], ids[-1, 1, 2] = rows - 1, rows + 3
-    found = partial(jax.vmap, axis_name=CORES)(lambda piece, i: rows_of(Shard(piece, (rows, 6)), i))
-    np.testing.assert_array_equal(found(to_shards(array, cores), ids), table(ids))
+    look_up = partial(jax.vmap, axis_name=CORES)(lambda x, i: rows_of(Shard(x, (rows, 6)), i))
+    np.testing.assert_array_equal(look_up(to_shards(array, cores), ids), table(ids))
     weights = rng.normal(size=(*ids.shape, 6)).astype(np.float32)
-    grads = jax.grad(lambda pieces: jnp.nansum(found(pieces, ids) * weights))(
+    grads = jax.grad(lambda shards: jnp.nansum(look_up(shards, ids) * weights))(
         to_shards(array, cores)
     )
     expected = jax.grad(lambda array: jnp.nansum(jnp.take(array, ids, axis=0) * weights))(array)
@@ -74,26 +74,26 @@ def test_rows_are_found_where_they_are(rng, rows, cores):
 
 @cache
 def step_of(graphdef, optimizer):
-    """One for equal models, so that it is compiled once for each way to put them on the cores."""
+    """The step over the cores, the same object for equal models, so that it is compiled once."""
     step = make_train_step(graphdef, optimizer)
     return parallel.over_cores(step, (0, 0, None, None), (0, None), donate=True)
 
 
 def updated(model, optimizer, is_sharded, batches):
-    """State and measurements after an update for each batch, by `pmap` over all cores."""
+    """The state on the cores after one update per batch, and the measurements of each update."""
     state = TrainState(jnp.int32(0), *weights_of(model), optimizer.init(weights_of(model).params))
     on_cores = parallel.put_state(state, abstract_state(model, optimizer, is_sharded))
-    step, said = step_of(model.graphdef("float32"), optimizer), []
+    step, measurements = step_of(model.graphdef("float32"), optimizer), []
     for batch in batches:
         on_cores, measured = step(
             on_cores, parallel.put(batch.arrays), np.float32(0.01), parallel.run_key(3)
         )
-        said.append([float(value) for value in measured])
-    return on_cores, said
+        measurements.append([float(value) for value in measured])
+    return on_cores, measurements
 
 
-# AdamW divides by the root of a mean of squares: where a gradient is nothing but rounding (the
-# keys' bias), so is its step. The epsilon keeps that below the tolerance.
+# The gradient of the keys' bias is zero but for rounding errors, which AdamW scales up: it divides
+# by the root of their mean square. The large epsilon keeps these updates below the tolerance.
 OPTIMIZER_OF = {
     "adamw_torch": {"weight_decay": 0.1, "max_grad_norm": 0.05, "adam_epsilon": 1e-3},
     "sgd": {"weight_decay": 0.1, "max_grad_norm": 0.05},
@@ -101,47 +101,47 @@ OPTIMIZER_OF = {
 
 
 def batches_of(rng, rows):
-    """Two microbatches an update."""
+    """Batches of two microbatches each."""
     windows = features(rng, rows, tokens=64)
     return list(train_batches(windows, 8, 1, seed=1, epoch=0, accumulation=2))
 
 
-def model_of_many_words():
-    """More than all cores ask for at once, and 8 does not divide them."""
+def model_with_large_vocabulary():
+    """Its table has more rows than the cores look up at once, and not a multiple of 8."""
     return tiny.model(hidden_dropout_prob=0.1, vocab_size=1021)
 
 
 MODELS = {
-    "bert": model_of_many_words,
+    "bert": model_with_large_vocabulary,
     "lora": lambda: get_peft_model(
-        model_of_many_words(), LoraConfig(r=2, target_modules="all-linear")
+        model_with_large_vocabulary(), LoraConfig(r=2, target_modules="all-linear")
     ),
 }
 
 
 @pytest.mark.parametrize("kind", ["bert", pytest.param("lora", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("optim", ["adamw_torch", pytest.param("sgd", marks=pytest.mark.slow)])
-def test_updates_are_those_of_the_replicated_step(rng, kind, optim):
-    """With dropout, accumulation, a short batch, decay, and a norm that is clipped."""
+def test_sharded_updates_equal_replicated_updates(rng, kind, optim):
+    """With dropout, accumulation, padding rows, weight decay and gradient clipping."""
     model = MODELS[kind]()
     batches = batches_of(rng, 40)
     assert not batches[-1].valid.all()
     optimizer = make_optimizer(optim, **OPTIMIZER_OF[optim])
     replicated, expected = updated(model, optimizer, False, batches)
-    sharded, found = updated(model, optimizer, True, batches)
+    sharded, actual = updated(model, optimizer, True, batches)
     assert min(norm for _, norm in expected) > 0.05, "clipped"
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    one, other = parallel.gather_state(replicated), parallel.gather_state(sharded)
-    close = partial(np.testing.assert_allclose, rtol=0, atol=1e-6)
-    jax.tree.map(close, other, one)
-    first = weights_of(model).params
-    moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), one.params, first)
-    assert max(jax.tree.leaves(moved)) > 1e-4
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    replicated, sharded = parallel.gather_state(replicated), parallel.gather_state(sharded)
+    assert_close = partial(np.testing.assert_allclose, rtol=0, atol=1e-6)
+    jax.tree.map(assert_close, sharded, replicated)
+    initial = weights_of(model).params
+    changes = jax.tree.map(lambda a, b: float(abs(a - b).max()), replicated.params, initial)
+    assert max(jax.tree.leaves(changes)) > 1e-4
 
 
-def test_the_table_of_words_is_never_put_together(rng):
-    """Nor is its gradient: no array of its size is in the program of a core."""
-    model, optimizer = model_of_many_words(), make_optimizer()
+def test_the_token_table_is_never_gathered(rng):
+    """Neither is its gradient: the program of a core has no array of that size."""
+    model, optimizer = model_with_large_vocabulary(), make_optimizer()
     (batch,) = train_batches(features(rng, 8, tokens=64), 8, 1, seed=1, epoch=0)
     arrays = jax.tree.map(lambda a: a[0], batch.arrays)
     programs = []
@@ -154,32 +154,32 @@ def test_the_table_of_words_is_never_put_together(rng):
     assert "f32[1024,32]" not in programs[1]
 
 
-def test_each_core_holds_its_piece_and_no_more(rng):
-    """Bytes as computed: rows, or numbers, that 8 does not divide are rounded up."""
+def test_each_core_holds_only_its_shard(rng):
+    """The bytes on each core are those computed from the shapes, padding included."""
     optimizer = make_optimizer("adamw_torch", **OPTIMIZER_OF["adamw_torch"])
-    model = model_of_many_words()
+    model = model_with_large_vocabulary()
     state, _ = updated(model, optimizer, True, batches_of(rng, 16))
     shapes = [array.shape for array in jax.tree.leaves(weights_of(model).params)]
     sizes = [math.prod(shape) for shape in shapes]
     assert any(size % 8 for size in sizes)
     assert shard_shape((1021, 32), 8) == (128, 32)
-    pieces = sum(4 * math.prod(shard_shape(shape, 8)) for shape in shapes)
+    shard_bytes = sum(4 * math.prod(shard_shape(shape, 8)) for shape in shapes)
 
-    def on_each_core(tree):
-        found = [[s.data.nbytes for s in a.addressable_shards] for a in jax.tree.leaves(tree)]
-        return {sum(one) for one in zip(*found, strict=True)}
+    def bytes_per_core(tree):
+        sizes = [[s.data.nbytes for s in a.addressable_shards] for a in jax.tree.leaves(tree)]
+        return {sum(core) for core in zip(*sizes, strict=True)}
 
-    assert on_each_core(state.params) == {pieces}
+    assert bytes_per_core(state.params) == {shard_bytes}
     counts = 4 * sum(array.ndim == 1 for array in jax.tree.leaves(state.opt_state))
-    assert on_each_core(state.opt_state) == {2 * pieces + counts}
+    assert bytes_per_core(state.opt_state) == {2 * shard_bytes + counts}
     abstract = abstract_state(model, optimizer, True)
-    assert bytes_of(abstract.params) == pieces
-    assert bytes_of(abstract.opt_state) == 2 * pieces + counts
-    assert pieces < 1.01 * bytes_of(weights_of(model).params) / 8 + 4 * len(sizes)
+    assert bytes_of(abstract.params) == shard_bytes
+    assert bytes_of(abstract.opt_state) == 2 * shard_bytes + counts
+    assert shard_bytes < 1.01 * bytes_of(weights_of(model).params) / 8 + 4 * len(sizes)
 
 
-def test_the_plan_is_of_the_compiled_step(rng):
-    model = model_of_many_words()
+def test_the_memory_plan_describes_the_compiled_step(rng):
+    model = model_with_large_vocabulary()
     optimizer = make_optimizer("adamw_torch", **OPTIMIZER_OF["adamw_torch"])
     (batch,) = batches_of(rng, 16)
     plans = []
@@ -189,15 +189,15 @@ def test_the_plan_is_of_the_compiled_step(rng):
         on_cores = jax.tree.map(lambda a: jax.ShapeDtypeStruct((8, *a.shape), a.dtype), abstract)
         inputs = on_cores, batch.arrays, np.float32(0), parallel.run_key(0)
         plans.append(memory_plan(abstract, step.lower(*inputs).compile()))
-    # What XLA needs beside is as its CPU compiler has it, which makes a reduce-scatter of an
-    # all-reduce and a slice: whole gradients. `benchmarks/memory.py --tpu` asks a TPU's compiler.
-    whole = bytes_of(weights_of(model).params)
-    assert plans[0].parameters == plans[0].gradients == whole
-    assert plans[0].optimizer == 2 * whole + 4
-    pieces = plans[1].parameters
-    assert whole / 8 <= pieces < whole / 7
-    assert plans[1][:3] == (pieces, 2 * pieces + 4, pieces)
-    assert plans[1].total < plans[0].total - whole
+    # XLA's CPU compiler computes a reduce-scatter as an all-reduce and a slice, so its buffers hold
+    # unsharded gradients. `benchmarks/memory.py --tpu` uses the TPU compiler.
+    unsharded = bytes_of(weights_of(model).params)
+    assert plans[0].parameters == plans[0].gradients == unsharded
+    assert plans[0].optimizer == 2 * unsharded + 4
+    sharded = plans[1].parameters
+    assert unsharded / 8 <= sharded < unsharded / 7
+    assert plans[1][:3] == (sharded, 2 * sharded + 4, sharded)
+    assert plans[1].total < plans[0].total - unsharded
 
 
 def trainer(folder, is_sharded):
@@ -208,14 +208,14 @@ def trainer(folder, is_sharded):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """`run(is_sharded)`: the folder and the trainer of a run that came to its end."""
+    """`run(is_sharded)`: the folder and the trainer of a finished run."""
 
     @cache
     def folder_and_trainer(is_sharded):
         folder = tmp_path_factory.mktemp("run")
-        found = trainer(folder, is_sharded)
-        found.train()
-        return folder, found
+        finished = trainer(folder, is_sharded)
+        finished.train()
+        return folder, finished
 
     return folder_and_trainer
 
@@ -229,46 +229,47 @@ def run(tmp_path_factory):
         pytest.param(False, False, marks=pytest.mark.slow),
     ],
 )
-def test_a_run_goes_on_divided_or_not(tmp_path, run, before, after):
-    """Checkpoints hold the whole state: resumed as it was, bit for bit; the other way, alike."""
-    folder, whole = run(before)
-    found = trainer(tmp_path, after)
-    found.train(resume_from_checkpoint=folder / "checkpoint-2")
+def test_a_run_resumes_sharded_or_replicated(tmp_path, run, before, after):
+    """Checkpoints are unsharded; without a change the resumed run is equal bit for bit."""
+    folder, uninterrupted = run(before)
+    resumed = trainer(tmp_path, after)
+    resumed.train(resume_from_checkpoint=folder / "checkpoint-2")
     if before == after:
-        assert_same_run(whole, found)
-    for one, other in zip(found.state.log_history, whole.state.log_history, strict=True):
-        assert one.get("loss", 0) == pytest.approx(other.get("loss", 0), rel=1e-4)
+        assert_same_run(uninterrupted, resumed)
+    histories = (resumed.state.log_history, uninterrupted.state.log_history)
+    for actual, expected in zip(*histories, strict=True):
+        assert actual.get("loss", 0) == pytest.approx(expected.get("loss", 0), rel=1e-4)
 
 
-def test_a_divided_run_has_the_answers_and_the_conditions_of_one_that_is_not(run):
+def test_a_sharded_run_has_the_answers_and_conditions_of_a_replicated_one(run):
     outputs, conditions = [], []
     for is_sharded in (False, True):
-        folder, found = run(is_sharded)
-        outputs.append(found.predict(found.eval_dataset, tiny.examples(True)))
+        folder, finished = run(is_sharded)
+        outputs.append(finished.predict(finished.eval_dataset, tiny.examples(True)))
         text = (folder / "checkpoint-4" / "run.json").read_text()
         conditions.append(json.loads(text)["conditions"])
-    one, other = outputs
-    assert one.metrics["test_loss"] == pytest.approx(other.metrics["test_loss"], rel=1e-4)
-    assert one.predictions == other.predictions
+    replicated, sharded = outputs
+    assert sharded.metrics["test_loss"] == pytest.approx(replicated.metrics["test_loss"], rel=1e-4)
+    assert sharded.predictions == replicated.predictions
     assert conditions[0] == conditions[1]
 
 
-def test_divided_weights_give_the_same_logits(rng):
+def test_sharded_weights_give_the_same_logits(rng):
     model = tiny.model()
     batch = next(iter(train_batches(features(rng, 8, tokens=64), 8, 1, seed=1, epoch=0)))
     arrays = {name: array[:, 0] for name, array in batch.arrays.items()}
     step = parallel.over_cores(make_eval_step(nnx.graphdef(model)), (0, 0), 0)
     weights = weights_of(model)
     abstract = abstract_state(model, make_optimizer(), True)
-    pieces = parallel.put_state(weights, type(weights)(abstract.params, abstract.fixed))
-    one = parallel.gather(step(parallel.put_replicas(weights), parallel.put(arrays)))
-    other = parallel.gather(step(pieces, parallel.put(arrays)))
-    np.testing.assert_allclose(other.logits.start, one.logits.start, rtol=0, atol=2e-6)
-    np.testing.assert_allclose(other.losses, one.losses, rtol=0, atol=2e-6)
+    shards = parallel.put_state(weights, type(weights)(abstract.params, abstract.fixed))
+    expected = parallel.gather(step(parallel.put_replicas(weights), parallel.put(arrays)))
+    actual = parallel.gather(step(shards, parallel.put(arrays)))
+    np.testing.assert_allclose(actual.logits.start, expected.logits.start, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(actual.losses, expected.losses, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
-def test_what_needs_whole_parameters_is_refused_by_name(tmp_path, optim):
+def test_optimizers_that_need_whole_parameters_are_rejected(tmp_path, optim):
     args = TrainingArguments(output_dir=str(tmp_path), optim=optim, shard_params=True)
     if optim in NEED_WHOLE_PARAMETERS:
         with pytest.raises(ValueError, match=f"optim='{optim}' needs whole parameters.*allowed"):
@@ -277,11 +278,11 @@ def test_what_needs_whole_parameters_is_refused_by_name(tmp_path, optim):
         check_training_arguments(args)
 
 
-def test_the_plan_is_one_line_that_says_whether_it_fits():
+def test_the_plan_reports_whether_it_fits_in_one_line():
     plan = MemoryPlan(parameters=1 << 30, optimizer=1 << 31, gradients=1 << 30, activations=5 << 20)
     assert plan.text(16 << 30, "8 x 384 tokens") == (
         "Memory on each core, 8 x 384 tokens: parameters 1.00 GiB, optimizer 2.00 GiB, "
         "gradients 1.00 GiB, activations 5.00 MiB; 4.00 GiB in all; fits in 16.00 GiB: yes"
     )
     assert plan.text(4 << 30, "x").endswith("fits in 4.00 GiB: NO")
-    assert plan.text(None, "x").endswith("a core's memory is not known here")
+    assert plan.text(None, "x").endswith("the memory of a core is unknown")

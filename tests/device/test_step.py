@@ -1,4 +1,4 @@
-"""One core == eight cores == one plain gradient over all valid rows."""
+"""Loss and gradient of a step equal those over all valid rows, on any number of cores."""
 
 from functools import cache, partial
 
@@ -27,14 +27,16 @@ from qa_flax.models.qa import span_losses
 LEARNING_RATE = 1.0  # the direction is the gradient, so the parameters change by it
 
 
-def over_cores(batch, cores, parts=1):
-    """[D, A, B, ...]"""
-    return {k: v.reshape(parts, cores, -1, *v.shape[1:]).swapaxes(0, 1) for k, v in batch.items()}
+def split_over_cores(batch, cores, microbatches=1):
+    """Reshape arrays `[D * A * B, ...]` to `[D, A, B, ...]`: D cores, A microbatches of B rows."""
+    return {
+        k: v.reshape(microbatches, cores, -1, *v.shape[1:]).swapaxes(0, 1) for k, v in batch.items()
+    }
 
 
 def plain_loss_and_gradient(model, batch):
-    """No cores, no validity: the mean loss of the rows that are real."""
-    graphdef = model.graphdef("float32")  # equal for equal models, and compiled once
+    """The mean loss of the valid rows and its gradient, without cores or padding rows."""
+    graphdef = model.graphdef("float32")  # equal for equal models, so compiled once
     params, fixed = weights_of(model)
     real = {k: jnp.asarray(v[batch["valid"]]) for k, v in batch.items()}
     return _plain_loss_and_gradient(params, graphdef, fixed, real)
@@ -58,14 +60,14 @@ IDENTITY, ZERO = optax.identity(), optax.set_to_zero()
 
 @cache
 def step_of(graphdef, optimizer, smoothing=0.0):
-    """One for equal models, so that it is compiled once."""
+    """The step, the same object for equal models, so that it is compiled once."""
     return make_train_step(graphdef, optimizer, smoothing)
 
 
-def one_step(model, batch, cores, wrap, seed=0, parts=1, smoothing=0.0):
+def one_step(model, batch, cores, wrap, seed=0, microbatches=1, smoothing=0.0):
     step = step_of(model.graphdef("float32"), IDENTITY, smoothing)
     state = first_state(model, IDENTITY)
-    return wrap(step, state, over_cores(batch, cores, parts), parallel.run_key(seed))
+    return wrap(step, state, split_over_cores(batch, cores, microbatches), parallel.run_key(seed))
 
 
 @cache
@@ -87,25 +89,25 @@ def by_pmap(step, state, batch, key):
 
 
 @pytest.mark.parametrize(
-    ("cores", "parts", "wrap", "valid_rows"),
+    ("cores", "microbatches", "wrap", "valid_rows"),
     [(1, 1, by_vmap, 11), (2, 8, by_vmap, 1), (8, 2, by_pmap, 11)]
     + [
-        pytest.param(*division, marks=pytest.mark.slow)
-        for division in (
+        pytest.param(*layout, marks=pytest.mark.slow)
+        for layout in (
             *((cores, 1, by_vmap, rows) for cores in (1, 2, 8) for rows in (16, 11, 1)),
             *((1, 4, by_vmap, 11), (2, 2, by_vmap, 16), (8, 1, by_pmap, 16), (8, 1, by_pmap, 1)),
         )
-        if division != (1, 1, by_vmap, 11)
+        if layout != (1, 1, by_vmap, 11)
     ],
 )
-def test_any_division_over_cores_and_parts_gives_the_plain_gradient(
-    rng, cores, parts, wrap, valid_rows
+def test_any_number_of_cores_and_microbatches_gives_the_plain_gradient(
+    rng, cores, microbatches, wrap, valid_rows
 ):
     model = tiny.model()
     batch = tiny.random_batch(rng, 16)
     batch["valid"] = np.arange(16) < valid_rows
     loss, gradient = plain_loss_and_gradient(model, batch)
-    state, measurements = one_step(model, batch, cores, wrap, parts=parts)
+    state, measurements = one_step(model, batch, cores, wrap, microbatches=microbatches)
 
     np.testing.assert_allclose(measurements.loss, loss, rtol=1e-6)
     np.testing.assert_allclose(measurements.grad_norm, optax.tree.norm(gradient), rtol=1e-5)
@@ -121,10 +123,10 @@ def assert_stepped_by(gradient, model, state):
 
 
 @pytest.mark.parametrize(("cores", "wrap"), [(1, by_vmap), (8, by_pmap)])
-def test_adapters_take_the_plain_gradient_on_any_cores_and_nothing_else_changes(rng, cores, wrap):
+def test_lora_trains_only_adapters_and_head_with_the_plain_gradient(rng, cores, wrap):
     model = get_peft_model(tiny.model(), LoraConfig(r=2, target_modules=["query", "value"]))
     for _, layer in dense_layers(model.encoder):
-        if isinstance(layer, LoraLinear):  # with B zero A would have no gradient
+        if isinstance(layer, LoraLinear):  # with B zero, A would have no gradient
             layer.lora_b[...] = jnp.asarray(rng.normal(0, 0.3, layer.lora_b.shape), jnp.float32)
     batch = tiny.random_batch(rng, 16)
     _, gradient = plain_loss_and_gradient(model, batch)
@@ -135,8 +137,8 @@ def test_adapters_take_the_plain_gradient_on_any_cores_and_nothing_else_changes(
     jax.tree.map(np.testing.assert_array_equal, state.fixed, weights_of(model).fixed)
 
 
-def test_what_is_not_trained_stays_as_it_is_and_has_no_optimizer_state(rng):
-    """Also under weight decay, which needs no gradient to shrink a tensor."""
+def test_fixed_weights_do_not_change_and_have_no_optimizer_state(rng):
+    """Not even under weight decay, which changes weights without a gradient."""
     model = tiny.model()
     table = model.encoder.embeddings.position
     trained = len(jax.tree.leaves(weights_of(model).params))
@@ -145,7 +147,7 @@ def test_what_is_not_trained_stays_as_it_is_and_has_no_optimizer_state(rng):
     before = first_state(model, optimizer)
     assert len(jax.tree.leaves(before.params)) == trained - 1
     assert len(jax.tree.leaves(before.opt_state)) == 2 * (trained - 1) + 1
-    batch = over_cores(tiny.random_batch(rng, 16), 8)
+    batch = split_over_cores(tiny.random_batch(rng, 16), 8)
     step = make_train_step(nnx.graphdef(model), optimizer)
     after, _ = by_pmap(step, before, batch, parallel.run_key(0))
     jax.tree.map(np.testing.assert_array_equal, after.fixed, before.fixed)
@@ -154,7 +156,7 @@ def test_what_is_not_trained_stays_as_it_is_and_has_no_optimizer_state(rng):
         assert (np.asarray(old) != new).any()
 
 
-def test_the_tokens_of_invalid_rows_change_nothing(rng):
+def test_padding_rows_do_not_change_the_update(rng):
     batch = tiny.random_batch(rng, 8)
     batch["valid"] = np.arange(8) < 5
     other = {k: v.copy() for k, v in batch.items()}
@@ -164,8 +166,8 @@ def test_the_tokens_of_invalid_rows_change_nothing(rng):
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
-def test_padding_competes_in_training_and_not_in_evaluation(rng):
-    """As Hugging Face trains; `eval_loss` depends on the real tokens alone."""
+def test_padding_tokens_count_in_the_training_loss_but_not_in_evaluation(rng):
+    """The training loss is Hugging Face's; `eval_loss` does not depend on padding."""
     model = tiny.model()
     batch = tiny.random_batch(rng, 8)
     wide = {k: np.pad(v, ((0, 0), (0, 40))) if v.ndim == 2 else v for k, v in batch.items()}
@@ -178,8 +180,8 @@ def test_padding_competes_in_training_and_not_in_evaluation(rng):
     np.testing.assert_allclose(*evaluated, rtol=1e-5)
 
 
-def test_label_smoothing_is_that_of_its_definition(rng):
-    """Cross entropy with a target of 1 - s at the label and s over all real tokens alike."""
+def test_label_smoothing_follows_its_definition(rng):
+    """Cross entropy with a target of 1 - s at the label plus s spread over all real tokens."""
     model, smoothing = tiny.model(), 0.2
     batch = tiny.random_batch(rng, 8)
     graphdef, params = nnx.split(model)
@@ -189,12 +191,12 @@ def test_label_smoothing_is_that_of_its_definition(rng):
     for x, labels in zip(logits, (batch["start_positions"], batch["end_positions"]), strict=True):
         target = (1 - smoothing) * np.eye(x.shape[1])[labels] + smoothing * real
         losses.append(-(target * np.asarray(jax.nn.log_softmax(x))).sum(axis=1))
-    found = one_step(model, batch, 8, by_vmap, smoothing=smoothing)[1].loss
-    np.testing.assert_allclose(found, np.mean(losses), rtol=1e-5)
-    assert abs(found - one_step(model, batch, 8, by_vmap)[1].loss) > 0.01
+    loss = one_step(model, batch, 8, by_vmap, smoothing=smoothing)[1].loss
+    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-5)
+    assert abs(loss - one_step(model, batch, 8, by_vmap)[1].loss) > 0.01
 
 
-def test_dropout_differs_by_core_and_by_step_and_repeats_by_seed(rng):
+def test_dropout_depends_on_core_step_and_seed_alone(rng):
     model = tiny.model(hidden_dropout_prob=0.3)
     row = tiny.random_batch(rng, 1)
     same_row_everywhere = {k: np.repeat(v, 2, axis=0) for k, v in row.items()}
@@ -203,7 +205,7 @@ def test_dropout_differs_by_core_and_by_step_and_repeats_by_seed(rng):
         _, measurements = by_vmap(
             step_of(model.graphdef("float32"), ZERO),
             first_state(model, ZERO, step),
-            over_cores(same_row_everywhere, 2),
+            split_over_cores(same_row_everywhere, 2),
             parallel.run_key(seed),
         )
         losses.setdefault((seed, step), []).append(float(measurements.loss))
@@ -211,6 +213,5 @@ def test_dropout_differs_by_core_and_by_step_and_repeats_by_seed(rng):
     assert len({values[0] for values in losses.values()}) == 3
 
     one_core = one_step(model, row, 1, by_vmap)[1].loss
-    assert losses[0, 0][0] != pytest.approx(
-        float(one_core), rel=1e-6
-    )  # the second core drew others
+    # The second core draws other masks, so the mean over both differs.
+    assert losses[0, 0][0] != pytest.approx(float(one_core), rel=1e-6)

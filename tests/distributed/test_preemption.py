@@ -1,4 +1,4 @@
-"""SIGTERM anywhere: a checkpoint, exit status 143, and a run that goes on as if nothing was."""
+"""Runs resume after SIGTERM, which saves a checkpoint at any point, and after SIGKILL."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import time
 
 import pytest
 import tiny
-from process_jobs import Kill
+from process_jobs import SendSigterm
 from processes import environment
 from tiny_trainers import assert_same_run, trainer_in
 
@@ -43,21 +43,21 @@ def examples():
 
 
 def trainer(folder, examples, tokenizer, callbacks=None, **changes):
-    """With two sets to evaluate on, each of three batches."""
-    found = trainer_in(folder, examples, tokenizer, callbacks, **(RUN | changes))
-    found.eval_dataset = {"one": found.eval_dataset, "two": found.eval_dataset}
-    found.eval_examples = {"one": examples, "two": examples}
-    return found
+    """A trainer with two evaluation sets of three batches each."""
+    trainer = trainer_in(folder, examples, tokenizer, callbacks, **(RUN | changes))
+    trainer.eval_dataset = {"one": trainer.eval_dataset, "two": trainer.eval_dataset}
+    trainer.eval_examples = {"one": examples, "two": examples}
+    return trainer
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, examples, tokenizer):
-    found = trainer(tmp_path_factory.mktemp("whole"), examples, tokenizer)
-    found.train()
-    return found
+def uninterrupted(tmp_path_factory, examples, tokenizer):
+    finished = trainer(tmp_path_factory.mktemp("uninterrupted"), examples, tokenizer)
+    finished.train()
+    return finished
 
 
-# The event, the step whose checkpoint there is then, and what is still to be done.
+# The event that sends the signal, the step of the latest checkpoint, and the pending actions in it.
 CASES = {
     "compiling": (("on_step_begin", 0), 1, {}),
     "training": (("on_step_end", 1), 1, {}),
@@ -67,40 +67,42 @@ CASES = {
 }
 
 
-# The slow ones take no path that the others, with those of several processes, do not.
+# Slow; the other cases, and those of several processes, cover the same code.
 SLOW = ("training", "evaluating", "evaluating the second set")
 
 
 @pytest.mark.parametrize(
     "case", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in CASES]
 )
-def test_the_run_goes_on_as_if_never_stopped(tmp_path, examples, tokenizer, whole, case):
+def test_a_resumed_run_equals_an_uninterrupted_run(
+    tmp_path, examples, tokenizer, uninterrupted, case
+):
     event, step, pending = CASES[case]
-    before = signal.getsignal(signal.SIGTERM)
-    stopped = trainer(tmp_path, examples, tokenizer, [Kill(*event)])
+    handler = signal.getsignal(signal.SIGTERM)
+    stopped = trainer(tmp_path, examples, tokenizer, [SendSigterm(*event)])
     with pytest.raises(SystemExit) as exit:
         stopped.train()
     assert exit.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(signal.SIGTERM) is handler
     path = checkpoints.find(True, tmp_path)
     assert path.name == f"checkpoint-{step}"
-    found = json.loads((path / "run.json").read_text())["pending"]
-    assert found == (pending | {"should_save": True} if pending else {})
+    saved = json.loads((path / "run.json").read_text())["pending"]
+    assert saved == (pending | {"should_save": True} if pending else {})
 
     resumed = trainer(tmp_path, examples, tokenizer)
     resumed.train(resume_from_checkpoint=True)
-    assert_same_run(whole, resumed)
+    assert_same_run(uninterrupted, resumed)
 
 
-def test_a_signal_while_saving_waits_for_the_end_of_it(
-    tmp_path, examples, tokenizer, whole, monkeypatch
+def test_a_signal_while_saving_waits_until_the_checkpoint_is_complete(
+    tmp_path, examples, tokenizer, uninterrupted, monkeypatch
 ):
-    real, saved = checkpoints.save_state, []
+    original, saved = checkpoints.save_state, []
 
     def save_state(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         saved.append(arguments)
-        return real(*arguments)
+        return original(*arguments)
 
     monkeypatch.setattr(checkpoints, "save_state", save_state)
     with pytest.raises(Preempted):
@@ -110,30 +112,31 @@ def test_a_signal_while_saving_waits_for_the_end_of_it(
     assert checkpoints.find(True, tmp_path).name == "checkpoint-2"
     resumed = trainer(tmp_path, examples, tokenizer)
     resumed.train(resume_from_checkpoint=True)
-    assert_same_run(whole, resumed)
+    assert_same_run(uninterrupted, resumed)
 
 
-def test_a_run_that_saves_nothing_saves_when_it_is_stopped(tmp_path, examples, tokenizer):
+def test_a_run_without_checkpoints_saves_one_when_it_is_stopped(tmp_path, examples, tokenizer):
     changes = {"save_strategy": "no", "load_best_model_at_end": False}
     with pytest.raises(Preempted):
-        trainer(tmp_path, examples, tokenizer, [Kill("on_step_end", 3)], **changes).train()
+        trainer(tmp_path, examples, tokenizer, [SendSigterm("on_step_end", 3)], **changes).train()
     assert checkpoints.find(True, tmp_path).name == "checkpoint-3"
 
 
 def test_prediction_stops_at_once(tmp_path, examples, tokenizer):
-    found = trainer_in(tmp_path, examples, tokenizer, [Kill("on_prediction_step", 0)], **RUN)
+    callbacks = [SendSigterm("on_prediction_step", 0)]
+    trainer = trainer_in(tmp_path, examples, tokenizer, callbacks, **RUN)
     with pytest.raises(Preempted):
-        found.predict(found.eval_dataset, examples)
-    assert found.predict(found.eval_dataset, examples).metrics["test_f1"] >= 0
+        trainer.predict(trainer.eval_dataset, examples)
+    assert trainer.predict(trainer.eval_dataset, examples).metrics["test_f1"] >= 0
 
 
-def test_a_signal_that_nobody_looked_for_is_not_lost():
+def test_a_signal_without_a_later_check_is_raised_on_exit():
     with pytest.raises(Preempted), preemption.sigterm_handled(), preemption.sigterm_handled():
         os.kill(os.getpid(), signal.SIGTERM)
-    preemption.check()  # outside, nothing
+    preemption.check()  # does nothing outside of the context
 
 
-def test_the_command_says_how_to_go_on(tmp_path, capfd, monkeypatch):
+def test_the_command_reports_how_to_resume(tmp_path, capfd, monkeypatch):
     tiny.model().save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, tiny.rows())))
@@ -151,11 +154,11 @@ def test_the_command_says_how_to_go_on(tmp_path, capfd, monkeypatch):
     with pytest.raises(SystemExit) as exit:
         main(command)
     assert exit.value.code == 143
-    assert "stopped by SIGTERM; repeat the command to go on" in capfd.readouterr().err
+    assert "stopped by SIGTERM; repeat the command to resume" in capfd.readouterr().err
 
 
 class _Signalling:
-    """transformers' AutoTokenizer, during whose work the signal comes."""
+    """A stand-in for AutoTokenizer that sends SIGTERM while it loads."""
 
     @staticmethod
     def from_pretrained(*arguments, **settings):
@@ -163,12 +166,12 @@ class _Signalling:
         return tiny.tokenizer()
 
 
-# ---- without warning -----------------------------------------------------------------------------
+# ---- SIGKILL -------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_kill_9_at_random_moments_loses_at_most_one_interval(tmp_path):
-    """20 times, whatever the process is doing; each start goes on from a checkpoint that fits."""
+    """20 times; each start resumes from a checkpoint at most one interval behind."""
     interval, rng = 5, random.Random(0)
     tiny.model(hidden_dropout_prob=0.1).save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
@@ -191,9 +194,9 @@ def test_kill_9_at_random_moments_loses_at_most_one_interval(tmp_path):
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
-            begun = time.monotonic()
+            started = time.monotonic()
             while "Training: " not in log.read_text() and process.poll() is None:
-                assert time.monotonic() - begun < 120
+                assert time.monotonic() - started < 120
                 time.sleep(0.05)
             time.sleep(rng.uniform(0.0, 4.0))
             process.kill()
@@ -201,12 +204,12 @@ def test_kill_9_at_random_moments_loses_at_most_one_interval(tmp_path):
         assert process.returncode == -signal.SIGKILL, log.read_text()[-3000:]
         killed += 1
         text = log.read_text()
-        first = re.search(r"Training: \d+ steps from step (\d+)", text)
-        began_at = int(first[1]) if first else 0
-        assert began_at > reached - interval - 1 or not reached, (began_at, reached, text[-2000:])
-        seen = [int(step) for step in re.findall(r"^step (\d+): loss", text, re.M)]
+        match = re.search(r"Training: \d+ steps from step (\d+)", text)
+        start = int(match[1]) if match else 0
+        assert start > reached - interval - 1 or not reached, (start, reached, text[-2000:])
+        logged = [int(step) for step in re.findall(r"^step (\d+): loss", text, re.M)]
         # A step is logged before its checkpoint is written.
-        reached = max([began_at, *(s for s in seen)])
+        reached = max([start, *logged])
     steps = reached + 10
     final = subprocess.run(
         [*command, f"--max_steps={steps}"],

@@ -1,4 +1,4 @@
-"""Several real processes do what one does, and end together."""
+"""Several processes compute the results of a single one, and stop together."""
 
 import json
 import socket
@@ -15,14 +15,14 @@ import tiny
 from datasets.distributed import split_dataset_by_node
 from process_jobs import (
     STEPS,
-    divided,
     in_a_script,
     launch,
     one_question,
     preempted,
+    sharded,
     train_evaluate_predict,
 )
-from processes import Ended, free_port
+from processes import ProcessResult, free_port
 from safetensors.numpy import load_file
 
 from qa_flax.distributed import ProcessError, join, processes
@@ -33,8 +33,8 @@ TIMES = ("runtime", "per_second", "_time")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A checkpoint and data; the folders below it hold what one process makes of them."""
-    folder = tmp_path_factory.mktemp("hosts")
+    """A folder with a checkpoint and data."""
+    folder = tmp_path_factory.mktemp("input")
     tiny.model(initializer_range=0.05).save_pretrained(folder / "checkpoint")
     tiny.tokenizer().save_pretrained(folder / "checkpoint")
     (folder / "data").mkdir()
@@ -45,124 +45,130 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(folder):
-    """What this process, alone with its eight cores, finds."""
+def single(folder):
+    """The results of this process alone, with its eight cores."""
     jobs = (train_evaluate_predict, one_question, in_a_script)
-    return {job.__name__: job(folder, folder / "alone" / job.__name__) for job in jobs}
+    return {job.__name__: job(folder, folder / "single" / job.__name__) for job in jobs}
 
 
 def without_times(metrics):
     return {k: v for k, v in metrics.items() if not k.endswith(TIMES)}
 
 
-class Together(NamedTuple):
-    """Processes that were stopped, went on, and did all the jobs; the last fails on one of them."""
+class Several(NamedTuple):
+    """Several processes that were stopped, resumed and ran all jobs; process 1 failed in `fail`."""
 
     folder: Path
-    found: list[dict]
-    ended: list[Ended]
-    seconds_to_the_end: float
+    results: list[dict]
+    processes: list[ProcessResult]
+    seconds_to_exit: float
 
 
 @pytest.fixture(
     scope="module",
     params=[(2, 2), pytest.param((4, 2), marks=pytest.mark.slow)],
-    ids=lambda given: "{}-{}".format(*given),
+    ids=lambda sizes: "{}-{}".format(*sizes),
 )
-def together(request, tmp_path_factory, folder):
+def several(request, tmp_path_factory, folder):
     count, cores = request.param
-    here = tmp_path_factory.mktemp("together")
+    shared = tmp_path_factory.mktemp("several")
     for name in ("checkpoint", "data"):
-        (here / name).symlink_to(folder / name)
-    ended = stop_together(here, count, cores, "evaluating", "all", timeout=180.0 * count)
-    files = [here / f"all-{index}.json" for index in range(count)]
-    assert all(file.exists() for file in files), "\n".join(e.text[-3000:] for e in ended)
+        (shared / name).symlink_to(folder / name)
+    exited = stop_all(shared, count, cores, "evaluating", "all", timeout=180.0 * count)
+    files = [shared / f"all-{index}.json" for index in range(count)]
+    assert all(file.exists() for file in files), "\n".join(p.output[-3000:] for p in exited)
     seconds = time.time() - max(file.stat().st_mtime for file in files)
-    return Together(here, [json.loads(file.read_text()) for file in files], ended, seconds)
+    return Several(shared, [json.loads(file.read_text()) for file in files], exited, seconds)
 
 
-def test_several_processes_find_what_one_finds(alone, folder, together):
-    here, found, ended, _ = together
-    for job, expected in alone.items():
-        for process in found:
-            assert process[job] == found[0][job], f"{job}: every process the same, times too"
-        one, several = without_times(expected), without_times(found[0][job])
-        assert several == pytest.approx(one, rel=1e-5, abs=1e-6), job
-        assert one.keys() == several.keys()
+def test_several_processes_have_the_results_of_a_single_one(single, folder, several):
+    roots = folder / "single", several.folder
+    for job, metrics in single.items():
+        for results in several.results:
+            assert results[job] == several.results[0][job], f"{job}: all equal, times included"
+        expected, actual = without_times(metrics), without_times(several.results[0][job])
+        assert actual == pytest.approx(expected, rel=1e-5, abs=1e-6), job
+        assert expected.keys() == actual.keys()
     for job in ("train_evaluate_predict", "one_question"):
-        names = {path.name for path in (folder / "alone" / job).iterdir()}
-        assert {path.name for path in (here / job).iterdir()} == names
+        names = {path.name for path in (roots[0] / job).iterdir()}
+        assert {path.name for path in (roots[1] / job).iterdir()} == names
         for name in ("eval_predictions.json", "predict_predictions.json"):
             if name in names:
-                one, several = (root / job / name for root in (folder / "alone", here))
-                assert several.read_bytes() == one.read_bytes()
+                expected, actual = (root / job / name for root in roots)
+                assert actual.read_bytes() == expected.read_bytes()
     for job in ("train_evaluate_predict", "one_question"):
-        before = load_file(folder / "checkpoint" / "model.safetensors")
-        one, several = (
-            load_file(root / job / "model.safetensors") for root in (folder / "alone", here)
-        )
-        for name, array in one.items():
-            np.testing.assert_allclose(several[name], array, rtol=0, atol=2e-6, err_msg=name)
-        assert any(abs(one[name] - before[name]).max() > 1e-2 for name in one)
-    one, several = (
-        np.load(root / "in_a_script" / "logits.npz") for root in (folder / "alone", here)
-    )
-    for name in ("start", "end", "labels", "one"):
-        np.testing.assert_array_equal(several[name], one[name], err_msg=name)
-    assert len(one["start"]) > len(one["one"]) == 1
+        initial = load_file(folder / "checkpoint" / "model.safetensors")
+        expected, actual = (load_file(root / job / "model.safetensors") for root in roots)
+        for name, array in expected.items():
+            np.testing.assert_allclose(actual[name], array, rtol=0, atol=2e-6, err_msg=name)
+        assert any(abs(expected[name] - initial[name]).max() > 1e-2 for name in expected)
+    expected, actual = (np.load(root / "in_a_script" / "logits.npz") for root in roots)
+    for name in ("start", "end", "labels", "single"):
+        np.testing.assert_array_equal(actual[name], expected[name], err_msg=name)
+    assert len(expected["start"]) > len(expected["single"]) == 1
 
-    errors = [process["late"] for process in found]
-    assert "process 0 waited 1 s in vain for process 1 (a race)" in errors[0]["error"]
-    text = ended[0].text
-    assert text.count("***** eval metrics *****") == 2
-    assert not any("eval metrics" in e.text for e in ended[1:])
+    error = several.results[0]["time_out"]["error"]
+    assert "process 0 timed out after 1 s waiting for process 1 (test)" in error
+    main, *others = several.processes
+    assert main.output.count("***** eval metrics *****") == 2
+    assert not any("eval metrics" in process.output for process in others)
 
 
-def test_the_model_is_read_and_written_in_every_process(together):
-    found, count = together.found, len(together.ended)
-    for process in found:
-        assert process["reading"]["right"] == [True, True]
-        assert process["reading"]["written"]
-        assert "wrote other weights into the model" in process["writing_apart"]["error"]
-        assert "head.outputs.bias" in process["writing_apart"]["error"]
-        assert process["reading"]["end"] == found[0]["reading"]["end"]
-        assert process["reading_shards"]["losses"] == found[0]["reading_shards"]["losses"]
-    main, other, *_ = (process["reading_shards"] for process in found)
+def test_the_model_can_be_read_and_modified_in_every_process(several):
+    count = len(several.processes)
+    for results in several.results:
+        assert results["access_model"]["is_expected"] == [True, True]
+        assert results["access_model"]["is_modified"]
+        error = results["write_different_weights"]["error"]
+        assert "wrote different weights into the model" in error
+        assert "head.outputs.bias" in error
+        for job, name in (("access_model", "final_sums"), ("access_sharded_model", "losses")):
+            assert results[job][name] == several.results[0][job][name]
+    main, other, *_ = (results["access_sharded_model"] for results in several.results)
     assert main["sum 1"] != main["sum 2"]
     assert (len(main["errors"]), other["errors"]) == (2, [])  # once after each update
     assert f"each of {count} processes holds a shard of this model's weights" in main["errors"][0]
     assert "Call trainer.save_model(folder) or trainer.evaluate() in every" in main["errors"][0]
 
 
-def test_a_process_that_fails_ends_all_with_the_cause_in_every_log(together):
-    _, found, ended, seconds_to_the_end = together
-    assert all(list(jobs)[-1] == "late" for jobs in found), "the one after it does not end"
-    assert {e.status for e in ended} == {1}
-    for e in ended:
-        assert "the disk of this host is on fire" in e.text
-    assert "process 0 ends because process 1 failed: RuntimeError: the disk" in ended[0].text
-    assert "Traceback" in ended[1].text
-    assert seconds_to_the_end < 60
+def test_all_processes_exit_when_one_fails_with_the_cause_in_every_log(several):
+    assert all(list(results)[-1] == "time_out" for results in several.results), "`fail` returned"
+    assert {process.status for process in several.processes} == {1}
+    for process in several.processes:
+        assert "the disk of this host is full" in process.output
+    message = "process 0 exits because process 1 failed: RuntimeError: the disk"
+    assert message in several.processes[0].output
+    assert "Traceback" in several.processes[1].output
+    assert several.seconds_to_exit < 60
 
 
-# ---- stopping and going on -----------------------------------------------------------------------
+# ---- stopping and resuming -----------------------------------------------------------------------
 
 MOMENTS = {
     "evaluating": ("on_prediction_step", 2),
     "compiling": ("on_step_begin", 0),
     "training": ("on_step_end", 3),
     "saved just now": ("on_save", 4),
-    "predicting": ("on_prediction_step", 4, 6),  # after the five batches of an evaluation
+    "predicting": ("on_prediction_step", 4, 6),  # the evaluation before it has five batches
 }
 
 
-def stop_together(folder, count, cores, moment, *then, **settings):
-    """Processes that all end at a signal to the last of them; how others ended that did `then`."""
-    (folder / "kill.json").write_text(json.dumps(MOMENTS[moment]))
+def stop_all(folder, count, cores, moment, *then, **settings):
+    """Stop all processes by a signal to the last one; then run a job, whose processes are returned.
+
+    Args:
+        folder: for the checkpoints, results and logs.
+        count, cores: the number of processes, and of cores of each.
+        moment: when the signal is sent, one of `MOMENTS`.
+        then: at most one job.
+        settings: further arguments of `launch`.
+    """
+    (folder / "signal.json").write_text(json.dumps(MOMENTS[moment]))
     jobs = ("preempted", *then)
     stopped, *later = launch(*jobs, count=count, cores=cores, folder=folder, **settings)
-    assert [e.status for e in stopped] == [143] * count, "\n".join(e.text[-3000:] for e in stopped)
-    # JAX's service stops them at a place that none has passed: a few batches later.
+    outputs = "\n".join(process.output[-3000:] for process in stopped)
+    assert [process.status for process in stopped] == [143] * count, outputs
+    # JAX's service stops them at a point that none has passed yet: a few batches later.
     step, folders = MOMENTS[moment][1], (folder / "preempted").glob("checkpoint-*")
     saved = sorted(int(path.name.removeprefix("checkpoint-")) for path in folders)
     assert step <= saved[0] <= step + 2
@@ -170,72 +176,74 @@ def stop_together(folder, count, cores, moment, *then, **settings):
     return later[0] if then else []
 
 
-def assert_gone_on(folder, found):
-    """`found` by every process, as in the run that was never stopped."""
-    for job in ("resumed", "never_stopped"):
-        assert all(process[job] == found[0][job] for process in found)
-    resumed, never_stopped = (
-        [without_times(logs) for logs in found[0][job]["history"]]
-        for job in ("resumed", "never_stopped")
+def assert_resumed(folder, all_results):
+    """In every process the resumed run equals the uninterrupted one."""
+    for job in ("resumed", "uninterrupted"):
+        assert all(results[job] == all_results[0][job] for results in all_results)
+    resumed, uninterrupted = (
+        [without_times(logs) for logs in all_results[0][job]["history"]]
+        for job in ("resumed", "uninterrupted")
     )
-    assert resumed == never_stopped
-    resumed, never_stopped = (
-        np.load(folder / name / "params.npz") for name in ("preempted", "never_stopped")
+    assert resumed == uninterrupted
+    resumed, uninterrupted = (
+        np.load(folder / name / "params.npz") for name in ("preempted", "uninterrupted")
     )
-    for name in never_stopped:
-        np.testing.assert_array_equal(resumed[name], never_stopped[name], err_msg=name)
+    for name in uninterrupted:
+        np.testing.assert_array_equal(resumed[name], uninterrupted[name], err_msg=name)
 
 
-def test_processes_stop_together_and_go_on(together):
-    assert_gone_on(together.folder, together.found)
+def test_processes_stop_together_and_resume(several):
+    assert_resumed(several.folder, several.results)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "cores", "moment"), [(2, 2, name) for name in MOMENTS] + [(4, 2, "training")]
 )
-def test_processes_stop_together_at_any_moment(tmp_path, count, cores, moment):
-    ended = stop_together(tmp_path, count, cores, moment, "resumed", timeout=480.0)
-    assert [e.status for e in ended] == [0] * count, ended[0].text[-3000:]
+def test_processes_stop_together_at_any_moment_and_resume(tmp_path, count, cores, moment):
+    exited = stop_all(tmp_path, count, cores, moment, "resumed", timeout=480.0)
+    assert [process.status for process in exited] == [0] * count, exited[0].output[-3000:]
     files = [tmp_path / f"resumed-{index}.json" for index in range(count)]
-    assert_gone_on(tmp_path, [json.loads(file.read_text()) for file in files])
+    assert_resumed(tmp_path, [json.loads(file.read_text()) for file in files])
 
 
 @pytest.mark.slow
-def test_a_run_of_two_hosts_goes_on_with_one(tmp_path):
-    """The same rows in the same order: without dropout, whose masks are the cores', the same."""
-    for name in ("stopped", "whole"):
+def test_a_run_of_two_processes_resumes_with_one(tmp_path):
+    """The batches are the same; dropout is off because its masks depend on the number of cores."""
+    for name in ("stopped", "uninterrupted"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "no_dropout").touch()
-    stop_together(tmp_path / "stopped", 2, 2, "training")
-    found = []
-    for name in ("stopped", "whole"):
+    stop_all(tmp_path / "stopped", 2, 2, "training")
+    losses = []
+    for name in ("stopped", "uninterrupted"):
         history = preempted(tmp_path / name, tmp_path / name / "preempted")["history"]
-        found.append([logs["loss"] for logs in history if "loss" in logs])
-    assert len(found[0]) == 4
-    np.testing.assert_allclose(*found, rtol=1e-4)
+        losses.append([logs["loss"] for logs in history if "loss" in logs])
+    assert len(losses[0]) == 4
+    np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
-# ---- more ----------------------------------------------------------------------------------------
+# ---- sharding and splitting ----------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_parameters_are_divided_over_the_cores_of_all_hosts(tmp_path):
-    """Two processes of two cores against this one's eight, which hold other pieces."""
-    (tmp_path / "here").mkdir()
-    alone = divided(tmp_path, tmp_path / "here")
-    (ended,) = launch("divided", count=2, cores=2, folder=tmp_path)
-    assert [e.status for e in ended] == [0, 0], "\n".join(e.text[-3000:] for e in ended)
-    found = [json.loads((tmp_path / f"divided-{i}.json").read_text())["divided"] for i in (0, 1)]
-    assert found[0] == found[1]
-    assert found[0]["eval_samples_per_second"] > 0
-    assert found[0].keys() == alone.keys()
-    assert "Memory on each core, 2 x 64 tokens: parameters" in ended[0].text
+def test_parameters_are_sharded_over_the_cores_of_all_processes(tmp_path):
+    """Two processes of two cores each, compared with this one of eight cores."""
+    (tmp_path / "single").mkdir()
+    expected = sharded(tmp_path, tmp_path / "single")
+    (exited,) = launch("sharded", count=2, cores=2, folder=tmp_path)
+    outputs = "\n".join(process.output[-3000:] for process in exited)
+    assert [process.status for process in exited] == [0, 0], outputs
+    files = [tmp_path / f"sharded-{i}.json" for i in (0, 1)]
+    actual = [json.loads(file.read_text())["sharded"] for file in files]
+    assert actual[0] == actual[1]
+    assert actual[0]["eval_samples_per_second"] > 0
+    assert actual[0].keys() == expected.keys()
+    assert "Memory on each core, 2 x 64 tokens: parameters" in exited[0].output
 
 
 @pytest.mark.parametrize("total", [0, 1, 3, 8, 11])
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_the_parts_are_the_whole(monkeypatch, count, total):
+def test_rows_are_split_over_the_processes_as_datasets_splits_them(monkeypatch, count, total):
     rows = datasets.Dataset.from_dict({"n": list(range(total))})
     parts = []
     for index in range(count):
@@ -251,61 +259,62 @@ def test_the_parts_are_the_whole(monkeypatch, count, total):
 
 
 def join_in_threads(monkeypatch, *processes, timeout=1.0):
-    """What each of some processes, given as (number, of), is told; "" where it may go on."""
+    """Call `join` for each (process id, number of processes); the error messages, "" if joined."""
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: None)
-    address, said = f"127.0.0.1:{free_port()}", {}
+    address, messages = f"127.0.0.1:{free_port()}", {}
 
-    def attempt(place, number, of):
+    def attempt(position, process_id, num_processes):
         try:
-            join.join(address, of, number, timeout)
-            said[place] = ""
+            join.join(address, num_processes, process_id, timeout)
+            messages[position] = ""
         except ProcessError as error:
-            said[place] = str(error)
+            messages[position] = str(error)
 
     threads = [
-        threading.Thread(target=attempt, args=(place, *process))
-        for place, process in enumerate(processes)
+        threading.Thread(target=attempt, args=(position, *process))
+        for position, process in enumerate(processes)
     ]
     for thread in threads:
         thread.start()
         time.sleep(0.05)
     for thread in threads:
         thread.join(30)
-    return [said[place] for place in range(len(processes))]
+    return [messages[position] for position in range(len(processes))]
 
 
-def test_all_join(monkeypatch):
+def test_processes_join_in_any_order(monkeypatch):
     assert join_in_threads(monkeypatch, (2, 3), (0, 3), (1, 3), timeout=20) == [""] * 3
 
 
-def test_who_is_missing_is_said_to_all(monkeypatch):
-    said = join_in_threads(monkeypatch, (0, 4), (2, 4))
-    assert said[0] == said[1]
-    assert "2 of 4 processes joined after 1 s (missing: process 1, 3): start the comm" in said[0]
-    (said,) = join_in_threads(monkeypatch, (1, 2))
-    assert "process 1 of 2 did not reach process 0 at 127.0.0.1:" in said
-    assert "start the command on every worker" in said
+def test_missing_processes_are_reported_to_all(monkeypatch):
+    messages = join_in_threads(monkeypatch, (0, 4), (2, 4))
+    assert messages[0] == messages[1]
+    expected = "2 of 4 processes joined after 1 s (missing: process 1, 3): start the comm"
+    assert expected in messages[0]
+    (message,) = join_in_threads(monkeypatch, (1, 2))
+    assert "process 1 of 2 did not reach process 0 at 127.0.0.1:" in message
+    assert "start the command on every worker" in message
 
 
-def test_arguments_that_do_not_fit_are_refused(monkeypatch):
+def test_invalid_arguments_are_rejected(monkeypatch):
     assert (
-        "two processes were given --process_id 1"
+        "two processes have the same --process_id 1"
         in join_in_threads(monkeypatch, (0, 3), (1, 3), (1, 3), timeout=20)[0]
     )
     assert (
-        "process 1 was told of 3 processes, process 0 of 2"
+        "--num_processes is 3 in process 1 and 2 in process 0"
         in join_in_threads(monkeypatch, (0, 2), (1, 3), timeout=20)[0]
     )
     for arguments, message in (
         (("127.0.0.1:1", 2, 2), "--process_id is 2; with 2 processes it must be one of 0 to 1"),
         (("localhost", 2, 0), "--coordinator is 'localhost'; it must be HOST:PORT"),
-        ((None, 2, 0), "JAX knows no cluster here"),
+        ((None, 2, 0), "JAX detects no cluster"),
     ):
         with pytest.raises(ProcessError, match=message):
             join.join(*arguments)
 
 
-def test_a_port_in_use_is_named(monkeypatch):
-    message = r"cannot listen at port .* end that one"
-    with socket.create_server(("", 0)) as taken, pytest.raises(ProcessError, match=message):
-        join.join(f"127.0.0.1:{taken.getsockname()[1]}", 2, 0, 1.0)
+def test_a_port_in_use_is_reported(monkeypatch):
+    message = r"cannot listen on port .* stop that run"
+    with socket.create_server(("", 0)) as server, pytest.raises(ProcessError, match=message):
+        join.join(f"127.0.0.1:{server.getsockname()[1]}", 2, 0, 1.0)

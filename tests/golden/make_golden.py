@@ -1,11 +1,11 @@
-"""Make golden/<family> with PyTorch transformers: a loud checkpoint, its logits, loss, gradients.
+"""Write golden/<family> with PyTorch transformers: a checkpoint, its logits, loss and gradients.
 
-And `variations.safetensors`: the logits of `loud_model(4)` with each setting of a config.
+Also write `variations.safetensors`: the logits of `loud_model(4)` for each variation of its config.
 
     python tests/golden/make_golden.py [FAMILY ...]
 
-Run by hand (needs the `parity` extra); the results are committed, so that the default tests compare
-with PyTorch where PyTorch is not installed.
+Run it by hand; it needs the `parity` extra. The results are committed, so that the default tests
+can compare with PyTorch where PyTorch is not installed.
 """
 
 import sys
@@ -26,6 +26,7 @@ MADE_BY = {"made by": f"torch {torch.__version__}, transformers {transformers.__
 
 
 def make(family: str) -> None:
+    """Write a random checkpoint and the outputs and gradients of one batch."""
     case = CASES[family]
     torch.manual_seed(0)
     model = AutoModelForQuestionAnswering.from_config(
@@ -35,7 +36,7 @@ def make(family: str) -> None:
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            if name.endswith("weight") and parameter.dim() == 1:  # of a norm
+            if name.endswith("weight") and parameter.dim() == 1:  # the scale of a norm
                 parameter.uniform_(0.5, 1.5)
             else:
                 parameter.normal_(0.0, 0.2)
@@ -53,8 +54,8 @@ def make(family: str) -> None:
     if case.needs_separators:
         ids, question = inputs["input_ids"], torch.tensor([[2], [1], [3], [2]])
         ids[ids == model.config.sep_token_id] = 1
-        for place in (question, question + 1, lengths - 1):
-            ids.scatter_(1, place, model.config.sep_token_id)
+        for index in (question, question + 1, lengths - 1):
+            ids.scatter_(1, index, model.config.sep_token_id)
     if case.types:
         inputs["token_type_ids"] = torch.randint(0, case.types, (4, length)) * mask
     output = model(**inputs)
@@ -76,7 +77,8 @@ def make(family: str) -> None:
 
 
 def make_variations(family: str) -> None:
-    found = {}
+    """Write the logits of every variation and row length that the tests compare."""
+    logits = {}
     for changes in variations(family):
         with tempfile.TemporaryDirectory() as folder:
             loud_model(4, family=family, **changes).save_pretrained(folder)
@@ -86,9 +88,9 @@ def make_variations(family: str) -> None:
             with torch.no_grad():
                 output = model(**{name: torch.tensor(values) for name, values in batch.items()})
             for side in ("start", "end"):
-                logits = output[f"{side}_logits"].contiguous()
-                found[golden_name(changes, length, side)] = logits
-    save_file(found, HERE / family / "variations.safetensors", MADE_BY)
+                name = golden_name(changes, length, side)
+                logits[name] = output[f"{side}_logits"].contiguous()
+    save_file(logits, HERE / family / "variations.safetensors", MADE_BY)
 
 
 if __name__ == "__main__":

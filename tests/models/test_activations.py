@@ -1,4 +1,4 @@
-"""Hugging Face's names mean its functions; each is compared with PyTorch by BERT's variations."""
+"""The exact GELU. BERT's variations in test_families.py compare all activations with PyTorch."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +6,7 @@ import numpy as np
 from qa_flax.models.activations import ACTIVATIONS
 
 
-def test_gelu_is_the_exact_one():
+def test_gelu_is_exact():
     x = np.linspace(-4, 4, 9)
     from math import erf
 

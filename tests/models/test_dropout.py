@@ -1,4 +1,4 @@
-"""Dropout's statistics, and the random words behind it."""
+"""Statistics of dropout masks and of the random words they are made from."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def dropped(seed: int, rate: float = 0.1, shape=(64, 4096)) -> np.ndarray:
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_dropout_keeps_the_rate_and_the_mean(rate):
+def test_dropout_has_the_given_rate_and_preserves_the_mean(rate):
     out = dropped(0, rate)
     spread = 5 * np.sqrt(rate * (1 - rate) / out.size)
     assert abs((out == 0).mean() - rate) < spread
@@ -31,7 +31,7 @@ def test_dropout_is_off_without_rngs_or_rate():
 
 
 def test_dropout_masks_are_independent():
-    """Of neighbours in each axis, of other keys, of shifted rows, and of the next draw of a key."""
+    """Uncorrelated between neighbours, shifted rows, different keys, and draws of the same key."""
     rngs = nnx.Rngs(dropout=0)
     first, following = (np.asarray(dropout(jnp.ones((64, 4096)), 0.5, rngs)) for _ in range(2))
     a = first - 1
@@ -48,10 +48,10 @@ def test_every_bit_of_a_random_word_is_fair():
     words = np.asarray(random_words(jax.random.key(3), (1 << 18,)))
     ones = np.array([((words >> bit) & 1).mean() for bit in range(32)])
     assert np.abs(ones - 0.5).max() < 5 * 0.5 / np.sqrt(words.size)
-    assert len(np.unique(words)) == words.size  # both mixings are one-to-one
+    assert len(np.unique(words)) == words.size  # the hash is one-to-one
 
 
-def test_same_key_same_words_of_any_generator():
-    for kind in ("threefry2x32", "rbg"):
-        one, two = (random_words(jax.random.key(0, impl=kind), (5,)) for _ in range(2))
-        assert (one == two).all()
+def test_the_same_key_gives_the_same_words_with_any_generator():
+    for generator in ("threefry2x32", "rbg"):
+        first, second = (random_words(jax.random.key(0, impl=generator), (5,)) for _ in range(2))
+        assert (first == second).all()

@@ -1,4 +1,4 @@
-"""The shared encoder: what it makes of its options, and what a family may override."""
+"""The shared encoder: its options, and the methods that a family may override."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +26,7 @@ def paths(encoder) -> set[str]:
     return {".".join(map(str, path[:-1])) for path, _ in nnx.to_flat_state(nnx.state(encoder))}
 
 
-def test_options_make_no_part_that_is_not_needed():
+def test_options_add_only_the_modules_that_are_needed():
     plain = paths(make())
     assert {"embeddings.word", "embeddings.position", "layers.1.attention.query"} <= plain
     assert not plain & {"project", "last_norm"}
@@ -39,35 +39,35 @@ def test_options_make_no_part_that_is_not_needed():
     }
 
 
-def test_a_family_overrides_what_is_different():
-    given = []
+def test_a_family_can_override_token_types_and_layer_arguments():
+    calls = []
 
     class Layer(nnx.Module):
         def __init__(self, config, *, dtype):
             pass
 
-        def __call__(self, hidden, *where, rngs=None):
-            given.append(where)
+        def __call__(self, hidden, *layer_args, rngs=None):
+            calls.append(layer_args)
             return hidden
 
     class Family(Encoder):
         def types_of(self, input_ids, token_type_ids):
             return jnp.ones_like(input_ids)
 
-        def where(self, input_ids, attention_mask, segment_ids, positions):
-            return *super().where(input_ids, attention_mask, segment_ids, positions), positions
+        def layer_args(self, input_ids, attention_mask, segment_ids, positions):
+            return *super().layer_args(input_ids, attention_mask, segment_ids, positions), positions
 
     encoder = make(Family, block=Layer)
     table = encoder.embeddings.token_type.embedding
     values = np.random.default_rng(0).normal(size=table.shape)
     table.set_value(jnp.asarray(values, jnp.float32))
     hidden = encoder(IDS, MASK)
-    # Every vector of the second type, normalised; no other table has a value.
-    wanted = np.asarray(table[1])
-    wanted = (wanted - wanted.mean()) / wanted.std()
-    np.testing.assert_allclose(hidden, np.broadcast_to(wanted, (1, 4, 16)), atol=1e-4)
-    assert len(given) == 2  # layers
-    for mask, positions in given:
+    # The normalised vector of type 1 for every token, because all other tables are zeros.
+    expected = np.asarray(table[1])
+    expected = (expected - expected.mean()) / expected.std()
+    np.testing.assert_allclose(hidden, np.broadcast_to(expected, (1, 4, 16)), atol=1e-4)
+    assert len(calls) == 2  # layers
+    for mask, positions in calls:
         assert mask.tolist() == [[[[True, True, True, False]]]]
         assert positions.tolist() == [[0, 1, 2, 3]]
 
@@ -75,6 +75,6 @@ def test_a_family_overrides_what_is_different():
 @pytest.mark.parametrize(
     ("kind", "positions"), [(Encoder, [0, 1, 2, 3]), (PositionsAfterPadding, [1, 2, 3, 0])]
 )
-def test_positions_are_counted_as_bert_or_as_roberta_does(kind, positions):
+def test_positions_are_counted_as_in_bert_or_in_roberta(kind, positions):
     assert make(kind).positions_of(IDS, None, None).tolist() == [positions]
     assert make(kind).positions_of(IDS, IDS, None).tolist() == IDS.tolist()

@@ -1,4 +1,4 @@
-"""Every family: PyTorch's golden numbers, what must not change its logits, and what must."""
+"""Every family: golden values from PyTorch, packing and padding, dropout, and config fields."""
 
 import json
 from functools import cache, partial
@@ -12,18 +12,18 @@ from cases import CASES
 from cases.case import SIZES
 from flax import nnx
 from loud import (
-    COMPILED_WHOLE,
-    OF_OTHERS,
+    COMPILED_FAMILIES,
+    DERIVED_FAMILIES,
     TESTED,
     assert_same_gradients,
     batch_of,
     compared_lengths,
+    derived_families_slow,
     golden_name,
     logits_of,
     loud_batch,
     loud_config,
     loud_model,
-    others_slow,
     parameters,
     relative_error,
     torch_gradients,
@@ -39,15 +39,15 @@ from qa_flax.models.qa import span_losses
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-encoders = pytest.mark.parametrize("family", TESTED)
-kinds = pytest.mark.parametrize("family", others_slow(TESTED))
+all_families = pytest.mark.parametrize("family", TESTED)
+main_families = pytest.mark.parametrize("family", derived_families_slow(TESTED))
 
 
 def test_every_family_is_tested():
     assert CASES.keys() == FAMILIES.keys()
 
 
-# ---- PyTorch's numbers ---------------------------------------------------------------------------
+# ---- golden values from PyTorch ------------------------------------------------------------------
 
 
 def golden_batch(expected):
@@ -62,15 +62,15 @@ def assert_golden(logits, loss, expected):
 
 
 @partial(jax.jit, static_argnums=0)
-def loss_and_gradients(graphdef, params, rest, batch, start, end):
+def loss_and_gradients(graphdef, params, other_state, batch, start, end):
     def loss(params):
-        logits = nnx.merge(graphdef, params, rest)(**batch)
+        logits = nnx.merge(graphdef, params, other_state)(**batch)
         return span_losses(logits, start, end).mean(), logits
 
     return jax.value_and_grad(loss, has_aux=True)(params)
 
 
-@pytest.mark.parametrize("family", others_slow(CASES))
+@pytest.mark.parametrize("family", derived_families_slow(CASES))
 def test_logits_loss_and_every_gradient_equal_pytorch_s(family):
     model = AutoModelForQuestionAnswering.from_pretrained(GOLDEN / family)
     expected = load_file(GOLDEN / family / "expected.safetensors")
@@ -78,11 +78,13 @@ def test_logits_loss_and_every_gradient_equal_pytorch_s(family):
         *nnx.split(model, nnx.Param, ...), *golden_batch(expected)
     )
     assert_golden(logits, loss, expected)
-    theirs = {n.removeprefix("gradient "): g for n, g in expected.items() if "gradient " in n}
-    assert_same_gradients(torch_gradients(gradients, family), theirs)
+    expected_gradients = {
+        n.removeprefix("gradient "): g for n, g in expected.items() if "gradient " in n
+    }
+    assert_same_gradients(torch_gradients(gradients, family), expected_gradients)
 
 
-@pytest.mark.parametrize("family", OF_OTHERS)
+@pytest.mark.parametrize("family", DERIVED_FAMILIES)
 def test_logits_and_loss_equal_pytorch_s(family):
     model = AutoModelForQuestionAnswering.from_pretrained(GOLDEN / family)
     expected = load_file(GOLDEN / family / "expected.safetensors")
@@ -91,18 +93,18 @@ def test_logits_and_loss_equal_pytorch_s(family):
     assert_golden(logits, span_losses(logits, *positions).mean(), expected)
 
 
-# ---- what must not change a row's logits ---------------------------------------------------------
+# ---- packing, padding and defaults ---------------------------------------------------------------
 
 
-# Three rows of 12 tokens: what other tests have compiled already.
+# These tests use three rows of 12 tokens, for which other tests have compiled the models already.
 
 
-@kinds
-def test_packed_windows_have_the_logits_of_their_own_rows(family):
+@main_families
+def test_packed_windows_have_the_logits_of_separate_rows(family):
     model, windows = loud_model(1, family=family), batch_of(family)
     real = np.arange(12) < [[7], [4], [2]]
     windows = {name: values * real for name, values in windows.items()}
-    if not CASES[family].packs:
+    if not CASES[family].can_pack:
         with pytest.raises(ValueError, match="several windows in a row"):
             model(**windows, segment_ids=windows["attention_mask"])
         return
@@ -115,55 +117,55 @@ def test_packed_windows_have_the_logits_of_their_own_rows(family):
             packed[name][row, : sum(lengths)] = np.concatenate(
                 [values[n][real[n]] for n in members]
             )
-    together, alone = logits_of(model, packed), logits_of(model, windows)
-    for ours, theirs in zip(together, alone, strict=True):
-        assert np.isfinite(np.asarray(ours)).all()
+    packed_logits, separate_logits = logits_of(model, packed), logits_of(model, windows)
+    for actual, separate in zip(packed_logits, separate_logits, strict=True):
+        assert np.isfinite(np.asarray(actual)).all()
         for row, members in enumerate(rows):
-            expected = np.concatenate([np.asarray(theirs)[n][real[n]] for n in members])
-            assert relative_error(ours[row, : len(expected)], expected) < 1e-5
+            expected = np.concatenate([np.asarray(separate)[n][real[n]] for n in members])
+            assert relative_error(actual[row, : len(expected)], expected) < 1e-5
 
 
-@kinds
+@main_families
 def test_padding_and_other_rows_do_not_change_a_row(family):
     model, short, others = loud_model(2, family=family), batch_of(family, 7), batch_of(family)
-    alone, real = logits_of(model, short), short["attention_mask"] == 1
+    short_logits, real = logits_of(model, short), short["attention_mask"] == 1
     for row in range(3):
         padded = {name: values.copy() for name, values in others.items()}
         for name, values in short.items():
             padded[name][row, :7] = values[row]
-            padded[name][row, 7:] = CASES[family].in_padding if name == "input_ids" else 0
-        for ours, theirs in zip(logits_of(model, padded), alone, strict=True):
-            theirs = np.asarray(theirs)[row, real[row]]
-            assert relative_error(np.asarray(ours)[row, :7][real[row]], theirs) < 1e-5
-            assert np.isfinite(np.asarray(ours)).all()
+            padded[name][row, 7:] = CASES[family].padding_id if name == "input_ids" else 0
+        for actual, expected in zip(logits_of(model, padded), short_logits, strict=True):
+            expected = np.asarray(expected)[row, real[row]]
+            assert relative_error(np.asarray(actual)[row, :7][real[row]], expected) < 1e-5
+            assert np.isfinite(np.asarray(actual)).all()
 
 
-@kinds
-def test_defaults_are_all_real_tokens_of_type_0(family):
+@main_families
+def test_default_masks_are_all_real_and_default_types_are_0(family):
     model = loud_model(0, family=family)
     ids = np.repeat(batch_of(family, 12, 1)["input_ids"], 3, axis=0)
     types, separator = ids * 0, CASES[family].types_change_after
     if separator is not None:
         ids[ids == separator] = 1
-        for row, place in enumerate((2, 7, 4)):
-            ids[row, place] = separator
-            types[row, place + 1 :] = 1
-    said = {"attention_mask": ids**0} | ({"token_type_ids": types} if CASES[family].types else {})
-    found, wanted = (
-        logits_of(model, {"input_ids": ids}),
-        logits_of(model, {"input_ids": ids} | said),
-    )
-    for ours, theirs in zip(found, wanted, strict=True):
-        assert relative_error(ours, theirs) < 1e-5
+        for row, index in enumerate((2, 7, 4)):
+            ids[row, index] = separator
+            types[row, index + 1 :] = 1
+    batch = {"input_ids": ids}
+    defaults = {"attention_mask": ids**0}
+    if CASES[family].types:
+        defaults["token_type_ids"] = types
+    logits = zip(logits_of(model, batch), logits_of(model, batch | defaults), strict=True)
+    for actual, expected in logits:
+        assert relative_error(actual, expected) < 1e-5
 
 
-@kinds
+@main_families
 def test_bfloat16_compute_is_close_and_returns_float32(family):
     exact = logits_of(loud_model(0, family=family), batch_of(family))
-    rough = logits_of(loud_model(0, dtype="bfloat16", family=family), batch_of(family))
-    for ours, theirs in zip(rough, exact, strict=True):
-        assert ours.dtype == jnp.float32
-        assert 1e-4 < relative_error(ours, theirs) < 0.1
+    rounded = logits_of(loud_model(0, dtype="bfloat16", family=family), batch_of(family))
+    for actual, expected in zip(rounded, exact, strict=True):
+        assert actual.dtype == jnp.float32
+        assert 1e-4 < relative_error(actual, expected) < 0.1
     dtypes = {p.dtype for p in parameters(loud_model(0, dtype="bfloat16", family=family)).values()}
     assert dtypes == {jnp.dtype("float32")}
 
@@ -171,7 +173,8 @@ def test_bfloat16_compute_is_close_and_returns_float32(family):
 # ---- dropout -------------------------------------------------------------------------------------
 
 
-# The key's way is one for all; `test_each_dropout_rate_works_alone` shows that all families draw.
+# All families pass on the key in the same way, so two are tested by default;
+# `test_each_dropout_rate_works_alone` shows that every family uses it.
 @pytest.mark.parametrize(
     "family",
     [
@@ -194,30 +197,31 @@ def test_dropout_follows_the_key_and_rngs_none_is_deterministic(family):
 
 DROPOUTS = [
     pytest.param(family, field, id=f"{family}-{field}", marks=param.marks)
-    for param in others_slow(TESTED)
+    for param in derived_families_slow(TESTED)
     for family in param.values
     for field in CASES[family].changed
     if "dropout" in field
 ]
 
 
-def with_rates(family, **changed):
-    """Start logits of a training's forward pass, all dropout rates 0 but for those `changed`."""
+def dropout_logits(family, **changed):
+    """Start logits of a forward pass with dropout; all rates are 0 except those in `changed`."""
     rates = {p.values[1]: 0.0 for p in DROPOUTS if p.values[0] == family}
     model = loud_model(0, family=family, **rates | changed)
     return np.asarray(model(**batch_of(family), rngs=nnx.Rngs(dropout=0)).start)
 
 
 @cache
-def still(family):
-    start = with_rates(family)
+def logits_without_dropout(family):
+    start = dropout_logits(family)
     assert (start == np.asarray(loud_model(0, family=family)(**batch_of(family)).start)).all()
     return start
 
 
 @pytest.mark.parametrize(("family", "rate"), DROPOUTS)
 def test_each_dropout_rate_works_alone(family, rate):
-    assert np.abs(with_rates(family, **{rate: 0.5}) - still(family)).max() > 1e-2
+    changed = dropout_logits(family, **{rate: 0.5})
+    assert np.abs(changed - logits_without_dropout(family)).max() > 1e-2
 
 
 # ---- configs -------------------------------------------------------------------------------------
@@ -228,27 +232,27 @@ def golden_variations(family):
     return load_file(GOLDEN / family / "variations.safetensors")
 
 
-def pytorch_s_logits(family, changes, length):
-    found = golden_variations(family)
-    return [found[golden_name(changes, length, side)] for side in ("start", "end")]
+def golden_logits(family, changes, length):
+    logits = golden_variations(family)
+    return [logits[golden_name(changes, length, side)] for side in ("start", "end")]
 
 
-def repeats(family, changes, length):
-    """Whether `pytest -m slow` alone compares it: what it shows, another setting shows too.
+def is_redundant(family, changes, length):
+    """Whether another variation tests the same, so that only `pytest -m slow` runs this one.
 
-    Sizes change shapes, and everything is compiled anew for each; a single field may be part of
-    several that are changed at once. Rows of another length have the logits that they have in
-    longer ones, as another test shows; where attention is local each length is computed otherwise.
+    A change of sizes compiles everything again. A single field may be part of a combination.
+    Shorter rows have the logits of padded rows, as another test shows, except where attention is
+    local: there the computation depends on the length.
     """
     case = CASES[family]
     if not changes:
-        return length != max(case.lengths) and family not in COMPILED_WHOLE
+        return length != max(case.lengths) and family not in COMPILED_FAMILIES
     if length != max(case.lengths) or changes.keys() <= SIZES:
         return True
-    # In ALBERT a block is run at several places: the number of layers is how it computes.
-    several = [c for c in case.variations if c.keys().isdisjoint(SIZES) or family == "albert"]
-    return changes not in several and (
-        len(changes) > 1 or any(changes.items() < more.items() for more in several)
+    # In ALBERT the number of layers is not only a size: it decides how often a block runs.
+    combinations = [c for c in case.variations if c.keys().isdisjoint(SIZES) or family == "albert"]
+    return changes not in combinations and (
+        len(changes) > 1 or any(changes.items() < more.items() for more in combinations)
     )
 
 
@@ -258,7 +262,7 @@ VARIATIONS = [
         changes,
         length,
         id=f"{family}-{'-'.join(f'{k}={v}' for k, v in changes.items())}-{length}",
-        marks=[pytest.mark.slow] if repeats(family, changes, length) else [],
+        marks=[pytest.mark.slow] if is_redundant(family, changes, length) else [],
     )
     for family in TESTED
     for changes in variations(family)
@@ -269,11 +273,11 @@ VARIATIONS = [
 @pytest.mark.parametrize(("family", "changes", "length"), VARIATIONS)
 def test_logits_of_every_setting_equal_pytorch_s(family, changes, length):
     logits = logits_of(loud_model(4, family=family, **changes), batch_of(family, length, **changes))
-    for ours, theirs in zip(logits, pytorch_s_logits(family, changes, length), strict=True):
-        assert relative_error(ours, theirs) < 2e-5
+    for actual, expected in zip(logits, golden_logits(family, changes, length), strict=True):
+        assert relative_error(actual, expected) < 2e-5
 
 
-def test_the_golden_files_hold_all_settings_and_no_other():
+def test_the_golden_files_contain_exactly_the_variations():
     for family in TESTED:
         assert golden_variations(family).keys() == {
             golden_name(changes, length, side)
@@ -284,19 +288,20 @@ def test_the_golden_files_hold_all_settings_and_no_other():
 
 
 @cache
-def first_weights(family, changes):
+def new_weights(family, changes):
     config = loud_config(family, **json.loads(changes))
     state = nnx.state(AutoModelForQuestionAnswering.from_config(config), (nnx.Param, Fixed))
     return [np.asarray(array) for array in jax.tree.leaves(state)]
 
 
-def differ(some, others):
-    return len(some) != len(others) or any(
-        a.shape != b.shape or np.abs(a - b).max() > 1e-6 for a, b in zip(some, others, strict=True)
+def differ(arrays, others):
+    return len(arrays) != len(others) or any(
+        a.shape != b.shape or np.abs(a - b).max() > 1e-6
+        for a, b in zip(arrays, others, strict=True)
     )
 
 
-# Of dropout rates `test_each_dropout_rate_works_alone` shows it.
+# `test_each_dropout_rate_works_alone` tests dropout rates.
 CHANGED = [
     pytest.param(family, field, id=f"{family}-{field}")
     for family, case in TESTED.items()
@@ -306,72 +311,72 @@ CHANGED = [
 
 
 @pytest.mark.parametrize(("family", "field"), CHANGED)
-def test_every_config_field_changes_something(family, field):
-    """PyTorch's logits, to which ours are equal, or else the weights that a model begins with."""
+def test_every_config_field_has_an_effect(family, field):
+    """Each field affects PyTorch's logits, which ours equal, or the weights of a new model."""
     changes, length = {field: CASES[family].changed[field]}, max(CASES[family].lengths)
     if changes in variations(family) and differ(
-        *(pytorch_s_logits(family, c, length) for c in (changes, {}))
+        *(golden_logits(family, c, length) for c in (changes, {}))
     ):
         return
-    assert differ(*(first_weights(family, json.dumps(c)) for c in (changes, {})))
+    assert differ(*(new_weights(family, json.dumps(c)) for c in (changes, {})))
 
 
-@encoders
-def test_every_field_of_transformers_config_is_known_of(family):
-    """So that a field that a newer transformers adds is looked at before it is ignored."""
-    case, kind = CASES[family], type(loud_config(family))
-    annotations = [k.__annotations__ for k in kind.__mro__ if k not in PreTrainedConfig.__mro__]
-    own = {name for found in annotations for name in found if not name.startswith("_")}
-    own -= {"model_type", "attribute_map", "base_model_tp_plan", "keys_to_ignore_at_inference"}
-    refused = {name for changes, _ in case.refused for name in changes}
-    assert own <= case.changed.keys() | refused | case.without_effect
+@all_families
+def test_the_case_covers_every_field_of_transformers_config(family):
+    """Fails if a newer transformers adds a field, so that nobody ignores it by mistake."""
+    case, config_class = CASES[family], type(loud_config(family))
+    classes = [c for c in config_class.__mro__ if c not in PreTrainedConfig.__mro__]
+    names = {name for c in classes for name in c.__annotations__ if not name.startswith("_")}
+    names -= {"model_type", "attribute_map", "base_model_tp_plan", "keys_to_ignore_at_inference"}
+    unsupported = {name for changes, _ in case.unsupported for name in changes}
+    assert names <= case.changed.keys() | unsupported | case.without_effect
     assert not case.changed.keys() & case.without_effect
 
 
-REFUSED = [
+UNSUPPORTED = [
     pytest.param(family, changes, message, id=f"{family}-{'-'.join(changes)}")
     for family, case in TESTED.items()
-    for changes, message in case.refused
+    for changes, message in case.unsupported
 ]
 
 
-@pytest.mark.parametrize(("family", "changes", "message"), REFUSED)
-def test_a_config_that_cannot_be_computed_is_refused(family, changes, message):
+@pytest.mark.parametrize(("family", "changes", "message"), UNSUPPORTED)
+def test_an_unsupported_config_is_refused(family, changes, message):
     with pytest.raises(ValueError, match=message):
         AutoModelForQuestionAnswering.from_config(loud_config(family, **changes))
 
 
-@kinds
-def test_rows_longer_than_the_positions_are_refused(family):
-    model, limit = loud_model(0, family=family), CASES[family].longest
+@main_families
+def test_rows_longer_than_the_position_table_are_refused(family):
+    model, limit = loud_model(0, family=family), CASES[family].max_length
 
-    def takes(length, **inputs):
+    def accepts(length, **inputs):
         ids = np.ones((1, length), int)
         return jax.eval_shape(lambda: model(input_ids=ids, **inputs).start).shape == (1, length)
 
     if limit is None:
-        assert takes(50)
+        assert accepts(50)
         return
-    message = f"rows of {limit + 1} tokens, but this checkpoint has {limit} positions"
+    message = f"rows have {limit + 1} tokens, but this checkpoint has {limit} positions"
     with pytest.raises(ValueError, match=message):
-        takes(limit + 1)
-    assert takes(limit)
-    if CASES[family].packs:
-        # Packed, a row may be longer than the positions; its windows may not.
-        assert takes(limit + 1, segment_ids=np.repeat([1, 2], [limit - 9, 10])[None])
+        accepts(limit + 1)
+    assert accepts(limit)
+    if CASES[family].can_pack:
+        # A packed row may be longer than the position table; its windows may not.
+        assert accepts(limit + 1, segment_ids=np.repeat([1, 2], [limit - 9, 10])[None])
 
 
-@kinds
-def test_what_is_compiled_for_one_model_serves_its_equals(family):
-    """Their graphdefs are keys of a cache; names in their configs are no difference."""
-    one, other = (
+@main_families
+def test_models_of_equal_architecture_share_compiled_programs(family):
+    """Their graphdefs, the keys of the compilation cache, are equal; config names do not matter."""
+    first, second = (
         AutoModelForQuestionAnswering.from_config(loud_config(family, _name_or_path=name), seed)
-        for seed, name in enumerate(("one", "other"))
+        for seed, name in enumerate(("first", "second"))
     )
-    graphdef = one.graphdef("float32")
-    assert graphdef == other.graphdef("float32")
-    assert hash(graphdef) == hash(other.graphdef("float32"))
-    for different in (one.graphdef("bfloat16"), one.graphdef("float32", remat=True)):
+    graphdef = first.graphdef("float32")
+    assert graphdef == second.graphdef("float32")
+    assert hash(graphdef) == hash(second.graphdef("float32"))
+    for different in (first.graphdef("bfloat16"), first.graphdef("float32", remat=True)):
         assert graphdef != different
     dropout = next(field for field in CASES[family].changed if "dropout" in field)
     config = loud_config(family, **{dropout: CASES[family].changed[dropout]})
@@ -379,8 +384,8 @@ def test_what_is_compiled_for_one_model_serves_its_equals(family):
     assert graphdef != different
 
 
-def test_the_model_works_where_it_is_transformed():
-    """A Hugging Face config is in it and cannot be hashed; jit, grad and vmap still work."""
+def test_the_model_works_under_jax_transformations():
+    """jit and vmap work although the model holds an HF config, which cannot be hashed."""
     model, batch = loud_model(0), loud_batch()
     graph, state = nnx.split(model)
     assert hash(graph) == hash(nnx.split(model)[0])

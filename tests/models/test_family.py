@@ -1,4 +1,4 @@
-"""A new family is one new file: the table finds it, and everything works with its model type."""
+"""Adding a model family takes one new file: it is found, trained, saved and loaded."""
 
 import sys
 
@@ -36,7 +36,7 @@ class ToyConfig(BertConfig):
 
 @pytest.fixture
 def add(tmp_path, monkeypatch):
-    """Write a file where a package finds it: that of the families, or that of their cases."""
+    """A function that adds a file to a package: to the families, or to their test cases."""
     written = []
 
     def add(package, name, text):
@@ -44,7 +44,7 @@ def add(tmp_path, monkeypatch):
         folder.mkdir(exist_ok=True)
         (folder / f"{name}.py").write_text(text)
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
-        # What is found is imported and stays so: forgotten after the test.
+        # Importing the file adds it to sys.modules; monkeypatch removes it after the test.
         module = f"{package.__name__}.{name}"
         monkeypatch.setitem(sys.modules, module, None)
         del sys.modules[module]
@@ -56,7 +56,7 @@ def add(tmp_path, monkeypatch):
 
 
 def train(model, batch):
-    """The losses of two updates on one core, by the step that trains every family."""
+    """Train for two updates on one core with the step of `device.step`; returns the losses."""
     optimizer = optax.identity()
     weights = weights_of(model)
     state = TrainState(jnp.int32(0), *weights, optimizer.init(weights.params))
@@ -77,28 +77,28 @@ def train(model, batch):
 def test_a_file_in_the_folder_is_a_family(add, monkeypatch, tmp_path):
     add(families, "toy", TOY)
     add(cases, "toy", "from cases.bert import CASE as CASE\n")
-    found, case = find_families(), cases.find_cases()["toy"]
-    assert found.keys() == FAMILIES.keys() | {"toy"}
-    monkeypatch.setitem(FAMILIES, "toy", found["toy"])
+    all_families, case = find_families(), cases.find_cases()["toy"]
+    assert all_families.keys() == FAMILIES.keys() | {"toy"}
+    monkeypatch.setitem(FAMILIES, "toy", all_families["toy"])
     AutoConfig.register("toy", ToyConfig)
     try:
         config = ToyConfig(**case.sizes | {"num_hidden_layers": 1})
-        made = AutoModelForQuestionAnswering.from_config(config, seed=1)
-        losses = train(made, batch_of("bert"))
-        made.save_pretrained(tmp_path / "saved")
+        model = AutoModelForQuestionAnswering.from_config(config, seed=1)
+        losses = train(model, batch_of("bert"))
+        model.save_pretrained(tmp_path / "saved")
         loaded = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "saved")
     finally:
         del CONFIG_MAPPING._extra_content["toy"]
     assert losses[1] < losses[0]
     assert loaded.config.architectures == ["ToyForQuestionAnswering"]
-    before, after = parameters(made), parameters(loaded)
+    before, after = parameters(model), parameters(loaded)
     assert before.keys() == after.keys()
     assert all((np.asarray(before[path]) == np.asarray(after[path])).all() for path in before)
 
 
 def test_two_files_with_one_model_type_are_refused(add):
     add(families, "second_bert", "from qa_flax.models.families.bert import FAMILY as FAMILY\n")
-    message = r"model_type='bert' is both in bert\.py and in second_bert\.py"
+    message = r"model_type='bert' is defined both in bert\.py and in second_bert\.py"
     with pytest.raises(ValueError, match=message):
         find_families()
 

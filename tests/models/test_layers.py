@@ -1,4 +1,4 @@
-"""Positions that restart in each segment."""
+"""Position ids that restart in each segment."""
 
 import jax.numpy as jnp
 import numpy as np

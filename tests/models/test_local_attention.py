@@ -1,4 +1,4 @@
-"""Attention in blocks is attention with all other pairs masked."""
+"""Sliding-window attention in blocks equals full attention with all other pairs masked."""
 
 import functools
 import itertools
@@ -11,20 +11,20 @@ from loud import relative_error
 from qa_flax.models.local_attention import block_size, local_attention, make_local_mask
 
 
-def attend_plainly(query, key, value, mask, segments, window):
-    """One token, row and head after the other, in float64; zeros where there is nothing to see."""
+def attention_loop(query, key, value, mask, segments, window):
+    """A loop over rows, tokens and heads in float64; zeros for tokens without any key."""
     b, l, heads, size = query.shape
     mixed = np.zeros((b, l, heads, size))
     for row, i, head in itertools.product(range(b), range(l), range(heads)):
-        seen = [
+        keys = [
             j
             for j in range(max(0, i - window), min(l, i + window + 1))
             if mask[row, j] and (segments is None or segments[row, i] == segments[row, j])
         ]
-        if seen:
-            scores = key[row, seen, head].astype(np.float64) @ query[row, i, head] / size**0.5
+        if keys:
+            scores = key[row, keys, head].astype(np.float64) @ query[row, i, head] / size**0.5
             weights = np.exp(scores - scores.max())
-            mixed[row, i, head] = weights / weights.sum() @ value[row, seen, head]
+            mixed[row, i, head] = weights / weights.sum() @ value[row, keys, head]
     return mixed
 
 
@@ -45,36 +45,36 @@ def ours(query, key, value, mask, segments, window):
 @pytest.mark.parametrize(
     ("length", "window"), [(3, 0), (9, 1), (12, 3), (13, 3), (24, 3), (31, 5), (40, 20)]
 )
-def test_each_token_sees_those_nearby(length, window, packed):
-    given = inputs(length, packed)
-    assert relative_error(ours(*given, window), attend_plainly(*given, window)) < 1e-6
+def test_each_token_attends_to_its_window(length, window, packed):
+    arrays = inputs(length, packed)
+    assert relative_error(ours(*arrays, window), attention_loop(*arrays, window)) < 1e-6
 
 
-def test_both_forms_are_tested():
-    cut = [block_size(*sizes) for sizes in ((3, 0), (9, 1), (12, 3), (13, 3), (24, 3), (40, 20))]
-    assert cut == [1, 1, None, 3, 3, None]
+def test_the_sizes_above_include_split_and_unsplit_rows():
+    sizes = ((3, 0), (9, 1), (12, 3), (13, 3), (24, 3), (40, 20))
+    assert [block_size(*size) for size in sizes] == [1, 1, None, 3, 3, None]
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_gradients_of_both_forms_agree(packed, monkeypatch):
-    query, key, value, *where = inputs(29, packed)
+def test_gradients_are_the_same_with_and_without_blocks(packed, monkeypatch):
+    query, key, value, *masks = inputs(29, packed)
 
     def loss(query, key, value):
-        return (ours(query, key, value, *where, 4) ** 2).sum()
+        return (ours(query, key, value, *masks, 4) ** 2).sum()
 
     in_blocks = jax.grad(loss, argnums=(0, 1, 2))(query, key, value)
-    ours.clear_cache()  # what was traced before
+    ours.clear_cache()  # it was traced with the original `block_size`
     monkeypatch.setattr("qa_flax.models.local_attention.block_size", lambda length, window: None)
     masked = jax.grad(loss, argnums=(0, 1, 2))(query, key, value)
-    for one, other in zip(in_blocks, masked, strict=True):
-        assert relative_error(one, other) < 1e-5
+    for actual, expected in zip(in_blocks, masked, strict=True):
+        assert relative_error(actual, expected) < 1e-5
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_memory_grows_with_the_row_and_not_with_its_square(packed):
+def test_memory_is_linear_in_the_length_of_rows(packed):
     def largest(length):
-        given = inputs(length, packed)
-        jaxpr = jax.make_jaxpr(jax.grad(lambda query: ours(query, *given[1:], 8).sum()))(given[0])
+        query, *others = inputs(length, packed)
+        jaxpr = jax.make_jaxpr(jax.grad(lambda query: ours(query, *others, 8).sum()))(query)
         return max(
             int(np.prod(out.aval.shape)) for each in equations(jaxpr.jaxpr) for out in each.outvars
         )

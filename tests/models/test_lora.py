@@ -1,4 +1,4 @@
-"""Adapters beside frozen layers: what is trained, what it computes, which files it leaves."""
+"""LoRA adapters: which parameters are trained, what the model computes, the files it writes."""
 
 import json
 import shutil
@@ -12,10 +12,10 @@ from loud import (
     TESTED,
     assert_same_gradients,
     batch_of,
+    derived_families_slow,
     logits_of,
     loud_batch,
     loud_model,
-    others_slow,
     relative_error,
 )
 from loud_adapters import adapted
@@ -26,12 +26,12 @@ from qa_flax.models.layers import Fixed, linear
 from qa_flax.models.lora import LoraLinear, dense_layers
 from qa_flax.models.qa import span_losses
 
-# The dense layers of the other families have BERT's form and place: those are slow.
-OF_THEIR_OWN = {"bert", "albert", "bart", "longformer", "modernbert"}
+# The other families have the same dense layers as BERT, so their tests are slow tests.
+DIFFERENT_LAYERS = {"bert", "albert", "bart", "longformer", "modernbert"}
 encoders = pytest.mark.parametrize(
     "family",
     [
-        pytest.param(family, marks=[] if family in OF_THEIR_OWN else [pytest.mark.slow])
+        pytest.param(family, marks=[] if family in DIFFERENT_LAYERS else [pytest.mark.slow])
         for family in TESTED
     ],
 )
@@ -42,23 +42,23 @@ def variables(model, kind):
     return {path: v[...] for path, v in nnx.to_flat_state(nnx.state(model, kind))}
 
 
-def assert_equal(one, other, kind=nnx.Variable):
-    one, other = variables(one, kind), variables(other, kind)
-    assert one.keys() == other.keys()
-    for path, array in one.items():
-        np.testing.assert_array_equal(array, other[path], err_msg=str(path))
+def assert_equal(actual, expected, kind=nnx.Variable):
+    actual, expected = variables(actual, kind), variables(expected, kind)
+    assert actual.keys() == expected.keys()
+    for path, array in actual.items():
+        np.testing.assert_array_equal(array, expected[path], err_msg=str(path))
 
 
 def assert_logits(model, expected, batch, tolerance):
-    for ours, theirs in zip(logits_of(model, batch), expected, strict=True):
-        assert relative_error(ours, theirs) < tolerance
+    for actual, reference in zip(logits_of(model, batch), expected, strict=True):
+        assert relative_error(actual, reference) < tolerance
 
 
 # ---- the model -----------------------------------------------------------------------------------
 
 
 @encoders
-def test_adapters_train_beside_a_frozen_encoder_merge_and_come_back_from_files(family, tmp_path):
+def test_adapters_of_a_frozen_encoder_can_be_merged_saved_and_loaded(family, tmp_path):
     base, batch = loud_model(3, family=family), batch_of(family)
     model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))
     frozen = variables(base, nnx.Variable)
@@ -85,28 +85,28 @@ def test_adapters_train_beside_a_frozen_encoder_merge_and_come_back_from_files(f
     assert_equal(base.with_adapter(tmp_path), model)
 
 
-def test_what_training_changes_is_counted(capsys):
+def test_the_trainable_parameters_are_counted(capsys):
     base = loud_model(3)
     model = get_peft_model(base, LoraConfig(r=3, target_modules=["query", "value"]))
     adapters, head = 2 * 2 * (16 * 3 + 3 * 16), 16 * 2 + 2
     assert model.num_parameters(only_trainable=True) == adapters + head
     assert model.num_parameters() == base.num_parameters() + adapters
     model.print_trainable_parameters()
-    held = base.num_parameters() + adapters
-    share = f"{100 * (adapters + head) / held:.4f}"
-    wanted = f"trainable params: {adapters + head} || all params: {held:,} || trainable%: {share}\n"
-    assert capsys.readouterr().out == wanted
+    total = base.num_parameters() + adapters
+    share = f"{100 * (adapters + head) / total:.4f}"
+    line = f"trainable params: {adapters + head} || all params: {total:,} || trainable%: {share}\n"
+    assert capsys.readouterr().out == line
 
 
-def test_a_is_as_peft_makes_it_and_b_is_zero():
-    def begin(seed):
+def test_a_is_initialised_as_in_peft_and_b_is_zero():
+    def initial(seed):
         config = LoraConfig(r=64, target_modules=["output.dense"])
-        found = variables(get_peft_model(loud_model(3), config, seed), nnx.Param)
-        return {path: np.asarray(v) for path, v in found.items() if path[0] == "encoder"}
+        params = variables(get_peft_model(loud_model(3), config, seed), nnx.Param)
+        return {path: np.asarray(v) for path, v in params.items() if path[0] == "encoder"}
 
-    one, again, other = begin(0), begin(0), begin(1)
-    for path, array in one.items():
-        np.testing.assert_array_equal(array, again[path])
+    first, second, other = initial(0), initial(0), initial(1)
+    for path, array in first.items():
+        np.testing.assert_array_equal(array, second[path])
         if path[-1] == "lora_b":
             assert not array.any()
         else:
@@ -130,11 +130,11 @@ def test_a_is_as_peft_makes_it_and_b_is_zero():
         ),
     ],
 )
-def test_targets_are_matched_as_peft_does(targets, layers):
+def test_target_modules_are_matched_as_in_peft(targets, layers):
     model = get_peft_model(loud_model(3), LoraConfig(target_modules=targets))
-    found = {path for path, layer in dense_layers(model.encoder) if isinstance(layer, LoraLinear)}
+    adapted = {path for path, layer in dense_layers(model.encoder) if isinstance(layer, LoraLinear)}
     numbers = {1} if ".1." in str(targets) or r"\.1\." in targets else {0, 1}
-    assert {(path[1], ".".join(path[2:])) for path in found} == {
+    assert {(path[1], ".".join(path[2:])) for path in adapted} == {
         (number, name) for number in numbers for name in layers
     }
 
@@ -148,7 +148,7 @@ LAYERS = ", ".join(
 )
 
 
-def test_targets_that_are_not_there_are_named_with_those_that_are(caplog):
+def test_the_error_for_unknown_target_modules_lists_the_dense_layers(caplog):
     for targets in (
         ["qurey"],
         ["uery"],
@@ -158,18 +158,18 @@ def test_targets_that_are_not_there_are_named_with_those_that_are(caplog):
         ["word_embeddings"],
         ["qa_outputs"],
     ):
-        with pytest.raises(ValueError, match=r"are none of this model's dense layers") as refused:
+        with pytest.raises(ValueError, match=r"matches none of this model's dense layers") as error:
             get_peft_model(loud_model(3), LoraConfig(target_modules=targets))
-        assert f"which are: {LAYERS}" in str(refused.value)
+        assert f"which are: {LAYERS}" in str(error.value)
     assert not caplog.records
     model = get_peft_model(loud_model(3), LoraConfig(target_modules=["query", "valeu"]))
-    assert f"target_modules: valeu is none of the layers {LAYERS}" in caplog.text
+    assert f"target_modules: valeu matches none of the layers {LAYERS}" in caplog.text
     assert model.num_parameters(only_trainable=True) == 2 * 2 * 16 * 8 + 34
     model.with_dtype("bfloat16")
     assert len(caplog.records) == 1
 
 
-def test_the_scale_is_alpha_by_r_or_by_its_root():
+def test_the_scale_is_alpha_by_r_or_by_the_square_root_of_r():
     for settings, scale in (({}, 5 / 4), ({"use_rslora": True}, 5 / 2)):
         assert LoraConfig(r=4, lora_alpha=5, **settings).scaling == scale
         layer = LoraLinear(
@@ -189,20 +189,20 @@ def test_the_scale_is_alpha_by_r_or_by_its_root():
         ({"task_type": "SEQ_CLS"}, "task_type='SEQ_CLS' is not supported"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings, message):
+def test_invalid_settings_are_rejected(settings, message):
     with pytest.raises(ValueError, match=message):
         LoraConfig(**settings)
 
 
-def test_only_the_head_is_trained_whole():
+def test_only_the_head_is_trained_in_full():
     config = LoraConfig(target_modules=["query"], modules_to_save=["qa_outputs", "embeddings"])
-    with pytest.raises(ValueError, match=r"modules_to_save='embeddings': .* \(qa_outputs\)"):
+    with pytest.raises(ValueError, match=r"modules_to_save='embeddings' is not .* \(qa_outputs\)"):
         get_peft_model(loud_model(3), config)
-    given = LoraConfig(target_modules=["query"], modules_to_save=["qa_outputs"])
-    assert get_peft_model(loud_model(3), given).lora == given
-    with pytest.raises(ValueError, match="adapters already"):
-        get_peft_model(adapted(), given)
-    with pytest.raises(ValueError, match="no adapters"):
+    config = LoraConfig(target_modules=["query"], modules_to_save=["qa_outputs"])
+    assert get_peft_model(loud_model(3), config).lora == config
+    with pytest.raises(ValueError, match="already has LoRA adapters"):
+        get_peft_model(adapted(), config)
+    with pytest.raises(ValueError, match="no LoRA adapters"):
         loud_model(3).merge_and_unload()
 
 
@@ -218,57 +218,57 @@ def test_bfloat16_compute_is_close_and_keeps_float32_parameters():
     assert 1e-4 < error < 0.1
 
 
-def test_dropout_falls_on_the_adapters_input_alone():
+def test_dropout_is_applied_only_to_the_input_of_the_adapter():
     layer = LoraLinear(linear(1, 1, jnp.dtype("float32")), LoraConfig(r=1, lora_dropout=0.25))
     for variable in (layer.kernel, layer.lora_a, layer.lora_b):
         variable.set_value(jnp.ones((1, 1)))
     inputs = jnp.ones((10_000, 1))
     np.testing.assert_array_equal(layer(inputs), 9.0)
     rngs = nnx.Rngs(dropout=0)
-    found = np.asarray(layer(inputs, rngs=rngs))
-    assert (found != np.asarray(layer(inputs, rngs=rngs))).any()  # another call, another mask
+    output = np.asarray(layer(inputs, rngs=rngs))
+    assert (output != np.asarray(layer(inputs, rngs=rngs))).any()  # each call draws another mask
     np.testing.assert_array_equal(layer(inputs), 9.0)
-    kept = found != 1.0
-    np.testing.assert_allclose(found[kept], 1 + 8 / 0.75, rtol=1e-6)
+    kept = output != 1.0
+    np.testing.assert_allclose(output[kept], 1 + 8 / 0.75, rtol=1e-6)
     assert abs(kept.mean() - 0.75) < 0.02
 
 
-@pytest.mark.parametrize("family", others_slow(TESTED))
-def test_every_adapter_of_every_family_is_given_the_rngs(family, monkeypatch):
-    """A dense layer that is called without them would have no dropout, and say nothing."""
-    kept, called = LoraLinear.__call__, []
+@pytest.mark.parametrize("family", derived_families_slow(TESTED))
+def test_every_adapter_of_every_family_gets_the_rngs(family, monkeypatch):
+    """Without `rngs` a dense layer has no dropout, and no error shows it."""
+    original, has_rngs = LoraLinear.__call__, []
 
     def call(self, inputs, out_sharding=None, *, rngs=None):
-        called.append(rngs is not None)
-        return kept(self, inputs, out_sharding, rngs=rngs)
+        has_rngs.append(rngs is not None)
+        return original(self, inputs, out_sharding, rngs=rngs)
 
     config = LoraConfig(target_modules="all-linear", lora_dropout=0.1)
     model = get_peft_model(loud_model(0, family=family), config)
     monkeypatch.setattr(LoraLinear, "__call__", call)
     jax.eval_shape(lambda: model(**batch_of(family), rngs=nnx.Rngs(dropout=0)).start)
-    assert len(called) >= sum(isinstance(layer, LoraLinear) for _, layer in dense_layers(model))
-    assert all(called)
+    assert len(has_rngs) >= sum(isinstance(layer, LoraLinear) for _, layer in dense_layers(model))
+    assert all(has_rngs)
 
 
-def no_other_dropout(**changes):
+def model_without_dropout(**changes):
     return loud_model(3, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **changes)
 
 
-@pytest.mark.slow  # as all dropout is, and `test_dropout_follows_the_key ...` shows
+@pytest.mark.slow  # `test_dropout_follows_the_key ...` covers all other dropout
 def test_dropout_is_a_function_of_the_key():
     run = nnx.jit(lambda model, key: model(**loud_batch(), rngs=nnx.Rngs(dropout=key)).start)
-    model = adapted(base=no_other_dropout(), lora_dropout=0.3)
+    model = adapted(base=model_without_dropout(), lora_dropout=0.3)
     plain = model(**loud_batch()).start
     keys = [jax.random.key(n, impl="rbg") for n in (0, 0, 1)]
-    first, again, other = (np.asarray(run(model, key)) for key in keys)
-    np.testing.assert_array_equal(first, again)
+    first, second, other = (np.asarray(run(model, key)) for key in keys)
+    np.testing.assert_array_equal(first, second)
     assert relative_error(other, first) > 0.01
     assert relative_error(first, plain) > 0.01
-    without = adapted(base=no_other_dropout())
-    assert relative_error(run(without, keys[0]), plain) < 1e-6
+    no_dropout = adapted(base=model_without_dropout())
+    assert relative_error(run(no_dropout, keys[0]), plain) < 1e-6
 
 
-def test_masks_are_drawn_again_in_the_backward_pass():
+def test_the_backward_pass_draws_the_same_masks():
     batch, positions = loud_batch(), (jnp.array([3, 0, 1]), jnp.array([5, 1, 1]))
 
     def gradient(remat):
@@ -282,13 +282,13 @@ def test_masks_are_drawn_again_in_the_backward_pass():
 
         return jax.jit(jax.grad(loss))(params)
 
-    kept, again = (
+    stored, recomputed = (
         {path: np.asarray(param[...]) for path, param in nnx.to_flat_state(gradient(remat))}
         for remat in (False, True)
     )
-    # The head's biases move no softmax.
-    assert all(np.abs(array).max() > 0 for path, array in kept.items() if path[-1] != "bias")
-    assert_same_gradients(again, kept)
+    # The head's biases do not change the softmax, so their gradients are zero.
+    assert all(np.abs(array).max() > 0 for path, array in stored.items() if path[-1] != "bias")
+    assert_same_gradients(recomputed, stored)
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -306,7 +306,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def files(saved, tmp_path):
-    """A base model and its adapters, each in a folder (the latter's own), the model of both."""
+    """The folders of a base model and of a copy of its adapters, and the model with adapters."""
     base, adapter, model = saved
     return base, shutil.copytree(adapter, tmp_path / "adapter"), model
 
@@ -316,25 +316,26 @@ def change(directory, **settings):
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
 
 
-def test_a_folder_of_adapters_is_loaded_with_its_base(files):
+def test_an_adapter_folder_is_loaded_with_its_base_model(files):
     base, adapter, model = files
-    found = AutoModelForQuestionAnswering.from_pretrained(adapter)
-    assert found.lora == model.lora
-    assert found.config.name_or_path == str(base)
-    assert_equal(found, model)
-    found.save_pretrained(adapter.with_name("again"))
+    loaded = AutoModelForQuestionAnswering.from_pretrained(adapter)
+    assert loaded.lora == model.lora
+    assert loaded.config.name_or_path == str(base)
+    assert_equal(loaded, model)
+    copy = adapter.with_name("copy")
+    loaded.save_pretrained(copy)
     for name in FILES:
-        again = adapter.with_name("again") / name
-        assert again.read_bytes() == (adapter / name).read_bytes()
-    # In place of other adapters, and of a head that is not in the file.
+        assert (copy / name).read_bytes() == (adapter / name).read_bytes()
+    # The adapters of the folder replace other adapters.
     assert_equal(adapted(base=loud_model(3), r=7).with_adapter(adapter), model)
+    # The base model's head is used if the folder contains none.
     stored = load_file(adapter / "adapter_model.safetensors")
-    kept = {n: a for n, a in stored.items() if "qa_outputs" not in n}
-    save_file(kept, adapter / "adapter_model.safetensors", {"format": "pt"})
+    without_head = {n: a for n, a in stored.items() if "qa_outputs" not in n}
+    save_file(without_head, adapter / "adapter_model.safetensors", {"format": "pt"})
     change(adapter, modules_to_save=None)
-    found = AutoModelForQuestionAnswering.from_pretrained(adapter)
+    loaded = AutoModelForQuestionAnswering.from_pretrained(adapter)
     expected = variables(loud_model(3), nnx.Param)
-    for path, array in variables(found, nnx.Param).items():
+    for path, array in variables(loaded, nnx.Param).items():
         if path[0] == "head":
             np.testing.assert_array_equal(array, expected[path])
 
@@ -358,35 +359,36 @@ def test_a_folder_of_adapters_is_loaded_with_its_base(files):
     ],
     ids=lambda settings: "-".join(settings),
 )
-def test_what_is_not_supported_is_refused_by_name_and_value(files, settings):
+def test_the_error_for_unsupported_settings_has_their_names_and_values(files, settings):
     change(files[1], **settings)
-    with pytest.raises(ValueError, match=r"adapter_config\.json: ") as refused:
+    with pytest.raises(ValueError, match=r"adapter_config\.json: ") as error:
         AutoModelForQuestionAnswering.from_pretrained(files[1])
     for name, value in settings.items():
-        assert f"{name}={value!r}" in str(refused.value)
+        assert f"{name}={value!r}" in str(error.value)
 
 
-def test_adapters_that_do_not_fit_are_refused_with_the_difference(files):
+def test_adapters_that_do_not_fit_are_rejected_with_the_differences(files):
     _, adapter, _ = files
     change(adapter, r=2, target_modules=["query", "output.dense"])
-    with pytest.raises(ValueError, match=r"its adapter_config\.json describes") as refused:
+    with pytest.raises(ValueError, match=r"its adapter_config\.json describes") as error:
         AutoModelForQuestionAnswering.from_pretrained(adapter)
     name = "base_model.model.bert.encoder.layer.0.attention.self"
-    assert f"{name}.query.lora_A.weight is [3, 16] in the checkpoint, [2, 16] by" in str(
-        refused.value
-    )
-    assert f"unexpected: {name}.key.lora_A.weight [3, 16]" in str(refused.value)
+    message = str(error.value)
+    assert f"{name}.query.lora_A.weight is [3, 16] in the checkpoint, [2, 16] by" in message
+    assert f"unexpected: {name}.key.lora_A.weight [3, 16]" in message
 
 
-def test_folders_that_say_too_little_or_too_much_are_refused(files):
+def test_folders_with_missing_or_conflicting_files_are_rejected(files):
     base, adapter, _ = files
     change(adapter, base_model_name_or_path=None)
     with pytest.raises(ValueError, match=r"no base_model_name_or_path; .*with_adapter\('"):
         AutoModelForQuestionAnswering.from_pretrained(adapter)
     AutoModelForQuestionAnswering.from_pretrained(base).with_adapter(adapter)
     loud_model(3).save_pretrained(adapter)
-    with pytest.raises(ValueError, match=r"holds a whole model .* and the adapters of one"):
+    with pytest.raises(ValueError, match=r"contains both a full model .* and adapters"):
         AutoModelForQuestionAnswering.from_pretrained(adapter)
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    with pytest.raises(FileNotFoundError, match=r"has no adapter_model\.safetensors; it holds: "):
+    with pytest.raises(
+        FileNotFoundError, match=r"has no adapter_model\.safetensors; it contains: "
+    ):
         loud_model(3).with_adapter(adapter)

@@ -1,4 +1,4 @@
-"""PEFT's adapters and ours are the same: matched, begun, computed, trained, written, read."""
+"""Adapters compared with PEFT: targets, initial values, logits, gradients and files."""
 
 import json
 
@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch", reason="needs the parity extra")
 peft = pytest.importorskip("peft", reason="needs the parity extra")
 import transformers  # noqa: E402
 
-# PEFT asks transformers by a name that it has replaced.
+# PEFT uses a deprecated name of transformers.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
 
@@ -32,32 +32,33 @@ def in_peft(base, adapter):
     return peft.PeftModel.from_pretrained(torch_base(base), adapter, is_trainable=True).eval()
 
 
-def run(theirs, batch, **labels):
-    """PEFT 0.21's model for question answering forgets token types; the one inside does not."""
+def run(model, batch, **labels):
+    """The output of a PyTorch model, with or without PEFT."""
+    # PEFT 0.21's model for question answering ignores token types; the model inside does not.
     inputs = {name: torch.tensor(values) for name, values in (batch | labels).items()}
-    return (theirs.base_model if isinstance(theirs, peft.PeftModel) else theirs)(**inputs)
+    return (model.base_model if isinstance(model, peft.PeftModel) else model)(**inputs)
 
 
-def assert_same_logits(ours, theirs):
+def assert_same_logits(ours, output):
     for name in ("start_logits", "end_logits"):
-        wanted = getattr(theirs, name).detach().numpy()
-        assert relative_error(getattr(ours, name), wanted) < 1e-5
+        expected = getattr(output, name).detach().numpy()
+        assert relative_error(getattr(ours, name), expected) < 1e-5
 
 
-# One of each kind of encoder; the others by `pytest -m slow`.
-KINDS = ("bert", "modernbert")
-FAMILY = [pytest.param(name, marks=[] if name in KINDS else [pytest.mark.slow]) for name in TESTED]
+# One of each kind of encoder; the others are slow tests.
+FAST = ("bert", "modernbert")
+FAMILY = [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in TESTED]
 
 
 @pytest.mark.parametrize("family", FAMILY)
-def test_our_adapters_have_peft_s_logits_and_gradients(family, tmp_path):
+def test_our_adapters_have_the_logits_and_gradients_of_peft(family, tmp_path):
     loud_model(3, family=family).save_pretrained(tmp_path / "base")
     base = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "base")
     model, batch = adapted(family, base), batch_of(family)
     model.save_pretrained(tmp_path / "adapter")
-    theirs = in_peft(tmp_path / "base", tmp_path / "adapter")
+    peft_model = in_peft(tmp_path / "base", tmp_path / "adapter")
     start, end = np.array([3, 0, 1]), np.array([5, 1, 1])
-    output = run(theirs, batch, start_positions=start, end_positions=end)
+    output = run(peft_model, batch, start_positions=start, end_positions=end)
     output.loss.backward()
     graph, params, fixed = nnx.split(model, nnx.Param, ...)
 
@@ -76,16 +77,16 @@ def test_our_adapters_have_peft_s_logits_and_gradients(family, tmp_path):
         name.removeprefix("base_model.model.")
         .replace("modules_to_save.", "")
         .replace("default.", ""): p.grad.numpy()
-        for name, p in theirs.named_parameters()
+        for name, p in peft_model.named_parameters()
         if p.requires_grad
     }
     assert_same_gradients(ours, expected)
-    # transformers itself finds the base by the adapters' folder.
+    # transformers itself loads the base model that the adapters' folder names.
     auto = torch_base(tmp_path / "adapter").eval()
     assert_same_logits(logits, run(auto, batch))
 
 
-# PEFT adds the head to what is trained after it has put adapters on every layer, the head's too.
+# In PEFT, "all-linear" adds an adapter to the head too, unless the head is in `modules_to_save`.
 ALL_LINEAR = {
     "target_modules": "all-linear",
     "modules_to_save": ["qa_outputs"],
@@ -106,26 +107,26 @@ ALL_LINEAR = {
         ("electra", ALL_LINEAR),
     ],
 )
-def test_peft_s_adapters_have_our_logits_and_go_back(family, settings, tmp_path):
+def test_adapters_from_peft_can_be_loaded_and_saved_for_peft(family, settings, tmp_path):
     loud_model(3, family=family).save_pretrained(tmp_path / "base")
     config = peft.LoraConfig(task_type="QUESTION_ANS", r=3, lora_alpha=5, **settings)
-    theirs = peft.get_peft_model(torch_base(tmp_path / "base"), config).eval()
+    peft_model = peft.get_peft_model(torch_base(tmp_path / "base"), config).eval()
     random = np.random.default_rng(0)
-    for parameter in theirs.parameters():
+    for parameter in peft_model.parameters():
         if parameter.requires_grad:
             parameter.data = torch.tensor(random.normal(0, 0.3, parameter.shape)).float()
-    theirs.save_pretrained(tmp_path / "theirs")
+    peft_model.save_pretrained(tmp_path / "peft")
     batch = batch_of(family)
-    output = run(theirs, batch)
-    ours = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "theirs")
+    output = run(peft_model, batch)
+    ours = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "peft")
     assert_same_logits(ours(**batch), output)
-    moved = relative_error(ours(**batch).start, loud_model(3, family=family)(**batch).start)
-    assert moved > 0.1
+    change = relative_error(ours(**batch).start, loud_model(3, family=family)(**batch).start)
+    assert change > 0.1
     ours.save_pretrained(tmp_path / "ours")
     assert_same_logits(ours(**batch), run(in_peft(tmp_path / "base", tmp_path / "ours"), batch))
     before, after = (
         json.loads((tmp_path / name / "adapter_config.json").read_text())
-        for name in ("theirs", "ours")
+        for name in ("peft", "ours")
     )
     for name in (
         "r",
@@ -137,8 +138,8 @@ def test_peft_s_adapters_have_our_logits_and_go_back(family, settings, tmp_path)
     ):
         assert after[name] == before[name], name
     ours.merge_and_unload().save_pretrained(tmp_path / "merged")
-    whole = torch_base(tmp_path / "merged").eval()
-    assert_same_logits(ours.merge_and_unload()(**batch), run(whole, batch))
+    merged = torch_base(tmp_path / "merged").eval()
+    assert_same_logits(ours.merge_and_unload()(**batch), run(merged, batch))
 
 
 @pytest.mark.parametrize(
@@ -152,34 +153,34 @@ def test_peft_s_adapters_have_our_logits_and_go_back(family, settings, tmp_path)
     ],
     ids=str,
 )
-def test_targets_are_peft_s(targets, tmp_path):
+def test_target_modules_match_the_same_layers_as_in_peft(targets, tmp_path):
     base = loud_model(3)
     base.save_pretrained(tmp_path)
     config = peft.LoraConfig(task_type="QUESTION_ANS", target_modules=targets)
-    theirs = peft.get_peft_model(torch_base(tmp_path), config)
+    peft_model = peft.get_peft_model(torch_base(tmp_path), config)
     ours = get_peft_model(base, LoraConfig(target_modules=targets))
-    found = {
+    layers = {
         weight_name(("encoder", *path, "kernel"), FAMILIES["bert"], "bert.").removesuffix(".weight")
         for path, layer in dense_layers(ours.encoder)
         if isinstance(layer, LoraLinear)
     }
-    assert found == set(theirs.targeted_module_names) != set()
-    trained = sum(p.numel() for p in theirs.parameters() if p.requires_grad)
-    assert ours.num_parameters(only_trainable=True) == trained
+    assert layers == set(peft_model.targeted_module_names) != set()
+    trainable = sum(p.numel() for p in peft_model.parameters() if p.requires_grad)
+    assert ours.num_parameters(only_trainable=True) == trainable
 
 
-def test_adapters_begin_as_peft_s(tmp_path):
+def test_the_initial_adapters_have_the_distribution_of_peft(tmp_path):
     base = loud_model(3)
     base.save_pretrained(tmp_path)
     targets = ["output.dense"]
     config = peft.LoraConfig(task_type="QUESTION_ANS", target_modules=targets, r=256)
-    theirs = peft.get_peft_model(torch_base(tmp_path), config)
+    peft_model = peft.get_peft_model(torch_base(tmp_path), config)
     ours = get_peft_model(base, LoraConfig(target_modules=targets, r=256))
-    state = peft.get_peft_model_state_dict(theirs)
+    state = peft.get_peft_model_state_dict(peft_model)
     for path, p in nnx.to_flat_state(nnx.state(ours.encoder, nnx.Param)):
         name = "base_model.model." + weight_name(("encoder", *path), FAMILIES["bert"], "bert.")
-        one, other = torch_layout(path, p[...]), state[name].numpy()
-        assert one.shape == other.shape
-        np.testing.assert_allclose(one.std(), other.std(), rtol=0.05)
-        np.testing.assert_allclose(np.abs(one).max(), np.abs(other).max(), rtol=0.01)
-    assert_same_logits(ours(**loud_batch()), run(theirs.eval(), loud_batch()))
+        actual, expected = torch_layout(path, p[...]), state[name].numpy()
+        assert actual.shape == expected.shape
+        np.testing.assert_allclose(actual.std(), expected.std(), rtol=0.05)
+        np.testing.assert_allclose(np.abs(actual).max(), np.abs(expected).max(), rtol=0.01)
+    assert_same_logits(ours(**loud_batch()), run(peft_model.eval(), loud_batch()))

@@ -1,4 +1,4 @@
-"""Loading, saving, and the one message that each kind of bad checkpoint gets."""
+"""Loading and saving, and the error message for each kind of invalid checkpoint."""
 
 import json
 import shutil
@@ -39,16 +39,16 @@ def configure(directory, **changes) -> None:
     (directory / "config.json").write_text(json.dumps(values | changes))
 
 
-def same_parameters(one, two, but=()) -> bool:
-    left, right = parameters(one), parameters(two)
+def same_parameters(model, other, ignored=()) -> bool:
+    left, right = parameters(model), parameters(other)
     return left.keys() == right.keys() and all(
         (np.asarray(left[path]) == np.asarray(right[path])).all()
         for path in left
-        if path[0] not in but
+        if path[0] not in ignored
     )
 
 
-# ---- what works ----------------------------------------------------------------------------------
+# ---- valid checkpoints ---------------------------------------------------------------------------
 
 
 def test_save_load_save_is_byte_identical(saved, tmp_path):
@@ -59,14 +59,14 @@ def test_save_load_save_is_byte_identical(saved, tmp_path):
     assert same_parameters(load(tmp_path), loud_model(0))
 
 
-def test_the_saved_config_is_hugging_face_s(saved):
+def test_the_saved_config_can_be_read_by_transformers(saved):
     config = AutoConfig.from_pretrained(saved)
     assert config.architectures == ["BertForQuestionAnswering"]
     assert config.model_type == "bert"
     assert config.hidden_size == 16
 
 
-def test_the_model_object_is_what_a_user_expects(saved):
+def test_the_dtypes_and_shapes_of_a_loaded_model(saved):
     model = load(str(saved), dtype=jnp.bfloat16)
     assert model.dtype == jnp.bfloat16
     assert isinstance(model.config, type(loud_config()))
@@ -77,11 +77,11 @@ def test_the_model_object_is_what_a_user_expects(saved):
         assert output.start_logits.dtype == jnp.float32
 
 
-def test_a_given_config_replaces_the_checkpoint_s(saved):
+def test_the_config_argument_replaces_the_checkpoint_s_config(saved):
     config = loud_config(hidden_dropout_prob=0.7)
     model = load(saved, config=config)
     assert model.config.hidden_dropout_prob == 0.7
-    config.hidden_dropout_prob = 0.1  # the caller's object is not the model's
+    config.hidden_dropout_prob = 0.1  # the model has a copy of the caller's object
     assert model.config.hidden_dropout_prob == 0.7
 
 
@@ -97,12 +97,12 @@ def test_a_given_config_replaces_the_checkpoint_s(saved):
         ),
     ],
 )
-def test_older_names_are_read(checkpoint, rename):
+def test_old_weight_names_are_read(checkpoint, rename):
     rewrite(checkpoint, lambda weights: {rename(n): w for n, w in weights.items()})
     assert same_parameters(load(checkpoint), loud_model(0))
 
 
-def test_tensors_of_other_tasks_are_left_out(checkpoint):
+def test_tensors_of_other_tasks_are_ignored(checkpoint):
     others = {
         "bert.embeddings.position_ids": np.arange(40)[None],
         "bert.pooler.dense.weight": np.ones((16, 16), np.float32),
@@ -125,12 +125,12 @@ def test_other_float_weights_become_float32(checkpoint, dtype):
         assert array.dtype == jnp.float32
         assert (np.asarray(array) == rounded[path].astype(np.float32)).all()
     model.save_pretrained(checkpoint)
-    # Else PyTorch would round the float32 weights again when it loads them.
+    # With another dtype, PyTorch would round the float32 weights when it loads them.
     assert json.loads((checkpoint / "config.json").read_text())["dtype"] == "float32"
 
 
 def shard(directory) -> dict:
-    """Split the weights over two files; the index's `weight_map`."""
+    """Split the weights over two files; returns the index's `weight_map`."""
     weights = load_file(directory / WEIGHTS)
     (directory / WEIGHTS).unlink()
     names = sorted(weights)
@@ -153,11 +153,11 @@ def test_sharded_weights_are_read(checkpoint):
     assert same_parameters(load(checkpoint), loud_model(0))
 
 
-def test_a_missing_head_is_made_from_the_seed_and_said(checkpoint, caplog):
+def test_a_missing_head_is_initialised_from_the_seed_with_a_warning(checkpoint, caplog):
     rewrite(checkpoint, lambda ws: {n: w for n, w in ws.items() if not n.startswith("qa_")})
     model = load(checkpoint, seed=1)
     assert "qa_outputs.bias and qa_outputs.weight are newly initialised from seed 1" in caplog.text
-    assert same_parameters(model, loud_model(0), but=("head",))
+    assert same_parameters(model, loud_model(0), ignored=("head",))
     assert same_parameters(model, load(checkpoint, seed=1))
     assert not same_parameters(model, load(checkpoint, seed=2))
     kernel = np.asarray(model.head.outputs.kernel[...])
@@ -165,12 +165,12 @@ def test_a_missing_head_is_made_from_the_seed_and_said(checkpoint, caplog):
     assert not np.asarray(model.head.outputs.bias[...]).any()
 
 
-def test_a_whole_checkpoint_says_nothing(saved, caplog):
+def test_a_complete_checkpoint_gives_no_warning(saved, caplog):
     load(saved)
     assert not caplog.records
 
 
-def test_another_task_s_labels_do_not_widen_the_head(checkpoint):
+def test_the_labels_of_another_task_do_not_change_the_size_of_the_head(checkpoint):
     rewrite(checkpoint, lambda ws: {n: w for n, w in ws.items() if not n.startswith("qa_")})
     configure(
         checkpoint, id2label={"0": "a", "1": "b", "2": "c"}, label2id={"a": 0, "b": 1, "c": 2}
@@ -179,7 +179,7 @@ def test_another_task_s_labels_do_not_widen_the_head(checkpoint):
     assert model.config.num_labels == 2
 
 
-def test_random_weights_are_hugging_face_s():
+def test_random_weights_have_hugging_face_s_distribution():
     config = loud_config(hidden_size=64, vocab_size=500, pad_token_id=3, initializer_range=0.05)
     model = AutoModelForQuestionAnswering.from_config(config, seed=0)
     for path, param in parameters(model).items():
@@ -194,19 +194,18 @@ def test_random_weights_are_hugging_face_s():
     word = np.asarray(model.encoder.embeddings.word.embedding[...])
     assert not word[3].any()
     assert word[4].any()
-    again = AutoModelForQuestionAnswering.from_config(config, seed=0)
-    assert same_parameters(model, again)
+    assert same_parameters(model, AutoModelForQuestionAnswering.from_config(config, seed=0))
     assert not same_parameters(model, AutoModelForQuestionAnswering.from_config(config, seed=1))
 
 
-def test_a_save_that_fails_leaves_what_was_there(checkpoint, tmp_path):
-    (tmp_path / "out" / WEIGHTS).mkdir(parents=True)  # a folder in the way of the file
+def test_a_failed_save_leaves_no_temporary_files(checkpoint, tmp_path):
+    (tmp_path / "out" / WEIGHTS).mkdir(parents=True)  # a folder with the name of the file
     with pytest.raises(OSError, match=WEIGHTS):
         load(checkpoint).save_pretrained(tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", WEIGHTS]
 
 
-# ---- what is refused -----------------------------------------------------------------------------
+# ---- invalid checkpoints -------------------------------------------------------------------------
 
 
 def without(name):
@@ -251,13 +250,13 @@ def only_a_pickle(directory):
 
 ONES = np.ones((3, 16), np.float32)
 WORDS = "bert.embeddings.word_embeddings.weight"
-BAD = {
-    "no config": (without("config.json"), OSError, r"has no config.json; it holds: model.safe"),
+INVALID = {
+    "no config": (without("config.json"), OSError, r"has no config.json; it contains: model.safe"),
     "config is no JSON": (config_text("{"), ValueError, r"config.json is not JSON: "),
     "config is a list": (
         config_text("[]"),
         ValueError,
-        r"holds a JSON list; an object is expected",
+        r"contains a JSON list; an object is expected",
     ),
     "no model_type": (
         config_text("{}"),
@@ -277,26 +276,34 @@ BAD = {
     "activation": (
         config_value(hidden_act="mish2"),
         ValueError,
-        r"hidden_act='mish2' is not known",
+        r"hidden_act='mish2' is not supported",
     ),
     "positions": (
         config_value(position_embedding_type="relative_key_query"),
         ValueError,
-        r"position_embedding_type='relative_key_query' is not supported.*known: 'absolute'",
+        r"position_embedding_type='relative_key_query' is not supported.*supported: 'absolute'",
     ),
     "no weights": (
         without(WEIGHTS),
         OSError,
-        r"has no model.safetensors and no .*; it holds: config.json",
+        r"has no model.safetensors and no .*; it contains: config.json",
     ),
     "only a pickle": (only_a_pickle, OSError, r"pytorch_model.bin is not read.*qa-flax convert"),
     "cut short": (
         weights_bytes(lambda b: b[:-100]),
         OSError,
-        r"model.safetensors \(\d+ bytes\) is no whole safetensors file",
+        r"model.safetensors \(\d+ bytes\) is not a complete safetensors file",
     ),
-    "not safetensors": (weights_bytes(lambda b: b"\x80" * 64), OSError, r"no whole safetensors"),
-    "empty file": (weights_bytes(lambda b: b""), OSError, r"\(0 bytes\) is no whole safetensors"),
+    "not safetensors": (
+        weights_bytes(lambda b: b"\x80" * 64),
+        OSError,
+        r"is not a complete safetensors file",
+    ),
+    "empty file": (
+        weights_bytes(lambda b: b""),
+        OSError,
+        r"\(0 bytes\) is not a complete safetensors file",
+    ),
     "missing tensor": (
         dropped(WORDS),
         ValueError,
@@ -317,37 +324,37 @@ BAD = {
     "integers": (
         weights(lambda ws: ws | {WORDS: ws[WORDS].astype(np.int32)}),
         ValueError,
-        r"wrong dtype: .*word_embeddings.weight is I32; known: F16, BF16, F32, F64",
+        r"wrong dtype: .*word_embeddings.weight is I32; supported: F16, BF16, F32, F64",
     ),
     "twice": (
         weights(lambda ws: ws | {WORDS.removeprefix("bert."): ws[WORDS]}),
         ValueError,
-        r"holds embeddings.word_embeddings.weight twice, as ",
+        r"contains embeddings.word_embeddings.weight twice, as ",
     ),
-    "index leaves": (
+    "index names another folder": (
         index(lambda m: m | {WORDS: "../other.safetensors"}),
         ValueError,
-        r"names ../other.safetensors; only plain file names beside it are read",
+        r"lists ../other.safetensors; only file names in the same folder are allowed",
     ),
     "index without shard": (
         index(lambda m: m | {WORDS: "model-9.safetensors"}),
         OSError,
-        r"index.json names model-9.safetensors, absent from",
+        r"index.json lists model-9.safetensors, which is missing from",
     ),
     "index without map": (index(lambda m: None), ValueError, r"has no weight_map"),
 }
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_a_bad_checkpoint_gets_one_message(checkpoint, case):
-    break_it, kind, message = BAD[case]
-    break_it(checkpoint)
-    with pytest.raises(kind, match=r"(?s)" + message) as caught:
+@pytest.mark.parametrize("case", INVALID)
+def test_the_error_message_for_an_invalid_checkpoint(checkpoint, case):
+    damage, error_type, message = INVALID[case]
+    damage(checkpoint)
+    with pytest.raises(error_type, match=r"(?s)" + message) as caught:
         load(checkpoint)
     assert str(checkpoint) in str(caught.value) or case in ("activation", "positions")
 
 
-def test_the_message_shows_the_whole_difference(checkpoint):
+def test_the_message_lists_all_differences(checkpoint):
     def change(ws):
         return {n.replace("layer.1.output", "layer.7.output"): w for n, w in ws.items()}
 
@@ -363,10 +370,10 @@ def test_the_message_shows_the_whole_difference(checkpoint):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("/nowhere/at/all", "/nowhere/at/all does not exist, and it is no hub id"),
+        ("/nowhere/at/all", "/nowhere/at/all does not exist, and it is not a valid hub id"),
         ("../nowhere", "../nowhere does not exist"),
-        ("someone/nothing-of-that-name", "is no directory here, and the hub gave no model"),
-        ("nothing-of-that-name", "is no directory here, and the hub gave no model"),
+        ("someone/nothing-of-that-name", "is not a local directory, and no model of that name"),
+        ("nothing-of-that-name", "is not a local directory, and no model of that name could be do"),
     ],
 )
 def test_a_source_that_does_not_exist(source, message):
@@ -375,19 +382,20 @@ def test_a_source_that_does_not_exist(source, message):
 
 
 def test_a_file_instead_of_a_directory(saved):
-    with pytest.raises(OSError, match="is a file; give the directory that holds it"):
+    with pytest.raises(OSError, match="is a file; give the directory that contains it"):
         load(saved / WEIGHTS)
 
 
-def test_other_dtypes_and_families_are_refused(saved):
-    with pytest.raises(ValueError, match="dtype='float16' is not supported; known: float32, bf"):
+def test_unsupported_dtypes_and_families_are_rejected(saved):
+    message = "dtype='float16' is not supported; supported: float32, bfloat16"
+    with pytest.raises(ValueError, match=message):
         load(saved, dtype="float16")
     with pytest.raises(ValueError, match="model_type='gpt2' is not supported; supported: "):
         AutoModelForQuestionAnswering.from_config(GPT2Config())
 
 
-def test_the_logits_survive_the_disk(saved):
-    for ours, theirs in zip(
+def test_a_saved_and_loaded_model_has_the_same_logits(saved):
+    for actual, expected in zip(
         load(saved)(**loud_batch()), loud_model(0)(**loud_batch()), strict=True
     ):
-        assert relative_error(ours, theirs) == 0
+        assert relative_error(actual, expected) == 0

@@ -1,4 +1,4 @@
-"""Span losses against a plain float64 loop, Hugging Face's treatment of positions outside."""
+"""Span losses compared with a float64 loop, including HF's treatment of positions outside a row."""
 
 import jax
 import jax.numpy as jnp
@@ -37,13 +37,13 @@ def test_a_position_beyond_the_row_has_no_gradient():
     assert not np.asarray(gradient.end).any()
 
 
-def test_smoothing_leaves_out_what_the_head_banned():
+def test_label_smoothing_excludes_tokens_that_the_head_banned():
     real = jnp.ones(LOGITS.start.shape, jnp.int32)
     label = jnp.full((6,), 8)
     banned = SpanLogits(*(x.at[:, 1:4].add(-BANNED) for x in LOGITS))
-    left = SpanLogits(*(jnp.delete(x, jnp.arange(1, 4), axis=1) for x in LOGITS))
+    allowed = SpanLogits(*(jnp.delete(x, jnp.arange(1, 4), axis=1) for x in LOGITS))
     ours = span_losses(banned, label, label, smoothing=0.2, smoothed_over=real)
-    expected = span_losses(left, label - 3, label - 3, smoothing=0.2, smoothed_over=real[:, 3:])
+    expected = span_losses(allowed, label - 3, label - 3, smoothing=0.2, smoothed_over=real[:, 3:])
     np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 

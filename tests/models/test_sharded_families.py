@@ -1,4 +1,4 @@
-"""Every encoder's gradient with its parameters divided over the cores is the replicated one."""
+"""With sharded parameters every encoder has the gradients of replicated parameters."""
 
 from functools import partial
 
@@ -15,9 +15,9 @@ from qa_flax.device.memory import abstract_state
 from qa_flax.device.step import TrainState, make_train_step, weights_of
 
 
-@pytest.mark.slow  # `test_sharding.py` has BERT
+@pytest.mark.slow  # `test_sharding.py` tests BERT by default
 @pytest.mark.parametrize("family", TESTED)
-def test_gradients_are_the_replicated_ones(family):
+def test_sharded_gradients_equal_replicated_gradients(family):
     model = loud_model(family=family)
     rows = {
         name: np.int32(values)[np.arange(8) % len(values)]
@@ -29,15 +29,15 @@ def test_gradients_are_the_replicated_ones(family):
     batch["valid"] = np.ones((8, 1, 1), bool)
     optimizer = optax.identity()
     state = TrainState(jnp.int32(0), *weights_of(model), optimizer.init(weights_of(model).params))
-    found = []
+    results = []
     for is_sharded in (False, True):
         step = make_train_step(nnx.graphdef(model), optimizer)
         step = parallel.over_cores(step, (0, 0, None, None), (0, None))
         on_cores = parallel.put_state(state, abstract_state(model, optimizer, is_sharded))
         after, measured = step(on_cores, parallel.put(batch), np.float32(1.0), parallel.run_key(0))
-        found.append((parallel.gather_state(after.params), float(measured.grad_norm)))
-    (one, norm), (other, other_norm) = found
-    assert other_norm == pytest.approx(norm, rel=1e-5)
+        results.append((parallel.gather_state(after.params), float(measured.grad_norm)))
+    (replicated, norm), (sharded, sharded_norm) = results
+    assert sharded_norm == pytest.approx(norm, rel=1e-5)
     assert norm > 0.1
     close = partial(np.testing.assert_allclose, rtol=0, atol=1e-6 * max(1.0, norm))
-    jax.tree.map(close, other, one)
+    jax.tree.map(close, sharded, replicated)

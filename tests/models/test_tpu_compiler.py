@@ -1,4 +1,4 @@
-"""Every encoder's steps, compiled by a TPU's own compiler, which needs no TPU."""
+"""The steps of every encoder are compiled by the TPU compiler, which works without a TPU."""
 
 import os
 from functools import partial
@@ -21,25 +21,25 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def cores():
-    """Eight of TPU v5e."""
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # this machine is no TPU VM
+    """Eight cores of TPU v5e."""
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # this machine is not a TPU VM
     return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
 
 
-def compiled(cores, step, in_axes, out_axes, *inputs):
-    """The program, as text."""
+def compiled_text(cores, step, in_axes, out_axes, *inputs):
+    """The text of the compiled program."""
     step = parallel.over_cores(step, in_axes, out_axes, devices=cores)
     return step.lower(*inputs).compile().as_text()
 
 
-def on(cores, tree, *more):
-    """Shapes and dtypes of what each core has one of, with `more` axes behind that of the cores."""
-    axes = len(cores), *more
+def on_cores(cores, tree, *axes):
+    """Shapes and dtypes of arrays with an axis of the cores and then `axes` before their own."""
+    axes = len(cores), *axes
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct((*axes, *a.shape), a.dtype), tree)
 
 
 @pytest.mark.parametrize("family", TESTED)
-def test_a_tpu_can_run_it(cores, family):
+def test_the_steps_compile_for_tpu(cores, family):
     model = loud_model(family=family)
     graphdef = nnx.graphdef(model)
     batch = {name: jnp.asarray(ids, jnp.int32) for name, ids in batch_of(family).items()}
@@ -49,14 +49,14 @@ def test_a_tpu_can_run_it(cores, family):
     rate = jax.ShapeDtypeStruct((), jnp.float32)
     texts = []
     for is_sharded in (False, True):
-        state = on(cores, abstract_state(model, make_optimizer(), is_sharded, len(cores)))
+        state = on_cores(cores, abstract_state(model, make_optimizer(), is_sharded, len(cores)))
         step = make_train_step(graphdef, make_optimizer())
-        inputs = state, on(cores, batch, 1), rate, key
-        texts.append(compiled(cores, step, (0, 0, None, None), (0, None), *inputs))
+        inputs = state, on_cores(cores, batch, 1), rate, key
+        texts.append(compiled_text(cores, step, (0, 0, None, None), (0, None), *inputs))
         weights = Weights(state.params, state.fixed)
-        inputs = weights, on(cores, model_inputs(batch))
-        compiled(cores, make_eval_step(graphdef), (0, 0), 0, *inputs)
-    whole, divided = texts
-    assert "all-reduce" in whole
-    assert "all-gather" not in whole
-    assert "all-gather" in divided
+        inputs = weights, on_cores(cores, model_inputs(batch))
+        compiled_text(cores, make_eval_step(graphdef), (0, 0), 0, *inputs)
+    replicated, sharded = texts
+    assert "all-reduce" in replicated
+    assert "all-gather" not in replicated
+    assert "all-gather" in sharded

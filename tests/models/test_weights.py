@@ -1,4 +1,4 @@
-"""A parameter's name and layout in a checkpoint; that checkpoints fit or do not: test_model.py."""
+"""Names and layouts of parameters in checkpoints; test_model.py tests that checkpoints fit."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,33 +7,33 @@ from loud import loud_model
 
 from qa_flax.models.families import FAMILIES
 from qa_flax.models.weights import (
-    arrays_of,
-    filled,
     layer_name,
     named_parameters,
+    parameter_arrays,
     torch_layout,
     weight_name,
+    with_parameters,
 )
 
 BERT = FAMILIES["bert"]
 
 
-def test_a_parameter_has_the_name_of_its_row_in_the_table():
+def test_a_parameter_has_the_name_that_its_family_defines():
     path = ("encoder", "layers", 1, "attention", "query", "kernel")
     name = "encoder.layer.1.attention.self.query.weight"
     assert weight_name(path, BERT) == name
     assert weight_name(path, BERT, "bert.") == f"bert.{name}"
     assert layer_name(BERT, path[1:-1]) == "bert.encoder.layer.1.attention.self.query"
-    # The head is beside the encoder, so never behind its prefix.
+    # The prefix is for the encoder only.
     assert weight_name(("head", "outputs", "bias"), BERT, "bert.") == "qa_outputs.bias"
 
 
-def test_a_module_without_a_row_is_named():
+def test_the_error_names_a_module_without_a_checkpoint_name():
     with pytest.raises(KeyError, match=r"no checkpoint name for the module layers\.0\.gate"):
         weight_name(("encoder", "layers", 0, "gate", "kernel"), BERT)
 
 
-def test_dense_kernels_alone_are_transposed():
+def test_only_dense_kernels_are_transposed():
     values = jnp.arange(6.0).reshape(2, 3)
     kernel = torch_layout(("encoder", "project", "kernel"), values)
     assert kernel.tolist() == [[0, 3], [1, 4], [2, 5]]
@@ -41,11 +41,11 @@ def test_dense_kernels_alone_are_transposed():
     assert (torch_layout(("encoder", "word", "embedding"), values) == np.asarray(values)).all()
 
 
-def test_a_model_is_filled_by_path():
+def test_parameters_are_replaced_by_path():
     model = loud_model(0)
-    arrays = arrays_of(model)
+    arrays = parameter_arrays(model)
     assert [path for path, _ in named_parameters(model, BERT).values()] == list(arrays)
-    doubled = filled(model, lambda path, shape: 2 * arrays[path].reshape(shape))
-    for path, array in arrays_of(doubled).items():
+    doubled = with_parameters(model, lambda path, shape: 2 * arrays[path].reshape(shape))
+    for path, array in parameter_arrays(doubled).items():
         np.testing.assert_array_equal(array, 2 * arrays[path])
-    np.testing.assert_array_equal(arrays_of(model)["head", "outputs", "bias"].shape, (2,))
+    np.testing.assert_array_equal(arrays["head", "outputs", "bias"].shape, (2,))

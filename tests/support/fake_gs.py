@@ -1,4 +1,4 @@
-"""`gs://` as a folder of this machine, behind the same fsspec calls as the real one."""
+"""A fake `gs://` file system for fsspec whose buckets are local folders."""
 
 import os
 import tempfile
@@ -10,7 +10,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 
 class FakeGS(DirFileSystem):
-    """Buckets are folders of `root`; folders are there when a file is, as in a bucket."""
+    """Buckets are folders in `root`. As in a bucket, a folder exists if a file in it does."""
 
     protocol = ("gs", "gcs")
     root = ""
@@ -21,7 +21,7 @@ class FakeGS(DirFileSystem):
     @classmethod
     def _strip_protocol(cls, path):
         if isinstance(path, list):
-            return [cls._strip_protocol(one) for one in path]
+            return [cls._strip_protocol(item) for item in path]
         return path.partition("://")[2].rstrip("/") if "://" in path else path
 
     def mkdir(self, path, *arguments, **settings):
@@ -31,13 +31,13 @@ class FakeGS(DirFileSystem):
         """A bucket has no folders."""
 
     def rename(self, *arguments, **settings):
-        raise AssertionError("a bucket renames nothing: it copies and deletes")
+        raise AssertionError("a bucket cannot rename objects: copy and delete instead")
 
     mv = move = rename
 
 
 def register(root: str | None = None) -> Path:
-    """Have fsspec use it from now on; its root."""
+    """Register the file system with fsspec, once; returns its root."""
     if not FakeGS.root:
         FakeGS.root = root or os.environ.get("QA_FLAX_FAKE_GS") or tempfile.mkdtemp()
         for name in FakeGS.protocol:

@@ -1,7 +1,7 @@
-"""Small configs and checkpoints on which a wrong activation, epsilon or transpose is visible.
+"""Small "loud" models, with weights so large that a wrong activation or epsilon is visible.
 
-At Hugging Face's own initialisation (0.02) a swapped GELU moves the logits by 4e-7, so weights,
-biases and norms are all large here.
+With Hugging Face's initialisation (0.02) a different GELU changes the logits by only 4e-7, so all
+weights, biases and norms of these models are large.
 """
 
 import functools
@@ -20,35 +20,38 @@ from qa_flax.models.families import FAMILIES
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.models.weights import torch_layout, weight_name
 
-# Some are one encoder under several names, which need testing once.
+# Some model types have the same encoder, which needs to be tested only once.
 ENCODERS = {(f.read_config, f.encoder, f.head): name for name, f in reversed(FAMILIES.items())}
 TESTED = {name: CASES[name] for name in list(ENCODERS.values())[::-1]}
-# Made of BERT's, RoBERTa's or BART's parts, which the others show most things of: their logits are
-# compared with PyTorch's all the same.
-OF_OTHERS = ("distilbert", "electra", "mbart", "roberta-prelayernorm", "xlm-roberta-xl")
+# Families built from parts of BERT, RoBERTa or BART. Most tests of these parts are only slow tests
+# for them; the fast tests still compare their logits with PyTorch.
+DERIVED_FAMILIES = ("distilbert", "electra", "mbart", "roberta-prelayernorm", "xlm-roberta-xl")
 
 
-def others_slow(families: Iterable[str]) -> list:
-    """The families as parameters of a test, which is slow for those made of others' parts."""
-    return [pytest.param(n, marks=[pytest.mark.slow] if n in OF_OTHERS else []) for n in families]
+def derived_families_slow(families: Iterable[str]) -> list:
+    """The families as test parameters, marked slow for `DERIVED_FAMILIES`."""
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] if name in DERIVED_FAMILIES else [])
+        for name in families
+    ]
 
 
 def loud_config(family: str = "bert", **changes) -> PreTrainedConfig:
-    """Lists are given as tuples, which `loud_model` can remember."""
-    listed = {n: list(v) if isinstance(v, tuple) else v for n, v in changes.items()}
-    return AutoConfig.for_model(family, **CASES[family].sizes | listed)
+    """The family's small config with some changes; tuples among them become lists."""
+    changes = {n: list(v) if isinstance(v, tuple) else v for n, v in changes.items()}
+    return AutoConfig.for_model(family, **CASES[family].sizes | changes)
 
 
 def loud_model(
     seed: int = 0, dtype="float32", family: str = "bert", **changes
 ) -> AutoModelForQuestionAnswering:
-    """Every parameter random: biases too, and norms' scales between 0.5 and 1.5."""
+    """A model whose parameters are all random, including biases and norms; cached."""
     return _loud_model(seed, dtype, family, json.dumps(changes))
 
 
 @functools.cache
 def _loud_model(seed: int, dtype, family: str, changes: str) -> AutoModelForQuestionAnswering:
-    # Written as JSON, since lists and dicts are no key of a cache.
+    # `changes` is JSON because lists and dicts cannot be cache keys.
     config = loud_config(family, **json.loads(changes))
     model = AutoModelForQuestionAnswering.from_config(config, seed, dtype)
     random = np.random.default_rng(seed)
@@ -63,33 +66,35 @@ def _loud_model(seed: int, dtype, family: str, changes: str) -> AutoModelForQues
 
 
 def variations(family: str) -> list[dict]:
-    """Every config that is compared with PyTorch, as changes; {} first.
+    """The changes to the family's config that are compared with PyTorch; the first is {}.
 
-    Dropout is not drawn there, and the weights are made anew.
+    Dropout rates and initialisation are left out, because they do not change the logits of a model
+    with given weights.
     """
     case = CASES[family]
-    each = [{n: v} for n, v in case.changed.items() if "dropout" not in n and "init" not in n]
-    return [{}, *each, *case.variations]
+    single = [{n: v} for n, v in case.changed.items() if "dropout" not in n and "init" not in n]
+    return [{}, *single, *case.variations]
 
 
 def compared_lengths(family: str, changes: dict) -> tuple[int, ...]:
-    """Rows that are compared with PyTorch; a single field's in the longest only."""
+    """The lengths of rows to compare with PyTorch; only the longest if one field is changed."""
     case = CASES[family]
-    several = not changes or changes in case.variations
-    return case.lengths if several else (max(case.lengths),)
+    all_lengths = not changes or changes in case.variations
+    return case.lengths if all_lengths else (max(case.lengths),)
 
 
 def golden_name(changes: dict, length: int, side: str) -> str:
-    """Of logits in golden/<family>/variations.safetensors."""
+    """The name of logits in golden/<family>/variations.safetensors."""
     return f"{json.dumps(changes)} {length} {side}"
 
 
 def loud_batch(
     length: int = 12, rows: int = 3, seed: int = 0, types: int = 2, separator: int | None = None
 ) -> dict:
-    """Rows of different lengths, padded with id 0, with token types; int64 as tokenizers give.
+    """Rows of different lengths, padded with id 0, with token types, int64 as from a tokenizer.
 
-    With a `separator` each row is one to three words, two separators, words, and one more.
+    With a `separator` each row consists of one to three tokens, two separators, more tokens, and a
+    separator.
     """
     random = np.random.default_rng(seed)
     lengths = np.linspace(length, 2 if separator is None else 6, rows).astype(int)
@@ -98,8 +103,8 @@ def loud_batch(
     if separator is not None:
         ids[ids == separator] = 1
         question = 1 + np.arange(rows) % 3
-        for place in (question, question + 1, lengths - 1):
-            ids[np.arange(rows), place] = separator
+        for column in (question, question + 1, lengths - 1):
+            ids[np.arange(rows), column] = separator
     batch = {"input_ids": ids, "attention_mask": mask}
     if types:
         batch["token_type_ids"] = random.integers(0, types, (rows, length)) * mask
@@ -107,23 +112,22 @@ def loud_batch(
 
 
 def batch_of(family: str, length: int = 12, rows: int = 3, **changes) -> dict:
-    """A `loud_batch` that `family` takes, with a config of these `changes`."""
+    """A `loud_batch` for a model of `family` whose config has these `changes`."""
     case = CASES[family]
     separator = loud_config(family, **changes).sep_token_id if case.needs_separators else None
     return loud_batch(length, rows, types=case.types, separator=separator)
 
 
-# Their operations are many, and most settings change the shapes of all.
-COMPILED_WHOLE = ("longformer", "big_bird", "modernbert")
+# These have many operations, and most settings change the shapes of all of them.
+COMPILED_FAMILIES = ("longformer", "big_bird", "modernbert")
 
 
 def logits_of(model, batch: dict):
-    """`model(**batch)`, in the way that is sooner done.
+    """`model(**batch)`, compiled as one program if that takes less time than op by op.
 
-    One operation after the other, where most of them are compiled for other tests already; as one
-    program, which serves every model of equal graphs, where they are not.
+    Op by op is faster if other tests have already compiled most of the operations.
     """
-    if model.config.model_type not in COMPILED_WHOLE:
+    if model.config.model_type not in COMPILED_FAMILIES:
         return model(**batch)
     return _compiled_logits(*nnx.split(model), batch)
 
@@ -133,16 +137,17 @@ def _compiled_logits(graphdef, state, batch):
     return nnx.merge(graphdef, state)(**batch)
 
 
-def relative_error(ours, theirs) -> float:
-    """Largest difference, relative to the largest value of `theirs`.
+def relative_error(actual, expected) -> float:
+    """The largest difference, relative to the largest expected value.
 
-    Logits less a million, which some heads give to tokens outside the context, are measured apart.
+    Logits from which a head subtracts `qa.BANNED` are compared separately from the others.
     """
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    assert ours.shape == theirs.shape
-    masked = np.abs(theirs) > 1e5
-    parts = [part for part in (masked, ~masked) if part.any()]
-    return float(np.max([np.abs(ours - theirs)[p].max() / np.abs(theirs[p]).max() for p in parts]))
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape
+    banned = np.abs(expected) > 1e5
+    parts = [part for part in (banned, ~banned) if part.any()]
+    difference = np.abs(actual - expected)
+    return float(np.max([difference[p].max() / np.abs(expected[p]).max() for p in parts]))
 
 
 def parameters(model) -> dict[tuple, jax.Array]:
@@ -150,30 +155,34 @@ def parameters(model) -> dict[tuple, jax.Array]:
 
 
 def torch_gradients(gradients, family: str) -> dict[str, np.ndarray]:
-    """A gradient of ours by PyTorch's names, in its layouts."""
-    found = {}
+    """A gradient of our model by PyTorch's names and in PyTorch's layout."""
+    arrays = {}
     for path, param in nnx.to_flat_state(gradients):
         if isinstance(param, nnx.Param):
             name = weight_name(path, FAMILIES[family], prefix=FAMILIES[family].prefix)
-            found[name] = torch_layout(path, param[...])
-    return found
+            arrays[name] = torch_layout(path, param[...])
+    return arrays
 
 
-def assert_same_gradients(ours: dict, theirs: dict) -> None:
-    """Every parameter's within 1e-4 of its largest value."""
-    assert ours.keys() == theirs.keys()
-    largest = max(np.abs(g).max() for g in theirs.values())
-    for name, wanted in theirs.items():
-        # Zero but for rounding: biases that the softmax ignores, as those of the keys.
-        allowed = 1e-4 * np.abs(wanted).max() + 1e-6 * largest
-        assert np.abs(ours[name] - wanted).max() < allowed, name
+def assert_same_gradients(actual: dict, expected: dict) -> None:
+    """Check that each gradient's errors are at most 1e-4 of its largest value."""
+    assert actual.keys() == expected.keys()
+    largest = max(np.abs(g).max() for g in expected.values())
+    for name, gradient in expected.items():
+        # The second term is for gradients that are zero except for rounding: those of biases that
+        # do not change the softmax, such as the keys' biases.
+        allowed = 1e-4 * np.abs(gradient).max() + 1e-6 * largest
+        assert np.abs(actual[name] - gradient).max() < allowed, name
 
 
-def gradient_error(ours: dict, theirs: dict) -> float:
-    """The largest difference by each parameter's largest value, but for those that are rounding."""
-    largest = max(np.abs(g).max() for g in theirs.values())
+def gradient_error(actual: dict, expected: dict) -> float:
+    """The largest error relative to the largest value of the same gradient.
+
+    Gradients that are zero except for rounding are left out.
+    """
+    largest = max(np.abs(g).max() for g in expected.values())
     return max(
-        np.abs(ours[name] - wanted).max() / np.abs(wanted).max()
-        for name, wanted in theirs.items()
-        if np.abs(wanted).max() > 1e-5 * largest
+        np.abs(actual[name] - gradient).max() / np.abs(gradient).max()
+        for name, gradient in expected.items()
+        if np.abs(gradient).max() > 1e-5 * largest
     )

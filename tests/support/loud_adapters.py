@@ -1,4 +1,4 @@
-"""Adapters as loud as the models of `loud.py`."""
+"""LoRA adapters with large random weights, for the models of `loud.py`."""
 
 import jax
 import numpy as np
@@ -9,10 +9,10 @@ from qa_flax import LoraConfig, get_peft_model
 
 
 def adapted(family="bert", base=None, seed=0, **settings):
-    """Adapters and head all random, as if they had been trained."""
+    """A model whose adapters and head are random, as if they had been trained."""
     config = LoraConfig(**({"r": 3, "lora_alpha": 5, "target_modules": "all-linear"} | settings))
     model = get_peft_model(loud_model(3, family=family) if base is None else base, config)
     random = np.random.default_rng(seed)
-    trained = nnx.state(model, nnx.Param)
-    model.set_params(jax.tree.map(lambda p: random.normal(0, 0.3, p.shape).astype("f4"), trained))
+    params = nnx.state(model, nnx.Param)
+    model.set_params(jax.tree.map(lambda p: random.normal(0, 0.3, p.shape).astype("f4"), params))
     return model

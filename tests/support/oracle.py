@@ -1,9 +1,7 @@
-"""The reference, as slow plain loops: HF's windows, HF's post-processing, the official SQuAD
-scorers.
+"""Reference implementations as plain loops: HF's windows, HF's post-processing, official scorers.
 
-Written from the documented behaviour, one step a line, so that a reader can check it against the
-documentation. Nothing of `qa_flax` is used here: what is measured against this file does not
-define it.
+They follow the documented behaviour one step at a time, so that a reader can check them against the
+documentation. They use nothing of `qa_flax`, so that an error in the package cannot hide itself.
 """
 
 import collections
@@ -20,7 +18,7 @@ import numpy as np
 
 
 def nested_to_rows(path):
-    """A nested SQuAD file as flat rows."""
+    """Read a nested SQuAD file as flat rows."""
     rows = []
     for article in json.loads(Path(path).read_text(encoding="utf-8"))["data"]:
         for paragraph in article["paragraphs"]:
@@ -46,11 +44,11 @@ def nested_to_rows(path):
 def prepare_plain(
     rows, tokenizer, max_seq_length=384, doc_stride=128, labels=False, label_bug=False, padding=True
 ):
-    """HF's `prepare_train_features` and `prepare_validation_features` in one, column -> list of
-    rows.
+    """Compute HF's `prepare_train_features` (`labels=True`) or `prepare_validation_features`.
 
-    `label_bug=True` keeps HF's defect: the scan for the start runs on over [SEP] and padding when
-    the answer starts in the last context token of the window.
+    Returns columns as lists, one value per window. `label_bug=True` reproduces a defect of HF: if
+    the answer starts in the last context token of a window, the search for the start continues
+    into [SEP] and padding.
     """
     pad_on_right = tokenizer.padding_side == "right"
     questions = [row["question"].lstrip() for row in rows]
@@ -136,9 +134,9 @@ def postprocess_plain(
     argsort=np.argsort,
     hf_compatible=True,
 ):
-    """HF's newest function of this name; `features` are dicts, with None outside the context.
+    """HF's newest `postprocess_qa_predictions` on dicts; offsets are None outside the context.
 
-    `hf_compatible=False`: the same steps with HF's defects mended.
+    `hf_compatible=False`: the same steps with HF's defects fixed.
     """
     all_starts, all_ends = predictions
     if not hf_compatible:
@@ -153,9 +151,9 @@ def postprocess_plain(
         features_of[index_of[feature["example_id"]]].append(n)
 
     answers, nbest_answers, odds = {}, {}, {}
-    lowest_null = None  # as in HF, an example without windows is compared with the one before it
+    lowest_null = None  # as in HF, an example without windows uses that of the example before it
     for i, row in enumerate(rows):
-        null, found = None, []
+        null, spans = None, []
         for n in features_of[i]:
             starts, ends = all_starts[n], all_ends[n]
             offsets = features[n]["offset_mapping"]
@@ -183,7 +181,7 @@ def postprocess_plain(
                         continue
                     if max_context is not None and not max_context.get(str(s), False):
                         continue
-                    found.append(
+                    spans.append(
                         {
                             "offsets": (offsets[s][0], offsets[e][1]),
                             "score": starts[s] + ends[e],
@@ -192,41 +190,41 @@ def postprocess_plain(
                         }
                     )
         if version_2_with_negative and null is not None:
-            found.append(null)
+            spans.append(null)
             lowest_null = null["score"]
-        kept = sorted(found, key=lambda p: p["score"], reverse=True)[:n_best_size]
+        nbest = sorted(spans, key=lambda p: p["score"], reverse=True)[:n_best_size]
         if (
             version_2_with_negative
             and null is not None
-            and not any(p["offsets"] == (0, 0) for p in kept)
+            and not any(p["offsets"] == (0, 0) for p in nbest)
         ):
-            kept.append(null)
-        for p in kept:
+            nbest.append(null)
+        for p in nbest:
             first, last = p.pop("offsets")
             p["text"] = row["context"][first:last]
             if not hf_compatible:
                 p["text"] = p["text"].strip()
-        if hf_compatible and (not kept or (len(kept) == 1 and kept[0]["text"] == "")):
-            kept.insert(0, {"text": "empty", "start_logit": 0.0, "end_logit": 0.0, "score": 0.0})
-        scores = np.array([p.pop("score") for p in kept] or [0.0])
+        if hf_compatible and (not nbest or (len(nbest) == 1 and nbest[0]["text"] == "")):
+            nbest.insert(0, {"text": "empty", "start_logit": 0.0, "end_logit": 0.0, "score": 0.0})
+        scores = np.array([p.pop("score") for p in nbest] or [0.0])
         exponentials = np.exp(scores - np.max(scores))
-        for p, probability in zip(kept, exponentials / exponentials.sum(), strict=bool(kept)):
+        for p, probability in zip(nbest, exponentials / exponentials.sum(), strict=bool(nbest)):
             p["probability"] = probability
 
-        if not hf_compatible and all(p["text"] == "" for p in kept):
+        if not hf_compatible and all(p["text"] == "" for p in nbest):
             answers[row["id"]] = ""
             if version_2_with_negative:
                 odds[row["id"]] = float(np.finfo(all_starts.dtype).max)
         elif not version_2_with_negative:
-            texts = [p["text"] for p in kept]
+            texts = [p["text"] for p in nbest]
             answers[row["id"]] = texts[0] if hf_compatible else next(filter(None, texts))
         else:
-            best = next(p for p in kept if p["text"] != "")
+            best = next(p for p in nbest if p["text"] != "")
             difference = lowest_null - best["start_logit"] - best["end_logit"]
             odds[row["id"]] = float(difference)
             answers[row["id"]] = "" if difference > null_score_diff_threshold else best["text"]
         nbest_answers[row["id"]] = [
-            {k: float(v) if isinstance(v, np.floating) else v for k, v in p.items()} for p in kept
+            {k: float(v) if isinstance(v, np.floating) else v for k, v in p.items()} for p in nbest
         ]
 
     if output_dir is not None:
@@ -280,7 +278,7 @@ def squad_v1_plain(answers, rows):
 
 
 def squad_v2_plain(answers, rows, na_probs=None, threshold=1.0):
-    """The official v2.0 scorer with a na-prob file; `answers` and `na_probs` are {id: value}."""
+    """The official v2.0 scorer with a na-prob file; arguments are {id: text} and {id: number}."""
     na_probs = na_probs if na_probs is not None else dict.fromkeys(answers, 0.0)
     has_answer = {row["id"]: bool(row["answers"]["text"]) for row in rows}
     exact, f1 = {}, {}
@@ -306,13 +304,13 @@ def squad_v2_plain(answers, rows, na_probs=None, threshold=1.0):
         }
 
     result = section(list(exact_at), "")
-    for prefix, wanted in (("HasAns_", True), ("NoAns_", False)):
-        ids = [k for k, v in has_answer.items() if v is wanted]
+    for prefix, group in (("HasAns_", True), ("NoAns_", False)):
+        ids = [k for k, v in has_answer.items() if v is group]
         if ids:
             result |= section(ids, prefix)
     for name, scores in (("exact", exact), ("f1", f1)):
-        best, at = _best_threshold(answers, scores, na_probs, has_answer)
-        result[f"best_{name}"], result[f"best_{name}_thresh"] = best, at
+        best, best_at = _best_threshold(answers, scores, na_probs, has_answer)
+        result[f"best_{name}"], result[f"best_{name}_thresh"] = best, best_at
     return result
 
 
@@ -332,20 +330,20 @@ def _best_threshold(answers, scores, na_probs, has_answer):
 
 
 def mlqa_plain(answers, rows, language):
-    """MLQA's scorer: SQuAD v1.1's with a normalisation for each language."""
+    """MLQA's scorer: that of SQuAD v1.1 with the language's own normalisation."""
     marks = {c for c in map(chr, range(sys.maxunicode)) if unicodedata.category(c)[0] == "P"}
     marks |= set(string.punctuation)
 
     def words(text):
         text = "".join(c for c in text.lower() if c not in marks)
         if language == "zh":
-            found, rest = [], ""
+            result, other = [], ""
             for c in text:
                 if "\u4e00" <= c <= "\u9fa5":
-                    found, rest = [*found, *rest.split(), c], ""
+                    result, other = [*result, *other.split(), c], ""
                 else:
-                    rest += c
-            return [*found, *rest.split()]
+                    other += c
+            return [*result, *other.split()]
         articles = {
             "en": r"\b(a|an|the)\b",
             "es": r"\b(un|una|unos|unas|el|la|los|las)\b",

@@ -1,6 +1,9 @@
-"""What each of several real processes does; `test_processes.py` starts them and compares.
+"""Jobs that `test_processes.py` runs in several real processes.
 
 python process_jobs.py JOB,JOB... FOLDER COUNT
+
+A job calls one or more functions `f(folder, output) -> results`. Process i writes their results, by
+name, to FOLDER/JOB-i.json, and its output to FOLDER/logs/JOB-i.log.
 """
 
 import json
@@ -14,7 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import tiny
-from processes import Ended, environment, free_port, joining
+from processes import ProcessResult, environment, free_port, join_arguments
 from safetensors.numpy import load_file
 from tiny_trainers import WINDOW, compute_metrics, post_process
 from transformers import HfArgumentParser, TrainerCallback
@@ -39,11 +42,11 @@ STEPS = 4
 
 def launch(
     *jobs: str, count: int, cores: int, folder: Path, timeout: float = 240.0
-) -> list[list[Ended]]:
-    """Do some of `JOBS` after each other, each in several processes until they have ended.
+) -> list[list[ProcessResult]]:
+    """Run some of `JOBS` one after the other, each in `count` processes; their results by job.
 
-    They are forks of one process that has imported what all of them need, which takes longer than
-    many a job; JAX is first used after that.
+    The processes are forked from one that has imported all libraries, because the imports take
+    longer than many jobs. JAX is first used after the fork.
     """
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, ",".join(jobs), str(folder), str(count)]
@@ -52,19 +55,19 @@ def launch(
         process.wait(timeout)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-    return [[_ended(folder / "logs" / f"{job}-{index}") for index in range(count)] for job in jobs]
+    return [[_result(folder / "logs" / f"{job}-{index}") for index in range(count)] for job in jobs]
 
 
-def _ended(name: Path) -> Ended:
+def _result(name: Path) -> ProcessResult:
     log, status = name.with_suffix(".log"), name.with_suffix(".status")
-    return Ended(
+    return ProcessResult(
         int(status.read_text()) if status.exists() else -signal.SIGKILL,
         log.read_text(errors="replace") if log.exists() else "",
     )
 
 
 def run_arguments(folder: Path, output: Path, *more: str) -> list[str]:
-    """Those of `qa-flax run`, for the same global batch on any number of cores."""
+    """Arguments of `qa-flax run` with the same global batch size on any number of cores."""
     return [
         f"--model_name_or_path={folder / 'checkpoint'}",
         f"--output_dir={output}",
@@ -79,7 +82,7 @@ def run_arguments(folder: Path, output: Path, *more: str) -> list[str]:
 
 
 def train_evaluate_predict(folder: Path, output: Path) -> dict:
-    """`qa-flax run`, with windows as long as the longest, which are not all on one host."""
+    """`qa-flax run` with batches padded to their longest window, whichever process has it."""
     data = folder / "data"
     arguments = run_arguments(
         folder,
@@ -101,7 +104,7 @@ def train_evaluate_predict(folder: Path, output: Path) -> dict:
 
 
 def one_question(folder: Path, output: Path) -> dict:
-    """Fewer questions than processes, and than a batch has rows; one without an answer."""
+    """`qa-flax run` with a single question: fewer than processes, and than rows of a batch."""
     file = folder / "data" / "one.jsonl"
     arguments = run_arguments(
         folder,
@@ -119,11 +122,11 @@ def one_question(folder: Path, output: Path) -> dict:
     return run(*parse_arguments(arguments))
 
 
-class Kill(TrainerCallback):
-    """Send this process SIGTERM at an event, the first time or a later one at that step."""
+class SendSigterm(TrainerCallback):
+    """Send this process SIGTERM at the n-th occurrence of an event at a step."""
 
-    def __init__(self, event: str, step: int, times: int = 1):
-        self._event, self._step, self._left = event, step, times
+    def __init__(self, event: str, step: int, n: int = 1):
+        self._event, self._step, self._remaining = event, step, n
 
     def on_step_begin(self, args, state, control, **kwargs):
         self._happens("on_step_begin", state)
@@ -139,24 +142,24 @@ class Kill(TrainerCallback):
 
     def _happens(self, event, state):
         if event == self._event and state.global_step == self._step:
-            self._left -= 1
-            if self._left:
+            self._remaining -= 1
+            if self._remaining:
                 return
             os.kill(os.getpid(), signal.SIGTERM)
-            if processes.count() > 1:  # JAX's service looks every second, and passes it on later
+            if processes.count() > 1:  # JAX's service polls for the signal every second
                 time.sleep(3.0)
 
 
-class Fail(TrainerCallback):
-    """Raise on one host."""
+class FailInProcess1(TrainerCallback):
+    """Raise an error in process 1."""
 
     def on_step_end(self, args, state, control, **kwargs):
         if processes.index() == 1 and state.global_step == 2:
-            raise RuntimeError("the disk of this host is on fire")
+            raise RuntimeError("the disk of this host is full")
 
 
 def library_trainer(output: Path, **changes) -> QuestionAnsweringTrainer:
-    """As in a script of one's own: every process has all the data."""
+    """A trainer as in a user's script: every process has all the data."""
     tokenizer, examples = tiny.tokenizer(), tiny.examples(answerable=True)
     settings = {
         "output_dir": str(output),
@@ -187,30 +190,31 @@ def library_trainer(output: Path, **changes) -> QuestionAnsweringTrainer:
 
 
 def in_a_script(folder: Path, output: Path) -> dict:
-    """The library, with all the data on every host: evaluation, all logits, one row alone."""
+    """Evaluate and predict with the library, and predict a single window; all data everywhere."""
     trainer = library_trainer(output)
     metrics = trainer.evaluate()
-    post, trainer.post_process_function = trainer.post_process_function, None
-    one = trainer.predict(trainer.eval_dataset.select([0]))
-    every = trainer.predict(trainer.eval_dataset)
-    trainer.post_process_function = post
+    post_process_function, trainer.post_process_function = trainer.post_process_function, None
+    single = trainer.predict(trainer.eval_dataset.select([0]))
+    full = trainer.predict(trainer.eval_dataset)
+    trainer.post_process_function = post_process_function
     if processes.is_main():
         output.mkdir(exist_ok=True)
-        logits = {"start": every.predictions[0], "end": every.predictions[1]}
-        np.savez(output / "logits.npz", one=one.predictions[0], labels=every.label_ids[0], **logits)
-    return metrics | {"loss of one": one.metrics["test_loss"]}
+        logits = {"start": full.predictions[0], "end": full.predictions[1]}
+        logits["single"] = single.predictions[0]
+        np.savez(output / "logits.npz", labels=full.label_ids[0], **logits)
+    return metrics | {"loss of single window": single.metrics["test_loss"]}
 
 
 def preempted(folder: Path, output: Path) -> dict:
-    """Train, or go on; where `kill.json` says, the last process gets SIGTERM, once."""
-    callbacks, kill = [], folder / "kill.json"
-    if processes.index() == processes.count() - 1 and kill.exists():
-        callbacks = [Kill(*json.loads(kill.read_text()))]
-        kill.unlink()
+    """Train, or resume; `signal.json` says when the last process gets SIGTERM, once."""
+    callbacks, signal_file = [], folder / "signal.json"
+    if processes.index() == processes.count() - 1 and signal_file.exists():
+        callbacks = [SendSigterm(*json.loads(signal_file.read_text()))]
+        signal_file.unlink()
     dropout = 0.0 if (folder / "no_dropout").exists() else 0.2
     trainer = library_trainer(output, callbacks=callbacks, dropout=dropout)
-    found = any(output.glob("checkpoint-*"))
-    trainer.train(resume_from_checkpoint=found or None)
+    has_checkpoint = any(output.glob("checkpoint-*"))
+    trainer.train(resume_from_checkpoint=has_checkpoint or None)
     trainer.predict(trainer.eval_dataset, trainer.eval_examples)
     if processes.is_main():
         leaves = jax.tree.leaves(weights_of(trainer.model).params)
@@ -219,17 +223,17 @@ def preempted(folder: Path, output: Path) -> dict:
 
 
 def resumed(folder: Path, output: Path) -> dict:
-    """Go on with what `preempted` has left, in the same folder."""
+    """Resume the run that `preempted` stopped, in its folder."""
     return preempted(folder, output.with_name("preempted"))
 
 
-def never_stopped(folder: Path, output: Path) -> dict:
-    """The run of `preempted` from its beginning to its end."""
+def uninterrupted(folder: Path, output: Path) -> dict:
+    """The run of `preempted` without a signal."""
     return preempted(folder, output)
 
 
-def divided(folder: Path, output: Path) -> dict:
-    """With the parameters divided over the cores of all hosts; saved, and gone on with."""
+def sharded(folder: Path, output: Path) -> dict:
+    """Train with parameters sharded over the cores of all processes, save, and resume."""
     halfway = {"save_steps": 2, "max_steps": 2, "disable_tqdm": False}
     library_trainer(output, shard_params=True, **halfway).train()
     trainer = library_trainer(output, shard_params=True)
@@ -241,77 +245,77 @@ def divided(folder: Path, output: Path) -> dict:
     return metrics
 
 
-class AtEveryStep(TrainerCallback):
-    """Calls `read(updates, state, model)` after each update, once for all events of it."""
+class AfterEachStep(TrainerCallback):
+    """Call `function(step, state, model)` after each update."""
 
-    def __init__(self, read):
-        self._read = read
+    def __init__(self, function):
+        self._function = function
 
     def on_step_end(self, args, state, control, model, **kwargs):
-        self._read(state.global_step, state, model)
+        self._function(state.global_step, state, model)
 
 
-def weights_in(file: Path) -> dict[str, np.ndarray]:
-    return load_file(file / "model.safetensors")
+def weights_in(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(folder / "model.safetensors")
 
 
-def reading(folder: Path, output: Path) -> dict:
-    """Every process reads the model after each update, and writes it after the second."""
-    wanted = {}
+def access_model(folder: Path, output: Path) -> dict:
+    """Every process reads the model after each update, and modifies it after the second."""
+    expected = {}
     for steps in (1, 2):
         changes = {"max_steps": steps, "eval_strategy": "no", "save_strategy": "no"}
-        trainer = library_trainer(output / "wanted", lr_scheduler_type="constant", **changes)
+        trainer = library_trainer(output / "expected", lr_scheduler_type="constant", **changes)
         trainer.train()
-        wanted[steps] = [np.asarray(a) for a in jax.tree.leaves(weights_of(trainer.model).params)]
-    found = {"right": [], "written": None}
+        expected[steps] = [np.asarray(a) for a in jax.tree.leaves(weights_of(trainer.model).params)]
+    results = {"is_expected": [], "is_modified": None}
 
-    def read(updates, state, model):
+    def access(step, state, model):
         arrays = [np.asarray(a) for a in jax.tree.leaves(weights_of(model).params)]
-        if updates in wanted:
-            found["right"].append(all(map(np.array_equal, arrays, wanted[updates])))
+        if step in expected:
+            results["is_expected"].append(all(map(np.array_equal, arrays, expected[step])))
             loss = trainer.evaluate()["eval_loss"]
-        if updates == 2:
+        if step == 2:
             model.head.outputs.kernel[...] = model.head.outputs.kernel[...] * 0
-            found["written"] = trainer.evaluate()["eval_loss"] != loss
+            results["is_modified"] = trainer.evaluate()["eval_loss"] != loss
 
-    changes = {"lr_scheduler_type": "constant", "callbacks": [AtEveryStep(read)]}
+    changes = {"lr_scheduler_type": "constant", "callbacks": [AfterEachStep(access)]}
     trainer = library_trainer(output, **changes)
     trainer.train()
-    end = [np.asarray(a) for a in jax.tree.leaves(weights_of(trainer.model).params)]
-    return found | {"end": [float(np.abs(a).sum()) for a in end]}
+    final = [np.asarray(a) for a in jax.tree.leaves(weights_of(trainer.model).params)]
+    return results | {"final_sums": [float(np.abs(a).sum()) for a in final]}
 
 
-def reading_shards(folder: Path, output: Path) -> dict:
-    """One process alone cannot read shards; all together can save and evaluate."""
-    found = {"errors": [], "losses": []}
+def access_sharded_model(folder: Path, output: Path) -> dict:
+    """A single process cannot read shards; all processes together can save and evaluate."""
+    results = {"errors": [], "losses": []}
 
-    def read(updates, state, model):
-        if state.is_world_process_zero:  # as scripts do that save by themselves
+    def access(step, state, model):
+        if state.is_world_process_zero:  # as in scripts that save the model themselves
             try:
-                model.save_pretrained(output / "alone")
+                model.save_pretrained(output / "process-0")
             except RuntimeError as error:
-                found["errors"].append(str(error))
-        trainer.save_model(output / f"saved-{updates}")
-        found["losses"].append(trainer.evaluate()["eval_loss"])
-        np.asarray(model.head.outputs.kernel[...])  # gathered just now
+                results["errors"].append(str(error))
+        trainer.save_model(output / f"saved-{step}")
+        results["losses"].append(trainer.evaluate()["eval_loss"])
+        np.asarray(model.head.outputs.kernel[...])  # `evaluate` has gathered the weights
 
     changes = {"shard_params": True, "save_strategy": "no", "eval_strategy": "no", "max_steps": 2}
-    trainer = library_trainer(output, callbacks=[AtEveryStep(read)], **changes)
+    trainer = library_trainer(output, callbacks=[AfterEachStep(access)], **changes)
     trainer.train()
     if processes.is_main():
-        for updates in (1, 2):
-            saved = weights_in(output / f"saved-{updates}")
-            found[f"sum {updates}"] = float(sum(abs(array).sum() for array in saved.values()))
-    return found
+        for step in (1, 2):
+            saved = weights_in(output / f"saved-{step}")
+            results[f"sum {step}"] = float(sum(abs(array).sum() for array in saved.values()))
+    return results
 
 
-def writing_apart(folder: Path, output: Path) -> dict:
-    """The processes write other weights: each would train a model of its own from then on."""
+def write_different_weights(folder: Path, output: Path) -> dict:
+    """The processes write different weights into the model, which must be an error."""
 
-    def read(updates, state, model):
+    def write(step, state, model):
         model.head.outputs.bias[...] = np.full(2, processes.index(), np.float32)
 
-    trainer = library_trainer(output, callbacks=[AtEveryStep(read)], save_strategy="no")
+    trainer = library_trainer(output, callbacks=[AfterEachStep(write)], save_strategy="no")
     try:
         trainer.train()
     except ProcessError as error:
@@ -319,17 +323,17 @@ def writing_apart(folder: Path, output: Path) -> dict:
     return {}
 
 
-def failing(folder: Path, output: Path) -> dict:
-    library_trainer(output, callbacks=[Fail]).train()
+def fail(folder: Path, output: Path) -> dict:
+    library_trainer(output, callbacks=[FailInProcess1]).train()
     return {}
 
 
-def late(folder: Path, output: Path) -> dict:
-    """Process 0 waits a second for one that comes after two."""
+def time_out(folder: Path, output: Path) -> dict:
+    """Process 0 waits one second for process 1, which takes two."""
     if processes.index() == 1:
         time.sleep(2)
     try:
-        exchange.all_gather_bytes("a race", b"", timeout=1.0 if processes.index() == 0 else 60.0)
+        exchange.all_gather_bytes("test", b"", timeout=1.0 if processes.index() == 0 else 60.0)
     except ProcessError as error:
         return {"error": str(error)}
     return {}
@@ -338,19 +342,19 @@ def late(folder: Path, output: Path) -> dict:
 JOBS = {
     "all": [
         resumed,
-        never_stopped,
+        uninterrupted,
         train_evaluate_predict,
         one_question,
         in_a_script,
-        reading,
-        reading_shards,
-        writing_apart,
-        late,
-        failing,
+        access_model,
+        access_sharded_model,
+        write_different_weights,
+        time_out,
+        fail,
     ],
     "preempted": [preempted],
-    "resumed": [resumed, never_stopped],
-    "divided": [divided],
+    "resumed": [resumed, uninterrupted],
+    "sharded": [sharded],
 }
 
 
@@ -358,13 +362,13 @@ def main() -> None:
     jobs, folder, count = sys.argv[1].split(","), Path(sys.argv[2]), int(sys.argv[3])
     for job in jobs:
         children = []
-        for index, arguments in enumerate(joining(count, free_port())):
+        for index, arguments in enumerate(join_arguments(count, free_port())):
             name = folder / "logs" / f"{job}-{index}"
             if not (child := os.fork()):
                 log = os.open(name.with_suffix(".log"), os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
                 for stream in (1, 2):
                     os.dup2(log, stream)
-                do(job, folder, arguments)
+                run_job(job, folder, arguments)
                 return
             children.append((name, child))
         for name, child in children:
@@ -372,16 +376,16 @@ def main() -> None:
             name.with_suffix(".status").write_text(str(status))
 
 
-def do(job: str, folder: Path, arguments: list[str]) -> None:
-    """All parts of a job, as one of the processes; what they find is written after each."""
+def run_job(job: str, folder: Path, arguments: list[str]) -> None:
+    """Call a job's functions in this process; results are written after each of them."""
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    (given,) = HfArgumentParser(DistributedArguments).parse_args_into_dataclasses(arguments)
-    start(given)
-    failure.end_together()
-    found = {}
-    for part in JOBS[job]:
-        found[part.__name__] = part(folder, folder / part.__name__)
-        (folder / f"{job}-{processes.index()}.json").write_text(json.dumps(found))
+    (distributed,) = HfArgumentParser(DistributedArguments).parse_args_into_dataclasses(arguments)
+    start(distributed)
+    failure.propagate_failures()
+    results = {}
+    for function in JOBS[job]:
+        results[function.__name__] = function(folder, folder / function.__name__)
+        (folder / f"{job}-{processes.index()}.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Real processes of one run on this machine, each with its own simulated cores."""
+"""Start processes of one run on this machine, each with its own simulated cores."""
 
 import os
 import socket
@@ -9,38 +9,38 @@ from typing import NamedTuple
 
 from packaging.version import Version
 
-# Everything that is compiled is kept in `QA_FLAX_TEST_COMPILED`, and read from there.
+# JAX's settings to cache every compiled program, in the folder `QA_FLAX_TEST_COMPILED`.
 COMPILED_FOR_ALL = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": 0.0,
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": -1,
 }
-# A `sitecustomize` for processes that are started: there is no torch, as where only qa_flax's own
-# dependencies are installed. transformers would import it, for longer than all else takes.
+# A folder with a `sitecustomize` that hides torch from started processes, as if only qa_flax's
+# dependencies were installed. Otherwise transformers imports torch, which takes most of the start.
 WITHOUT_TORCH = Path(__file__).parent / "without_torch"
 
 
 def compiler_flags(cores: int) -> str:
-    """XLA's, for thousands of small programs that run a few times each.
+    """XLA flags that compile fast, for thousands of small programs that run only a few times.
 
-    LLVM's optimising is left out, XLA's own is not; and XLA's older code generator for CPUs, where
-    there still is one, takes a third of the newer one's time for the same fusions. To have both
-    back: `XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true"`.
+    They turn off LLVM's optimisations, but not XLA's. They also choose XLA's older code generator
+    for CPUs, where it still exists: it needs a third of the newer one's time. To restore both, set
+    `XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true"`.
     """
     flags = [
         f"--xla_force_host_platform_device_count={cores}",
         "--xla_backend_optimization_level=0",
         "--xla_cpu_parallel_codegen_split_count=1",
     ]
-    if Version(version("jaxlib")) < Version("0.11"):  # a flag that XLA does not know ends a process
+    if Version(version("jaxlib")) < Version("0.11"):  # XLA aborts at an unknown flag
         flags.append("--xla_cpu_use_fusion_emitters=false")
     return " ".join(flags)
 
 
-class Ended(NamedTuple):
-    """How a process ended: its exit status, and all that it wrote."""
+class ProcessResult(NamedTuple):
+    """The exit status of a process, and its output: stdout and stderr together."""
 
     status: int
-    text: str
+    output: str
 
 
 def free_port() -> int:
@@ -49,8 +49,8 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def joining(count: int, port: int) -> list[list[str]]:
-    """The arguments by which each of `count` processes finds the others."""
+def join_arguments(count: int, port: int) -> list[list[str]]:
+    """The command line arguments with which each of `count` processes joins the run."""
     if count == 1:
         return [[]]
     return [
@@ -66,7 +66,7 @@ def joining(count: int, port: int) -> list[list[str]]:
 
 
 def environment(cores: int) -> dict[str, str]:
-    """That of the tests, but for the number of cores; what is compiled is kept for all."""
+    """The environment of a process with `cores` cores that shares the tests' compilation cache."""
     return os.environ | {
         "XLA_FLAGS": compiler_flags(cores),
         "JAX_PLATFORMS": "cpu",

@@ -1,4 +1,4 @@
-"""A checkpoint of next to nothing."""
+"""Save a checkpoint with a tiny training state."""
 
 import numpy as np
 

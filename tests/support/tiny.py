@@ -1,4 +1,4 @@
-"""Doubles made on the spot: a tokenizer, a dozen examples full of traps, a loud tiny BERT."""
+"""Small test data built in memory: a tokenizer, twelve tricky examples, and a tiny BERT."""
 
 import datasets
 import numpy as np
@@ -59,22 +59,22 @@ def rows() -> list[dict]:
 
 
 def examples(answerable: bool = False) -> datasets.Dataset:
-    """All twelve, or the eleven that have an answer."""
+    """All twelve examples, or only the eleven with an answer."""
     return load_examples([row for row in rows() if row["answers"]["text"] or not answerable])
 
 
 def tokenizer() -> BertTokenizerFast:
-    """WordPiece with BERT's special tokens: some whole words, and every character of the texts.
+    """WordPiece with BERT's special tokens; its vocabulary has every character and some words.
 
-    The vocabulary is written, not trained: training breaks ties differently in every process.
+    The vocabulary is computed, not trained: training breaks ties differently in every process.
     """
     normalizer = normalizers.BertNormalizer(lowercase=True)
     texts = [normalizer.normalize_str(text) for text in [*CONTEXTS, *(q for q, *_ in QUESTIONS)]]
     characters = sorted(set("".join(texts)) - {" "})
     words = sorted(set(" ".join(texts).split()))[::2]
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    pieces = special + characters + [f"##{c}" for c in characters] + words
-    vocabulary = {piece: n for n, piece in enumerate(dict.fromkeys(pieces))}
+    tokens = special + characters + [f"##{c}" for c in characters] + words
+    vocabulary = {token: n for n, token in enumerate(dict.fromkeys(tokens))}
     assert len(vocabulary) <= VOCABULARY
     backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     backend.normalizer = normalizer
@@ -89,7 +89,7 @@ def tokenizer() -> BertTokenizerFast:
 
 
 def config(**changes) -> BertConfig:
-    """Small, and loud: at HF's default range a wrong activation would not be seen."""
+    """A small BERT; its weights are ten times larger than HF's default, to make errors visible."""
     settings = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
@@ -109,9 +109,9 @@ def model(seed: int = 0, **changes) -> AutoModelForQuestionAnswering:
 
 
 def random_batch(rng: np.random.Generator, rows: int, length: int = 24) -> dict[str, np.ndarray]:
-    """`[rows, length]` inputs of several lengths, with labels; all rows valid."""
-    real = rng.integers(6, length + 1, rows)
-    mask = (np.arange(length) < real[:, None]).astype(np.int32)
+    """Inputs `[rows, length]` with different amounts of padding, and labels; all rows are valid."""
+    lengths = rng.integers(6, length + 1, rows)
+    mask = (np.arange(length) < lengths[:, None]).astype(np.int32)
     return {
         "input_ids": rng.integers(5, VOCABULARY, (rows, length)).astype(np.int32) * mask,
         "attention_mask": mask,

@@ -1,4 +1,4 @@
-"""`qa-flax run` with a tiny checkpoint."""
+"""Call `qa-flax run` with arguments that fit a tiny checkpoint."""
 
 from qa_flax.cli import main
 

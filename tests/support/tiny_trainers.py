@@ -1,4 +1,4 @@
-"""Trainers of tiny models, and what they are compared by."""
+"""Build trainers of tiny models, and compare two finished runs."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from qa_flax import (
 from qa_flax.train import checkpoints
 
 WINDOW = {"max_seq_length": 64, "doc_stride": 16}
-# Of a run that is stopped and gone on with.
+# For runs that are interrupted and resumed.
 RUN = {
     "save_strategy": "steps",
     "save_steps": 1,
@@ -57,7 +57,7 @@ def compute_metrics(scored):
 
 
 def trainer_in(folder, examples, tokenizer, callbacks=None, model=None, **changes):
-    """One whose checkpoints of every step lie in the folder."""
+    """A trainer that saves a checkpoint after every step, in `folder`."""
     return QuestionAnsweringTrainer(
         model=tiny.model(hidden_dropout_prob=0.2) if model is None else model,
         args=arguments(folder, **(RUN | changes)),
@@ -71,11 +71,13 @@ def trainer_in(folder, examples, tokenizer, callbacks=None, model=None, **change
     )
 
 
-def assert_same_run(one, other):
-    """Model, optimizer, log history and best model of two trainers that came to the end."""
-    jax.tree.map(np.testing.assert_array_equal, *(nnx.split(t.model)[1] for t in (one, other)))
+def assert_same_run(expected, actual):
+    """Two finished trainers have equal models, optimizer states, log histories and best models."""
+    jax.tree.map(
+        np.testing.assert_array_equal, *(nnx.split(t.model)[1] for t in (expected, actual))
+    )
     states = []
-    for trainer in (one, other):
+    for trainer in (expected, actual):
         folder = checkpoints.find(True, Path(trainer.args.output_dir))
         with ocp.StandardCheckpointer() as checkpointer:
             states.append(checkpointer.restore((folder / "train_state").absolute()))
@@ -83,9 +85,9 @@ def assert_same_run(one, other):
     assert len(states[0]) > 2 * 20
     for name, array in states[0].items():
         np.testing.assert_array_equal(array, states[1][name], err_msg=name)
-    assert without_times(one) == without_times(other)
+    assert without_times(actual) == without_times(expected)
     for name in ("global_step", "epoch", "best_metric", "best_global_step", "max_steps"):
-        assert getattr(one.state, name) == getattr(other.state, name), name
+        assert getattr(actual.state, name) == getattr(expected.state, name), name
 
 
 def without_times(trainer):

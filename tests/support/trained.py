@@ -1,4 +1,4 @@
-"""Tokenizers of the three kinds, trained on the spot; each is made like a well-known model's."""
+"""Train small tokenizers of three kinds, built like those of BERT, RoBERTa and XLM-R."""
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -12,7 +12,7 @@ TEXTS = [
 
 
 def word_piece(*, texts=TEXTS, vocab_size=120, **settings):
-    """BERT's."""
+    """BERT's: WordPiece, lower case."""
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -24,7 +24,7 @@ def word_piece(*, texts=TEXTS, vocab_size=120, **settings):
     backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
-    return _with_names(backend, inputs, names | settings)
+    return _wrap(backend, inputs, names | settings)
 
 
 def byte_level(add_prefix_space=False, *, texts=TEXTS, vocab_size=330, **settings):
@@ -41,7 +41,7 @@ def byte_level(add_prefix_space=False, *, texts=TEXTS, vocab_size=330, **setting
     backend.post_processor = processors.RobertaProcessing(
         ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=add_prefix_space
     )
-    return _with_names(backend, ["input_ids", "attention_mask"], _ROBERTA_NAMES | settings)
+    return _wrap(backend, ["input_ids", "attention_mask"], _ROBERTA_NAMES | settings)
 
 
 def metaspace(*, texts=TEXTS, vocab_size=150, **settings):
@@ -59,7 +59,7 @@ def metaspace(*, texts=TEXTS, vocab_size=150, **settings):
     backend.post_processor = processors.TemplateProcessing(
         "<s> $A </s>", "<s> $A </s> </s> $B </s>", [("<s>", 0), ("</s>", 2)]
     )
-    return _with_names(backend, ["input_ids", "attention_mask"], _ROBERTA_NAMES | settings)
+    return _wrap(backend, ["input_ids", "attention_mask"], _ROBERTA_NAMES | settings)
 
 
 _ROBERTA_NAMES = {
@@ -70,5 +70,5 @@ _ROBERTA_NAMES = {
 }
 
 
-def _with_names(backend, inputs, names):
+def _wrap(backend, inputs, names):
     return PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=inputs, **names)

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not there, whatever happened to it or to the process that saved it."""
+"""Checkpoints are complete or invalid, even if the process that saves one is killed."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from qa_flax.train.checkpoints import ResumeError
 
 @pytest.fixture
 def saved(tmp_path):
-    for step in (2, 10):  # by number, not by name
+    for step in (2, 10):  # sorted by name, 10 would come first
         save(tmp_path / f"checkpoint-{step}")
     return tmp_path
 
@@ -46,10 +46,10 @@ def remove(name):
 
 
 DAMAGES = {
-    "cut off": (truncate, r"model.safetensors has 4999 bytes, of 5000"),
-    "one byte": (change, r"model.safetensors has another content .*SHA-256"),
+    "truncated": (truncate, r"model.safetensors has 4999 bytes, expected 5000"),
+    "one byte changed": (change, r"model.safetensors has changed since it was saved .*SHA-256"),
     "no file": (remove("model.safetensors"), "model.safetensors is missing"),
-    "no manifest": (remove("manifest.json"), "no manifest.json: its saving was cut off"),
+    "no manifest": (remove("manifest.json"), "no manifest.json: saving it was interrupted"),
     "no run": (remove("run.json"), "has no run.json"),
     "empty folder": (empty, "has no trainer_state.json, train_state, run.json"),
     "bad manifest": (
@@ -60,33 +60,35 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_and_refused(saved, caplog, damage):
-    spoil, message = DAMAGES[damage]
+def test_a_damaged_checkpoint_is_skipped_or_refused(saved, caplog, damage):
+    apply_damage, message = DAMAGES[damage]
     newest = saved / "checkpoint-10"
     assert checkpoints.find(True, saved) == newest
-    spoil(newest)
+    apply_damage(newest)
     with pytest.raises(ResumeError, match=message) as refused:
         checkpoints.find(newest, saved)
-    assert "Give another" in str(refused.value)
+    assert "Pass another checkpoint" in str(refused.value)
     assert checkpoints.find(True, saved) == saved / "checkpoint-2"
-    assert "checkpoint-10 is passed over" in caplog.text
-    spoil(saved / "checkpoint-2")
-    with pytest.raises(ResumeError, match=r"no checkpoint-<step> in .* could be resumed from"):
+    assert f"Skipping {newest}: " in caplog.text
+    apply_damage(saved / "checkpoint-2")
+    with pytest.raises(ResumeError, match=r"no checkpoint-<step> in .* can be resumed from"):
         checkpoints.find(True, saved)
 
 
-def test_what_is_read_is_what_was_saved(saved):
-    found, run = checkpoints.load_state(saved / "checkpoint-10", STATE)
-    np.testing.assert_array_equal(found["a"], STATE["a"])
-    assert found["b"]["c"] == 7
+def test_load_state_returns_what_save_state_wrote(saved):
+    state, run = checkpoints.load_state(saved / "checkpoint-10", STATE)
+    np.testing.assert_array_equal(state["a"], STATE["a"])
+    assert state["b"]["c"] == 7
     assert run == {"step": "checkpoint-10"}
-    halves = STATE | {"a": STATE["a"].astype(np.float16)}
-    with pytest.raises(ResumeError, match=r"\['a'\] is float32, here float16"):
-        checkpoints.load_state(saved / "checkpoint-10", halves)
+    half_precision = STATE | {"a": STATE["a"].astype(np.float16)}
+    with pytest.raises(
+        ResumeError, match=r"\['a'\] has dtype float32 in the checkpoint, float16 now"
+    ):
+        checkpoints.load_state(saved / "checkpoint-10", half_precision)
 
 
-def test_what_a_killed_process_left_is_put_right(saved):
-    """Killed while it filled a folder, between the two renames, and while it deleted one."""
+def test_recover_cleans_up_after_a_killed_process(saved):
+    """Killed while it filled a folder, between the two renames, or while it deleted one."""
     shutil.copytree(saved / "checkpoint-2", saved / ".checkpoint-11.new")
     (saved / "checkpoint-10").rename(saved / ".checkpoint-10.old")
     (saved / "checkpoint-2").rename(saved / ".checkpoint-2.deleted")
@@ -97,7 +99,7 @@ def test_what_a_killed_process_left_is_put_right(saved):
     assert [path.name for path in saved.iterdir()] == ["checkpoint-10"]
 
 
-def test_the_same_step_again_replaces_and_an_error_does_not(saved):
+def test_saving_the_same_step_replaces_it_unless_saving_fails(saved):
     other = STATE | {"b": {"c": np.int32(8)}}
     with pytest.raises(OSError, match="full"):  # noqa: SIM117
         with checkpoints.new_folder(saved / "checkpoint-10"):
@@ -109,7 +111,7 @@ def test_the_same_step_again_replaces_and_an_error_does_not(saved):
 
 
 @pytest.mark.parametrize(
-    ("limit", "best", "left"),
+    ("limit", "best", "remaining"),
     [
         (None, None, [2, 10, 11, 12]),
         (0, None, [2, 10, 11, 12]),
@@ -119,33 +121,34 @@ def test_the_same_step_again_replaces_and_an_error_does_not(saved):
         (1, 12, [12]),
     ],
 )
-def test_rotation_is_that_of_transformers(saved, tmp_path_factory, limit, best, left):
+def test_rotation_equals_that_of_transformers(saved, tmp_path_factory, limit, best, remaining):
     from transformers.trainer_utils import rotate_checkpoints
 
     for step in (11, 12):
         shutil.copytree(saved / "checkpoint-2", saved / f"checkpoint-{step}")
-    theirs = tmp_path_factory.mktemp("theirs")
-    shutil.copytree(saved, theirs, dirs_exist_ok=True)
+    reference = tmp_path_factory.mktemp("transformers")
+    shutil.copytree(saved, reference, dirs_exist_ok=True)
 
     def name(root):
         return None if best is None else str(root / f"checkpoint-{best}")
 
     checkpoints.rotate(saved, limit, saved / "checkpoint-12", name(saved))
-    rotate_checkpoints(str(theirs), limit, name(theirs))
-    assert [int(p.name.partition("-")[2]) for p in checkpoints.all_of(saved)] == left
-    assert {p.name for p in saved.iterdir()} == {p.name for p in theirs.iterdir()}
+    rotate_checkpoints(str(reference), limit, name(reference))
+    paths = checkpoints.list_checkpoints(saved)
+    assert [int(path.name.partition("-")[2]) for path in paths] == remaining
+    assert {path.name for path in saved.iterdir()} == {path.name for path in reference.iterdir()}
 
 
-def test_rotation_keeps_what_was_saved_last_and_not_one_that_is_damaged(saved):
-    """Gone on from step 2, as the checkpoint of step 10 is damaged, and saved at step 3."""
+def test_rotation_retains_the_checkpoint_just_saved_rather_than_a_damaged_later_one(saved):
+    """Step 10 is damaged, so the run resumes from step 2 and saves step 3."""
     truncate(saved / "checkpoint-10")
     save(saved / "checkpoint-3")
     checkpoints.rotate(saved, 1, saved / "checkpoint-3", None)
     assert [path.name for path in saved.iterdir()] == ["checkpoint-3"]
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
-    """The kernel refuses to write more: the process fails, and what was saved is there."""
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
+    """A file size limit stands in for a full disk: writes fail with an OSError."""
     program = (
         "import resource, signal, sys, pathlib\n"
         "from saved_state import save\n"
@@ -155,15 +158,15 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
         "save(root / 'checkpoint-2')\n"
     )
-    ended = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)],
         env=environment(1),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert ended.returncode != 0
-    assert "too large" in ended.stderr or "EFBIG" in ended.stderr, ended.stderr[-2000:]
+    assert result.returncode != 0
+    assert "too large" in result.stderr or "EFBIG" in result.stderr, result.stderr[-2000:]
     checkpoints.recover(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
     assert checkpoints.find(True, tmp_path).name == "checkpoint-1"
@@ -173,7 +176,7 @@ KILLS = [1, pytest.param(20, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("kills", KILLS)
-def test_kill_9_while_saving_loses_at_most_the_one_being_saved(tmp_path, kills):
+def test_kill_9_loses_at_most_the_checkpoint_being_saved(tmp_path, kills):
     program = (
         "import pathlib, sys, itertools\n"
         "from saved_state import save\n"
@@ -196,10 +199,10 @@ def test_kill_9_while_saving_loses_at_most_the_one_being_saved(tmp_path, kills):
         assert process.stdout.readline().strip() == str(step)
         time.sleep(rng.uniform(0.0, 0.5))
         os.kill(process.pid, signal.SIGKILL)
-        said = process.communicate()[0].split()
-        announced = int(said[-1]) if said else step
-        found = checkpoints.find(True, tmp_path)
-        assert int(found.name.partition("-")[2]) in (announced, announced + 1)
-        assert checkpoints.load_state(found, STATE)[1] == {"step": found.name}
-        json.loads((found / "manifest.json").read_text())
-        step = announced + 2
+        printed = process.communicate()[0].split()
+        last_saved = int(printed[-1]) if printed else step
+        path = checkpoints.find(True, tmp_path)
+        assert int(path.name.partition("-")[2]) in (last_saved, last_saved + 1)
+        assert checkpoints.load_state(path, STATE)[1] == {"step": path.name}
+        json.loads((path / "manifest.json").read_text())
+        step = last_saved + 2

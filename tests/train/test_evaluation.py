@@ -1,4 +1,4 @@
-"""What evaluation may be asked for: several sets, inputs, losses, bfloat16, a device report."""
+"""Options of evaluation: several data sets, inputs, losses, bfloat16, a device report."""
 
 import logging
 import re
@@ -36,7 +36,7 @@ def first_logit(scored):
     return {"first": float(scored.predictions[0][0, 0])}
 
 
-def test_each_of_several_sets_has_metrics_of_its_own(tmp_path, windows):
+def test_each_of_several_data_sets_has_its_own_metrics(tmp_path, windows):
     sets = {"few": windows.select(range(3)), "more": windows.select(range(2, 20))}
     names = []
 
@@ -54,20 +54,20 @@ def test_each_of_several_sets_has_metrics_of_its_own(tmp_path, windows):
     )
     metrics = trainer.evaluate()
     assert {f"eval_{s}_{n}" for s in sets for n in ("loss", "first", "runtime")} <= set(metrics)
-    for name, one in sets.items():
-        alone = trainer.evaluate(one, metric_key_prefix=f"eval_{name}")
+    for name, dataset in sets.items():
+        expected = trainer.evaluate(dataset, metric_key_prefix=f"eval_{name}")
         for key in (f"eval_{name}_loss", f"eval_{name}_first"):
-            assert metrics[key] == alone[key]
+            assert metrics[key] == expected[key]
     assert metrics["eval_few_first"] != metrics["eval_more_first"]
     names.clear()
     trainer.train()
-    assert [any("few" in key for key in one) for one in names] == [True, False]
+    assert [any("few" in key for key in keys) for keys in names] == [True, False]
     assert trainer.state.best_metric == trainer.evaluate()["eval_more_first"]
 
 
-def test_several_sets_of_answers(tmp_path, examples):
-    halves = {"one": examples.select(range(5)), "two": examples.select(range(5, 11))}
-    cut = {
+def test_several_data_sets_with_examples(tmp_path, examples):
+    halves = {"first": examples.select(range(5)), "second": examples.select(range(5, 11))}
+    windows = {
         name: prepare_validation_features(rows, tiny.tokenizer(), **WINDOW)
         for name, rows in halves.items()
     }
@@ -82,34 +82,34 @@ def test_several_sets_of_answers(tmp_path, examples):
     trainer = QuestionAnsweringTrainer(
         tiny.model(),
         arguments(tmp_path),
-        eval_dataset=cut,
+        eval_dataset=windows,
         eval_examples=halves,
         post_process_function=post_process,
         compute_metrics=lambda scored: squad_metric(*scored),
     )
     metrics = trainer.evaluate()
     for name in halves:
-        alone = trainer.evaluate(cut[name], halves[name])
-        assert metrics[f"eval_{name}_f1"] == alone["eval_f1"]
+        expected = trainer.evaluate(windows[name], halves[name])
+        assert metrics[f"eval_{name}_f1"] == expected["eval_f1"]
 
 
-def test_inputs_and_losses_go_to_compute_metrics_where_asked_for(tmp_path, windows):
+def test_include_for_metrics_passes_inputs_and_losses_to_compute_metrics(tmp_path, windows):
     few = windows.select(range(9))
-    seen = []
+    calls = []
 
-    def compute_metrics(scored):
-        seen.append(scored)
+    def compute_metrics(prediction):
+        calls.append(prediction)
         return {}
 
     args = arguments(tmp_path, include_for_metrics=["inputs", "loss"])
     trainer = Trainer(tiny.model(), args, eval_dataset=few, compute_metrics=compute_metrics)
     loss = trainer.evaluate()["eval_loss"]
-    np.testing.assert_array_equal(seen[0].inputs, few["input_ids"])
-    assert seen[0].losses.shape == (9,)
-    assert float(np.mean(seen[0].losses, dtype=np.float64)) == loss
+    np.testing.assert_array_equal(calls[0].inputs, few["input_ids"])
+    assert calls[0].losses.shape == (9,)
+    assert float(np.mean(calls[0].losses, dtype=np.float64)) == loss
 
 
-def test_prediction_loss_only(tmp_path, windows):
+def test_prediction_loss_only_does_not_call_compute_metrics(tmp_path, windows):
     args = arguments(tmp_path, prediction_loss_only=True)
     trainer = Trainer(
         tiny.model(), args, eval_dataset=windows, compute_metrics=lambda scored: 1 / 0
@@ -119,19 +119,19 @@ def test_prediction_loss_only(tmp_path, windows):
     }
 
 
-def test_functions_that_raise_leave_the_trainer_as_it_was(tmp_path, windows):
+def test_an_error_in_compute_metrics_does_not_change_the_trainer(tmp_path, windows):
     def failing(scored):
-        raise KeyError("mine")
+        raise KeyError("no such metric")
 
     trainer = Trainer(tiny.model(), arguments(tmp_path), eval_dataset=windows)
     trainer.compute_metrics = failing
-    with pytest.raises(KeyError, match="mine"):
+    with pytest.raises(KeyError, match="no such metric"):
         trainer.evaluate()
     assert trainer.compute_metrics is failing
     assert trainer.state.log_history == []
 
 
-def test_bf16_full_eval_evaluates_in_bfloat16_alone(tmp_path, windows):
+def test_bf16_full_eval_evaluates_in_bfloat16(tmp_path, windows):
     logits = {}
     for name, settings in {"f32": {}, "bf16": {"bf16_full_eval": True}}.items():
         trainer = Trainer(tiny.model(), arguments(tmp_path, **settings))
@@ -141,27 +141,24 @@ def test_bf16_full_eval_evaluates_in_bfloat16_alone(tmp_path, windows):
     assert 1e-4 < difference < 0.1 * np.abs(logits["f32"]).max()
 
 
-def test_the_devices_report(tmp_path, windows, capsys):
+def test_tpu_metrics_debug_prints_a_device_report(tmp_path, windows, capsys):
     args = arguments(
         tmp_path, debug=["tpu_metrics_debug"], eval_strategy="epoch", max_steps=3, seed=17
     )
     trainer = Trainer(
-        tiny.model(hidden_dropout_prob=0.17),  # a step that no other test has compiled
+        tiny.model(hidden_dropout_prob=0.17),  # no other test compiles this step
         args,
         train_dataset=windows.select(range(20)),
         eval_dataset=windows.select(range(10)),
     )
     trainer.train()
-    shown = capsys.readouterr().err
-    evaluation, training = re.findall(r"Device, (.*):\n((?:  .*\n)+)", shown)
+    text = capsys.readouterr().err
+    evaluation, training = re.findall(r"Device, (.*):\n((?:  .*\n)+)", text)
     assert evaluation[0] == "eval of 10 windows"
     assert training[0] == "training"
-    steps, size = (
-        1,
-        int(re.search(r"to the host: ([\d,]+) bytes", evaluation[1])[1].replace(",", "")),
-    )
-    assert f"steps: {steps}, " in evaluation[1]
-    assert size >= 10 * 2 * 64 * 4  # two float32 logits a token
+    size = re.search(r"to the host: ([\d,]+) bytes", evaluation[1])[1].replace(",", "")
+    assert "steps: 1, " in evaluation[1]
+    assert int(size) >= 10 * 2 * 64 * 4  # two float32 logits a token
     assert "steps: 3, " in training[1]
     assert "to the host: 24 bytes" in training[1]
     assert int(re.search(r"compiled: (\d+) times", training[1])[1]) >= 1
@@ -169,7 +166,7 @@ def test_the_devices_report(tmp_path, windows, capsys):
 
 @pytest.fixture
 def levels():
-    """Nothing of what a test sets is left."""
+    """The current log levels, as a function; they are restored after the test."""
     loggers = [logging.getLogger(name) for name in ("transformers", "qa_flax")]
     before = [logger.level for logger in loggers]
     yield lambda: [logger.level for logger in loggers]
@@ -177,7 +174,7 @@ def levels():
         logger.setLevel(level)
 
 
-def test_log_level_is_that_of_the_arguments(tmp_path, levels):
+def test_the_log_level_is_set_from_the_arguments(tmp_path, levels):
     before = levels()
     Trainer(tiny.model(), arguments(tmp_path))
     assert levels() == before

@@ -1,4 +1,4 @@
-"""Whoever reads the model, at whatever event, sees the weights of the last finished update."""
+"""At every event, every way to read the model gives the weights of the latest update."""
 
 import copy
 import itertools
@@ -38,7 +38,7 @@ SETTINGS = {
     "max_steps": UPDATES,
     "gradient_accumulation_steps": 2,
     "learning_rate": 1e-2,
-    "lr_scheduler_type": "constant",  # of any number of updates the first are the same
+    "lr_scheduler_type": "constant",  # runs of different max_steps share their first updates
     "logging_steps": 1,
     "eval_strategy": "steps",
     "eval_steps": 2,
@@ -80,7 +80,7 @@ def trainer_of(folder, model, windows, callbacks=None, **changes):
 
 
 def values(model):
-    """Every number that a checkpoint holds, by its path."""
+    """All variables of the model as NumPy arrays, by path."""
     state = nnx.to_flat_state(nnx.state(model))
     return {path: np.array(variable[...]) for path, variable in state}
 
@@ -90,11 +90,11 @@ def same(one, other):
 
 
 @pytest.fixture(scope="module")
-def truth(tmp_path_factory, windows):
-    """`truth(kind)[n]`: the weights after n updates, of a run that ended there."""
+def weights_after(tmp_path_factory, windows):
+    """`weights_after(kind)[n]`: the final weights of a run of n updates."""
     cache = {}
 
-    def of(kind):
+    def run(kind):
         if kind not in cache:
             make, changes = KINDS[kind]
             cache[kind] = [values(make())]
@@ -108,11 +108,11 @@ def truth(tmp_path_factory, windows):
                 assert not same(earlier, later)
         return cache[kind]
 
-    return of
+    return run
 
 
 class Reader(TrainerCallback):
-    """At every event calls `read(event, updates finished, kwargs)`, but not from within itself."""
+    """Calls `read(event, finished updates, kwargs)` at every event that `read` does not cause."""
 
     def __init__(self, read):
         self._read, self._is_reading = read, False
@@ -121,142 +121,155 @@ class Reader(TrainerCallback):
         if not name.startswith("on_"):
             return super().__getattribute__(name)
 
-        def called(args, state, control, **kwargs):
+        def on_event(args, state, control, **kwargs):
             if name not in EVENTS or self._is_reading:
                 return
             self._is_reading = True
-            # transformers counts an update when the optimizer has taken it, one event later.
+            # transformers counts an update one event later, after `on_optimizer_step`.
             self._read(name, state.global_step + (name == "on_optimizer_step"), kwargs)
             self._is_reading = False
 
-        return called
+        return on_event
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_at_every_event_every_reader_sees_the_last_update(tmp_path, windows, truth, kind):
+def test_every_way_to_read_gives_the_latest_weights_at_every_event(
+    tmp_path, windows, weights_after, kind
+):
     make, changes = KINDS[kind]
-    model, wanted = make(), truth(kind)
-    held = model.head.outputs.kernel  # as a script may have kept it from before
+    model, expected = make(), weights_after(kind)
+    variable = model.head.outputs.kernel  # a script may have read it before the training
     path = ("head", "outputs", "kernel")
-    seen = dict.fromkeys(EVENTS, 0)
+    counts = dict.fromkeys(EVENTS, 0)
     few = windows.select(range(3))
-    logits, alone = [], make()  # after each update, as a model of its own gives them
-    apart = Trainer(alone, arguments(tmp_path))
-    for weights in wanted:
-        nnx.update(alone, nnx.from_flat_state({p: nnx.Param(a) for p, a in weights.items()}))
-        logits.append(apart.predict(few).predictions)
+    logits, reference = [], make()  # the logits after each update, from a model not in training
+    reference_trainer = Trainer(reference, arguments(tmp_path))
+    for weights in expected:
+        nnx.update(reference, nnx.from_flat_state({p: nnx.Param(a) for p, a in weights.items()}))
+        logits.append(reference_trainer.predict(few).predictions)
 
     def read(event, updates, kwargs):
-        seen[event] += 1
-        right, where = wanted[updates], f"{event} after {updates} updates"
-        assert np.array_equal(np.asarray(held[...]), right[path]), f"{where}: a kept variable"
-        assert same(values(kwargs["model"]), right), f"{where}: the callback's model"
-        assert same(values(model), right), f"{where}: the script's own variable"
-        assert same(values(trainer.model), right), f"{where}: trainer.model"
-        assert same(values(copy.deepcopy(model)), right), f"{where}: a copy"
+        counts[event] += 1
+        weights, where = expected[updates], f"{event} after {updates} updates"
+        array = np.asarray(variable[...])
+        assert np.array_equal(array, weights[path]), f"{where}: a variable read before"
+        assert same(values(kwargs["model"]), weights), f"{where}: the callback's model"
+        assert same(values(model), weights), f"{where}: the script's model"
+        assert same(values(trainer.model), weights), f"{where}: trainer.model"
+        assert same(values(copy.deepcopy(model)), weights), f"{where}: a copy"
         for save in (model.save_pretrained, trainer.save_model):
             save(tmp_path / "saved")
             for file in (tmp_path / "saved").glob("*.safetensors"):
                 (name,) = [n for n in load_file(file) if n.endswith("qa_outputs.weight")]
                 array = load_file(file)[name]
-                assert np.array_equal(array, right[path].T), f"{where}: {save.__qualname__}"
-        found = trainer.predict(few).predictions
-        for one, other in zip(found, logits[updates], strict=True):
-            np.testing.assert_allclose(one, other, rtol=0, atol=2e-5, err_msg=where)
+                assert np.array_equal(array, weights[path].T), f"{where}: {save.__qualname__}"
+        predictions = trainer.predict(few).predictions
+        for actual, desired in zip(predictions, logits[updates], strict=True):
+            np.testing.assert_allclose(actual, desired, rtol=0, atol=2e-5, err_msg=where)
 
     trainer = trainer_of(tmp_path, model, windows, [Reader(read)], **changes)
     trainer.train()
-    assert all(seen.values()), seen
-    assert same(values(model), wanted[UPDATES])
+    assert all(counts.values()), counts
+    assert same(values(model), expected[UPDATES])
 
 
-def test_reading_at_one_event_does_not_spoil_the_next(tmp_path, windows, truth):
-    """Read after the first update only, by each way to read."""
+def test_reading_after_one_update_does_not_change_the_next(tmp_path, windows, weights_after):
+    """The model is read in several ways, after the first update only."""
 
     def read(event, updates, kwargs):
         if event == "on_step_end" and updates == 1:
-            assert same(values(kwargs["model"]), truth("replicated")[updates])
+            assert same(values(kwargs["model"]), weights_after("replicated")[updates])
             jax.tree.map(np.asarray, weights_of(model))
             nnx.split(model)
             model(np.ones((1, 4), np.int32))
 
     model = base_model()
     trainer_of(tmp_path, model, windows, [Reader(read)]).train()
-    assert same(values(model), truth("replicated")[UPDATES])
+    assert same(values(model), weights_after("replicated")[UPDATES])
 
 
-def test_a_model_is_read_while_jax_traces_a_function_of_it(tmp_path, windows, truth):
-    found = {}
+def test_a_function_that_jax_traces_can_read_the_model(tmp_path, windows, weights_after):
+    biases = {}
 
     def read(event, updates, kwargs):
         if event == "on_step_end":
             bias = jax.jit(lambda: kwargs["model"].head.outputs.bias[...] * 1)
-            found[updates] = np.asarray(bias())
+            biases[updates] = np.asarray(bias())
 
     trainer_of(tmp_path, base_model(), windows, [Reader(read)]).train()
-    for updates, bias in found.items():
-        np.testing.assert_array_equal(bias, truth("replicated")[updates]["head", "outputs", "bias"])
-    assert len(found) == UPDATES
+    for updates, bias in biases.items():
+        expected = weights_after("replicated")[updates]["head", "outputs", "bias"]
+        np.testing.assert_array_equal(bias, expected)
+    assert len(biases) == UPDATES
 
 
-def test_nothing_is_copied_unless_somebody_reads(tmp_path, windows, monkeypatch):
+def test_no_weights_are_copied_unless_the_model_is_read(tmp_path, windows, monkeypatch):
     copies = []
     for name in ("copy_first_replica", "gather_state"):
-        real = getattr(parallel, name)
+        copy_weights = getattr(parallel, name)
         monkeypatch.setattr(
-            parallel, name, lambda *a, real=real, name=name: copies.append(name) or real(*a)
+            parallel,
+            name,
+            lambda *a, copy_weights=copy_weights, name=name: (
+                copies.append(name) or copy_weights(*a)
+            ),
         )
-    within = {}
+    copies_after = {}
 
     class Count(TrainerCallback):
         def on_train_begin(self, args, state, control, model, **kwargs):
-            assert model.config.hidden_size == 32  # what is no weight
+            assert model.config.hidden_size == 32  # reads no weights
 
         def on_step_end(self, args, state, control, **kwargs):
-            within[state.global_step] = list(copies)
+            copies_after[state.global_step] = list(copies)
 
     changes = {"save_strategy": "no", "eval_strategy": "no"}
     trainer_of(tmp_path, base_model(), windows, [Count], **changes).train()
-    assert within == {1: [], 2: []}
-    assert copies == ["gather_state"]  # at the end, into the model
+    assert copies_after == {1: [], 2: []}
+    assert copies == ["gather_state"]  # into the model, at the end of the training
 
 
-def test_a_step_takes_nothing_from_the_host_unasked(tmp_path, windows, monkeypatch):
-    """The guard is real: arrays that were not put on the cores first stop the second step."""
+def test_an_implicit_transfer_to_the_cores_is_an_error(tmp_path, windows, monkeypatch):
+    """The transfer guard stops the second step if its arrays are still on the host."""
     monkeypatch.setattr(parallel, "put", lambda tree: tree)
     trainer = trainer_of(tmp_path, base_model(), windows, eval_strategy="no", save_strategy="no")
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         trainer.train()
 
 
-# ---- writing -------------------------------------------------------------------------------------
+# ---- writing the model in a callback -------------------------------------------------------------
 
-WRITTEN = {
-    "by index": lambda model, held: model.head.outputs.kernel.__setitem__(..., held[...] * 0 + 0.5),
-    "a kept variable": lambda model, held: held.set_value(np.full((32, 2), 0.5, np.float32)),
-    "a kept variable by index": lambda model, held: held.__setitem__(..., np.full((32, 2), 0.5)),
-    "nnx.update": lambda model, held: nnx.update(
+# Each writes 0.5 into the model; `kernel` is a variable that was read before the training.
+WRITERS = {
+    "by index": lambda model, kernel: model.head.outputs.kernel.__setitem__(
+        ..., kernel[...] * 0 + 0.5
+    ),
+    "an old variable": lambda model, kernel: kernel.set_value(np.full((32, 2), 0.5, np.float32)),
+    "an old variable by index": lambda model, kernel: kernel.__setitem__(
+        ..., np.full((32, 2), 0.5)
+    ),
+    "nnx.update": lambda model, kernel: nnx.update(
         model, jax.tree.map(lambda a: a * 0 + 0.5, nnx.state(model, nnx.Param))
     ),
 }
 
 
-# Each way and each kind once; the others, which pair them otherwise, are slow.
+# Each writer and each kind once; the other pairs are slow tests.
 DEFAULT = {
     ("by index", "replicated"),
-    ("a kept variable", "replicated"),
-    ("a kept variable by index", "lora"),
+    ("an old variable", "replicated"),
+    ("an old variable by index", "lora"),
     ("nnx.update", "sharded"),
 }
 WRITING = [
     pytest.param(*pair, marks=[] if pair in DEFAULT else [pytest.mark.slow])
-    for pair in itertools.product(WRITTEN, KINDS)
+    for pair in itertools.product(WRITERS, KINDS)
 ]
 
 
-@pytest.mark.parametrize(("way", "kind"), WRITING)
-def test_what_a_callback_writes_is_trained_on(tmp_path, windows, kind, way):
-    """As a run that begins with what was written: SGD keeps nothing of the update before."""
+@pytest.mark.parametrize(("writer", "kind"), WRITING)
+def test_training_continues_from_the_weights_a_callback_writes(tmp_path, windows, kind, writer):
+    """The result equals that of a run that starts with the written weights (SGD has no state)."""
     make, changes = KINDS[kind]
     changes = changes | {
         "optim": "sgd",
@@ -269,21 +282,21 @@ def test_what_a_callback_writes_is_trained_on(tmp_path, windows, kind, way):
 
     def read(event, updates, kwargs):
         if event == "on_step_end" and updates == 1:
-            WRITTEN[way](kwargs["model"], held)
+            WRITERS[writer](kwargs["model"], kernel)
             start.update(values(model))
             losses["written"] = trainer.evaluate(rows)["eval_loss"]
 
     model = without_dropout(make)
-    held = model.head.outputs.kernel
+    kernel = model.head.outputs.kernel
     trainer = trainer_of(tmp_path, model, rows, [Reader(read)], max_steps=2, **changes)
     trainer.train()
     assert (start["head", "outputs", "kernel"] == 0.5).all()
 
     fresh = without_dropout(make)
     nnx.update(fresh, nnx.from_flat_state({p: nnx.Param(a) for p, a in start.items()}))
-    again = trainer_of(tmp_path, fresh, rows, max_steps=1, **changes)
-    assert again.evaluate(rows)["eval_loss"] == losses["written"]
-    again.train()
+    fresh_trainer = trainer_of(tmp_path, fresh, rows, max_steps=1, **changes)
+    assert fresh_trainer.evaluate(rows)["eval_loss"] == losses["written"]
+    fresh_trainer.train()
     for path, array in values(fresh).items():
         np.testing.assert_allclose(values(model)[path], array, rtol=0, atol=1e-6, err_msg=str(path))
     assert not same(values(model), start)
@@ -298,7 +311,9 @@ def without_dropout(make):
 
 
 @pytest.mark.parametrize("kind", ["replicated", pytest.param("sharded", marks=pytest.mark.slow)])
-def test_what_does_not_fit_is_refused_and_the_model_stays(tmp_path, windows, truth, kind):
+def test_invalid_writes_are_refused_and_the_model_is_unchanged(
+    tmp_path, windows, weights_after, kind
+):
     make, changes = KINDS[kind]
 
     def read(event, updates, kwargs):
@@ -307,21 +322,23 @@ def test_what_does_not_fit_is_refused_and_the_model_stays(tmp_path, windows, tru
 
     model = make()
     trainer = trainer_of(tmp_path, model, windows, [Reader(read)], **changes)
-    message = r"a callback wrote an array of shape \(3,\) .* head.outputs.bias; it must be \(2,\)"
+    message = (
+        r"a callback wrote an array of shape \(3,\) .* head.outputs.bias; the shape must be \(2,\)"
+    )
     with pytest.raises(ValueError, match=message):
         trainer.train()
-    assert same(values(model), truth(kind)[2])
+    assert same(values(model), weights_after(kind)[2])
 
     def replace(event, updates, kwargs):
         if event == "on_step_end" and updates == 1:
             kwargs["model"].head = base_model().head
 
     trainer = trainer_of(tmp_path, make(), windows, [Reader(replace)], **changes)
-    with pytest.raises(ValueError, match="put other modules or variables into the model"):
+    with pytest.raises(ValueError, match="replaced modules or variables of the model"):
         trainer.train()
 
 
-# ---- ends ----------------------------------------------------------------------------------------
+# ---- the end of a training -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -334,7 +351,9 @@ def test_what_does_not_fit_is_refused_and_the_model_stays(tmp_path, windows, tru
         pytest.param("lora", RuntimeError, marks=pytest.mark.slow),
     ],
 )
-def test_after_an_error_the_model_has_what_was_learnt(tmp_path, windows, truth, kind, error):
+def test_after_an_error_the_model_has_the_latest_weights(
+    tmp_path, windows, weights_after, kind, error
+):
     make, changes = KINDS[kind]
 
     def read(event, updates, kwargs):
@@ -345,15 +364,15 @@ def test_after_an_error_the_model_has_what_was_learnt(tmp_path, windows, truth, 
     trainer = trainer_of(tmp_path, model, windows, [Reader(read)], **changes)
     with pytest.raises(error):
         trainer.train()
-    assert same(values(model), truth(kind)[2])
+    assert same(values(model), weights_after(kind)[2])
     assert trainer.evaluate()["eval_loss"] > 0
-    trainer.train()  # and can be trained again
+    trainer.train()  # the model can be trained again
 
 
-def test_a_model_whose_weights_are_lost_says_so(tmp_path, windows, monkeypatch):
-    """A step that fails after it has taken the state: nothing is left to read."""
+def test_reading_lost_weights_is_an_error(tmp_path, windows, monkeypatch):
+    """The step fails after the state was donated to it, so no weights are left."""
     model = base_model()
-    held = model.head.outputs.kernel
+    kernel = model.head.outputs.kernel
     trainer = trainer_of(tmp_path, model, windows, eval_strategy="no", save_strategy="no")
 
     def fail(live, state):
@@ -364,12 +383,12 @@ def test_a_model_whose_weights_are_lost_says_so(tmp_path, windows, monkeypatch):
     with pytest.raises(RuntimeError, match="out of memory"):
         trainer.train()
     readers = [lambda: model.save_pretrained(tmp_path), trainer.evaluate, lambda: values(model)]
-    for read in (*readers, lambda: np.asarray(held[...])):
-        with pytest.raises(RuntimeError, match="took them with it; load the last checkpoint"):
+    for read in (*readers, lambda: np.asarray(kernel[...])):
+        with pytest.raises(RuntimeError, match="already released them; load the latest checkpoint"):
             read()
 
 
-def test_one_training_at_a_time(tmp_path, windows):
+def test_a_model_cannot_be_trained_twice_at_the_same_time(tmp_path, windows):
     def read(event, updates, kwargs):
         if event == "on_step_end" and updates == 1:
             with pytest.raises(ValueError, match="is being trained already"):
@@ -384,7 +403,7 @@ def test_one_training_at_a_time(tmp_path, windows):
     assert trainer.callback_handler.model is trainer.model is other
 
 
-def test_reading_costs_no_log_line(tmp_path, windows, caplog):
+def test_reading_logs_nothing(tmp_path, windows, caplog):
     def read(event, updates, kwargs):
         values(kwargs["model"])
 

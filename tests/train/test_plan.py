@@ -1,4 +1,4 @@
-"""Rows, batches, updates and epochs are counted as transformers counts them."""
+"""Rows, batches, updates and epochs are counted as in transformers."""
 
 import pytest
 from tiny_trainers import arguments
@@ -17,7 +17,7 @@ def plan(tmp_path, windows, rows, accumulation=1, epochs=3.0, max_steps=-1, drop
         max_steps=max_steps,
         dataloader_drop_last=drop_last,
     )
-    return Plan.of(args, windows, CORES)
+    return Plan.from_args(args, windows, CORES)
 
 
 @pytest.mark.parametrize(
@@ -31,17 +31,19 @@ def plan(tmp_path, windows, rows, accumulation=1, epochs=3.0, max_steps=-1, drop
         ({"windows": 5, "rows": 4, "drop_last": True}, 1, 3, 3),
     ],
 )
-def test_updates_are_counted_as_transformers_does(tmp_path, settings, per_epoch, updates, epochs):
-    made = plan(tmp_path, **settings)
-    assert (made.updates_per_epoch, made.updates, made.epochs) == (per_epoch, updates, epochs)
+def test_updates_are_counted_as_in_transformers(tmp_path, settings, per_epoch, updates, epochs):
+    actual = plan(tmp_path, **settings)
+    assert (actual.updates_per_epoch, actual.updates) == (per_epoch, updates)
+    assert actual.epochs == epochs
 
 
-def test_the_last_update_of_an_epoch_may_be_of_fewer_batches(tmp_path):
-    made = plan(tmp_path, windows=18, rows=4, accumulation=2)  # five batches, the last of two rows
-    assert [made.batches_of_update(done) for done in range(3)] == [2, 2, 1]
-    assert [made.epoch_after(1, done) for done in range(4)] == [1.0, 1.4, 1.8, 2.0]
+def test_the_last_update_of_an_epoch_may_have_fewer_batches(tmp_path):
+    five_batches = plan(tmp_path, windows=18, rows=4, accumulation=2)
+    assert [five_batches.batches_of_update(done) for done in range(3)] == [2, 2, 1]
+    assert [five_batches.epoch_after(1, done) for done in range(4)] == [1.0, 1.4, 1.8, 2.0]
 
 
-def test_no_batch_at_all_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="drop_last leaves nothing: 3 windows are no batch of 4"):
+def test_drop_last_that_leaves_no_batch_is_refused(tmp_path):
+    message = "drop_last=True leaves no batch: there are 3 windows, but a batch has 4 rows"
+    with pytest.raises(ValueError, match=message):
         plan(tmp_path, windows=3, rows=4, drop_last=True)

@@ -1,4 +1,4 @@
-"""Candidates reduced on eight cores give the answers, files and losses of all logits."""
+"""Candidates chosen on the cores give the same answers, files and losses as all logits."""
 
 import jax
 import numpy as np
@@ -17,8 +17,8 @@ from qa_flax.train.prediction import predict_windows, reduction
 
 
 def predict(model, features, settings, per_core=2):
-    how = None if settings is None else reduction(settings)
-    step = parallel.over_cores(make_eval_step(nnx.graphdef(model), how), (0, 0), 0)
+    reduce_to = None if settings is None else reduction(settings)
+    step = parallel.over_cores(make_eval_step(nnx.graphdef(model), reduce_to), (0, 0), 0)
     weights = parallel.put_replicas(weights_of(model))
     return predict_windows(step, weights, features, per_core, settings, lambda: None)
 
@@ -40,29 +40,29 @@ def windows(side, stride=16):
         SearchSettings(True, 80, 30, False),
     ],
 )
-def test_candidates_give_the_answers_and_files_of_all_logits(tmp_path, side, settings):
+def test_candidates_give_the_same_answers_and_files_as_all_logits(tmp_path, side, settings):
     model, features, examples = tiny.model(), windows(side), tiny.examples()
     assert len({-(-int(n) // 64) for n in features.lengths}) > 1  # several widths
-    whole, reduced = predict(model, features, None), predict(model, features, settings)
-    np.testing.assert_array_equal(whole.losses, reduced.losses)
+    full, reduced = predict(model, features, None), predict(model, features, settings)
+    np.testing.assert_array_equal(full.losses, reduced.losses)
     assert isinstance(reduced.logits, Candidates)
     answers = []
-    for name, predicted in (("whole", whole), ("reduced", reduced)):
+    for name, predictions in (("full", full), ("reduced", reduced)):
         (tmp_path / name).mkdir()
         answers.append(
             find_answers(
-                examples, features, predicted.logits, settings, 0.5, output_dir=tmp_path / name
+                examples, features, predictions.logits, settings, 0.5, output_dir=tmp_path / name
             )
         )
     assert answers[0] == answers[1]
     assert len(set(answers[0].best_texts.values() or answers[0].texts.values())) > 5
-    for file in (tmp_path / "whole").iterdir():
+    for file in (tmp_path / "full").iterdir():
         assert (tmp_path / "reduced" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
 @pytest.mark.parametrize("finite", [False, True])
-def test_the_core_chooses_as_the_host_does(rng, finite):
-    """Among ties, both zeros, infinities and NaN: the same tokens in the same order."""
+def test_reduce_chooses_the_same_tokens_as_top_tokens(rng, finite):
+    """In the same order, with ties, both zeros, infinities and NaN."""
     values = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -2.5]
     logits = rng.choice(np.array(values, np.float32), (2, 200, 40))
     logits[:, 100:] = np.round(rng.normal(0, 2, (2, 100, 40)))
@@ -80,14 +80,15 @@ def test_the_core_chooses_as_the_host_does(rng, finite):
     expected = top_tokens(*logits, 7)
     for name in ("starts", "ends", "start_logits", "end_logits"):
         np.testing.assert_array_equal(getattr(best, name), getattr(expected, name), err_msg=name)
-    at = batch["null_positions"]
-    for null, row in zip((best.null_starts, best.null_ends), logits, strict=True):
-        inside = np.where((at >= 0) & (at < 40), row[np.arange(200), at % 40], PADDING_LOGIT)
-        np.testing.assert_array_equal(null, inside)
+    positions = batch["null_positions"]
+    is_inside = (positions >= 0) & (positions < 40)
+    for actual, rows in zip((best.null_starts, best.null_ends), logits, strict=True):
+        expected = np.where(is_inside, rows[np.arange(200), positions % 40], PADDING_LOGIT)
+        np.testing.assert_array_equal(actual, expected)
 
 
-def test_a_tenth_of_the_bytes_crosses_to_the_host():
-    """At 384 tokens and the usual 20 best."""
+def test_candidates_are_a_tenth_of_the_bytes_of_all_logits():
+    """At 384 tokens and the default of 20 candidates; bytes a window."""
     model = tiny.model(max_position_embeddings=384)
     features = make_windows(
         [{"id": "a", "question": "Q?", "context": "One. " * 600, "answers": []}],
@@ -97,8 +98,8 @@ def test_a_tenth_of_the_bytes_crosses_to_the_host():
     )
     sizes = []
     for settings in (None, SearchSettings(False, 20, 30)):
-        how = None if settings is None else reduction(settings)
-        step = jax.jit(make_eval_step(nnx.graphdef(model), how))
+        reduce_to = None if settings is None else reduction(settings)
+        step = jax.jit(make_eval_step(nnx.graphdef(model), reduce_to))
         batch = next(eval_batches(features, 1, 4, null_positions=0))
         output = step(weights_of(model), {k: v[0] for k, v in batch.arrays.items()})
         sizes.append(sum(array.nbytes for array in jax.tree.leaves(output)) / 4)
@@ -106,20 +107,20 @@ def test_a_tenth_of_the_bytes_crosses_to_the_host():
 
 
 @pytest.mark.parametrize("settings", [None, SearchSettings(True, 20, 30, False)])
-def test_logits_that_are_not_finite_are_warned_of(caplog, settings):
-    """One word that only some questions hold has a NaN in its embedding."""
+def test_nonfinite_logits_are_logged_as_a_warning(caplog, settings):
+    """The embedding of one token, which only some questions have, is NaN."""
     model, features = tiny.model(), windows("right").features()
     token = features.input_ids[3, 1]
     table = model.encoder.embeddings.word.embedding
     table[...] = table[...].at[token].set(np.nan)
     predict(model, features, settings)
-    bad = np.flatnonzero((features.input_ids == token).any(axis=1))
-    assert 0 < len(bad) < len(features)
-    assert f"logits of {len(bad)} of {len(features)} windows are not finite" in caplog.text
-    assert f'"{features.example_ids[bad[0]]}"' in caplog.text
+    rows = np.flatnonzero((features.input_ids == token).any(axis=1))
+    assert 0 < len(rows) < len(features)
+    assert f"logits of {len(rows)} of {len(features)} windows are not finite" in caplog.text
+    assert f'"{features.example_ids[rows[0]]}"' in caplog.text
 
 
-def test_too_few_candidates_are_refused():
+def test_too_few_candidates_are_an_error():
     model, features = tiny.model(), windows("right")
     few = predict(model, features, SearchSettings(False, 5, 30)).logits
     with pytest.raises(ValueError, match="n_best_size is 20, but only the 5 best starts"):

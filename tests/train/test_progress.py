@@ -1,4 +1,4 @@
-"""What a user sees while the trainer works, on a terminal and in a log."""
+"""Progress of a training: bars on a terminal, lines in a log."""
 
 import re
 import sys
@@ -31,7 +31,7 @@ def train(tmp_path, windows, **changes):
     trainer.train()
 
 
-def test_a_terminal_shows_bars(tmp_path, windows, capsys, monkeypatch):
+def test_a_terminal_gets_progress_bars(tmp_path, windows, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     train(tmp_path, windows)
     shown = capsys.readouterr().err
@@ -41,7 +41,7 @@ def test_a_terminal_shows_bars(tmp_path, windows, capsys, monkeypatch):
     assert re.search(r"Evaluating: .*\| 3/3 ", shown)
 
 
-def test_a_log_has_lines_each_said_once(tmp_path, windows, capsys, monkeypatch):
+def test_a_log_gets_lines_without_repetition(tmp_path, windows, capsys, monkeypatch):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     train(tmp_path, windows)
     printed = capsys.readouterr()
@@ -51,9 +51,9 @@ def test_a_log_has_lines_each_said_once(tmp_path, windows, capsys, monkeypatch):
     assert lines[0] == "Training: 6 steps"
     assert lines[1].startswith("Memory on each core, 1 x 24 tokens: parameters ")
     steps = [line for line in lines if re.match(r"step \d/6, \d+ s left, ", line)]
-    assert [line[5] for line in steps] == ["2", "3", "4", "5", "6"]  # the first is under way
+    assert [line[5] for line in steps] == ["2", "3", "4", "5", "6"]  # step 1 is still running
     assert all(re.search(NUMBERS.format(" ") + "$", line) for line in steps[1:])
-    assert "examples/s" not in steps[0]  # only the step that was compiled is done
+    assert "examples/s" not in steps[0]  # only the compiled step has finished
     logged = [line for line in lines if re.match(r"step \d: ", line)]
     beginnings = [
         "step 3: loss",
@@ -67,16 +67,24 @@ def test_a_log_has_lines_each_said_once(tmp_path, windows, capsys, monkeypatch):
     assert len(lines) == 2 + len(steps) + len(logged)
 
 
-def test_nothing_is_shown_where_nothing_is_wanted(tmp_path, windows, capsys):
+def test_disable_tqdm_and_logging_strategy_no_print_only_the_final_metrics(
+    tmp_path, windows, capsys
+):
     train(tmp_path, windows, disable_tqdm=True, logging_strategy="no", eval_strategy="no")
     printed = capsys.readouterr()
     assert printed.err == ""
-    assert printed.out.count("\n") == 1  # transformers' PrinterCallback: the end of the training
+    assert printed.out.count("\n") == 1  # the final metrics, by transformers' PrinterCallback
     assert "train_loss" in printed.out
 
 
-def test_what_does_not_fit_is_warned_of(tmp_path, windows, caplog, monkeypatch):
+def test_a_batch_that_does_not_fit_into_memory_logs_a_warning(
+    tmp_path, windows, caplog, monkeypatch
+):
     monkeypatch.setattr(parallel, "memory_limit", lambda: 1 << 10)
     train(tmp_path, windows, disable_tqdm=True, max_steps=1, eval_strategy="no")
-    (said,) = (record.getMessage() for record in caplog.records if "Memory" in record.getMessage())
-    assert re.search(r"1 x 24 tokens: .* fits in 0.00 MiB: NO. Lower per_device_train_batch", said)
+    (warning,) = (
+        record.getMessage() for record in caplog.records if "Memory" in record.getMessage()
+    )
+    assert re.search(
+        r"1 x 24 tokens: .* fits in 0.00 MiB: NO. Lower per_device_train_batch", warning
+    )

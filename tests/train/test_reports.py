@@ -1,4 +1,4 @@
-"""Reports of a run, by transformers' own callbacks and the libraries they write through."""
+"""`report_to`: what transformers' callbacks write to TensorBoard, Weights & Biases and Trackio."""
 
 import sqlite3
 import struct
@@ -11,7 +11,7 @@ from tiny_trainers import arguments
 
 from qa_flax import Trainer, prepare_train_features
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # what these libraries warn of is theirs
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of these libraries
 
 
 @pytest.fixture(scope="module")
@@ -33,25 +33,25 @@ def train(tmp_path, windows, report_to, **changes):
 
 
 def history(trainer):
-    """(step, number of the log) -> value, as logged."""
-    found = {}
+    """Every logged value by (step, name)."""
+    logged = {}
     for logs in trainer.state.log_history:
         for name, value in logs.items():
-            found[logs["step"], name] = value
-    return found
+            logged[logs["step"], name] = value
+    return logged
 
 
-def test_tensorboard(tmp_path, windows, monkeypatch):
+def test_tensorboard_has_the_logged_values(tmp_path, windows, monkeypatch):
     from tensorboardX.proto.event_pb2 import Event
 
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
-    wanted = history(train(tmp_path, windows, "tensorboard"))
+    expected = history(train(tmp_path, windows, "tensorboard"))
     (path,) = (tmp_path / "logs").glob("events*")
-    data, at, scalars, texts = path.read_bytes(), 0, {}, set()
-    while at < len(data):  # a TFRecord: length, its checksum, content, its checksum
-        (size,) = struct.unpack_from("<Q", data, at)
-        event = Event.FromString(data[at + 12 : at + 12 + size])
-        at += 12 + size + 4
+    data, offset, scalars, texts = path.read_bytes(), 0, {}, set()
+    while offset < len(data):  # a TFRecord: length, its checksum, content, its checksum
+        (size,) = struct.unpack_from("<Q", data, offset)
+        event = Event.FromString(data[offset + 12 : offset + 12 + size])
+        offset += 12 + size + 4
         for value in event.summary.value:
             if value.HasField("simple_value"):
                 scalars[event.step, value.tag] = value.simple_value
@@ -63,11 +63,11 @@ def test_tensorboard(tmp_path, windows, monkeypatch):
         (2, "eval_loss", "eval/loss"),
         (3, "train_loss", "train/train_loss"),
     ):
-        assert scalars[step, tag] == pytest.approx(wanted[step, name], rel=1e-6), tag
+        assert scalars[step, tag] == pytest.approx(expected[step, name], rel=1e-6), tag
     assert texts >= {"args", "model_config"}
 
 
-def test_weights_and_biases_offline(tmp_path, windows, monkeypatch):
+def test_weights_and_biases_has_the_logged_values(tmp_path, windows, monkeypatch):
     import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
@@ -75,7 +75,7 @@ def test_weights_and_biases_offline(tmp_path, windows, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     trainer = train(tmp_path, windows, "wandb", run_name="a name")
-    wandb.teardown()  # the process that writes ends, so that all is written
+    wandb.teardown()  # waits until its background process has written everything
     (path,) = tmp_path.rglob("*.wandb")
     logged, config, names = {}, {}, set()
     for data in leveldb_log(path.read_bytes()[7:]):
@@ -86,37 +86,41 @@ def test_weights_and_biases_offline(tmp_path, windows, monkeypatch):
             config["/".join(item.nested_key) or item.key] = item.value_json
         if record.run.display_name:
             names.add(record.run.display_name)
-    wanted = history(trainer)
-    assert float(logged["eval/loss"]) == pytest.approx(wanted[2, "eval_loss"])
-    assert float(logged["train/loss"]) == pytest.approx(wanted[1, "loss"])
+    expected = history(trainer)
+    assert float(logged["eval/loss"]) == pytest.approx(expected[2, "eval_loss"])
+    assert float(logged["train/loss"]) == pytest.approx(expected[1, "loss"])
     parameters = jax.tree.leaves(nnx.split(trainer.model)[1])
     assert int(config["model/num_parameters"]) == sum(array.size for array in parameters)
     assert names == {"a name"}
 
 
 def leveldb_log(data):
-    """The records of a log: in blocks of 32 KiB, each part with checksum, length and kind."""
-    at, whole = 7, b""  # the file's own head has taken the place of so many bytes
-    data = b"\0" * 7 + data
-    while at + 7 <= len(data):
-        if (left := 32768 - at % 32768) < 7:
-            at += left
+    """The records of a LevelDB log without its header.
+
+    The file has blocks of 32 KiB. A record is one or several fragments, each with a header of 7
+    bytes: checksum, length and kind.
+    """
+    offset, record = 7, b""
+    data = b"\0" * 7 + data  # in place of the header, which counts in the first block
+    while offset + 7 <= len(data):
+        if (remaining := 32768 - offset % 32768) < 7:
+            offset += remaining
             continue
-        size, kind = struct.unpack_from("<HB", data, at + 4)
-        whole += data[at + 7 : at + 7 + size]
-        at += 7 + size
-        if kind in (1, 4):  # whole, or the last part
-            yield whole
-            whole = b""
+        size, kind = struct.unpack_from("<HB", data, offset + 4)
+        record += data[offset + 7 : offset + 7 + size]
+        offset += 7 + size
+        if kind in (1, 4):  # FULL or LAST: the record is complete
+            yield record
+            record = b""
 
 
-def test_trackio(tmp_path, windows, monkeypatch):
+def test_trackio_has_the_logged_values(tmp_path, windows, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     import trackio
 
     monkeypatch.setattr(trackio.utils, "TRACKIO_DIR", tmp_path / "trackio")
     trainer = train(tmp_path, windows, "trackio", project="spans")
     (path,) = (tmp_path / "trackio").glob("spans*.db")
-    with sqlite3.connect(path) as base:
-        rows = str(base.execute("select * from metrics").fetchall())
+    with sqlite3.connect(path) as database:
+        rows = str(database.execute("select * from metrics").fetchall())
     assert str(history(trainer)[2, "eval_loss"]) in rows

@@ -1,4 +1,4 @@
-"""orbax adds no handler to the root logger, and warnings are still printed meanwhile."""
+"""Orbax adds no handler to the root logger, and warnings are still printed."""
 
 import os
 import subprocess
@@ -25,19 +25,19 @@ assert not root.handlers, root.handlers
 
 
 def test_orbax_is_imported_and_saves_without_adding_a_handler(tmp_path):
-    ended = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path / "saved")],
         capture_output=True,
         text=True,
         check=False,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    assert ended.returncode == 0, ended.stderr
+    assert result.returncode == 0, result.stderr
     assert (tmp_path / "saved").exists()
-    assert "printed as without handlers\n" in ended.stderr
+    assert "printed as without handlers\n" in result.stderr
 
 
-def test_an_applications_handlers_stay(caplog):
+def test_handlers_of_the_application_stay(caplog):
     import logging
 
     before = list(logging.getLogger().handlers)

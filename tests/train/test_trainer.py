@@ -75,7 +75,7 @@ def qa_trainer(tmp_path, train_windows, eval_windows, examples, tokenizer, **cha
 
 @pytest.fixture(scope="module")
 def rows_alone(eval_windows):
-    """The logits of each window, in a batch of its own."""
+    """The logits of each window, computed in a batch of one row."""
     forward, features = jax.jit(tiny.model()), Features.from_dataset(eval_windows)
     inputs = ("input_ids", "attention_mask", "token_type_ids")
     return [
@@ -86,7 +86,7 @@ def rows_alone(eval_windows):
 
 @pytest.mark.parametrize("per_core", [1, 3])
 @pytest.mark.parametrize("rows", [1, 7, 8, 19])
-def test_logits_come_back_row_for_row(tmp_path, eval_windows, rows_alone, rows, per_core):
+def test_logits_are_in_the_order_of_the_windows(tmp_path, eval_windows, rows_alone, rows, per_core):
     order = [n % len(eval_windows) for n in range(rows)]
     windows = eval_windows.select(order)
     trainer = Trainer(tiny.model(), arguments(tmp_path, per_device_eval_batch_size=per_core))
@@ -95,23 +95,23 @@ def test_logits_come_back_row_for_row(tmp_path, eval_windows, rows_alone, rows, 
     assert start.shape == end.shape == (rows, 64)
     attention_mask = Features.from_dataset(windows).attention_mask
     for n in range(rows):
-        real, alone = attention_mask[n] > 0, rows_alone[order[n]]
-        np.testing.assert_allclose(start[n, real], alone.start[0, real], rtol=0, atol=2e-5)
-        np.testing.assert_allclose(end[n, real], alone.end[0, real], rtol=0, atol=2e-5)
+        real, expected = attention_mask[n] > 0, rows_alone[order[n]]
+        np.testing.assert_allclose(start[n, real], expected.start[0, real], rtol=0, atol=2e-5)
+        np.testing.assert_allclose(end[n, real], expected.end[0, real], rtol=0, atol=2e-5)
         assert (start[n, ~real] == PADDING_LOGIT).all()
 
 
-def test_no_answer_depends_on_padding_or_batch_size(tmp_path, examples, tokenizer):
+def test_answers_do_not_depend_on_padding_or_batch_size(tmp_path, examples, tokenizer):
     answers = []
     for length, per_core in [(64, 1), (64, 5), (128, 2)]:
         windows = prepare_validation_features(examples.select(range(8)), tokenizer, 64, 16)
         features = Features.from_dataset(windows)
-        wide = {
+        padded = {
             name: np.pad(getattr(features, name), ((0, 0), (0, length - 64)))
             for name in ("input_ids", "attention_mask", "token_type_ids")
         }
         offsets = np.pad(features.offsets, ((0, 0), (0, length - 64), (0, 0)), constant_values=-1)
-        features = Features(features.example_ids, **wide, offsets=offsets)
+        features = Features(features.example_ids, **padded, offsets=offsets)
         trainer = Trainer(tiny.model(), arguments(tmp_path, per_device_eval_batch_size=per_core))
         logits = trainer.predict(features).predictions
         answers.append(postprocess_qa_predictions(examples.select(range(8)), features, logits))
@@ -122,7 +122,7 @@ def test_no_answer_depends_on_padding_or_batch_size(tmp_path, examples, tokenize
 # ---- training ------------------------------------------------------------------------------------
 
 
-def test_it_learns_a_handful_of_questions_by_heart(
+def test_training_overfits_a_few_questions(
     tmp_path, train_windows, eval_windows, examples, tokenizer
 ):
     trainer = qa_trainer(
@@ -144,8 +144,8 @@ def test_it_learns_a_handful_of_questions_by_heart(
     assert after["eval_f1"] == 100
 
 
-def test_one_core_trains_and_predicts_the_same(tmp_path, monkeypatch):
-    """The same global batch of 8 on the first core alone and on all eight."""
+def test_one_core_trains_and_predicts_like_eight(tmp_path, monkeypatch):
+    """With the same global batch of 8 windows."""
     few, many = tmp_path / "few.npz", tmp_path / "many.npz"
     train_and_predict(many, per_core=1)
     with monkeypatch.context() as patch:
@@ -158,8 +158,8 @@ def test_one_core_trains_and_predicts_the_same(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cores", [1, 2])
-def test_fewer_cores_train_and_predict_the_same(tmp_path, cores):
-    """The same in a process of its own that has no more cores."""
+def test_fewer_cores_train_and_predict_like_eight(tmp_path, cores):
+    """Like the test above, but in a new process that has only these cores."""
     few, many = tmp_path / "few.npz", tmp_path / "many.npz"
     command = [sys.executable, __file__, str(few), str(8 // cores)]
     subprocess.run(command, env=processes.environment(cores), check=True)
@@ -196,7 +196,7 @@ def train_and_predict(path, per_core):
     np.savez(path, start=start, end=end, losses=losses, cores=parallel.core_count())
 
 
-def test_a_loss_that_is_not_finite_stops_training_and_names_the_step(tmp_path, train_windows):
+def test_a_nonfinite_loss_stops_training_and_the_error_names_the_step(tmp_path, train_windows):
     trainer = Trainer(
         tiny.model(),
         arguments(tmp_path, learning_rate=1e30, num_train_epochs=9, max_grad_norm=0.0),
@@ -206,7 +206,7 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_the_step(tmp_path, t
         trainer.train()
 
 
-def test_dropout_set_in_the_models_config_is_used(tmp_path, train_windows):
+def test_the_dropout_rate_of_the_config_is_used(tmp_path, train_windows):
     losses = []
     for rate in (0.0, 0.2):
         model = tiny.model()
@@ -217,7 +217,7 @@ def test_dropout_set_in_the_models_config_is_used(tmp_path, train_windows):
     assert abs(losses[0] - losses[1]) > 1e-3
 
 
-def test_bf16_computes_in_bfloat16_and_keeps_float32_parameters(tmp_path, train_windows):
+def test_bf16_computes_in_bfloat16_with_float32_parameters(tmp_path, train_windows):
     args = arguments(tmp_path, bf16=True, max_steps=2)
     trainer = Trainer(tiny.model(), args, train_dataset=train_windows)
     trainer.train()
@@ -237,19 +237,20 @@ def test_bf16_computes_in_bfloat16_and_keeps_float32_parameters(tmp_path, train_
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated")
 def test_gradient_checkpointing_gives_the_same_updates(tmp_path, train_windows, rates):
     trainers = []
-    for again in (False, True):
+    for is_recomputed in (False, True):
         settings = {"max_steps": 2, "learning_rate": 1e-3, "adam_epsilon": 1e-4}
-        args = arguments(tmp_path, gradient_checkpointing=again, **settings)
+        args = arguments(tmp_path, gradient_checkpointing=is_recomputed, **settings)
         trainer = Trainer(tiny.model(**rates), args, train_dataset=train_windows)
         trainer.train()
         trainers.append(trainer)
-    plain, saving = trainers
-    assert plain._train_graphdef != saving._train_graphdef
-    for one, other in zip(*(jax.tree.leaves(weights_of(t.model)) for t in trainers), strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=2e-6)
+    plain, recomputing = trainers
+    assert plain._train_graphdef != recomputing._train_graphdef
+    weights = (jax.tree.leaves(weights_of(trainer.model)) for trainer in trainers)
+    for expected, actual in zip(*weights, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6)
 
 
-def test_with_adapters_nothing_else_is_trained(tmp_path, train_windows):
+def test_only_the_adapters_are_trained(tmp_path, train_windows):
     base = tiny.model(initializer_range=0.05, hidden_dropout_prob=0.1)
     config = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1)
     model = get_peft_model(base, config)
@@ -266,12 +267,12 @@ def test_with_adapters_nothing_else_is_trained(tmp_path, train_windows):
         assert (old != new).any()
         trained += old.size
     assert trained == model.num_parameters(only_trainable=True) < model.num_parameters() / 3
-    # Adam: two moments of each, and a count.
+    # Adam has two moments of each parameter and one count, 4 bytes each.
     assert optimizer_bytes(args, model) == 4 * (2 * trained + 1)
     assert optimizer_bytes(args, base) == 4 * (2 * base.num_parameters() + 1)
 
 
-# ---- the contract of evaluate and predict --------------------------------------------------------
+# ---- evaluate and predict ------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -282,7 +283,7 @@ def trainer(tmp_path, train_windows, eval_windows, examples, tokenizer):
 MEASURED = {"loss", "runtime", "samples_per_second", "steps_per_second"}
 
 
-def test_evaluate_scores_answers_and_measures_speed(trainer, eval_windows):
+def test_evaluate_returns_scores_and_speed(trainer, eval_windows):
     columns, events = list(eval_windows.column_names), []
 
     class Recorder(TrainerCallback):
@@ -304,7 +305,7 @@ def test_evaluate_scores_answers_and_measures_speed(trainer, eval_windows):
 
 
 @pytest.mark.parametrize("missing", ["compute_metrics", "post_process_function"])
-def test_without_either_function_loss_and_speed_are_reported(
+def test_without_either_function_only_loss_and_speed_are_reported(
     trainer, eval_windows, examples, missing
 ):
     setattr(trainer, missing, None)
@@ -314,7 +315,7 @@ def test_without_either_function_loss_and_speed_are_reported(
     assert output.predictions[0].shape == (len(eval_windows), 64)
 
 
-def test_predict_takes_both_generations_of_names(trainer, eval_windows, examples):
+def test_predict_accepts_the_new_and_the_old_argument_names(trainer, eval_windows, examples):
     new = trainer.predict(predict_dataset=eval_windows, predict_examples=examples)
     old = trainer.predict(test_dataset=eval_windows, test_examples=examples)
     assert isinstance(new, PredictionOutput)
@@ -325,7 +326,7 @@ def test_predict_takes_both_generations_of_names(trainer, eval_windows, examples
     assert new.metrics.keys() == {f"test_{name}" for name in names}
 
 
-def test_the_stage_goes_to_functions_of_four_arguments_in_predict_alone(
+def test_only_predict_passes_the_stage_and_only_as_a_fourth_argument(
     trainer, eval_windows, examples
 ):
     stages = []
@@ -340,12 +341,12 @@ def test_the_stage_goes_to_functions_of_four_arguments_in_predict_alone(
     assert stages == ["eval", "predict"]
 
 
-def test_the_loss_is_reported_where_windows_have_labels(trainer, train_windows):
+def test_the_loss_is_reported_if_windows_have_labels(trainer, train_windows):
     metrics = trainer.evaluate(train_windows)
     features = Features.from_dataset(train_windows)
     inputs = (features.input_ids, features.attention_mask, features.token_type_ids)
     logits = jax.jit(trainer.model)(*inputs)
-    # The reference takes padding tokens out as the trainer does.
+    # The trainer excludes padding tokens, too.
     real = features.attention_mask > 0
     logits = type(logits)(*(np.where(real, x, PADDING_LOGIT) for x in logits))
     labels = (features.start_positions, features.end_positions)
@@ -353,7 +354,7 @@ def test_the_loss_is_reported_where_windows_have_labels(trainer, train_windows):
     np.testing.assert_allclose(metrics["eval_loss"], expected, rtol=1e-5)
 
 
-def test_raw_logits_go_to_the_plain_trainers_compute_metrics(tmp_path, train_windows):
+def test_trainer_passes_logits_and_labels_to_compute_metrics(tmp_path, train_windows):
     def first_logit(scored):
         starts, _ = scored.predictions
         return {"first": float(starts[0, 0]), "labels": len(scored.label_ids[0])}
@@ -367,10 +368,12 @@ def test_raw_logits_go_to_the_plain_trainers_compute_metrics(tmp_path, train_win
     assert "eval_loss" in metrics
 
 
-# ---- callbacks, files, refusals ------------------------------------------------------------------
+# ---- callbacks, files, errors --------------------------------------------------------------------
 
 
-def test_early_stopping_stops(tmp_path, train_windows, eval_windows, examples, tokenizer):
+def test_early_stopping_ends_the_training(
+    tmp_path, train_windows, eval_windows, examples, tokenizer
+):
     trainer = qa_trainer(
         tmp_path,
         train_windows,
@@ -387,22 +390,22 @@ def test_early_stopping_stops(tmp_path, train_windows, eval_windows, examples, t
             load_best_model_at_end=False,
         ),
     )
-    # A rate of 0 improves nothing: the first evaluation is the best, the two after it the patience.
+    # At a learning rate of 0 no later evaluation is better: the first is the best, then two more.
     assert trainer.train().global_step == 3 * -(-len(train_windows) // 8)
 
 
-def test_a_metric_that_is_not_there_is_named_with_those_that_are(
+def test_an_unknown_best_metric_is_an_error_that_lists_the_metrics(
     tmp_path, train_windows, eval_windows, examples, tokenizer
 ):
     args = arguments(tmp_path, eval_strategy="epoch", metric_for_best_model="bleu")
     trainer = qa_trainer(tmp_path, train_windows, eval_windows, examples, tokenizer, args=args)
     with pytest.raises(
-        ValueError, match=r"no eval_bleu; it gave: epoch, eval_exact_match, .*eval_f1"
+        ValueError, match=r"no eval_bleu; it returned: epoch, eval_exact_match, .*eval_f1"
     ):
         trainer.train()
 
 
-def test_files_are_those_of_a_transformers_run(trainer, tmp_path):
+def test_files_have_the_names_and_contents_of_transformers(trainer, tmp_path):
     trainer.log({"loss": 1.0})
     trainer.save_model()
     trainer.save_state()
@@ -411,7 +414,7 @@ def test_files_are_those_of_a_transformers_run(trainer, tmp_path):
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"}
     modes = {(tmp_path / name).stat().st_mode for name in ("model.safetensors", "config.json")}
-    assert len(modes) == 1, "safetensors writes files that only their owner can read"
+    assert len(modes) == 1, "only the owner can read files that safetensors creates itself"
     assert json.loads((tmp_path / "all_results.json").read_text()) == {
         "train_loss": 1.5,
         "eval_f1": 50.0,
@@ -419,25 +422,27 @@ def test_files_are_those_of_a_transformers_run(trainer, tmp_path):
     assert (
         json.loads((tmp_path / "trainer_state.json").read_text())["log_history"][0]["loss"] == 1.0
     )
-    again = AutoModelForQuestionAnswering.from_pretrained(tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, nnx.split(again)[1], nnx.split(trainer.model)[1])
+    loaded = AutoModelForQuestionAnswering.from_pretrained(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, nnx.split(loaded)[1], nnx.split(trainer.model)[1])
 
 
-def test_arguments_that_cannot_be_honoured_are_refused_by_name(tmp_path):
+def test_unsupported_arguments_are_named_in_the_error(tmp_path):
     args = arguments(tmp_path, fsdp="full_shard", auto_find_batch_size=True)
-    with pytest.raises(ValueError, match="cannot be honoured") as refused:
+    with pytest.raises(ValueError, match="does not support these training arguments") as error:
         Trainer(tiny.model(), args)
-    assert "auto_find_batch_size=True" in str(refused.value)
-    assert "fsdp='full_shard'" in str(refused.value)
+    assert "auto_find_batch_size=True" in str(error.value)
+    assert "fsdp='full_shard'" in str(error.value)
     with pytest.raises(ValueError, match=r"optim='adamw_bnb_8bit' \(allowed: adamw_torch"):
         qa_trainer(
             tmp_path, None, None, None, None, args=arguments(tmp_path, optim="adamw_bnb_8bit")
         )
 
 
-def test_missing_pieces_are_named(tmp_path, eval_windows, examples):
+def test_missing_data_is_named_in_the_error(tmp_path, eval_windows, examples):
     with pytest.raises(ValueError, match="AutoModelForQuestionAnswering"):
-        _require_model(object())  # by itself: in tests the annotation would refuse it first
+        _require_model(
+            object()
+        )  # directly: Trainer(object()) would fail the type check of the tests
     trainer = QuestionAnsweringTrainer(
         tiny.model(),
         arguments(tmp_path),

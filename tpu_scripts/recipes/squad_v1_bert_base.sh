@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# SQuAD v1.1, BERT base. Flags are those of babysit.sh; WITH=run.sh runs it on a TPU that is there.
+# SQuAD v1.1, BERT base.
+# Takes the settings of babysit.sh. WITH=run.sh runs it on an existing TPU instead.
 #
 # Command: tpu_scripts/recipes/squad_v1_bert_base.sh --project P --zone Z --bucket gs://B
 # Hardware: v5litepod-8 (TPU v5e, 8 cores, 1 worker)

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# SQuAD v1.1, RoBERTa large, LoRA adapters of rank 8. Flags are those of babysit.sh; WITH=run.sh runs it on a TPU that is there.
+# SQuAD v1.1, RoBERTa large, LoRA adapters of rank 8.
+# Takes the settings of babysit.sh. WITH=run.sh runs it on an existing TPU instead.
 #
 # Command: tpu_scripts/recipes/squad_v1_roberta_large_lora.sh --project P --zone Z --bucket gs://B
 # Hardware: v5litepod-8 (TPU v5e, 8 cores, 1 worker)
 # Global batch: 32 = 4 per core x 8 cores x 1 accumulated
-# Reference: none that we have verified
+# Reference: no published result that we have verified
 # Ours: not measured
 set -euo pipefail
 export ACCELERATOR_TYPE=v5litepod-8 RUNTIME_VERSION=v2-alpha-tpuv5-lite RUN_ID=${RUN_ID:-squad_v1_roberta_large_lora}

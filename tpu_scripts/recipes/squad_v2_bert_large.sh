@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# SQuAD v2.0, BERT large. Flags are those of babysit.sh; WITH=run.sh runs it on a TPU that is there.
+# SQuAD v2.0, BERT large.
+# Takes the settings of babysit.sh. WITH=run.sh runs it on an existing TPU instead.
 #
 # Command: tpu_scripts/recipes/squad_v2_bert_large.sh --project P --zone Z --bucket gs://B
 # Hardware: v5litepod-8 (TPU v5e, 8 cores, 1 worker)

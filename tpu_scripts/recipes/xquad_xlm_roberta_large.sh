@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# SQuAD v1.1, XLM-R large, evaluated on one language of XQuAD. Flags are those of babysit.sh; WITH=run.sh runs it on a TPU that is there.
+# SQuAD v1.1, XLM-R large, evaluated on one language of XQuAD.
+# Takes the settings of babysit.sh. WITH=run.sh runs it on an existing TPU instead.
 #
 # Command: LANGUAGE=es tpu_scripts/recipes/xquad_xlm_roberta_large.sh --project P --zone Z --bucket gs://B
 # Hardware: v5litepod-16 (TPU v5e, 16 cores, 2 workers)
@@ -7,8 +8,9 @@
 # Reference: EM 60.8, F1 76.6, mean of 11 languages (Hu et al. 2020, XTREME, arXiv 2003.11080)
 # Ours: not measured
 #
-# BUCKET/data holds xquad.LANGUAGE.json of https://github.com/google-deepmind/xquad. Another LANGUAGE, given
-# afterwards, goes on from the last checkpoint, so only evaluates; it overwrites the files of the one before.
+# Copy xquad.LANGUAGE.json from https://github.com/google-deepmind/xquad to BUCKET/data before the run. To evaluate
+# another language afterwards, repeat the command with that LANGUAGE: training is already complete, so the run only
+# evaluates, and it overwrites the evaluation files of the previous language.
 set -euo pipefail
 export ACCELERATOR_TYPE=v5litepod-16 RUNTIME_VERSION=v2-alpha-tpuv5-lite RUN_ID=${RUN_ID:-xquad_xlm_roberta_large}
 exec "$(dirname -- "${BASH_SOURCE[0]}")/../${WITH:-babysit.sh}" "$@" -- \

@@ -1,9 +1,12 @@
-"""The demo's data: generated harbour stories with questions, in SQuAD v2.0 form (host).
+"""The demo's data: generated harbour stories with questions, in SQuAD v2.0 format (host).
 
-A story is a few sentences, each telling one fact (`RELATIONS`) about invented people, ships and
-towns. Two subjects often share a relation, so neither a name nor a relation alone finds an answer.
-Held-out stories share no fact, no possible question and no context with the training stories, and
-most of their names never occur in training. Everything follows from one seed.
+A story is a few sentences about invented people, ships and towns. Each sentence states one fact,
+which is one of the `RELATIONS` with names and values filled in. Often two facts of a story have the
+same relation but different subjects, so a model must match both the name and the relation to find
+the answer.
+
+Held-out stories share no fact, no context and no possible question with the training stories, and
+most of their names never occur in training. The data depends only on the seed.
 """
 
 import random
@@ -14,11 +17,11 @@ from typing import Any
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, for lists that read better without quotes."""
+    """Split a text into words; word lists are easier to read without quotes."""
     return text.split()
 
 
-# Names are syllables and an ending. No name in the encoder's pre-training ends like this.
+# A name is a few syllables and one of these endings, which no name of the pre-training data has.
 ONSETS = words("b br d f g gr h k l m n p r s st t th v w")
 VOWELS = words("a e i o u")
 CLOSINGS = words("d g l m n r s t v")
@@ -52,7 +55,11 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Relation:
-    """One kind of fact: its slots (the first is the subject), sentences and questions by slot."""
+    """A kind of fact.
+
+    `slots` maps each slot's name to the kind of its values; the first slot is the subject.
+    `questions` maps a slot's name to the questions that ask for its value.
+    """
 
     name: str
     slots: dict[str, str]
@@ -61,7 +68,7 @@ class Relation:
 
     @property
     def subject(self) -> str:
-        """The slot that a fact is about; a story states a relation once for each subject."""
+        """The name of the subject's slot. A story states a relation once for each subject."""
         return next(iter(self.slots))
 
 
@@ -181,36 +188,39 @@ RELATIONS = (
 )
 
 
-NAMES = 9000  # invented names of each kind to draw training stories from
-CAST = {"person": 3, "ship": 2, "town": 4}  # invented names at hand in one story
-QUESTIONS = 4  # of each story
-UNANSWERABLE = 0.11  # chance, where the story allows such a question
+NAMES = 9000  # size of the pool of invented names of each kind
+CAST = {"person": 3, "ship": 2, "town": 4}  # invented names that one story may use
+QUESTIONS = 4  # for each story
+UNANSWERABLE = 0.11  # probability of a question without an answer, where the story allows one
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A relation with its slots filled."""
+    """A relation and the values of its slots."""
 
     relation: Relation
     values: dict[str, str]
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What makes two facts the same fact."""
+        """The relation's name and the values: equal for equal facts."""
         return (self.relation.name, *self.values.values())
 
-    def questions(self, asked: str) -> list[str]:
-        """Every phrasing that asks for the slot `asked`."""
-        return [form.format(**self.values) for form in self.relation.questions[asked]]
+    def questions(self, slot: str) -> list[str]:
+        """All questions that ask for the value of `slot`."""
+        return [pattern.format(**self.values) for pattern in self.relation.questions[slot]]
 
     def all_questions(self) -> set[str]:
-        """Every question that this fact answers."""
-        return {q for asked in self.relation.questions for q in self.questions(asked)}
+        """All questions that this fact answers."""
+        return {q for slot in self.relation.questions for q in self.questions(slot)}
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question on a story; an unanswerable one has `answer=""` and `start=-1`."""
+    """A question about a story; `start` is the answer's first character in the context.
+
+    A question without an answer has `answer=""` and `start=-1`.
+    """
 
     text: str
     answer: str
@@ -219,15 +229,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Story:
-    """A context, the facts it states, questions about it and the invented names in it."""
+    """A context, the facts that it states, questions about it, and its invented names."""
 
     context: str
     facts: list[Fact]
     questions: list[Question]
     names: set[str]
 
-    def claims(self) -> set[str]:
-        """Every question that its facts could answer, and every question it asks."""
+    def possible_questions(self) -> set[str]:
+        """All questions that the story's facts answer, and the questions that were asked."""
         return {q.text for q in self.questions}.union(
             *(fact.all_questions() for fact in self.facts)
         )
@@ -239,27 +249,37 @@ Names = dict[str, list[str]]
 def make_stories(
     seed: int = 0, train: int = 1600, heldout: int = 125
 ) -> tuple[list[Story], list[Story]]:
-    """`train` and `heldout` stories that share no context, no fact and no possible question."""
+    """Generate training stories and held-out stories.
+
+    The two share no context, no fact and no possible question.
+
+    Args:
+        seed: the data is a function of these arguments alone.
+        train: number of training stories.
+        heldout: number of held-out stories.
+    """
     rng = random.Random(seed)
-    train_names = _draw_names(rng, taken=())
-    new_names = _draw_names(rng, taken={n for names in train_names.values() for n in names})
-    mixed = {
+    train_names = _draw_names(rng, exclude=())
+    new_names = _draw_names(rng, exclude={n for names in train_names.values() for n in names})
+    heldout_names = {
         kind: rng.sample(names, NAMES // 2) + rng.sample(new_names[kind], NAMES // 2)
         for kind, names in train_names.items()
     }
     training = [_story(rng, train_names) for _ in range(train)]
     facts = {fact.key for story in training for fact in story.facts}
-    claims = {claim for story in training for claim in story.claims()}
-    held: list[Story] = []
-    while len(held) < heldout:
-        story = _story(rng, mixed)
-        if facts.isdisjoint(f.key for f in story.facts) and claims.isdisjoint(story.claims()):
-            held.append(story)
-    return training, held
+    questions = {text for story in training for text in story.possible_questions()}
+    heldout_stories: list[Story] = []
+    while len(heldout_stories) < heldout:
+        story = _story(rng, heldout_names)
+        if facts.isdisjoint(fact.key for fact in story.facts) and questions.isdisjoint(
+            story.possible_questions()
+        ):
+            heldout_stories.append(story)
+    return training, heldout_stories
 
 
 def squad_json(stories: Iterable[Story], title: str) -> dict[str, Any]:
-    """The stories as one article of SQuAD v2.0's form, with ids `<title>-<story>-<question>`."""
+    """Format stories as SQuAD v2.0 JSON: one article, with ids `<title>-<story>-<question>`."""
     paragraphs = [
         {
             "context": story.context,
@@ -283,14 +303,14 @@ def _qa(question: Question, name: str) -> dict[str, Any]:
 # --- names -------------------------------------------------------------------------------------
 
 
-def _draw_names(rng: random.Random, taken: Iterable[str]) -> Names:
-    """`NAMES` invented names of each kind, none of them in `taken`."""
-    taken, names = set(taken), {}
+def _draw_names(rng: random.Random, exclude: Iterable[str]) -> Names:
+    """Draw `NAMES` different invented names of each kind, none of them in `exclude`."""
+    exclude, names = set(exclude), {}
     for kind in ("person", "ship", "town"):
-        pool: dict[str, None] = {}  # keeps its order, as a set does not
+        pool: dict[str, None] = {}  # a set would not keep the order
         while len(pool) < NAMES:
             name = _name(rng, kind)
-            if name not in taken:
+            if name not in exclude:
                 pool[name] = None
         names[kind] = list(pool)
     return names
@@ -316,19 +336,19 @@ def _story(rng: random.Random, names: Names) -> Story:
         for fact in _facts(rng, relation, cast, count=rng.choice((1, 2)))
     ]
     rng.shuffle(facts)
-    context, starts = _tell(rng, facts)
+    context, starts = _write_context(rng, facts)
     questions = _ask(rng, facts, starts, QUESTIONS)
     invented = {name for group in cast.values() for name in group}
-    told = {value for fact in facts for value in fact.values.values()}
-    return Story(context, facts, questions, told & invented)
+    values = {value for fact in facts for value in fact.values.values()}
+    return Story(context, facts, questions, values & invented)
 
 
 def _facts(rng: random.Random, relation: Relation, cast: Names, count: int) -> list[Fact]:
-    """`count` facts of one relation; in none of its slots does a value occur twice."""
+    """Draw `count` facts of one relation whose values differ in every slot."""
     while True:
         columns = [_values(rng, kind, cast, count) for kind in relation.slots.values()]
         rows = list(zip(*columns, strict=True))
-        if all(len(set(row)) == len(row) for row in rows):  # nobody teaches himself
+        if all(len(set(row)) == len(row) for row in rows):  # nobody is their own teacher
             return [Fact(relation, dict(zip(relation.slots, row, strict=True))) for row in rows]
 
 
@@ -340,8 +360,12 @@ def _values(rng: random.Random, kind: str, cast: Names, count: int) -> list[str]
     return rng.sample(cast.get(kind) or WORDS[kind], count)
 
 
-def _tell(rng: random.Random, facts: list[Fact]) -> tuple[str, list[dict[str, int]]]:
-    """The context, and for each fact where in it the value of each slot starts."""
+def _write_context(rng: random.Random, facts: list[Fact]) -> tuple[str, list[dict[str, int]]]:
+    """Write one sentence for each fact.
+
+    Returns:
+        The context, and for each fact the first character of each slot's value in the context.
+    """
     text, starts = "", []
     for fact in facts:
         text += " " if text else ""
@@ -358,39 +382,43 @@ def _tell(rng: random.Random, facts: list[Fact]) -> tuple[str, list[dict[str, in
 def _ask(
     rng: random.Random, facts: list[Fact], starts: list[dict[str, int]], count: int
 ) -> list[Question]:
-    """Up to `count` questions on different slots; a few of them have no answer in the story."""
-    missing = _missing(facts)
+    """Draw up to `count` questions for different slots; a few have no answer in the story."""
+    unanswerable = _unanswerable(facts)
     answers = [
         (fact, slot, start[slot])
         for fact, start in zip(facts, starts, strict=True)
         for slot in fact.relation.questions
     ]
-    asked = []
+    questions = []
     for fact, slot, start in rng.sample(answers, min(count, len(answers))):
-        if missing and rng.random() < UNANSWERABLE:
-            asked.append(Question(missing.pop(rng.randrange(len(missing))), "", -1))
+        if unanswerable and rng.random() < UNANSWERABLE:
+            text = unanswerable.pop(rng.randrange(len(unanswerable)))
+            questions.append(Question(text, "", -1))
         else:
-            asked.append(Question(rng.choice(fact.questions(slot)), fact.values[slot], start))
-    return asked
+            questions.append(Question(rng.choice(fact.questions(slot)), fact.values[slot], start))
+    return questions
 
 
-def _missing(facts: list[Fact]) -> list[str]:
-    """Questions on someone in the story about what is told of others only."""
-    told = {(f.relation.slots[slot], value) for f in facts for slot, value in f.values.items()}
-    missing = []
+def _unanswerable(facts: list[Fact]) -> list[str]:
+    """Questions about a subject for which the story does not state the relation.
+
+    The story states the relation for another subject, so such a question looks answerable.
+    """
+    values = {(f.relation.slots[slot], value) for f in facts for slot, value in f.values.items()}
+    questions = []
     for relation in {fact.relation.name: fact.relation for fact in facts}.values():
-        known = {fact.values[relation.subject] for fact in facts if fact.relation is relation}
-        for kind, name in sorted(told):
-            if kind == relation.slots[relation.subject] and name not in known:
-                missing += _about(relation, name)
-    return missing
+        subjects = {fact.values[relation.subject] for fact in facts if fact.relation is relation}
+        for kind, name in sorted(values):
+            if kind == relation.slots[relation.subject] and name not in subjects:
+                questions += _questions_about(relation, name)
+    return questions
 
 
-def _about(relation: Relation, subject: str) -> list[str]:
-    """The questions of a relation that name its subject and nothing else."""
-    forms = [form for group in relation.questions.values() for form in group]
+def _questions_about(relation: Relation, subject: str) -> list[str]:
+    """The questions of a relation that mention only the subject and no other slot."""
+    patterns = [pattern for group in relation.questions.values() for pattern in group]
     return [
-        form.format(**{relation.subject: subject})
-        for form in forms
-        if {slot for _, slot, *_ in Formatter().parse(form) if slot} == {relation.subject}
+        pattern.format(**{relation.subject: subject})
+        for pattern in patterns
+        if {slot for _, slot, *_ in Formatter().parse(pattern) if slot} == {relation.subject}
     ]

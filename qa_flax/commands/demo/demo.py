@@ -1,4 +1,4 @@
-"""`qa-flax demo`: data, fine-tuning, scores and a few answers, on every core of this machine."""
+"""The work of `qa-flax demo`: generate data, fine-tune a tiny BERT, print scores and answers."""
 
 import json
 import logging
@@ -26,36 +26,36 @@ from qa_flax.train.qa_trainer import QuestionAnsweringTrainer
 from qa_flax.train.training_arguments import TrainingArguments
 
 ENCODER = Path(__file__).with_name("encoder")
-"""The pre-trained encoder and its tokenizer, made by `make_encoder.py`."""
+"""The pre-trained encoder and its tokenizer, created by `make_encoder.py`."""
 
-# A question and its story have about 90 tokens; the longest are cut into two windows.
+# A question and its story have about 90 tokens; the longest stories need two windows.
 WINDOWS: dict[str, Any] = {"max_seq_length": 112, "doc_stride": 32, "disable_tqdm": True}
 GLOBAL_BATCH = 32
 MAX_ANSWER_LENGTH = 16  # tokens
-SHOWN = 5
+PRINTED_ANSWERS = 5
 
 
-class _TrainingAlone:
-    """Nothing but the training's progress: the scores are printed as a table."""
+class _TrainingOnly:
+    """Mixin: report the progress of training only, as the demo prints the scores itself."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Say nothing."""
+        """Print nothing."""
 
     def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
-        """Show nothing."""
+        """Show no progress of the prediction."""
 
 
-class OneBar(_TrainingAlone, TrainingProgress):
-    """For a terminal."""
+class DemoProgressBar(_TrainingOnly, TrainingProgress):
+    """A progress bar for terminals."""
 
 
-class FewLines(_TrainingAlone, TrainingLines):
-    """For a log."""
+class DemoProgressLines(_TrainingOnly, TrainingLines):
+    """Progress lines for output that is not a terminal."""
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What one evaluation of the held-out questions found."""
+class Scores:
+    """Exact match and F1 (percent) on the held-out questions, and the answers by question id."""
 
     exact: float
     f1: float
@@ -63,10 +63,14 @@ class Scored:
 
 
 def run_demo(seed: int = 0, output_dir: str | Path = "qa_flax_demo") -> dict[str, float]:
-    """Make data from `seed`, fine-tune the tiny encoder on it, print the scores before and after.
+    """Fine-tune the tiny encoder on generated data; print its scores before and after.
 
-    Leaves the data, the answers and the model with its tokenizer in `output_dir`. Returns
-    `exact_before`, `f1_before`, `exact_after`, `f1_after` (percent) and `seconds`.
+    Args:
+        seed: random seed of the data and the training.
+        output_dir: folder for the data, the answers, the model and its tokenizer.
+
+    Returns:
+        `exact_before`, `f1_before`, `exact_after`, `f1_after` (percent) and `seconds`.
     """
     started, output = time.perf_counter(), storage.path(output_dir)
     print(f"qa-flax demo: reading comprehension of harbour stories, seed {seed}\n")
@@ -93,12 +97,13 @@ def _trainer(
     seed: int, output: Path, train: datasets.Dataset, heldout: datasets.Dataset
 ) -> QuestionAnsweringTrainer:
     tokenizer = AutoTokenizer.from_pretrained(ENCODER)
-    # That the head is new is what the demo is about; it is said in the line below instead.
+    # Hide the warning that the span head is newly initialized; the line below mentions it.
     logging.getLogger(AutoModelForQuestionAnswering.__module__).setLevel(logging.ERROR)
     model = AutoModelForQuestionAnswering.from_pretrained(ENCODER, seed=seed)
     print(
-        f"  model     BERT of {model.config.num_hidden_layers} layers, {model.num_parameters():,} "
-        f"parameters, its span head new, on {parallel.describe_cores()}\n"
+        f"  model     BERT with {model.config.num_hidden_layers} layers, "
+        f"{model.num_parameters():,} parameters and a new span head, on "
+        f"{parallel.describe_cores()}\n"
     )
     trainer = QuestionAnsweringTrainer(
         model=model,
@@ -110,8 +115,8 @@ def _trainer(
         post_process_function=partial(_post_process, output),
         compute_metrics=_compute_metrics,
     )
-    trainer.remove_callback(shown := progress_callback())
-    trainer.add_callback(OneBar if shown is TrainingProgress else FewLines)
+    trainer.remove_callback(callback := progress_callback())
+    trainer.add_callback(DemoProgressBar if callback is TrainingProgress else DemoProgressLines)
     return trainer
 
 
@@ -135,7 +140,7 @@ def _training_arguments(seed: int, output: Path) -> TrainingArguments:
 
 
 def _examples(seed: int, output: Path) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Write the generated data to `output` and read it back as any other data."""
+    """Write the generated data to `output` and load the files with `load_examples`."""
     training, heldout = make_stories(seed)
     output.mkdir(parents=True, exist_ok=True)
     for name, stories in (("train", training), ("heldout", heldout)):
@@ -172,12 +177,12 @@ def _post_process(output: Path, examples, windows, logits) -> EvalPrediction:
         prefix="heldout",
         hf_compatible=False,
     )
-    return _scorable(examples, answers)
+    return _scorer_input(examples, answers)
 
 
-def _scorable(examples: Iterable[Any], answers: Mapping[str, str]) -> EvalPrediction:
+def _scorer_input(examples: Iterable[Any], answers: Mapping[str, str]) -> EvalPrediction:
     """Answers and gold answers in the form that `squad_metric` takes."""
-    # transformers' annotations know of arrays only; its QA scripts put lists here, too.
+    # Lists, as in run_qa.py; EvalPrediction is annotated for arrays only.
     predictions: Any = [
         {"id": id_, "prediction_text": text, "no_answer_probability": 0.0}
         for id_, text in answers.items()
@@ -186,36 +191,36 @@ def _scorable(examples: Iterable[Any], answers: Mapping[str, str]) -> EvalPredic
     return EvalPrediction(predictions=predictions, label_ids=references)
 
 
-def _compute_metrics(scored: EvalPrediction) -> dict[str, Any]:
-    return squad_metric(scored.predictions, scored.label_ids, version_2_with_negative=True)
+def _compute_metrics(prediction: EvalPrediction) -> dict[str, Any]:
+    return squad_metric(prediction.predictions, prediction.label_ids, version_2_with_negative=True)
 
 
-def _score(trainer: QuestionAnsweringTrainer) -> Scored:
+def _score(trainer: QuestionAnsweringTrainer) -> Scores:
     windows: Any = trainer.eval_dataset
     output = trainer.predict(windows, trainer.eval_examples)
     rows: Any = output.predictions
     metrics = output.metrics or {}
     answers = {row["id"]: row["prediction_text"] for row in rows}
-    return Scored(metrics["test_exact"], metrics["test_f1"], answers)
+    return Scores(metrics["test_exact"], metrics["test_f1"], answers)
 
 
-def _print_scores(before: Scored, after: Scored) -> None:
+def _print_scores(before: Scores, after: Scores) -> None:
     print("\nScores on the held-out questions   EM      F1")
-    for title, scored in (("before fine-tuning", before), ("after fine-tuning", after)):
-        print(f"  {title:29} {scored.exact:5.1f}   {scored.f1:5.1f}")
+    for title, scores in (("before fine-tuning", before), ("after fine-tuning", after)):
+        print(f"  {title:29} {scores.exact:5.1f}   {scores.f1:5.1f}")
 
 
 # ---- answers ----------------------------------------------------------------------------------
 
 
 def _print_answers(heldout: datasets.Dataset, answers: dict[str, str]) -> None:
-    """The first question of each of the first stories: not chosen by how they were answered."""
-    print(f"\nThe first question of each of the first {SHOWN} held-out stories")
+    """Print the answers to the first questions of the first stories, whether right or wrong."""
+    print(f"\nThe first question of each of the first {PRINTED_ANSWERS} held-out stories")
     rows: list[dict[str, Any]] = heldout.to_list()
-    firsts = [row for row in rows if row["id"].endswith("-0")][:SHOWN]
-    for row in firsts:
+    selected = [row for row in rows if row["id"].endswith("-0")][:PRINTED_ANSWERS]
+    for row in selected:
         gold, answer = row["answers"]["text"][:1], answers[row["id"]]
-        right = _compute_metrics(_scorable([row], {row["id"]: answer}))["exact"] == 100.0
+        right = _compute_metrics(_scorer_input([row], {row["id"]: answer}))["exact"] == 100.0
         print(f"\n  {row['question']}")
         print(f"    story   {_excerpt(row)}")
         print(f"    gold    {gold[0] if gold else '(no answer)'}")
@@ -225,20 +230,20 @@ def _print_answers(heldout: datasets.Dataset, answers: dict[str, str]) -> None:
 def _excerpt(row: dict[str, Any], width: int = 84) -> str:
     """At most `width` characters of the context, around the gold answer if there is one."""
     context, starts = row["context"], row["answers"]["answer_start"]
-    first = max(0, (starts[0] if starts else 0) - width // 2)
-    last = first + width
-    return ("..." if first else "") + context[first:last] + ("..." if last < len(context) else "")
+    start = max(0, (starts[0] if starts else 0) - width // 2)
+    end = start + width
+    return ("..." if start else "") + context[start:end] + ("..." if end < len(context) else "")
 
 
 def _print_files(output: Path, seconds: float) -> None:
     rows = [
-        ("train.json, heldout.json", "the data, SQuAD v2.0 form"),
+        ("train.json, heldout.json", "the data in SQuAD v2.0 format"),
         ("heldout_predictions.json", "the answer to every held-out question"),
-        ("heldout_nbest_predictions.json", "the best 20 answers, with scores"),
-        ("heldout_null_odds.json", "how much more likely it is that there is no answer"),
+        ("heldout_nbest_predictions.json", "the 20 best answers to each, with scores"),
+        ("heldout_null_odds.json", 'the score of "no answer" minus that of the best answer'),
         (
             "model.safetensors, config.json",
-            "the fine-tuned model, as PyTorch transformers reads it",
+            "the fine-tuned model, which PyTorch transformers can load",
         ),
         ("tokenizer.json, ...", "its tokenizer"),
     ]
@@ -246,9 +251,9 @@ def _print_files(output: Path, seconds: float) -> None:
     for names, meaning in rows:
         print(f"  {names:32} {meaning}")
     print(
-        f"\nTo evaluate it again:\n  qa-flax run --model_name_or_path {output} --do_eval "
+        f"\nTo evaluate the model again:\n  qa-flax run --model_name_or_path {output} --do_eval "
         f"--version_2_with_negative \\\n    --validation_file {output}/heldout.json "
         f"--max_seq_length {WINDOWS['max_seq_length']} --doc_stride {WINDOWS['doc_stride']} \\\n"
-        f"    --max_answer_length {MAX_ANSWER_LENGTH} --output_dir {output}/again"
+        f"    --max_answer_length {MAX_ANSWER_LENGTH} --output_dir {output}/evaluation"
     )
     print(f"\nDone in {seconds:.0f} s.")

@@ -1,8 +1,8 @@
-"""The text that the demo's encoder is pre-trained on: invented facts in broken English.
+"""The data that the demo's encoder is pre-trained on: invented facts in simplified English.
 
-It practises one skill, finding in a context the words that a question repeats, so its sentences are
-bare patterns filled with random words, names and numbers. It shares no pattern and no name with the
-stories of `qa_flax.demo` (`tests/test_demo.py` checks both); common English words it does share.
+The data trains one skill: to find the words of the question in the context. Its sentences are
+patterns filled with random words, names and numbers. They share common English words with the
+demo's stories (`data.py`), but no pattern and no name, as `tests/commands/test_demo.py` checks.
 """
 
 import random
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, for lists that read better without quotes."""
+    """Split a text into words; word lists are easier to read without quotes."""
     return text.split()
 
 
@@ -38,7 +38,7 @@ tower town trade train traveller treasure tree trunk uncle valley vessel village
 voyage wagon wall watch water wax weaver well wheat wheel whistle wife wind window wine winter
 wolf wood wool work worker writer yard year
 """)
-# Base form and past: a question often uses another form than the context does.
+# Base form and past tense: the question and the context often use different forms.
 VERBS = [
     tuple(pair.split(":"))
     for pair in words("""
@@ -85,7 +85,7 @@ WORDS = list(
 ONSETS = words("b br ch d dr f fl g gr h j k kl l m n p pl r s sk st t th tr v w z sh bl kr gl")
 VOWELS = words("a e i o u a e i o u a e o ai ea ou ie")
 CODAS = ["", "", "", "", "", "", "n", "r", "l", "s", "m", "k", "t", "d", "sh", "nd", "rt", "x"]
-# The names of the demo's stories end like this, so no name here does.
+# The endings of the names in the demo's stories; `make_name` never returns a name with one.
 RESERVED_ENDINGS = tuple(
     words(
         "an el ik is or en berg man sen strom well ella etta ina ora ania dal ford haven mouth "
@@ -93,9 +93,9 @@ RESERVED_ENDINGS = tuple(
     )
 )
 
-# How a fact is told and asked for: {s} subject, {x} value, {n} noun, {p} past, {b} base form, {q}
-# preposition.
-TOLD = {
+# Patterns that state a fact, and below those that ask for it. {s} is the subject, {x} the value,
+# {n} the noun, {p} the verb's past tense, {b} its base form and {q} the preposition.
+STATEMENTS = {
     "noun": (
         "with {s} the {n} remains {x}",
         "{x} , {n} to {s}",
@@ -121,7 +121,7 @@ TOLD = {
         "{q} {x} , so they say , {s} {p}",
     ),
 }
-ASKED = {
+QUESTIONS = {
     "noun": (
         "{s} {n} ?",
         "{n} with {s} ?",
@@ -143,8 +143,8 @@ ASKED = {
         "{s} {p} {q} ?",
     ),
 }
-# The other way round: which subject has this value?
-ASKED_BACK = {
+# Questions that ask for the subject, given the value.
+REVERSE_QUESTIONS = {
     "noun": (
         "{x} is {n} with what ?",
         "{x} {n} ?",
@@ -158,7 +158,10 @@ ASKED_BACK = {
 
 @dataclass(frozen=True)
 class Exercise:
-    """A question, its context, where the answer and its sentence stand; (0, 0): no answer."""
+    """A question, its context, and the character spans of the answer and of its sentence.
+
+    Both spans are (0, 0) if there is no answer.
+    """
 
     question: str
     context: str
@@ -178,12 +181,12 @@ class _Fact:
     relation: _Relation
     value: str
 
-    def say(self, pattern: str) -> str:
+    def fill(self, pattern: str) -> str:
         return pattern.format(s=self.subject, x=self.value, **self.relation.words)
 
 
 def make_name(rng: random.Random) -> str:
-    """An invented word of one to three syllables with none of `RESERVED_ENDINGS`."""
+    """Invent a word of one to three syllables that ends with none of `RESERVED_ENDINGS`."""
     while True:
         syllables = [
             rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS)
@@ -195,37 +198,44 @@ def make_name(rng: random.Random) -> str:
 
 
 def make_exercise(rng: random.Random, fewest: int, most: int) -> Exercise:
-    """A context of `fewest` to `most` sentences with a question; one in twelve has no answer."""
+    """Draw a context of `fewest` to `most` sentences and a question about it.
+
+    One question in twelve has no answer, where the facts allow it.
+    """
     facts, missing = _facts(rng, rng.randint(fewest, most))
     target = rng.randrange(len(facts))
     if missing and rng.random() < 1 / 12:
-        unknown = rng.choice(missing)
-        question = unknown.say(rng.choice(ASKED[unknown.relation.kind]))
-        return Exercise(question, _tell(rng, facts, None, "")[0], (0, 0), (0, 0))
+        absent = rng.choice(missing)
+        question = absent.fill(rng.choice(QUESTIONS[absent.relation.kind]))
+        return Exercise(question, _write_context(rng, facts, None, "")[0], (0, 0), (0, 0))
     fact = facts[target]
-    alike = [f for f in facts if f.relation is fact.relation and f.value == fact.value]
-    back = len(alike) == 1 and rng.random() < 0.3
-    patterns = (ASKED_BACK if back else ASKED)[fact.relation.kind]
-    answer = fact.subject if back else fact.value
-    return Exercise(fact.say(rng.choice(patterns)), *_tell(rng, facts, fact, answer))
+    same_value = [f for f in facts if f.relation is fact.relation and f.value == fact.value]
+    is_reverse = len(same_value) == 1 and rng.random() < 0.3
+    patterns = (REVERSE_QUESTIONS if is_reverse else QUESTIONS)[fact.relation.kind]
+    answer = fact.subject if is_reverse else fact.value
+    return Exercise(fact.fill(rng.choice(patterns)), *_write_context(rng, facts, fact, answer))
 
 
 def _facts(rng: random.Random, count: int) -> tuple[list[_Fact], list[_Fact]]:
-    """`count` cells of a table subjects x relations, and the cells that were left out."""
-    names = iter(_alike_names(rng, 4 * count))
+    """Draw `count` facts from all pairs of a subject and a relation.
+
+    Returns:
+        The facts, and the pairs that were not drawn, as facts without a value.
+    """
+    names = iter(_similar_names(rng, 4 * count))
     subjects = [
         _subject(rng, lambda: next(names)) for _ in range(rng.randint(1, max(1, count // 2)))
     ]
     enough = -(-count // len(subjects))
     relations = [_relation(rng) for _ in range(rng.randint(enough, count))]
-    cells = [(subject, relation) for subject in subjects for relation in relations]
-    rng.shuffle(cells)
-    facts = [_Fact(s, r, _value(rng, lambda: next(names))) for s, r in cells[:count]]
-    return facts, [_Fact(s, r, "") for s, r in cells[count:]]
+    pairs = [(subject, relation) for subject in subjects for relation in relations]
+    rng.shuffle(pairs)
+    facts = [_Fact(s, r, _value(rng, lambda: next(names))) for s, r in pairs[:count]]
+    return facts, [_Fact(s, r, "") for s, r in pairs[count:]]
 
 
-def _alike_names(rng: random.Random, count: int) -> list[str]:
-    """Different names; one in four borrows the beginning or the end of another."""
+def _similar_names(rng: random.Random, count: int) -> list[str]:
+    """Draw different names; one in four shares its first or second half with another."""
     names: list[str] = []
     while len(names) < count:
         name = make_name(rng)
@@ -250,7 +260,7 @@ def _subject(rng: random.Random, name: Callable[[], str]) -> str:
 def _relation(rng: random.Random) -> _Relation:
     base, past = rng.choice(VERBS)
     words = {"n": rng.choice(NOUNS), "b": base, "p": past, "q": rng.choice(PREPOSITIONS)}
-    return _Relation(rng.choice(tuple(TOLD)), words)
+    return _Relation(rng.choice(tuple(STATEMENTS)), words)
 
 
 def _value(rng: random.Random, name: Callable[[], str]) -> str:
@@ -271,15 +281,20 @@ def _value(rng: random.Random, name: Callable[[], str]) -> str:
     )
 
 
-def _tell(
+def _write_context(
     rng: random.Random, facts: list[_Fact], target: _Fact | None, answer: str
 ) -> tuple[str, tuple[int, int], tuple[int, int]]:
-    """The context and the character spans of the answer and its sentence in it."""
-    text, span, whole = "", (0, 0), (0, 0)
+    """Write one sentence for each fact.
+
+    Returns:
+        The context, and the character spans of the answer and of its sentence in the context.
+    """
+    text, answer_span, sentence_span = "", (0, 0), (0, 0)
     for fact in facts:
-        sentence = fact.say(rng.choice(TOLD[fact.relation.kind]))
+        sentence = fact.fill(rng.choice(STATEMENTS[fact.relation.kind]))
         if fact is target:
-            first = len(text) + f" {sentence} ".index(f" {answer} ")
-            span, whole = (first, first + len(answer)), (len(text), len(text) + len(sentence))
+            start = len(text) + f" {sentence} ".index(f" {answer} ")
+            answer_span = (start, start + len(answer))
+            sentence_span = (len(text), len(text) + len(sentence))
         text += sentence + " . "
-    return text.rstrip(), span, whole
+    return text.rstrip(), answer_span, sentence_span

@@ -1,24 +1,24 @@
-"""`qa-flax env`: versions, devices, processes, memory, cache, and what is wrong with them."""
+"""`qa-flax env`: report versions, devices, processes, memory and problems."""
 
 import argparse
 
 from qa_flax.commands.arguments import DistributedArguments, dataclass_parser
 
-SUMMARY = "versions, devices, processes, and what is wrong with them"
+SUMMARY = "report versions, devices and processes, and check them for problems"
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments of the processes, as of `qa-flax run`."""
+    """The arguments that `qa-flax run` has for several processes and for the backend."""
     return dataclass_parser(
         DistributedArguments,
         prog="qa-flax env",
-        description="Versions, devices, processes, memory, cache, and what is wrong with them; "
-        "exits with 1 if anything is.",
+        description="Report versions, devices, processes, memory and the compilation cache, and "
+        "check them for problems. The exit status is 1 if there are problems, else 0.",
     )
 
 
 def main(parsed: argparse.Namespace) -> int:
-    """Print the report; returns 1 if there are problems, else 0."""
+    """Print the report and the problems; return 1 if there are problems, else 0."""
     from qa_flax.commands.env.report import report
     from qa_flax.distributed import processes
 

@@ -1,10 +1,10 @@
-"""`qa-flax env`: versions, devices, processes, memory, cache, and what is wrong with them."""
+"""The report of `qa-flax env`: collects each process's environment and checks it for problems."""
 
 import os
 import platform
 import socket
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from qa_flax.distributed import exchange, join
 
 
 def start(arguments: DistributedArguments) -> None:
-    """Join the other processes, and refuse another backend, as the arguments say.
+    """Join the other processes with `--distributed`, and check `--require_backend`.
 
     Raises:
-        ProcessError: the processes do not come together.
-        ValueError: JAX runs on another backend.
+        ProcessError: not all processes joined in time.
+        ValueError: JAX runs on another backend than `--require_backend`.
     """
     if arguments.distributed:
         join.join(
@@ -53,112 +53,128 @@ _GIB = 1 << 30
 
 
 def report(arguments: DistributedArguments) -> tuple[list[str], list[str]]:
-    """Lines that describe what a run would find here, and what is wrong with it.
+    """Describe the environment that `qa-flax run` would have with the same arguments.
 
-    Every process gets the same.
+    Every process returns the same.
+
+    Returns:
+        The lines of the report, and the problems, one line each.
     """
     try:
         start(arguments)
         jax.default_backend()
     except (ValueError, RuntimeError) as error:
-        return [f"{name}: {found}" for name, found in _versions().items()], [str(error)]
-    every = exchange.all_gather_json("environment", _of_this_process())
-    return list(_lines(every)), list(_problems(every))
+        return [f"{name}: {version}" for name, version in _versions().items()], [str(error)]
+    environments = exchange.all_gather_json("environment", _environment())
+    return list(_lines(environments)), list(_problems(environments))
 
 
-def _of_this_process() -> dict[str, Any]:
+def _environment() -> dict[str, Any]:
+    """The environment of this process, as JSON values; memory is in bytes, None if unknown."""
     devices = jax.local_devices()
     cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
+    memory = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
     return {
         "host": socket.gethostname(),
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in devices],
-        "device memory": limits,
+        "device memory": memory,
         "host memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "processors": os.cpu_count(),
         "versions": _versions(),
-        "misfits": _misfits(),
+        "incompatible": _incompatible(),
         "cache": cache,
         "cache problem": _cache_problem(cache),
     }
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
 
 
-def _misfits() -> list[str]:
-    """jaxlib and libtpu where they are not those that this JAX was released with."""
-    wrong = {}
-    for line in requires("jax") or []:
-        wanted = Requirement(line)
-        extra = {"extra": "tpu" if wanted.name == "libtpu" else ""}
-        if wanted.name not in ("jaxlib", "libtpu"):
+def _incompatible() -> list[str]:
+    """A message for jaxlib and for libtpu if their version is not what the installed JAX needs."""
+    messages = {}
+    for line in metadata.requires("jax") or []:
+        requirement = Requirement(line)
+        name = requirement.name
+        if name not in ("jaxlib", "libtpu"):
             continue
-        if wanted.marker is not None and not wanted.marker.evaluate(extra):
+        extra = {"extra": "tpu" if name == "libtpu" else ""}
+        if requirement.marker is not None and not requirement.marker.evaluate(extra):
             continue
-        found = _versions()[wanted.name]
-        if found != "not installed" and not wanted.specifier.contains(found, prereleases=True):
-            wrong[wanted.name] = (
-                f"{wanted.name} is {found}, and jax {version('jax')} needs {wanted.specifier}: "
-                'pip install -U "jax[tpu]" on every worker'
+        installed = _versions()[name]
+        if installed == "not installed":
+            continue
+        if not requirement.specifier.contains(installed, prereleases=True):
+            messages[name] = (
+                f"{name} is {installed}, but jax {_versions()['jax']} needs "
+                f'{requirement.specifier}: run pip install -U "jax[tpu]" on every host'
             )
-    return list(wrong.values())
+    return list(messages.values())
 
 
 def _cache_problem(folder: str | None) -> str | None:
     if folder is None or "://" in folder:
         return None
     path = Path(folder)
-    existing = next(one for one in (path, *path.absolute().parents) if one.exists())
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not os.access(existing, os.W_OK):
-        return f"the compilation cache {folder} cannot be written to"
+        return f"the compilation cache {folder} is not writable"
     return None
 
 
-def _lines(every: list[dict[str, Any]]) -> Iterator[str]:
-    first = every[0]
-    for name, found in first["versions"].items():
-        yield f"{name}: {found}"
-    yield f"backend: {first['backend']}"
-    cores = sum(len(one["devices"]) for one in every)
-    yield f"cores: {cores}, of {len(every)} processes" if len(every) > 1 else f"cores: {cores}"
-    for number, one in enumerate(every):
-        kinds = sorted(set(one["devices"]))
-        known = {limit for limit in one["device memory"] if limit is not None}
-        each = f", {min(known) / _GIB:.1f} GiB each" if known else ", memory not told"
+def _lines(environments: list[dict[str, Any]]) -> Iterator[str]:
+    main = environments[0]
+    for name, version in main["versions"].items():
+        yield f"{name}: {version}"
+    yield f"backend: {main['backend']}"
+    cores = sum(len(environment["devices"]) for environment in environments)
+    count = len(environments)
+    yield f"cores: {cores}, of {count} processes" if count > 1 else f"cores: {cores}"
+    for index, environment in enumerate(environments):
+        kinds = sorted(set(environment["devices"]))
+        limits = {limit for limit in environment["device memory"] if limit is not None}
+        memory = f"{min(limits) / _GIB:.1f} GiB each" if limits else "memory not reported"
         yield (
-            f"process {number}: {one['host']}, {len(one['devices'])} x {', '.join(kinds)}{each}; "
-            f"{one['processors']} processors, {one['host memory'] / _GIB:.1f} GiB"
+            f"process {index}: {environment['host']}, {len(environment['devices'])} x "
+            f"{', '.join(kinds)}, {memory}; {environment['processors']} processors, "
+            f"{environment['host memory'] / _GIB:.1f} GiB"
         )
-    cache = first["cache"] or "none (set JAX_COMPILATION_CACHE_DIR and steps are compiled once)"
+    cache = main["cache"] or (
+        "none (set JAX_COMPILATION_CACHE_DIR to reuse compiled steps in later runs)"
+    )
     yield f"compilation cache: {cache}"
 
 
-def _problems(every: list[dict[str, Any]]) -> Iterator[str]:
-    first = every[0]
-    for number, one in enumerate(every):
-        prefix = f"process {number}: " if len(every) > 1 else ""
-        for problem in [*one["misfits"], *filter(None, [one["cache problem"]])]:
+def _problems(environments: list[dict[str, Any]]) -> Iterator[str]:
+    main = environments[0]
+    for index, environment in enumerate(environments):
+        prefix = f"process {index}: " if len(environments) > 1 else ""
+        cache_problem = environment["cache problem"]
+        for problem in [*environment["incompatible"], *filter(None, [cache_problem])]:
             yield prefix + problem
-        if one["versions"]["libtpu"] != "not installed" and one["backend"] != "tpu":
+        versions, backend = environment["versions"], environment["backend"]
+        if versions["libtpu"] != "not installed" and backend != "tpu":
             yield (
-                f"{prefix}libtpu is installed, but JAX runs on {one['backend']}: is there a TPU, "
-                "and does no other process hold it (sudo lsof /dev/accel* /dev/vfio/*)?"
+                f"{prefix}libtpu is installed, but JAX runs on {backend}: check that this host has "
+                "a TPU and that no other process uses it (sudo lsof /dev/accel* /dev/vfio/*)"
             )
         differences = [
-            f"{name} {found} (process 0: {first['versions'][name]})"
-            for name, found in one["versions"].items()
-            if found != first["versions"][name]
+            f"{name} {version} (process 0: {main['versions'][name]})"
+            for name, version in versions.items()
+            if version != main["versions"][name]
         ]
         if differences:
-            yield f"{prefix}has {', '.join(differences)}: all hosts need the same"
-        if len(one["devices"]) != len(first["devices"]):
-            yield f"{prefix}{len(one['devices'])} cores, process 0 has {len(first['devices'])}"
+            yield f"{prefix}has {', '.join(differences)}: all processes need the same versions"
+        if len(environment["devices"]) != len(main["devices"]):
+            yield (
+                f"{prefix}has {len(environment['devices'])} cores, but process 0 has "
+                f"{len(main['devices'])}"
+            )

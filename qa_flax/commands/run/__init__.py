@@ -1,4 +1,4 @@
-"""`qa-flax run`: fine-tune, evaluate and predict, by the arguments of Hugging Face's run_qa.py."""
+"""`qa-flax run`: fine-tune, evaluate and predict, with the arguments of run_qa.py."""
 
 import argparse
 import sys
@@ -12,14 +12,14 @@ from qa_flax.commands.arguments import (
     dataclass_parser,
 )
 
-SUMMARY = "fine-tune, evaluate, predict, by the arguments of run_qa.py"
+SUMMARY = "fine-tune, evaluate and predict, with the arguments of run_qa.py"
 
 USAGE = """qa-flax run --model_name_or_path DIR_OR_HUB_ID --output_dir DIR [arguments]
        qa-flax run arguments.json   (or .yaml)"""
 
 
 def parser() -> argparse.ArgumentParser:
-    """Four groups of arguments: of the model, the data, the training, the processes."""
+    """The parser of the model, data, training and process arguments."""
     from qa_flax.train.training_arguments import TrainingArguments
 
     return dataclass_parser(
@@ -29,19 +29,20 @@ def parser() -> argparse.ArgumentParser:
         DistributedArguments,
         prog="qa-flax run",
         usage=USAGE,
-        description="Fine-tune, evaluate and predict: the arguments of Hugging Face's run_qa.py, "
-        "by the same names.",
+        description="Fine-tune a question answering model, evaluate it and predict answers. The "
+        "arguments have the names and defaults of Hugging Face's run_qa.py. A stopped run resumes "
+        "from the latest checkpoint in --output_dir when the command is repeated.",
     )
 
 
 def main(parsed: argparse.Namespace) -> None:
-    """Do the run.
+    """Train, evaluate and predict as the arguments say.
 
     Raises:
-        UsageError: a file, an argument, the data or the model cannot be used.
+        UsageError: a file, an argument, the data or the model is invalid.
         FloatingPointError: a loss is not finite.
-        ProcessError: the processes cannot work together.
-        Preempted: SIGTERM has come.
+        ProcessError: the processes did not join, or run different commands.
+        Preempted: the run was stopped by SIGTERM.
     """
     from qa_flax.commands.run.job import run
     from qa_flax.distributed.preemption import Preempted
@@ -49,15 +50,21 @@ def main(parsed: argparse.Namespace) -> None:
     try:
         run(*parsed.dataclasses)
     except Preempted:
-        print("qa-flax: stopped by SIGTERM; repeat the command to go on", file=sys.stderr)
+        print("qa-flax: stopped by SIGTERM; repeat the command to resume", file=sys.stderr)
         raise
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[Any, ...]:
-    """The four groups of arguments, from a command line or a JSON or YAML file.
+    """Parse the arguments of `qa-flax run`.
+
+    Args:
+        arguments: the command line after `qa-flax run`, or the path of one JSON or YAML file.
+
+    Returns:
+        `ModelArguments`, `DataArguments`, `TrainingArguments` and `DistributedArguments`.
 
     Raises:
-        ValueError: a value cannot be used.
-        SystemExit: they cannot be parsed.
+        ValueError: a value is invalid.
+        SystemExit: the arguments cannot be parsed.
     """
     return parser().parse_args(arguments).dataclasses

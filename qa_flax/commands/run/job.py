@@ -1,4 +1,4 @@
-"""`run_qa.py`'s job: files in, fine-tune, evaluate, predict, files out."""
+"""The work of `qa-flax run`: load model and data, train, evaluate, predict, write the files."""
 
 import sys
 import tempfile
@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalPrediction
 
 from qa_flax import storage
-from qa_flax.answers.files import spliced
+from qa_flax.answers.files import merge_files
 from qa_flax.answers.metrics import squad_metric
 from qa_flax.answers.postprocess import find_answers
 from qa_flax.answers.spans import SearchSettings
@@ -36,41 +36,45 @@ from qa_flax.train.qa_trainer import QuestionAnsweringTrainer
 from qa_flax.train.training_arguments import TrainingArguments, check_training_arguments
 
 
-def _data_names(data_args: DataArguments) -> dict[str, Any]:
-    """What the model's card says of a data set of the hub, in run_qa.py's words."""
+def _model_card_fields(data_args: DataArguments) -> dict[str, Any]:
+    """The model card's arguments that describe a data set of the Hub, as in run_qa.py."""
     name, config = data_args.dataset_name, data_args.dataset_config_name
     if name is None:
         return {}
-    named = {"dataset_tags": name, "dataset": name if config is None else f"{name} {config}"}
-    return named | ({} if config is None else {"dataset_args": config})
+    fields = {"dataset_tags": name, "dataset": name if config is None else f"{name} {config}"}
+    return fields | ({} if config is None else {"dataset_args": config})
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One of train, eval, predict: this host's examples and windows; to train, all windows."""
+    """The data of train, eval or predict in this process."""
 
-    examples: datasets.Dataset
-    windows: Windows
-    count: int  # windows on all hosts
+    examples: datasets.Dataset  # this process's
+    windows: Windows  # of these examples; for training, those of all processes
+    count: int  # windows of all processes
 
 
 def run(
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: TrainingArguments,
-    host_args: DistributedArguments | None = None,
+    distributed_args: DistributedArguments | None = None,
 ) -> dict[str, Any]:
-    """Do what `--do_train`, `--do_eval` and `--do_predict` ask for; return all metrics.
+    """Train, evaluate and predict as `--do_train`, `--do_eval` and `--do_predict` say.
+
+    Returns:
+        The metrics of all of them, as in `all_results.json`.
 
     Raises:
-        UsageError: a file, an argument, the data or the model cannot be used.
-        ProcessError: the processes of several hosts do not come together.
-        Preempted: SIGTERM has come; the same command goes on from what was saved.
+        UsageError: a file, an argument, the data or the model is invalid.
+        FloatingPointError: a loss is not finite.
+        ProcessError: the processes did not join, or run different commands.
+        Preempted: the run was stopped by SIGTERM; the same call resumes from the checkpoint.
     """
-    # Until training starts, a wrong value or file is the user's to mend.
+    # Until training starts, these exceptions come from an invalid argument or file.
     with usage_errors(ValueError, OSError):
-        start(DistributedArguments() if host_args is None else host_args)
-    failure.end_together()
+        start(DistributedArguments() if distributed_args is None else distributed_args)
+    failure.propagate_failures()
     with preemption.sigterm_handled():
         return _run(model_args, data_args, training_args)
 
@@ -80,7 +84,7 @@ def _run(
 ) -> dict[str, Any]:
     with usage_errors(ValueError, OSError):
         check_training_arguments(training_args)
-        _check_work(data_args, training_args)
+        _check_data_arguments(data_args, training_args)
         trainer, stages = _prepare(model_args, data_args, training_args)
         if processes.is_main():
             output_dir(training_args).mkdir(parents=True, exist_ok=True)
@@ -93,28 +97,28 @@ def _run(
         metrics |= _predict(trainer, stages["predict"])
     trainer.save_state()
     trainer.create_model_card(
-        finetuned_from=model_args.model_name_or_path, **_data_names(data_args)
+        finetuned_from=model_args.model_name_or_path, **_model_card_fields(data_args)
     )
-    # Before JAX's service ends, for which the others would wait less long.
+    # Wait for the slowest process: JAX's own barrier at shutdown has a shorter timeout.
     exchange.barrier("the end of the run")
-    _say(f"Everything is in {training_args.output_dir}")
+    _print_on_main(f"All files are in {training_args.output_dir}")
     return metrics
 
 
 def make_post_processing(
     data_args: DataArguments, output_dir: str | None
 ) -> Callable[..., EvalPrediction]:
-    """HF's `post_processing_function`: logits -> answers, files, what the scorer wants.
+    """Build the `post_process_function` of the trainer, as in run_qa.py.
 
-    In v2 the scorer gets each question's best span and its null odds, so that it finds the best
-    threshold of all; HF's gives it the answers, and 0.0 for all odds, so it cannot.
+    It turns the logits into answers, writes the answer files to `output_dir` and returns the input
+    of `make_compute_metrics`.
     """
-    settings = span_settings(data_args)
+    settings = search_settings(data_args)
     compatible = settings.hf_compatible
 
     def post_process(examples, features, predictions, stage="eval") -> EvalPrediction:
-        with _files_of_all(output_dir) as folder:
-            found = find_answers(
+        with _gathered_files(output_dir) as folder:
+            answers = find_answers(
                 examples,
                 features,
                 predictions,
@@ -123,13 +127,14 @@ def make_post_processing(
                 output_dir=folder,
                 prefix=stage,
             )
-        # transformers' annotations know of arrays only; its QA scripts put lists here, too.
-        formatted: Any
+        formatted: Any  # lists, as in run_qa.py; EvalPrediction is annotated for arrays only
         if not settings.version_2_with_negative:
-            formatted = [{"id": id_, "prediction_text": text} for id_, text in found.texts.items()]
+            formatted = [{"id": i, "prediction_text": text} for i, text in answers.texts.items()]
         else:
-            texts = found.texts if compatible else found.best_texts
-            odds = dict.fromkeys(texts, 0.0) if compatible else found.null_odds
+            # The best span and its null odds, so that the scorer can search the best threshold.
+            # run_qa.py passes the final answers with odds of 0.0 instead, which prevents that.
+            texts = answers.texts if compatible else answers.best_texts
+            odds = dict.fromkeys(texts, 0.0) if compatible else answers.null_odds
             formatted = [
                 {"id": id_, "prediction_text": text, "no_answer_probability": odds[id_]}
                 for id_, text in texts.items()
@@ -141,21 +146,24 @@ def make_post_processing(
 
 
 @contextmanager
-def _files_of_all(output_dir: str | None) -> Iterator[str | None]:
-    """A folder for the files of this host's answers; those of all hosts end up in `output_dir`."""
+def _gathered_files(output_dir: str | None) -> Iterator[str | None]:
+    """A folder for this process's answer files.
+
+    On exit the main process writes the files of all processes, joined, to `output_dir`.
+    """
     if output_dir is None or processes.count() == 1:
         yield output_dir
         return
     with tempfile.TemporaryDirectory() as folder:
         yield folder
         for path in sorted(Path(folder).iterdir()):
-            whole = spliced(exchange.all_gather_bytes(path.name, path.read_bytes()))
+            content = merge_files(exchange.all_gather_bytes(path.name, path.read_bytes()))
             if processes.is_main():
-                storage.write_text(storage.path(output_dir) / path.name, whole.decode())
+                storage.write_text(storage.path(output_dir) / path.name, content.decode())
 
 
-def span_settings(data_args: DataArguments) -> SearchSettings:
-    """Which spans are kept, as the arguments say."""
+def search_settings(data_args: DataArguments) -> SearchSettings:
+    """The settings of the span search, from the arguments."""
     return SearchSettings(
         data_args.version_2_with_negative,
         data_args.n_best_size,
@@ -165,9 +173,9 @@ def span_settings(data_args: DataArguments) -> SearchSettings:
 
 
 def make_compute_metrics(data_args: DataArguments) -> Callable[[EvalPrediction], dict[str, Any]]:
-    """EM and F1; nothing where no question of the set has a reference (a test set)."""
-    hf_threshold = 1.0  # its odds are 0.0, so none is above
-    own_threshold = data_args.null_score_diff_threshold
+    """Build the `compute_metrics` of the trainer: EM and F1, or no metrics for unlabelled data."""
+    # With hf_compatible the answers are final: all odds are 0.0, below this threshold of 1.0.
+    threshold = 1.0 if data_args.hf_compatible else data_args.null_score_diff_threshold
 
     def compute_metrics(scored: EvalPrediction) -> dict[str, Any]:
         if not any(reference["answers"]["text"] for reference in scored.label_ids):
@@ -176,25 +184,26 @@ def make_compute_metrics(data_args: DataArguments) -> Callable[[EvalPrediction],
             scored.predictions,
             scored.label_ids,
             version_2_with_negative=data_args.version_2_with_negative,
-            no_answer_threshold=hf_threshold if data_args.hf_compatible else own_threshold,
+            no_answer_threshold=threshold,
         )
 
     return compute_metrics
 
 
-# ---- before the work -----------------------------------------------------------------------------
+# ---- preparation ---------------------------------------------------------------------------------
 
 
-def _check_work(data_args: DataArguments, training_args: TrainingArguments) -> None:
+def _check_data_arguments(data_args: DataArguments, training_args: TrainingArguments) -> None:
     if not (training_args.do_train or training_args.do_eval or training_args.do_predict):
         raise ValueError("nothing to do: give --do_train, --do_eval or --do_predict")
-    for wanted, name in _STAGES.items():
-        file = getattr(data_args, f"{name}_file")
-        if getattr(training_args, f"do_{wanted}") and not (file or data_args.dataset_name):
-            raise ValueError(f"--do_{wanted} needs --{name}_file or --dataset_name")
+    for stage, split in _SPLITS.items():
+        file = getattr(data_args, f"{split}_file")
+        if getattr(training_args, f"do_{stage}") and not (file or data_args.dataset_name):
+            raise ValueError(f"--do_{stage} needs --{split}_file or --dataset_name")
 
 
-_STAGES = {"train": "train", "eval": "validation", "predict": "test"}
+# Stage (--do_STAGE) -> split of the data set (--SPLIT_file).
+_SPLITS = {"train": "train", "eval": "validation", "predict": "test"}
 
 
 def _prepare(
@@ -205,8 +214,8 @@ def _prepare(
     source = model_args.model_name_or_path
     config = None
     if model_args.config_name is not None:
-        config = AutoConfig.from_pretrained(_here(model_args.config_name), **hub)
-    # The model first: a checkpoint that does not fit should not wait for the tokenising.
+        config = AutoConfig.from_pretrained(_local(model_args.config_name), **hub)
+    # Load the model before the data: an invalid checkpoint fails before the slow tokenization.
     with parallel.on_host() if training_args.shard_params else nullcontext():
         model = AutoModelForQuestionAnswering.from_pretrained(
             source,
@@ -217,14 +226,14 @@ def _prepare(
         )
     if model_args.lora_r:
         model = get_peft_model(model, _lora_config(model_args), training_args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(_here(model_args.tokenizer_name or source), **hub)
-    all_examples = {
+    tokenizer = AutoTokenizer.from_pretrained(_local(model_args.tokenizer_name or source), **hub)
+    examples_by_stage = {
         stage: _load(stage, model_args, data_args)
-        for stage in _STAGES
+        for stage in _SPLITS
         if getattr(training_args, f"do_{stage}")
     }
     stages = {}
-    for stage, examples in all_examples.items():
+    for stage, examples in examples_by_stage.items():
         stages[stage] = _stage(stage, examples, tokenizer, data_args, training_args)
         preemption.check()
     trainer = QuestionAnsweringTrainer(
@@ -236,14 +245,14 @@ def _prepare(
         processing_class=tokenizer,
         post_process_function=make_post_processing(data_args, training_args.output_dir),
         compute_metrics=make_compute_metrics(data_args),
-        candidates=span_settings(data_args) if data_args.gather == "topk" else None,
+        search_settings=search_settings(data_args) if data_args.gather == "topk" else None,
         split_by_node=True,
     )
     return trainer, stages
 
 
-def _here(source: str) -> str:
-    """A hub id or folder as it is, what is in a bucket as a copy on this machine."""
+def _local(source: str) -> str:
+    """`source` itself if it is a folder or a Hub id; a local copy if it is in a bucket."""
     return str(storage.local_copy(source)) if storage.is_remote(source) else source
 
 
@@ -258,7 +267,7 @@ def _lora_config(model_args: ModelArguments) -> LoraConfig:
 
 
 def _load(stage: str, model_args: ModelArguments, data_args: DataArguments) -> datasets.Dataset:
-    split = _STAGES[stage]
+    split = _SPLITS[stage]
     file = getattr(data_args, f"{split}_file")
     hub = {"cache_dir": model_args.cache_dir, "token": model_args.token}
     source = (
@@ -274,8 +283,8 @@ def _load(stage: str, model_args: ModelArguments, data_args: DataArguments) -> d
     examples = load_examples(
         **source, misaligned=data_args.misaligned_answers, require_answers=stage == "train"
     )
-    most = getattr(data_args, f"max_{stage}_samples")
-    return examples if most is None else examples.select(range(min(most, len(examples))))
+    limit = getattr(data_args, f"max_{stage}_samples")
+    return examples if limit is None else examples.select(range(min(limit, len(examples))))
 
 
 def _stage(
@@ -285,12 +294,12 @@ def _stage(
     data_args: DataArguments,
     training_args: TrainingArguments,
 ) -> Stage:
-    """This host's part of the examples, and its windows.
+    """Select this process's examples and cut them into windows.
 
-    With labels wherever the data has answers, so that evaluation has a loss, too. An example's
-    windows are all on one host. To train, every host gets the windows of all: which of them make a
-    batch is then the same on any number of hosts.
+    All windows of an example are in one process. For training, every process gets the windows of
+    all examples, so that the batches do not depend on the number of processes.
     """
+    # Evaluation data with answers gets labels, so that evaluation reports a loss.
     labels = stage == "train" or any(answers["text"] for answers in examples["answers"])
     part = examples.select(np.arange(len(examples))[processes.part_of(len(examples))])
     windows = make_windows(
@@ -303,8 +312,8 @@ def _stage(
         long_questions=data_args.long_questions,
         disable_tqdm=bool(training_args.disable_tqdm) or not processes.is_main(),
     )
-    found = exchange.all_gather_json(f"windows to {stage}", [windows.padded_length, len(windows)])
-    lengths, counts = zip(*found, strict=True)
+    sizes = exchange.all_gather_json(f"windows to {stage}", [windows.padded_length, len(windows)])
+    lengths, counts = zip(*sizes, strict=True)
     windows = windows.padded_to(max(lengths))
     if stage == "train" and processes.count() > 1:
         windows = windows.joined(
@@ -313,37 +322,45 @@ def _stage(
     return Stage(part, windows, sum(counts))
 
 
-# ---- the work ------------------------------------------------------------------------------------
+# ---- training, evaluation, prediction ------------------------------------------------------------
 
 
 def _train(trainer: QuestionAnsweringTrainer, stage: Stage, accept_changes: bool) -> dict[str, Any]:
-    trained, held = trainer.model.num_parameters(True), trainer.model.num_parameters()
-    _say(
-        f"Training {trained:,} of {held:,} parameters ({trained / held:.2%}); the optimizer's "
+    trained, total = trainer.model.num_parameters(True), trainer.model.num_parameters()
+    _print_on_main(
+        f"Training {trained:,} of {total:,} parameters ({trained / total:.2%}); the optimizer "
         f"state takes {optimizer_bytes(trainer.args, trainer.model):,} bytes on each core"
     )
     with usage_errors(ResumeError, MetricError):
-        trained = trainer.train(_checkpoint(trainer.args), accept_changes=accept_changes)
-    metrics = dict(trained.metrics, train_samples=stage.count)
+        output = trainer.train(_checkpoint(trainer.args), accept_changes=accept_changes)
+    metrics = dict(output.metrics, train_samples=stage.count)
     trainer.save_model()
     return _finish(trainer, "train", metrics)
 
 
 def _checkpoint(args: Any) -> str | bool | None:
-    """The one named, else the last in `output_dir`, so that a stopped command is just repeated."""
+    """The checkpoint to resume from: `--resume_from_checkpoint`, else the latest in `output_dir`.
+
+    True: the latest, and it is an error if there is none. None: train from the beginning.
+    """
     if args.resume_from_checkpoint is not None:
-        given = args.resume_from_checkpoint
-        return {"true": True, "false": None}.get(str(given).lower(), given)
+        value = args.resume_from_checkpoint
+        return {"true": True, "false": None}.get(str(value).lower(), value)
     if getattr(args, "overwrite_output_dir", False):
         return None
-    last = None
+    latest = None
     if processes.is_main():
         checkpoints.recover(output_dir(args))
-        last = checkpoints.last(output_dir(args))
-    last = exchange.broadcast_from_main("last checkpoint", None if last is None else str(last))
-    if last is not None:
-        _say(f"Going on from {last}; --overwrite_output_dir starts anew", sys.stderr)
-    return last
+        latest = checkpoints.latest(output_dir(args))
+    latest = exchange.broadcast_from_main(
+        "latest checkpoint", None if latest is None else str(latest)
+    )
+    if latest is not None:
+        _print_on_main(
+            f"Resuming from {latest}; --overwrite_output_dir trains from the beginning instead",
+            sys.stderr,
+        )
+    return latest
 
 
 def _evaluate(trainer: QuestionAnsweringTrainer, stage: Stage) -> dict[str, Any]:
@@ -364,6 +381,6 @@ def _finish(
     return metrics
 
 
-def _say(line: str, file: Any = None) -> None:
+def _print_on_main(line: str, file: Any = None) -> None:
     if processes.is_main():
         print(line, file=file, flush=True)

@@ -1,4 +1,4 @@
-"""Stage 4 of 7: the model families by `model_type`, found in this folder (device, JAX)."""
+"""Stage 4 of 7: the model families of this folder, by `model_type` (device, JAX)."""
 
 import importlib
 import pkgutil
@@ -7,20 +7,25 @@ from qa_flax.models.family import Family
 
 
 def find_families() -> dict[str, Family]:
-    """Every `FAMILY` of this folder's files, by model type; `ValueError` if two have the same."""
-    found: dict[str, Family] = {}
+    """Import every file of this folder and return each `FAMILY` by its model type.
+
+    Raises:
+        ValueError: two files define a family with the same model type.
+        AttributeError: a file defines no `FAMILY`.
+    """
+    families: dict[str, Family] = {}
     files: dict[str, str] = {}
     for file in sorted(module.name for module in pkgutil.iter_modules(__path__)):
-        handed_over = importlib.import_module(f"{__name__}.{file}").FAMILY
-        for family in handed_over if isinstance(handed_over, tuple) else (handed_over,):
+        exported = importlib.import_module(f"{__name__}.{file}").FAMILY
+        for family in exported if isinstance(exported, tuple) else (exported,):
             name = family.model_type
-            if name in found:
+            if name in families:
                 raise ValueError(
-                    f"model_type={name!r} is both in {files[name]}.py and in {file}.py; "
-                    "one file must have it"
+                    f"model_type={name!r} is defined both in {files[name]}.py and in {file}.py; "
+                    "remove one of the two definitions"
                 )
-            found[name], files[name] = family, file
-    return found
+            families[name], files[name] = family, file
+    return families
 
 
 FAMILIES = find_families()

@@ -1,4 +1,4 @@
-"""Stage 4 of 7: ALBERT (Lan et al. 2019): few layers, shared, each run many times."""
+"""Stage 4 of 7: ALBERT (Lan et al. 2019): BERT whose layers share parameters (device, JAX)."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ from qa_flax.models.layers import linear
 
 @dataclass(frozen=True)
 class AlbertConfig(EncoderConfig):
-    """The fields of an ALBERT config.json that change the result, by Hugging Face's names."""
+    """The fields of an ALBERT config.json that affect the result, with HF's names."""
 
     embedding_size: int
     num_hidden_groups: int
@@ -26,15 +26,15 @@ class AlbertConfig(EncoderConfig):
 
 
 class AlbertEncoder(Encoder):
-    """Embeddings, projected to the hidden size, and groups of post-norm blocks that take turns.
+    """Embeddings, projected to the hidden size, and groups of post-norm blocks.
 
-    A group is `inner_group_num` blocks. It runs `num_hidden_layers / num_hidden_groups` times, each
-    time with the same parameters, before the next one does.
+    A group is `inner_group_num` blocks. It runs `num_hidden_layers / num_hidden_groups` times in a
+    row, always with the same parameters; then the next group runs.
     """
 
     def __init__(self, config: AlbertConfig, *, dtype: jnp.dtype):
         super().__init__(config, dtype=dtype, block=None, size=config.embedding_size)
-        # Where the sizes are the same, too.
+        # HF projects even if the two sizes are equal.
         self.project = linear(config.embedding_size, config.hidden_size, dtype)
         self.groups = nnx.List(
             Stack(
@@ -43,16 +43,18 @@ class AlbertEncoder(Encoder):
             )
             for _ in range(config.num_hidden_groups)
         )
-        # Where the quotient is no whole number, rounding decides: divided as HF does.
-        runs = config.num_hidden_layers / config.num_hidden_groups
-        self.turns = tuple(int(turn / runs) for turn in range(config.num_hidden_layers))
+        # Divide as HF does: if the quotient is not a whole number, the result depends on rounding.
+        runs_per_group = config.num_hidden_layers / config.num_hidden_groups
+        self.layer_groups = tuple(
+            int(layer / runs_per_group) for layer in range(config.num_hidden_layers)
+        )
 
     def run_layers(
-        self, hidden: Float[Array, "b l h"], *where: Any, rngs: nnx.Rngs | None
+        self, hidden: Float[Array, "b l h"], *layer_args: Any, rngs: nnx.Rngs | None
     ) -> Float[Array, "b l h"]:
-        """The groups, in turns."""
-        for group in self.turns:
-            hidden = self.groups[group](hidden, *where, rngs=rngs)
+        """Run each layer's group, in the order of the layers."""
+        for group in self.layer_groups:
+            hidden = self.groups[group](hidden, *layer_args, rngs=rngs)
         return hidden
 
 

@@ -1,4 +1,8 @@
-"""Stage 4 of 7: BART (Lewis et al. 2019): a row encoded, then decoded from itself moved by one."""
+"""Stage 4 of 7: BART (Lewis et al. 2019), an encoder-decoder; the base of mBART (device, JAX).
+
+The encoder reads a row. The decoder reads the same row shifted right by one token and attends to
+the encoder's hidden states. The span head takes the decoder's hidden states.
+"""
 
 import re
 from collections.abc import Mapping
@@ -19,8 +23,8 @@ from qa_flax.models.layers import embedding, layer_norm, linear, look_up, positi
 
 
 @dataclass(frozen=True)
-class SharedFields(SharedConfig):
-    """The fields of a config.json of BART and its kin that change the result; names in `NAMES`."""
+class BartBaseConfig(SharedConfig):
+    """The fields of a BART or mBART config.json that affect the result; `NAMES` has HF's names."""
 
     decoder_layers: int
     decoder_attention_heads: int
@@ -47,20 +51,20 @@ class SharedFields(SharedConfig):
 
     @property
     def layer_norm_eps(self) -> float:
-        """Not in the config: the same in all of them."""
+        """1e-5 in every BART and mBART; config.json has no such field."""
         return 1e-5
 
     @classmethod
-    def from_hf(cls, values: Mapping[str, Any]) -> "SharedFields":
-        """Read config.json's values; `ValueError` for what this model cannot compute."""
+    def from_hf(cls, values: Mapping[str, Any]) -> "BartBaseConfig":
+        """Read config.json's values; `ValueError` for a setting that is not supported."""
         for name in {"pad_token_id", "decoder_start_token_id"} & {f.name for f in fields(cls)}:
             if values[name] is None:
                 raise ValueError(
                     f"{name}=None is not supported for {values['model_type']}; "
-                    "known: any id of the vocabulary"
+                    "set it to the id of a token"
                 )
         config = super().from_hf(values)
-        # It has seen to the encoder's heads.
+        # `super().from_hf` has checked the encoder's heads.
         if config.hidden_size % config.decoder_attention_heads:
             raise ValueError(
                 f"d_model={config.hidden_size} is not a multiple of "
@@ -68,8 +72,8 @@ class SharedFields(SharedConfig):
             )
         return config
 
-    def of_decoder(self) -> "SharedFields":
-        """The same with the decoder's layers in place of the encoder's."""
+    def for_decoder(self) -> "BartBaseConfig":
+        """This config with the decoder's layers, heads and mlp in place of the encoder's."""
         return replace(
             self,
             num_hidden_layers=self.decoder_layers,
@@ -79,23 +83,25 @@ class SharedFields(SharedConfig):
 
 
 @dataclass(frozen=True)
-class BartConfig(SharedFields):
-    """And the word that the decoder reads first."""
+class BartConfig(BartBaseConfig):
+    """The fields of a BART config.json that affect the result, with the decoder's first token."""
 
     decoder_start_token_id: int
 
 
-# The position tables begin with two rows that are never looked up.
+# Position 0 is row 2 of the position tables, as in HF; rows 0 and 1 are unused.
 OFFSET = 2
 
 
 class BartBlock(nnx.Module):
-    """A layer of the encoder or, `crossed`, of the decoder, which looks at the encoder's too.
+    """A layer of the encoder or, with `cross_attention`, of the decoder.
 
-    Each sublayer is added, then normalised; with `norm_first` normalised, then added.
+    Its sublayers are post-norm; with `norm_first` they are pre-norm.
     """
 
-    def __init__(self, config: SharedFields, *, dtype: jnp.dtype, crossed: bool, norm_first: bool):
+    def __init__(
+        self, config: BartBaseConfig, *, dtype: jnp.dtype, cross_attention: bool, norm_first: bool
+    ):
         h, f = config.hidden_size, config.intermediate_size
         self.norm_first = norm_first
         self.activation = config.hidden_act
@@ -103,7 +109,7 @@ class BartBlock(nnx.Module):
         self.activation_dropout_rate = config.activation_dropout
         self.attention = SelfAttention(config, dtype=dtype)
         self.attention_norm = layer_norm(h, config.layer_norm_eps, dtype)
-        if crossed:
+        if cross_attention:
             self.cross_attention = SelfAttention(config, dtype=dtype)
             self.cross_attention_norm = layer_norm(h, config.layer_norm_eps, dtype)
         self.up = linear(h, f, dtype)
@@ -119,19 +125,23 @@ class BartBlock(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """`encoded`, the decoder's only: the encoder's hidden states, seen as its mask allows."""
+        """Return the new hidden states.
+
+        A decoder layer also gets `encoded`, the encoder's hidden states, and attends to them where
+        `encoded_mask` allows.
+        """
         hidden = self._add(self.attention_norm, self.attention, hidden, mask, rngs=rngs)
         if encoded is not None:
-            seen = (encoded_mask, None, encoded)
             norm, attention = self.cross_attention_norm, self.cross_attention
-            hidden = self._add(norm, attention, hidden, *seen, rngs=rngs)
+            hidden = self._add(norm, attention, hidden, encoded_mask, None, encoded, rngs=rngs)
         return self._add(self.mlp_norm, self._mlp, hidden, rngs=rngs)
 
     def _add(
-        self, norm: nnx.LayerNorm, sublayer: Any, hidden: Array, *where: Any, rngs: nnx.Rngs | None
+        self, norm: nnx.LayerNorm, sublayer: Any, hidden: Array, *args: Any, rngs: nnx.Rngs | None
     ) -> Array:
-        seen = norm(hidden) if self.norm_first else hidden
-        hidden = hidden + dropout(sublayer(seen, *where, rngs=rngs), self.dropout_rate, rngs)
+        """Add the output of `sublayer(..., *args)` to `hidden`, with the norm before or after."""
+        inputs = norm(hidden) if self.norm_first else hidden
+        hidden = hidden + dropout(sublayer(inputs, *args, rngs=rngs), self.dropout_rate, rngs)
         return hidden if self.norm_first else norm(hidden)
 
     def _mlp(self, hidden: Array, *, rngs: nnx.Rngs | None) -> Array:
@@ -139,48 +149,52 @@ class BartBlock(nnx.Module):
         return self.down(dropout(inner, self.activation_dropout_rate, rngs), rngs=rngs)
 
 
-class BartHalf(nnx.Module):
-    """The encoder or, `crossed`, the decoder: positions of its own and `num_hidden_layers` blocks.
+class BartStack(nnx.Module):
+    """The encoder or, with `cross_attention`, the decoder: position embeddings and blocks.
 
-    `norm_first` is for the blocks; what the last one gives is then normalised too.
+    With `norm_first` the blocks are pre-norm, and a final norm follows the last block.
     """
 
-    def __init__(self, config: SharedFields, *, dtype: jnp.dtype, crossed: bool, norm_first: bool):
+    def __init__(
+        self, config: BartBaseConfig, *, dtype: jnp.dtype, cross_attention: bool, norm_first: bool
+    ):
         h = config.hidden_size
         self.dropout_rate = config.hidden_dropout_prob
         self.position = embedding(config.max_position_embeddings + OFFSET, h)
         self.embedding_norm = layer_norm(h, config.layer_norm_eps, dtype)
         self.layers = Stack(
-            BartBlock(config, dtype=dtype, crossed=crossed, norm_first=norm_first)
+            BartBlock(config, dtype=dtype, cross_attention=cross_attention, norm_first=norm_first)
             for _ in range(config.num_hidden_layers)
         )
         self.norm = layer_norm(h, config.layer_norm_eps, dtype) if norm_first else None
 
     def __call__(
         self,
-        words: Float[Array, "b l h"],
+        embedded: Float[Array, "b l h"],
         positions: Int[Array, "#b l"],
-        *where: Any,
+        *layer_args: Any,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """Hidden states of the words' vectors; `where` goes to every block."""
-        hidden = self.embedding_norm(words + self.position(positions + OFFSET))
-        hidden = self.layers(dropout(hidden, self.dropout_rate, rngs), *where, rngs=rngs)
+        """Hidden states of the tokens' vectors `embedded`; every block gets `layer_args`."""
+        hidden = self.embedding_norm(embedded + self.position(positions + OFFSET))
+        hidden = self.layers(dropout(hidden, self.dropout_rate, rngs), *layer_args, rngs=rngs)
         return hidden if self.norm is None else self.norm(hidden)
 
 
-class SharedModel(nnx.Module):
-    """Encoder and decoder with one table of words; a family says what the decoder reads first."""
+class BartBaseModel(nnx.Module):
+    """Encoder and decoder with a shared token embedding table.
 
-    def __init__(self, config: SharedFields, *, dtype: jnp.dtype, norm_first: bool):
+    A subclass defines `first_tokens`, the decoder's first input token.
+    """
+
+    def __init__(self, config: BartBaseConfig, *, dtype: jnp.dtype, norm_first: bool):
         self.positions = config.max_position_embeddings
         self.padding = config.pad_token_id
         self.word_scale = config.hidden_size**0.5 if config.scale_embedding else 1.0
         self.word = embedding(config.vocab_size, config.hidden_size)
-        self.encoder = BartHalf(config, dtype=dtype, crossed=False, norm_first=norm_first)
-        self.decoder = BartHalf(
-            config.of_decoder(), dtype=dtype, crossed=True, norm_first=norm_first
-        )
+        options: dict[str, Any] = {"dtype": dtype, "norm_first": norm_first}
+        self.encoder = BartStack(config, cross_attention=False, **options)
+        self.decoder = BartStack(config.for_decoder(), cross_attention=True, **options)
 
     def __call__(
         self,
@@ -192,55 +206,59 @@ class SharedModel(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """The decoder's hidden states, as `encoder.Encoder`; token types are not looked at."""
-        places = positions_from_0(input_ids, None, segment_ids, self.positions)
-        positions = places if position_ids is None else position_ids
+        """The decoder's hidden states, called as `encoder.Encoder`; token types are ignored."""
+        window_positions = positions_from_0(input_ids, None, segment_ids, self.positions)
+        positions = window_positions if position_ids is None else position_ids
         mask = make_attention_mask(attention_mask, segment_ids)
-        encoded = self.encoder(self._vectors(input_ids), positions, mask, rngs=rngs)
+        encoded = self.encoder(self._embed(input_ids), positions, mask, rngs=rngs)
 
-        first = self.first_words(input_ids, places, segment_ids)
-        moved = jnp.where(places == 0, first, jnp.roll(input_ids, 1, axis=1))
-        # As in PyTorch nothing hides padding here: it is behind the words that matter.
+        first = self.first_tokens(input_ids, window_positions, segment_ids)
+        decoder_ids = jnp.where(window_positions == 0, first, jnp.roll(input_ids, 1, axis=1))
+        # As in PyTorch, padding is not masked in the decoder: it comes after all real tokens, which
+        # the causal mask keeps from attending to it.
         index = jnp.arange(input_ids.shape[1])
-        earlier = (index[:, None] >= index[None, :])[None, None]
-        earlier = earlier & make_attention_mask(jnp.ones_like(input_ids), segment_ids)
-        return self.decoder(self._vectors(moved), positions, earlier, encoded, mask, rngs=rngs)
+        causal = (index[:, None] >= index[None, :])[None, None]
+        causal = causal & make_attention_mask(jnp.ones_like(input_ids), segment_ids)
+        return self.decoder(self._embed(decoder_ids), positions, causal, encoded, mask, rngs=rngs)
 
-    def first_words(
+    def first_tokens(
         self,
         input_ids: Int[Array, "b l"],
-        places: Int[Array, "#b l"],
+        window_positions: Int[Array, "#b l"],
         segment_ids: Int[Array, "b l"] | None,
     ) -> Int[Array, "#b #l"]:
-        """What the decoder reads first in the window of each token; `places` count from 0 in it."""
+        """The decoder's first input token in the window of each token.
+
+        `window_positions` are the tokens' positions in their windows, counted from 0.
+        """
         raise NotImplementedError
 
-    def _vectors(self, ids: Int[Array, "b l"]) -> Float[Array, "b l h"]:
+    def _embed(self, ids: Int[Array, "b l"]) -> Float[Array, "b l h"]:
         return look_up(self.word, ids, self.padding) * self.word_scale
 
 
-class BartModel(SharedModel):
-    """Post-norm blocks, and a decoder that begins with the same word everywhere."""
+class BartModel(BartBaseModel):
+    """Post-norm blocks, and a decoder whose first token is the same in every window."""
 
     def __init__(self, config: BartConfig, *, dtype: jnp.dtype):
         super().__init__(config, dtype=dtype, norm_first=False)
-        self.first_word = config.decoder_start_token_id
+        self.first_token = config.decoder_start_token_id
 
-    def first_words(
+    def first_tokens(
         self,
         input_ids: Int[Array, "b l"],
-        places: Int[Array, "#b l"],
+        window_positions: Int[Array, "#b l"],
         segment_ids: Int[Array, "b l"] | None,
     ) -> Int[Array, "#b #l"]:
-        """`decoder_start_token_id`."""
-        return jnp.full((1, 1), self.first_word, input_ids.dtype)
+        """`decoder_start_token_id` for every token."""
+        return jnp.full((1, 1), self.first_token, input_ids.dtype)
 
 
 WEIGHT_NAMES = {
     r"word": r"shared",
     r"(..coder)\.position": r"\1.embed_positions",
     r"(..coder)\.embedding_norm": r"\1.layernorm_embedding",
-    # PyTorch has the first letters of query, key and value.
+    # HF shortens query, key and value to their first letters: q_proj, k_proj, v_proj.
     r"(..coder)\.layers\.(\d+)\.attention\.(q|k|v|out)\w*": r"\1.layers.\2.self_attn.\3_proj",
     r"(..coder)\.layers\.(\d+)\.attention_norm": r"\1.layers.\2.self_attn_layer_norm",
     r"(..coder)\.layers\.(\d+)\.cross_attention\.(q|k|v|out)\w*": (
@@ -251,7 +269,7 @@ WEIGHT_NAMES = {
     r"(..coder)\.layers\.(\d+)\.down": r"\1.layers.\2.fc2",
     r"(..coder)\.layers\.(\d+)\.mlp_norm": r"\1.layers.\2.final_layer_norm",
 }
-# The one table of words; a file that holds shared tensors once may hold it by any of its names.
+# Other names of the shared embedding table: a file that stores it once may use any of these.
 OTHER_NAMES: dict[str, str] = dict.fromkeys(
     ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
     "shared.weight",

@@ -1,4 +1,4 @@
-"""Stage 4 of 7: BERT (Devlin et al. 2018), its config, encoder and weight names (device, JAX)."""
+"""Stage 4 of 7: BERT (Devlin et al. 2018): config, encoder and weight names (device, JAX)."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from qa_flax.models.family import Family
 
 @dataclass(frozen=True)
 class BertConfig(EncoderConfig):
-    """The fields of a BERT config.json that change the result, by Hugging Face's names."""
+    """The fields of a BERT config.json that affect the result, with HF's names."""
 
 
 class BertEncoder(Encoder):

@@ -1,6 +1,6 @@
-"""Stage 4 of 7: BigBird (Zaheer et al. 2020): attention over blocks of tokens, a head of its own.
+"""Stage 4 of 7: BigBird (Zaheer et al. 2020): block sparse attention (device, JAX).
 
-Axis letters beside those of `layers`: `n` blocks, `s` tokens of a block, `r` random blocks.
+Axis letters in addition to those of `layers`: `n` blocks, `s` tokens of a block, `r` random blocks.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from qa_flax.models.qa import BANNED, SpanHead, SpanLogits
 
 @dataclass(frozen=True)
 class BigBirdConfig(EncoderConfig):
-    """The fields of a BigBird config.json that change the result, by Hugging Face's names."""
+    """The fields of a BigBird config.json that affect the result, with HF's names."""
 
     sep_token_id: int
     attention_type: str
@@ -41,59 +41,62 @@ class BigBirdConfig(EncoderConfig):
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> "BigBirdConfig":
-        """Read config.json's values; `ValueError` for what this encoder cannot compute."""
+        """Read config.json's values; `ValueError` for a setting that is not supported."""
         if values["sep_token_id"] is None:
             raise ValueError(
-                "sep_token_id=None is not supported for big_bird: the id that ends the question "
-                "must be known"
+                "sep_token_id=None is not supported for big_bird; set it to the id of the "
+                "separator token, which ends the question"
             )
         return super().from_hf(values)
 
-    def sparse(self, length: int) -> bool:
-        """Whether rows of `length` tokens are worth blocks; PyTorch attends to all in others."""
-        return self.attention_type == "block_sparse" and length > self.drawn_from * self.block_size
+    def is_sparse(self, length: int) -> bool:
+        """Whether rows of `length` tokens use block sparse attention."""
+        # As in HF, short rows use full attention.
+        longest_full = self.candidate_blocks * self.block_size
+        return self.attention_type == "block_sparse" and length > longest_full
 
     @property
-    def drawn_from(self) -> int:
-        """How many blocks at a row's beginning random ones are drawn from."""
+    def candidate_blocks(self) -> int:
+        """Number of blocks at the start of a row from which the random blocks are drawn."""
         return 5 + 2 * self.num_random_blocks
 
 
 # ---- block sparse attention ----------------------------------------------------------------------
 
 
-def random_blocks(config: BigBirdConfig, n: int, layer: int) -> Int[np.ndarray, "a inner r"]:
-    """The random blocks that blocks 1 to n - 2 look at in training, drawn as PyTorch draws them.
+def draw_random_blocks(config: BigBirdConfig, n: int, layer: int) -> Int[np.ndarray, "a inner r"]:
+    """The random blocks that blocks 1 to n - 2 attend to in training, drawn as PyTorch draws them.
 
-    NumPy's generator begins with the layer's number, so every step sees the same blocks.
+    The layer's number is the seed, so every step uses the same blocks. Block indexes, int32.
     """
-    random = np.random.RandomState(layer)
+    generator = np.random.RandomState(layer)
     heads, r, size = config.num_attention_heads, config.num_random_blocks, config.block_size
-    chosen = np.zeros((heads, n - 2, r), np.int32)
+    blocks = np.zeros((heads, n - 2, r), np.int32)
     if n * size in (1024, 3072, 4096):
-        # The paper's code drew for the longest row, of which a shorter one takes the beginning.
+        # For these lengths PyTorch uses the paper's code, which draws for the blocks of the longest
+        # row even if this row has fewer.
         longest = config.max_position_embeddings // size
         for head in range(heads):
             for block in range(1, longest - 1):
-                drawn = random.permutation(_paper_s_choice(block, longest, size))
+                drawn = generator.permutation(_paper_candidates(block, longest, size))
                 if block < n - 1:
-                    chosen[head, block - 1] = drawn[:r]
-        return chosen
-    end = config.drawn_from
+                    blocks[head, block - 1] = drawn[:r]
+        return blocks
+    end = config.candidate_blocks
     for block in range(1, n - 1):
-        seen = {0, block - 1, block, block + 1, end - 1}
+        attended = {0, block - 1, block, block + 1, end - 1}
         if block == 1:
-            seen.add(end - 2)
+            attended.add(end - 2)
         if block == end - 2:
-            seen.add(1)
+            attended.add(1)
         for head in range(heads):
-            drawn = random.permutation(end)
-            chosen[head, block - 1] = drawn[~np.isin(drawn, list(seen))][:r]
-    return chosen
+            drawn = generator.permutation(end)
+            blocks[head, block - 1] = drawn[~np.isin(drawn, list(attended))][:r]
+    return blocks
 
 
-def _paper_s_choice(block: int, n: int, size: int) -> Int[np.ndarray, " choice"]:
-    """What `block` of `n` draws from: blocks of the first 1024 tokens that it does not see yet."""
+def _paper_candidates(block: int, n: int, size: int) -> Int[np.ndarray, " candidates"]:
+    """The blocks that `block` of `n` draws from: not yet attended to, in the first 1024 tokens."""
     inner = np.arange(1, n - 1)
     last = 1024 // size - 1 if 2 * size < 1024 else n - 1
     if block <= 2:
@@ -111,26 +114,32 @@ def block_sparse_attention(
     value: Float[Array, "b l a d"],
     real: Bool[Array, "b 1 1 l"],
     size: int,
-    chosen: Int[np.ndarray, "a inner r"],
+    random_blocks: Int[np.ndarray, "a inner r"],
 ) -> Float[Array, "b l a d"]:
-    """The first and the last block look at all tokens, every other one at these two, at itself and
-    its neighbours and at the blocks `chosen` for it. Padding tokens get zeros.
+    """Attention of each block of `size` tokens to a few other blocks; padding tokens get zeros.
+
+    The first and the last block of a row attend to all tokens. Every other block attends to these
+    two, to itself, to its two neighbours and to its `random_blocks`. `real` is False for padding.
     """
     b, l, a, d = query.shape
     mask = jnp.broadcast_to(real.reshape(b, l, 1, 1), (b, l, a, 1))
     queries, keys, values, reals = (_by_head(x, size) for x in (query, key, value, mask))
-    # Block 1's left neighbour is the first block and block n - 2's right one the last: seen once.
-    once = np.ones((queries.shape[2] - 2, 5 + chosen.shape[-1]), bool)
-    once[0, 2] = once[-1, 4] = False
-    inner = _alone(
+    # The left neighbour of block 1 is the first block, the right neighbour of block n - 2 the last
+    # one. Both are among the keys already, so the second copy is masked.
+    is_first_copy = np.ones((queries.shape[2] - 2, 5 + random_blocks.shape[-1]), bool)
+    is_first_copy[0, 2] = is_first_copy[-1, 4] = False
+    inner = _attend_within_blocks(
         queries[:, :, 1:-1],
-        _seen(keys, chosen),
-        _seen(values, chosen),
-        _seen(reals, chosen) & once.repeat(size, axis=1)[None, None, :, :, None],
+        _attended_tokens(keys, random_blocks),
+        _attended_tokens(values, random_blocks),
+        _attended_tokens(reals, random_blocks)
+        & is_first_copy.repeat(size, axis=1)[None, None, :, :, None],
     )
-    # Both ends as one block of twice the size, looking at one block as long as the row.
+    # The first and the last block are joined to one block of queries; its keys are the whole row.
     ends = queries[:, :, np.array([0, -1])].reshape(b, a, 1, 2 * size, d)
-    ends = _alone(ends, *(x.reshape(b, a, 1, -1, x.shape[-1]) for x in (keys, values, reals)))
+    ends = _attend_within_blocks(
+        ends, *(x.reshape(b, a, 1, -1, x.shape[-1]) for x in (keys, values, reals))
+    )
     ends = ends.reshape(b, a, 2, size, d)
     mixed = jnp.concatenate((ends[:, :, :1], inner, ends[:, :, 1:]), axis=2)
     mixed = mixed.transpose(0, 2, 3, 1, 4).reshape(b, -1, a, d)[:, :l]
@@ -138,32 +147,32 @@ def block_sparse_attention(
 
 
 def _by_head(x: Shaped[Array, "b l a d"], size: int) -> Shaped[Array, "b a n {size} d"]:
-    """Blocks of `size` tokens; what fills the last one up is padding, by the mask's zeros."""
+    """Split rows into blocks of `size` tokens; zeros (in a mask: padding) fill the last block."""
     return in_blocks(x, size).transpose(0, 3, 1, 2, 4)
 
 
-def _seen(
-    blocks: Shaped[Array, "b a n s d"], chosen: Int[np.ndarray, "a n-2 r"]
+def _attended_tokens(
+    blocks: Shaped[Array, "b a n s d"], random_blocks: Int[np.ndarray, "a n-2 r"]
 ) -> Shaped[Array, "b a n-2 (5+r)*s d"]:
-    """Side by side, what each block but the first and the last looks at."""
+    """The tokens that each block attends to, for all blocks but the first and the last."""
     b, a, n, s, d = blocks.shape
     first, last = (
         jnp.broadcast_to(x, (b, a, n - 2, s, d)) for x in (blocks[:, :, :1], blocks[:, :, -1:])
     )
-    # One axis of whole blocks, which is the cheapest to pick from.
-    picked = blocks.reshape(b, a * n, s, d)[:, chosen + n * np.arange(a)[:, None, None]]
-    picked = picked.reshape(b, a, n - 2, -1, d)
-    near = (blocks[:, :, :-2], blocks[:, :, 1:-1], blocks[:, :, 2:])
-    return jnp.concatenate((first, last, *near, picked), axis=3)
+    # A gather of whole blocks along a single axis is the fastest.
+    indexes = random_blocks + n * np.arange(a)[:, None, None]
+    at_random = blocks.reshape(b, a * n, s, d)[:, indexes].reshape(b, a, n - 2, -1, d)
+    neighbours = (blocks[:, :, :-2], blocks[:, :, 1:-1], blocks[:, :, 2:])
+    return jnp.concatenate((first, last, *neighbours, at_random), axis=3)
 
 
-def _alone(
+def _attend_within_blocks(
     query: Float[Array, "b a n q d"],
     key: Float[Array, "b a n k d"],
     value: Float[Array, "b a n k d"],
     real: Bool[Array, "b a n k 1"],
 ) -> Float[Array, "b a n q d"]:
-    """Attention within each head of each block, each as a row of its own with one head."""
+    """Attention within each block and head, each computed as a separate row with one head."""
     q, k, v = (x.reshape(-1, x.shape[3], 1, x.shape[4]) for x in (query, key, value))
     return attention(q, k, v, real.reshape(-1, 1, 1, real.shape[3])).reshape(query.shape)
 
@@ -174,8 +183,8 @@ def _alone(
 class BigBirdAttention(nnx.Module):
     """Multi-head attention, block sparse in long rows: `[b, l, h] -> [b, l, h]`.
 
-    With `rngs`, in training, each block looks at `random_blocks`. Without, PyTorch puts the first
-    block in their places, which so counts `num_random_blocks` times more.
+    In training (with `rngs`) each block attends to its random blocks. In evaluation the first block
+    replaces each random block, as in PyTorch, which adds `num_random_blocks` copies of it.
     """
 
     def __init__(self, config: BigBirdConfig, layer: int, *, dtype: jnp.dtype):
@@ -193,19 +202,19 @@ class BigBirdAttention(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """Attend to `real` tokens. Dropout falls on the probabilities in short rows only."""
+        """Attend to `real` tokens. As in HF, block sparse attention has no dropout."""
         b, l, h = hidden.shape
         heads, size = self.config.num_attention_heads, self.config.block_size
         query, key, value = (
             project(hidden, rngs=rngs).reshape(b, l, heads, h // heads)
             for project in (self.query, self.key, self.value)
         )
-        if self.config.sparse(l):
+        if self.config.is_sparse(l):
             n = -(-l // size)
-            chosen = np.zeros((heads, n - 2, self.config.num_random_blocks), np.int32)
+            random_blocks = np.zeros((heads, n - 2, self.config.num_random_blocks), np.int32)
             if rngs is not None:
-                chosen = random_blocks(self.config, n, self.layer)
-            mixed = block_sparse_attention(query, key, value, real, size, chosen)
+                random_blocks = draw_random_blocks(self.config, n, self.layer)
+            mixed = block_sparse_attention(query, key, value, real, size, random_blocks)
         else:
             rate = self.config.attention_probs_dropout_prob
             mixed = attention(query, key, value, real, dropout_rate=rate, rngs=rngs)
@@ -213,7 +222,7 @@ class BigBirdAttention(nnx.Module):
 
 
 class BigBirdEmbeddings(nnx.Module):
-    """Word vectors, perhaps enlarged, + token type + position, dropout before the norm."""
+    """Token (scaled with `rescale_embeddings`), token type and position vectors, dropout, norm."""
 
     def __init__(self, config: BigBirdConfig, *, dtype: jnp.dtype):
         h = config.hidden_size
@@ -233,16 +242,17 @@ class BigBirdEmbeddings(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """Sum in HF's order, so that float32 rounds as there."""
+        """Sum in HF's order, so that float32 rounding is the same."""
         summed = look_up(self.word, input_ids, self.padding) * self.word_scale
         summed = summed + self.token_type(token_type_ids) + self.position(position_ids)
         return self.norm(dropout(summed, self.dropout_rate, rngs))
 
 
 class BigBirdEncoder(Encoder):
-    """BERT with block sparse attention in long rows, whose padding changes them a little.
+    """BERT with block sparse attention in long rows.
 
-    A long row's last block sees and is seen by all, padding or not.
+    The last block of a long row attends to all tokens, and all tokens attend to it. Which block is
+    the last one depends on the amount of padding, so padding changes a long row's logits slightly.
     """
 
     def __init__(self, config: BigBirdConfig, *, dtype: jnp.dtype):
@@ -260,25 +270,25 @@ class BigBirdEncoder(Encoder):
         position_ids: Int[Array, "b l"] | None,
         segment_ids: Int[Array, "b l"] | None,
     ) -> Int[Array, "#b l"]:
-        """As BERT's; `ValueError` for `segment_ids`."""
+        """As in BERT; `ValueError` for `segment_ids`."""
         if segment_ids is not None:
             raise ValueError(
-                "big_bird cannot have several windows in a row: its blocks and its question are "
-                "counted from the row's beginning; give each window a row of its own"
+                "big_bird does not support several windows in a row (segment_ids): its blocks and "
+                "its question are counted from the start of the row; give each window its own row"
             )
         return super().positions_of(input_ids, position_ids, None)
 
     def types_of(
         self, input_ids: Int[Array, "b l"], token_type_ids: Int[Array, "b l"] | None
     ) -> Int[Array, "b l"]:
-        """Unless given 0 in the question and 1 after it."""
+        """`token_type_ids`; by default 0 in the question and 1 after it."""
         if token_type_ids is not None:
             return token_type_ids
         return 1 - in_question(input_ids, self.separator).astype(jnp.int32)
 
 
 def in_question(input_ids: Int[Array, "b l"], separator: int) -> Bool[Array, "b l"]:
-    """Tokens up to the first `separator`; the first token alone where there is none."""
+    """True up to the first `separator`, inclusive; without any, True for the first token only."""
     end = jnp.argmax(input_ids == separator, axis=1, keepdims=True)
     return jnp.arange(input_ids.shape[1])[None, :] <= end
 
@@ -287,7 +297,7 @@ def in_question(input_ids: Int[Array, "b l"], separator: int) -> Bool[Array, "b 
 
 
 class BigBirdHead(SpanHead):
-    """The span head behind one more mlp; the question's tokens cannot be in the answer."""
+    """An mlp, then the span head; tokens of the question cannot be part of an answer."""
 
     def __init__(self, config: BigBirdConfig, *, dtype: jnp.dtype):
         super().__init__(config, dtype=dtype)
@@ -306,13 +316,16 @@ class BigBirdHead(SpanHead):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> SpanLogits:
-        """As `qa.SpanHead`, less a million for the question but its first token: no answer."""
+        """As `qa.SpanHead`, but `BANNED` is subtracted from the logits of the question's tokens.
+
+        The first token is exempt: it stands for "no answer".
+        """
         rate = self.mlp_dropout_rate
         inner = ACTIVATIONS[self.activation](self.up(dropout(hidden, rate, rngs), rngs=rngs))
         hidden = self.norm(hidden + dropout(self.down(inner, rngs=rngs), rate, rngs))
         start, end = super().__call__(hidden, input_ids, rngs=rngs)
-        banned = in_question(input_ids, self.separator).at[:, 0].set(False) * BANNED
-        return SpanLogits(start - banned, end - banned)
+        penalty = in_question(input_ids, self.separator).at[:, 0].set(False) * BANNED
+        return SpanLogits(start - penalty, end - penalty)
 
 
 WEIGHT_NAMES = EMBEDDING_NAMES | BLOCK_NAMES

@@ -1,4 +1,7 @@
-"""Stage 4 of 7: DeBERTa-v2 and -v3 (He et al. 2020, 2021): disentangled attention (device, JAX)."""
+"""Stage 4 of 7: DeBERTa-v2 and -v3 (He et al. 2020, 2021): disentangled attention (device, JAX).
+
+Axis letters in addition to those of `layers`: `w`, the `2 l - 1` relative positions in a row.
+"""
 
 import math
 from collections.abc import Mapping
@@ -30,7 +33,7 @@ from qa_flax.models.layers import (
 
 @dataclass(frozen=True)
 class DebertaV2Config(EncoderConfig):
-    """The fields of a DeBERTa-v2 config.json that change the result, by Hugging Face's names."""
+    """The fields of a DeBERTa-v2 config.json that affect the result, with HF's names."""
 
     embedding_size: int
     relative_attention: bool
@@ -48,27 +51,27 @@ class DebertaV2Config(EncoderConfig):
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> "DebertaV2Config":
-        """Read config.json's values; `ValueError` for what this encoder cannot compute."""
-        # Hugging Face has these defaults in its code; they are not in every config.json.
+        """Read config.json's values; `ValueError` for a setting that is not supported."""
+        # Defaults of HF's config class: not every config.json has these fields.
         values = DEFAULTS | {"embedding_size": values["hidden_size"]} | dict(values)
-        kinds = tuple(values["pos_att_type"] or ())
-        if unknown := sorted(set(kinds) - {"c2p", "p2c"}):
+        score_types = tuple(values["pos_att_type"] or ())
+        if unknown := sorted(set(score_types) - {"c2p", "p2c"}):
             raise ValueError(
                 f"pos_att_type={values['pos_att_type']!r} is not supported for deberta-v2: "
-                f"{', '.join(unknown)}; known: c2p, p2c"
+                f"{', '.join(unknown)}; supported: c2p, p2c"
             )
         if values["conv_act"] not in ACTIVATIONS:
             raise ValueError(
-                f"conv_act={values['conv_act']!r} is not known here; "
-                f"known: {', '.join(sorted(ACTIVATIONS))}"
+                f"conv_act={values['conv_act']!r} is not supported; "
+                f"supported: {', '.join(sorted(ACTIVATIONS))}"
             )
         if values["max_relative_positions"] < 1:
             values["max_relative_positions"] = values["max_position_embeddings"]
-        return super().from_hf(values | {"pos_att_type": kinds})
+        return super().from_hf(values | {"pos_att_type": score_types})
 
     @property
     def span(self) -> int:
-        """Half the number of distances, or of buckets of distances, told apart."""
+        """Half the number of rows of the relative position table."""
         return self.position_buckets if self.position_buckets > 0 else self.max_relative_positions
 
 
@@ -82,23 +85,26 @@ DEFAULTS = {
 }
 
 
-def distance_rows(length: int, limit: int, buckets: int) -> np.ndarray:
-    """The row of the table of distances for each distance from `1 - length` to `length - 1`.
+def relative_position_rows(length: int, limit: int, buckets: int) -> np.ndarray:
+    """The table's row for each relative position from `1 - length` to `length - 1`, int64 `[w]`.
 
-    The table tells `limit` distances to each side apart or, with `buckets > 0`, as many buckets:
-    exact up to half of them, then logarithmic (He et al. 2021). int64 `[2 * length - 1]`.
+    A relative position is the query's position minus the key's. The table has one row for each of
+    `limit` relative positions to each side. With `buckets > 0` it has one for each of `buckets`
+    buckets to each side: half of them hold a single relative position, the others cover
+    logarithmically growing ranges (He et al. 2021).
     """
-    distance = np.arange(1 - length, length)
+    relative = np.arange(1 - length, length)
     span = buckets if buckets > 0 else limit
     if buckets > 0:
         middle = buckets // 2
-        # float32, as in PyTorch: the ceiling of what should be whole depends on the rounding.
-        size = np.maximum(np.abs(distance), middle).astype(np.float32)
+        # float32, as in PyTorch: where the exact result is a whole number, its rounding error
+        # decides the ceiling.
+        size = np.maximum(np.abs(relative), middle).astype(np.float32)
         scale = np.log(np.float32((limit - 1) / middle))
         far = np.ceil(np.log(size / np.float32(middle)) / scale * np.float32(middle - 1)) + middle
-        near = np.abs(distance) <= middle
-        distance = np.where(near, distance, far * np.sign(distance)).astype(np.int64)
-    return np.clip(distance + span, 0, 2 * span - 1)
+        near = np.abs(relative) <= middle
+        relative = np.where(near, relative, far * np.sign(relative)).astype(np.int64)
+    return np.clip(relative + span, 0, 2 * span - 1)
 
 
 class DisentangledAttention(nnx.Module):
@@ -107,66 +113,70 @@ class DisentangledAttention(nnx.Module):
     def __init__(self, config: DebertaV2Config, *, dtype: jnp.dtype):
         h = config.hidden_size
         self.heads = config.num_attention_heads
-        self.kinds = config.pos_att_type
+        self.score_types = config.pos_att_type
         self.position_dropout_rate = config.hidden_dropout_prob
         self.dropout_rate = config.attention_probs_dropout_prob
         self.query = linear(h, h, dtype)
         self.key = linear(h, h, dtype)
         self.value = linear(h, h, dtype)
         self.out = linear(h, h, dtype)
-        own = config.relative_attention and not config.share_att_key
-        self.position_key = linear(h, h, dtype) if own and "c2p" in self.kinds else None
-        self.position_query = linear(h, h, dtype) if own and "p2c" in self.kinds else None
+        # With `share_att_key` positions have the same projections as content.
+        separate = config.relative_attention and not config.share_att_key
+        self.position_key = linear(h, h, dtype) if separate and "c2p" in self.score_types else None
+        self.position_query = (
+            linear(h, h, dtype) if separate and "p2c" in self.score_types else None
+        )
 
     def __call__(
         self,
         hidden: Float[Array, "b l h"],
         mask: Bool[Array, "b 1 l l"],
-        distances: Float[Array, "w h"] | None,
+        relative: Float[Array, "w h"] | None,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """Attend where `mask` allows; `distances` are the vectors of `1 - l .. l - 1`."""
+        """Attend where `mask` allows; `relative` has the vectors of the relative positions."""
         b, l, h = hidden.shape
         query, key, value = (
             project(hidden, rngs=rngs).reshape(b, l, self.heads, -1)
             for project in (self.query, self.key, self.value)
         )
         bias = None
-        # Counted whether or not positions are looked at, as in Hugging Face.
-        scale = 1 / math.sqrt(query.shape[-1] * (1 + len(self.kinds)))
-        if distances is not None and self.kinds:
-            distances = dropout(distances, self.position_dropout_rate, rngs)
-            bias = scale * self._bias(query, key, distances, rngs)
+        # As in HF, the score types count even if `relative_attention` is off.
+        scale = 1 / math.sqrt(query.shape[-1] * (1 + len(self.score_types)))
+        if relative is not None and self.score_types:
+            relative = dropout(relative, self.position_dropout_rate, rngs)
+            bias = scale * self._bias(query, key, relative, rngs)
         mixed = attention(
             query, key, value, mask, bias, scale=scale, dropout_rate=self.dropout_rate, rngs=rngs
         )
         return self.out(mixed.reshape(b, l, h), rngs=rngs)
 
     def _bias(
-        self, query: Array, key: Array, distances: Float[Array, "w h"], rngs: nnx.Rngs | None
+        self, query: Array, key: Array, relative: Float[Array, "w h"], rngs: nnx.Rngs | None
     ) -> Array:
-        """What the distance of query and key adds to their score, float32, not scaled."""
+        """The relative position bias of the attention scores, float32, before scaling."""
         total = jnp.zeros((), jnp.float32)
 
         def score(content: Array, project: Dense, vectors: Array) -> Array:
             positions = project(vectors, rngs=rngs).reshape(vectors.shape[0], self.heads, -1)
-            each = jnp.einsum(
+            scores = jnp.einsum(
                 "blad,wad->balw", content, positions, preferred_element_type=jnp.float32
             )
-            return along_diagonals(each)
+            return along_diagonals(scores)
 
-        # The distance is the query's position less the key's: it falls along a query's row.
-        if "c2p" in self.kinds:
-            total = total + score(query, self.position_key or self.key, distances[::-1])
-        if "p2c" in self.kinds:
-            scores = score(key, self.position_query or self.query, distances)
+        # Relative positions (query minus key) decrease along a query's row of scores, so c2p needs
+        # the vectors in reverse order.
+        if "c2p" in self.score_types:
+            total = total + score(query, self.position_key or self.key, relative[::-1])
+        if "p2c" in self.score_types:
+            scores = score(key, self.position_query or self.query, relative)
             total = total + scores.swapaxes(2, 3)
         return total
 
 
 class Convolution(nnx.Module):
-    """Beside the first layer of the largest checkpoints: neighbouring tokens mixed."""
+    """A convolution over tokens, parallel to the first layer; in the largest checkpoints."""
 
     def __init__(self, config: DebertaV2Config, *, dtype: jnp.dtype):
         size, edge = config.conv_kernel_size, (config.conv_kernel_size - 1) // 2
@@ -193,13 +203,13 @@ class Convolution(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """What is mixed of `embedded`, added to `hidden` and normalised; padding becomes 0."""
+        """Convolve `embedded`, add the result to `hidden` and normalise; padding becomes 0."""
         mixed = dropout(self.mix(embedded) * real, self.dropout_rate, rngs)
         return self.norm(hidden + ACTIVATIONS[self.activation](mixed)) * real
 
 
 class DebertaV2Embeddings(nnx.Module):
-    """Word, perhaps position and type vectors, projected and normalised; padding becomes 0."""
+    """Token, position and type vectors (the last two optional), normalised; padding becomes 0."""
 
     def __init__(self, config: DebertaV2Config, *, dtype: jnp.dtype):
         size, hidden = config.embedding_size, config.hidden_size
@@ -221,7 +231,7 @@ class DebertaV2Embeddings(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """Token types default to 0; `position_ids` are needed where positions have vectors."""
+        """Token types default to 0; `position_ids` are required if there is a position table."""
         summed = look_up(self.word, input_ids, self.padding)
         if self.position is not None and position_ids is not None:
             summed = summed + self.position(position_ids)
@@ -234,7 +244,7 @@ class DebertaV2Embeddings(nnx.Module):
 
 
 class DebertaV2Encoder(nnx.Module):
-    """Post-norm blocks whose attention knows how far tokens are apart."""
+    """Post-norm blocks with disentangled attention, which depends on relative positions."""
 
     def __init__(self, config: DebertaV2Config, *, dtype: jnp.dtype):
         h = config.hidden_size
@@ -259,14 +269,14 @@ class DebertaV2Encoder(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """As `encoder.Encoder`; rows have no longest length where positions have no vectors.
+        """As `encoder.Encoder`; without a position table rows can have any length.
 
-        `ValueError` for packed rows where the checkpoint has a convolution: it would mix windows.
+        Raises `ValueError` for packed rows if the checkpoint has a convolution.
         """
         if segment_ids is not None and self.convolution is not None:
             raise ValueError(
-                "this checkpoint's convolution (conv_kernel_size) mixes neighbours, so that "
-                "several windows in a row are not possible; give each a row of its own"
+                "this checkpoint does not support several windows in a row (segment_ids): its "
+                "convolution (conv_kernel_size) would mix them; give each window its own row"
             )
         if self.config.position_biased_input:
             limit = self.config.max_position_embeddings
@@ -275,23 +285,24 @@ class DebertaV2Encoder(nnx.Module):
         embedded = self.embeddings(
             input_ids, token_type_ids, position_ids, real.astype(jnp.float32), rngs=rngs
         )
-        # As in Hugging Face, padding looks at everything alike.
+        # As in HF, padding attends to all tokens equally: every key is masked.
         mask = make_attention_mask(attention_mask, segment_ids) & real[:, None]
-        distances = self._distances(input_ids.shape[1])
+        relative = self._relative_vectors(input_ids.shape[1])
         hidden = embedded
-        for number, layer in enumerate(self.layers):
-            hidden = self.layers.run(layer, hidden, mask, distances, rngs=rngs)
-            if number == 0 and self.convolution is not None:
+        for index, layer in enumerate(self.layers):
+            hidden = self.layers.run(layer, hidden, mask, relative, rngs=rngs)
+            if index == 0 and self.convolution is not None:
                 hidden = self.convolution(embedded, hidden, real.astype(hidden.dtype), rngs=rngs)
         return hidden
 
-    def _distances(self, length: int) -> Float[Array, "w h"] | None:
-        """The vectors of the distances `1 - length .. length - 1`."""
+    def _relative_vectors(self, length: int) -> Float[Array, "w h"] | None:
+        """The vectors of the relative positions `1 - length .. length - 1`."""
         if self.distances is None:
             return None
         limit, buckets = self.config.max_relative_positions, self.config.position_buckets
-        found = self.distances(jnp.asarray(distance_rows(length, limit, buckets)))
-        return found if self.distances_norm is None else self.distances_norm(found)
+        rows = relative_position_rows(length, limit, buckets)
+        vectors = self.distances(jnp.asarray(rows))
+        return vectors if self.distances_norm is None else self.distances_norm(vectors)
 
 
 WEIGHT_NAMES = {
@@ -307,7 +318,7 @@ WEIGHT_NAMES = {
     r"convolution\.norm": r"encoder.conv.LayerNorm",
     r"embeddings\.project": r"embeddings.embed_proj",
 }
-# Many hold a table of positions that their config says is not used.
+# Many checkpoints contain a position table that their config turns off.
 UNUSED_WEIGHTS = (
     *OTHER_TASKS,
     r"embeddings\.position_embeddings\..*",

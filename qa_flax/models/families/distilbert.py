@@ -17,7 +17,7 @@ from qa_flax.models.qa import SpanHead
 
 @dataclass(frozen=True)
 class DistilBertConfig(SharedConfig):
-    """The fields of a DistilBERT config.json that change the result; its names are in `NAMES`."""
+    """The fields of a DistilBERT config.json that affect the result; `NAMES` has HF's names."""
 
     qa_dropout: float
     sinusoidal_pos_embds: bool
@@ -35,7 +35,7 @@ class DistilBertConfig(SharedConfig):
 
     @property
     def layer_norm_eps(self) -> float:
-        """Not in the config: the same in every DistilBERT."""
+        """1e-12 in every DistilBERT; config.json has no such field."""
         return 1e-12
 
 
@@ -53,14 +53,14 @@ class DistilBertEncoder(Encoder):
 
 
 class DistilBertHead(SpanHead):
-    """The span head behind `qa_dropout`."""
+    """The span head, with dropout at the rate `qa_dropout` before it."""
 
     def __init__(self, config: DistilBertConfig, *, dtype: jnp.dtype):
         super().__init__(config, dtype=dtype, dropout_rate=config.qa_dropout)
 
 
 def fixed_arrays(config: DistilBertConfig) -> dict[ParamPath, np.ndarray]:
-    """The position table where it is not learnt: sines in even columns, cosines in odd ones."""
+    """The sinusoidal position table, if configured: sines in even columns, cosines in odd ones."""
     if not config.sinusoidal_pos_embds:
         return {}
     table = np.stack(sinusoids(config.max_position_embeddings, config.hidden_size), axis=-1)

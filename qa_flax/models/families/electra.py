@@ -1,4 +1,4 @@
-"""Stage 4 of 7: ELECTRA (Clark et al. 2020): BERT, embeddings of another size (device, JAX)."""
+"""Stage 4 of 7: ELECTRA (Clark et al. 2020): BERT with its own embedding size (device, JAX)."""
 
 from dataclasses import dataclass
 
@@ -12,13 +12,13 @@ from qa_flax.models.family import Family
 
 @dataclass(frozen=True)
 class ElectraConfig(EncoderConfig):
-    """The fields of an ELECTRA config.json that change the result, by Hugging Face's names."""
+    """The fields of an ELECTRA config.json that affect the result, with HF's names."""
 
     embedding_size: int
 
 
 class ElectraEncoder(Encoder):
-    """Embeddings, projected to the hidden size where theirs is another, and post-norm blocks."""
+    """Embeddings, projected to the hidden size if their size differs, and post-norm blocks."""
 
     def __init__(self, config: ElectraConfig, *, dtype: jnp.dtype):
         super().__init__(config, dtype=dtype, size=config.embedding_size)

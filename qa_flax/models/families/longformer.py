@@ -1,4 +1,4 @@
-"""Stage 4 of 7: Longformer (Beltagy et al. 2020): RoBERTa with a window around every token."""
+"""Stage 4 of 7: Longformer (Beltagy et al. 2020): RoBERTa with sliding window attention."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,36 +18,37 @@ from qa_flax.models.layers import linear
 
 @dataclass(frozen=True)
 class LongformerConfig(EncoderConfig):
-    """The fields of a Longformer config.json that change the result, by Hugging Face's names."""
+    """The fields of a Longformer config.json that affect the result, with HF's names."""
 
     pad_token_id: int
     sep_token_id: int
-    attention_window: tuple[int, ...]  # one a layer
+    attention_window: tuple[int, ...]  # one per layer
 
     REQUIRED: ClassVar = {
         "position_embedding_type": "absolute",
-        "attention_mode": ("longformer", "sliding_chunks", "tvm"),  # three ways to the same
+        "attention_mode": ("longformer", "sliding_chunks", "tvm"),  # all three compute the same
         "ignore_attention_mask": False,
     }
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> "LongformerConfig":
-        """Read config.json's values; `ValueError` for what this encoder cannot compute."""
+        """Read config.json's values; `ValueError` for a setting that is not supported."""
         if values["sep_token_id"] is None:
             raise ValueError(
-                "sep_token_id=None is not supported for longformer; known: a word's id"
+                "sep_token_id=None is not supported for longformer; set it to the id of the "
+                "separator token, which ends the question"
             )
         windows = _windows(values["attention_window"], values["num_hidden_layers"])
         return super().from_hf({**values, "attention_window": windows})
 
 
-def _windows(said: int | list[int], layers: int) -> tuple[int, ...]:
-    """One window a layer; HF takes one for all, too."""
-    windows = (said,) * layers if isinstance(said, int) else tuple(said)
+def _windows(value: int | list[int], layers: int) -> tuple[int, ...]:
+    """The window of each layer; an integer is the window of all layers, as in HF."""
+    windows = (value,) * layers if isinstance(value, int) else tuple(value)
     if len(windows) != layers or any(w <= 0 or w % 2 for w in windows):
         raise ValueError(
-            f"attention_window={said!r} is not supported for longformer; "
-            f"known: an even number above 0, or {layers} of them, one a layer"
+            f"attention_window={value!r} is not supported for longformer; "
+            f"supported: an even number above 0, or {layers} of them, one per layer"
         )
     return windows
 
@@ -60,57 +61,69 @@ def windowed_attention(
     key: Float[Array, "b l a d"],
     value: Float[Array, "b l a d"],
     real: Bool[Array, "b l"],
-    asked: Bool[Array, "b l"],
+    question: Bool[Array, "b l"],
     *,
     window: int,
-    first: int,
-    **dropped: Any,
+    max_question: int,
+    **dropout_args: Any,
 ) -> Float[Array, "b l a d"]:
-    """Every token looks at those at most `window / 2` away and at all of the question, `asked`.
+    """Attention of every token to those at most `window / 2` away and to the question's tokens.
 
-    The question is within the `first` tokens. Time and memory grow with `l * (window + first)`.
+    Time and memory grow with `l * (window + max_question)`.
+
+    Args:
+        query, key, value: in the compute dtype.
+        real: False for padding.
+        question: True for the question's tokens, all among a row's first `max_question`.
+        window: an even number of tokens.
+        max_question: the limit on the length of a question, in tokens.
+        dropout_args: `dropout_rate` and `rngs` of `attention`.
     """
     b, l, a, d = query.shape
     reach = window // 2
     if l <= window:
         near = jnp.abs(jnp.arange(l)[:, None] - jnp.arange(l)[None]) <= reach
-        mask = near[None] & real[:, None] | asked[:, None]
-        return attention(query, key, value, mask[:, None], **dropped)
+        mask = near[None] & real[:, None] | question[:, None]
+        return attention(query, key, value, mask[:, None], **dropout_args)
 
     def keys(x: Array, near: Array) -> Array:
-        """The question's tokens and those near, for each block: `[b * n, first + 3 * reach]`."""
-        question = jnp.broadcast_to(x[:, None, :first], (b, n, first, *x.shape[2:]))
-        both = jnp.concatenate([question, near], axis=2)
-        return both.reshape(b * n, *both.shape[2:])
+        """Each block's keys: question, then nearby tokens, `[b * n, max_question + 3 * reach]`."""
+        first = x[:, None, :max_question]
+        first = jnp.broadcast_to(first, (b, n, max_question, *x.shape[2:]))
+        joined = jnp.concatenate([first, near], axis=2)
+        return joined.reshape(b * n, *joined.shape[2:])
 
-    own = in_blocks(query, reach)
-    n = own.shape[1]
-    # Where keys are, counted from the block's first token; the question's stand before all others.
-    place = jnp.arange(first + 3 * reach)[None] - first - reach
-    near = (place < -reach) | (jnp.abs(jnp.arange(reach)[:, None] - place) <= reach)
-    # A token of the question is looked at once, though it may also be near.
-    seen = keys(asked, with_neighbours(real & ~asked, reach))
+    queries = in_blocks(query, reach)
+    n = queries.shape[1]
+    # Positions of the keys relative to the block's first token. Those below -reach stand for the
+    # question, which every token of the block attends to.
+    position = jnp.arange(max_question + 3 * reach)[None] - max_question - reach
+    near = (position < -reach) | (jnp.abs(jnp.arange(reach)[:, None] - position) <= reach)
+    # A question token that is also nearby is masked there, so that it counts once.
+    visible = keys(question, with_neighbours(real & ~question, reach))
     mixed = attention(
-        own.reshape(b * n, reach, a, d),
+        queries.reshape(b * n, reach, a, d),
         keys(key, with_neighbours(key, reach)),
         keys(value, with_neighbours(value, reach)),
-        seen[:, None, None, :] & near[None, None],
-        **dropped,
+        visible[:, None, None, :] & near[None, None],
+        **dropout_args,
     )
     return mixed.reshape(b, n * reach, a, d)[:, :l]
 
 
 class LongformerAttention(nnx.Module):
-    """Windowed attention; the question's tokens look at the whole row, by projections of their own.
+    """Windowed attention, and global attention with separate projections for the question's tokens.
 
-    `question` is the most tokens that a question and what is before it can have.
+    `max_question` is the limit on the length of a question, in tokens.
     """
 
-    def __init__(self, config: LongformerConfig, window: int, question: int, *, dtype: jnp.dtype):
+    def __init__(
+        self, config: LongformerConfig, window: int, max_question: int, *, dtype: jnp.dtype
+    ):
         h = config.hidden_size
         self.heads = config.num_attention_heads
         self.dropout_rate = config.attention_probs_dropout_prob
-        self.window, self.question = window, question
+        self.window, self.max_question = window, max_question
         self.query = linear(h, h, dtype)
         self.key = linear(h, h, dtype)
         self.value = linear(h, h, dtype)
@@ -123,33 +136,33 @@ class LongformerAttention(nnx.Module):
         self,
         hidden: Float[Array, "b l h"],
         real: Bool[Array, "b l"],
-        asked: Bool[Array, "b l"],
+        question: Bool[Array, "b l"],
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """`real` tokens are looked at; those of the question are `asked`."""
-        first = min(hidden.shape[1], self.question)
-        dropped = {"dropout_rate": self.dropout_rate, "rngs": rngs}
+        """Attend to `real` tokens; `question` is True for the question's tokens."""
+        n = min(hidden.shape[1], self.max_question)
+        dropout_args = {"dropout_rate": self.dropout_rate, "rngs": rngs}
         local = windowed_attention(
             self._by_head(self.query(hidden, rngs=rngs)),
             self._by_head(self.key(hidden, rngs=rngs)),
             self._by_head(self.value(hidden, rngs=rngs)),
             real,
-            asked,
+            question,
             window=self.window,
-            first=first,
-            **dropped,
+            max_question=n,
+            **dropout_args,
         )
         local = jnp.where(real[..., None, None], local, 0)  # as in HF
-        whole = attention(
-            self._by_head(self.query_global(hidden[:, :first], rngs=rngs)),
+        of_question = attention(
+            self._by_head(self.query_global(hidden[:, :n], rngs=rngs)),
             self._by_head(self.key_global(hidden, rngs=rngs)),
             self._by_head(self.value_global(hidden, rngs=rngs)),
             real[:, None, None, :],
-            **dropped,
+            **dropout_args,
         )
-        whole = jnp.where(asked[:, :first, None, None], whole, local[:, :first])
-        mixed = jnp.concatenate([whole, local[:, first:]], axis=1)
+        first = jnp.where(question[:, :n, None, None], of_question, local[:, :n])
+        mixed = jnp.concatenate([first, local[:, n:]], axis=1)
         return self.out(mixed.reshape(hidden.shape), rngs=rngs)
 
     def _by_head(self, x: Float[Array, "b l h"]) -> Float[Array, "b l a d"]:
@@ -162,18 +175,21 @@ class LongformerAttention(nnx.Module):
 class LongformerEncoder(PositionsAfterPadding):
     """RoBERTa's embeddings and post-norm blocks with windowed attention.
 
-    The question is what is before a row's first `sep_token_id`. Unlike in HF it is cut, for
-    attention only, at as many tokens as the widest window has (512 in the published checkpoints)
-    where rows are longer: shapes must not depend on data.
+    The question consists of the tokens before a row's first `sep_token_id`. Unlike in HF, only the
+    first tokens of a long question have global attention: as many as the widest window has tokens
+    (512 in the published checkpoints).
     """
 
     def __init__(self, config: LongformerConfig, *, dtype: jnp.dtype):
         super().__init__(config, dtype=dtype, block=None)
         self.separator = config.sep_token_id
-        self.question = max(config.attention_window, default=0)
+        # A fixed limit, because shapes must not depend on data.
+        self.max_question = max(config.attention_window, default=0)
         self.layers = Stack(
             PostNormBlock(
-                config, LongformerAttention(config, window, self.question, dtype=dtype), dtype=dtype
+                config,
+                LongformerAttention(config, window, self.max_question, dtype=dtype),
+                dtype=dtype,
             )
             for window in config.attention_window
         )
@@ -184,29 +200,29 @@ class LongformerEncoder(PositionsAfterPadding):
         position_ids: Int[Array, "b l"] | None,
         segment_ids: Int[Array, "b l"] | None,
     ) -> Int[Array, "#b l"]:
-        """As RoBERTa's; `ValueError` for `segment_ids`."""
+        """As in RoBERTa; `ValueError` for `segment_ids`."""
         if segment_ids is not None:
             raise ValueError(
-                "Longformer cannot have several windows in a row: each has a question that its "
-                "other tokens look at; give every window a row of its own"
+                "longformer does not support several windows in a row (segment_ids): all tokens of "
+                "a row attend to its question; give each window its own row"
             )
         return super().positions_of(input_ids, position_ids, None)
 
-    def where(
+    def layer_args(
         self,
         input_ids: Int[Array, "b l"],
         attention_mask: Int[Array, "b l"],
         segment_ids: Int[Array, "b l"] | None,
         positions: Int[Array, "#b l"],
     ) -> tuple[Any, ...]:
-        """The real tokens, and those of them that are the question's.
+        """The masks of real tokens and of the question's tokens.
 
-        HF stops at rows without exactly three separators; here the first one counts, and a row
-        without any has no question.
+        The question ends at the first separator; a row without any has no question. HF raises an
+        error for rows without exactly three separators.
         """
         real, separators = attention_mask > 0, input_ids == self.separator
         before = (jnp.cumsum(separators, axis=1) == 0) & separators.any(axis=1, keepdims=True)
-        return real, before & real & (jnp.arange(input_ids.shape[1])[None] < self.question)
+        return real, before & real & (jnp.arange(input_ids.shape[1])[None] < self.max_question)
 
 
 WEIGHT_NAMES = (

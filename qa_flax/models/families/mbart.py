@@ -1,4 +1,4 @@
-"""Stage 4 of 7: mBART (Liu et al. 2020): BART that normalises first and begins with a row's end."""
+"""Stage 4 of 7: mBART (Liu et al. 2020): pre-norm BART; the row's last token starts the decoder."""
 
 from dataclasses import dataclass
 
@@ -10,32 +10,34 @@ from qa_flax.models.family import Family
 
 
 @dataclass(frozen=True)
-class MBartConfig(bart.SharedFields):
-    """The fields of an mBART config.json that change the result; its names are in `NAMES`."""
+class MBartConfig(bart.BartBaseConfig):
+    """The fields of an mBART config.json that affect the result; `NAMES` has HF's names."""
 
 
-class MBartModel(bart.SharedModel):
-    """As BART, but sublayers read normalised states and the decoder begins with the last word."""
+class MBartModel(bart.BartBaseModel):
+    """BART with pre-norm blocks; the decoder's first token is the last one of the window."""
 
     def __init__(self, config: MBartConfig, *, dtype: jnp.dtype):
         super().__init__(config, dtype=dtype, norm_first=True)
 
-    def first_words(
+    def first_tokens(
         self,
         input_ids: Int[Array, "b l"],
-        places: Int[Array, "#b l"],
+        window_positions: Int[Array, "#b l"],
         segment_ids: Int[Array, "b l"] | None,
     ) -> Int[Array, "#b #l"]:
-        """The last word of each token's window, where in pretraining the language is named.
+        """The last token of each token's window; in pretraining it names the language.
 
-        As PyTorch counts: as many words as are not padding, from the window's first on.
+        As in PyTorch, its position is the number of tokens that are not `pad_token_id`, minus 1:
+        too low if the padding token occurs inside the text.
         """
-        own = jnp.ones((1, 1, 1), bool)
+        same_window = jnp.ones((1, 1, 1), bool)
         if segment_ids is not None:
-            own = segment_ids[:, :, None] == segment_ids[:, None, :]
-        words = (input_ids != self.padding)[:, None, :]
-        last = jnp.sum(own & words, axis=-1, keepdims=True) - 1
-        return jnp.sum(jnp.where(own & (places[:, None, :] == last), input_ids[:, None, :], 0), -1)
+            same_window = segment_ids[:, :, None] == segment_ids[:, None, :]
+        not_padding = (input_ids != self.padding)[:, None, :]
+        last = jnp.sum(same_window & not_padding, axis=-1, keepdims=True) - 1
+        is_last = same_window & (window_positions[:, None, :] == last)
+        return jnp.sum(jnp.where(is_last, input_ids[:, None, :], 0), axis=-1)
 
 
 WEIGHT_NAMES = bart.WEIGHT_NAMES | {r"(..coder)\.norm": r"\1.layer_norm"}

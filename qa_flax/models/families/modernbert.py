@@ -1,4 +1,4 @@
-"""Stage 4 of 7: ModernBERT (Warner et al. 2024): rotary positions, local layers, gated mlps."""
+"""Stage 4 of 7: ModernBERT (Warner et al. 2024): rotary positions, local attention, gated mlps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from qa_flax.models.layers import ParamPath, layer_norm, linear
 from qa_flax.models.local_attention import local_attention, make_local_mask
 from qa_flax.models.qa import SpanHead, SpanLogits
 
-# Cosines and sines by which a layer turns its queries and keys.
+# Cosines and sines of the angles by which a layer rotates its queries and keys.
 Rotation = tuple[Float[Array, "#b l 1 half"], Float[Array, "#b l 1 half"]]
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
@@ -29,7 +29,7 @@ GLOBAL, LOCAL = "full_attention", "sliding_attention"
 
 @dataclass(frozen=True)
 class ModernBertConfig:
-    """The fields of a ModernBERT config.json that change the result; its names are in `NAMES`."""
+    """The fields of a ModernBERT config.json that affect the result; `NAMES` has HF's names."""
 
     vocab_size: int
     hidden_size: int
@@ -56,11 +56,11 @@ class ModernBertConfig:
 
     @property
     def max_position_embeddings(self) -> None:
-        """No limit: positions are angles."""
+        """None: rotary positions have no limit."""
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> "ModernBertConfig":
-        """Read config.json's values; `ValueError` for what this encoder cannot compute."""
+        """Read config.json's values; `ValueError` for a setting that is not supported."""
         flat, required = dict(values), {}
         flat["layer_types"] = tuple(values["layer_types"])
         for i, kind in enumerate(flat["layer_types"]):
@@ -74,14 +74,15 @@ class ModernBertConfig:
         config = read_config(cls, flat, names=NAMES, required=required)
         if config.initializer_cutoff_factor <= 0:
             raise ValueError(
-                f"initializer_cutoff_factor={config.initializer_cutoff_factor}: new weights lie "
-                "within that many deviations, so it must be above 0"
+                f"initializer_cutoff_factor={config.initializer_cutoff_factor} is not supported "
+                "for modernbert: new weights are drawn within that many standard deviations; "
+                "supported: any number above 0"
             )
         if config.hidden_size // config.num_attention_heads % 2:
             raise ValueError(
-                f"hidden_size={config.hidden_size} in num_attention_heads="
-                f"{config.num_attention_heads} makes heads of an odd size; rotary positions turn "
-                "pairs"
+                f"hidden_size={config.hidden_size} with num_attention_heads="
+                f"{config.num_attention_heads} gives heads of an odd size; rotary positions need "
+                "an even size"
             )
         return config
 
@@ -95,9 +96,9 @@ NAMES = {
 
 
 class ModernBertEncoder(Encoder):
-    """Embeddings of tokens alone, pre-norm layers that look far or near, and a last norm.
+    """Token embeddings, pre-norm layers with global or local attention, and a final norm.
 
-    `position_ids` turn queries and keys; what is near is counted in tokens of the row.
+    `position_ids` set the rotary angles only: the local window is counted in tokens of the row.
     """
 
     def __init__(self, config: ModernBertConfig, *, dtype: jnp.dtype):
@@ -115,14 +116,14 @@ class ModernBertEncoder(Encoder):
         )
         self.final_norm = layer_norm(h, config.layer_norm_eps, dtype, bias=config.norm_bias)
 
-    def where(
+    def layer_args(
         self,
         input_ids: Int[Array, "b l"],
         attention_mask: Int[Array, "b l"],
         segment_ids: Int[Array, "b l"] | None,
         positions: Int[Array, "#b l"],
     ) -> tuple[Any, ...]:
-        """The masks and the rotations of either kind of layer."""
+        """The attention masks and the rotations of both layer types."""
         masks = {
             GLOBAL: make_attention_mask(attention_mask, segment_ids),
             LOCAL: make_local_mask(attention_mask, segment_ids, self.window),
@@ -134,19 +135,19 @@ class ModernBertEncoder(Encoder):
         return masks, rotations
 
     def run_layers(
-        self, hidden: Float[Array, "b l h"], *where: Any, rngs: nnx.Rngs | None
+        self, hidden: Float[Array, "b l h"], *layer_args: Any, rngs: nnx.Rngs | None
     ) -> Float[Array, "b l h"]:
-        """Each layer with what its kind gets, then the last norm."""
-        masks, rotations = where
+        """Run each layer with the mask and the rotation of its type, then the final norm."""
+        masks, rotations = layer_args
         for layer, kind in zip(self.layers, self.layer_types, strict=True):
             hidden = self.layers.run(layer, hidden, masks[kind], rotations[kind], rngs=rngs)
         return self.final_norm(hidden)
 
 
 class ModernBertLayer(nnx.Module):
-    """Attention, then a gated mlp, each of normalised tokens and added: `[b, l, h] -> [b, l, h]`.
+    """A pre-norm layer: attention, then a gated mlp, `[b, l, h] -> [b, l, h]`.
 
-    The `first` layer's attention takes the embeddings as they are, normalised already.
+    The `first` layer has no norm before its attention: the embeddings are normalised already.
     """
 
     def __init__(self, config: ModernBertConfig, *, first: bool, local: bool, dtype: jnp.dtype):
@@ -168,7 +169,7 @@ class ModernBertLayer(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """`mask` is `make_local_mask`'s in a local layer, else `make_attention_mask`'s."""
+        """`mask` is from `make_local_mask` in a local layer, else from `make_attention_mask`."""
         normed = hidden if self.attention_norm is None else self.attention_norm(hidden)
         hidden = hidden + self.attention(normed, mask, rotation, rngs=rngs)
         inner, gate = jnp.split(self.up(self.mlp_norm(hidden), rngs=rngs), 2, axis=-1)
@@ -177,7 +178,7 @@ class ModernBertLayer(nnx.Module):
 
 
 class ModernBertAttention(nnx.Module):
-    """Multi-head attention with turned queries and keys: `[b, l, h] -> [b, l, h]`."""
+    """Multi-head attention with rotary queries and keys: `[b, l, h] -> [b, l, h]`."""
 
     def __init__(self, config: ModernBertConfig, *, local: bool, dtype: jnp.dtype):
         h = config.hidden_size
@@ -195,26 +196,26 @@ class ModernBertAttention(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """Dropout, at one rate, falls on the probabilities and on the result."""
+        """Attend where `mask` allows; probabilities and output have the same dropout rate."""
         b, l, h = hidden.shape
         query, key, value = (
             x.reshape(b, l, self.heads, h // self.heads)
             for x in jnp.split(self.qkv(hidden, rngs=rngs), 3, axis=-1)
         )
         query, key = apply_rotary(query, rotation), apply_rotary(key, rotation)
-        drop = self.dropout_rate
+        rate = self.dropout_rate
         if self.window is None:
-            mixed = attention(query, key, value, mask, dropout_rate=drop, rngs=rngs)
+            mixed = attention(query, key, value, mask, dropout_rate=rate, rngs=rngs)
         else:
             mixed = local_attention(
-                query, key, value, mask, self.window, dropout_rate=drop, rngs=rngs
+                query, key, value, mask, self.window, dropout_rate=rate, rngs=rngs
             )
-        return dropout(self.out(mixed.reshape(b, l, h), rngs=rngs), drop, rngs)
+        return dropout(self.out(mixed.reshape(b, l, h), rngs=rngs), rate, rngs)
 
 
 def rotation(positions: Int[Array, "#b l"], size: int, theta: float) -> Rotation:
-    """By what heads of `size` are turned at `positions` (Su et al. 2021), float32."""
-    # NumPy's float32 powers are PyTorch's to the last digit or the one before.
+    """Cosines and sines for heads of `size` elements at `positions` (Su et al. 2021), float32."""
+    # NumPy's float32 powers agree with PyTorch's except in the last one or two digits.
     exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
     frequencies = 1 / np.float32(theta) ** exponents
     angles = positions.astype(jnp.float32)[..., None, None] * frequencies[None, None, None]
@@ -222,15 +223,15 @@ def rotation(positions: Int[Array, "#b l"], size: int, theta: float) -> Rotation
 
 
 def apply_rotary(x: Float[Array, "b l a d"], rotation: Rotation) -> Float[Array, "b l a d"]:
-    """Each pair of a head's elements `i` and `i + d / 2` turned, in float32."""
+    """Rotate each pair of a head's elements `i` and `i + d / 2`, in float32."""
     cosines, sines = rotation
-    one, other = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    both = [one * cosines - other * sines, other * cosines + one * sines]
-    return jnp.concatenate(both, axis=-1).astype(x.dtype)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = [first * cosines - second * sines, second * cosines + first * sines]
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
 class ModernBertHead(SpanHead):
-    """A dense layer, activation and norm, which masked language models have too, then spans."""
+    """A dense layer, activation and norm, as in the masked language model; then the span head."""
 
     def __init__(self, config: ModernBertConfig, *, dtype: jnp.dtype):
         super().__init__(config, dtype=dtype, dropout_rate=config.classifier_dropout)
@@ -254,7 +255,11 @@ class ModernBertHead(SpanHead):
 def initial_array(
     path: ParamPath, shape: tuple[int, ...], config: ModernBertConfig, random: np.random.Generator
 ) -> np.ndarray:
-    """As `layers.initial_array` without tails, and smaller before a sum; the head's by its size."""
+    """As `layers.initial_array`, but from truncated normal distributions as in HF.
+
+    The standard deviation of `out`, `down` and the head's `dense` layers is divided by
+    `(2 * number of layers) ** 0.5`; that of the span outputs is `hidden_size ** -0.5`.
+    """
     deviation = config.initializer_range
     if path[-2] in ("out", "down", "dense"):
         deviation /= (2 * len(config.layer_types)) ** 0.5
@@ -276,7 +281,7 @@ WEIGHT_NAMES = {
     r"final_norm": r"final_norm",
 }
 HEAD_WEIGHT_NAMES = {r"dense": r"head.dense", r"norm": r"head.norm", r"outputs": r"classifier"}
-# A classifier of other labels is not among them: it has the span outputs' name.
+# The classifier of another task is not listed: it has the same name as the span outputs.
 UNUSED_WEIGHTS = (r"decoder\..*",)
 
 FAMILY = Family(

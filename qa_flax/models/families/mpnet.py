@@ -1,4 +1,4 @@
-"""Stage 4 of 7: MPNet (Song et al. 2020): RoBERTa with one relative bias that all layers share."""
+"""Stage 4 of 7: MPNet (Song et al. 2020): RoBERTa with a shared relative position bias."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,40 +15,40 @@ from qa_flax.models.encoder import PositionsAfterPadding
 from qa_flax.models.family import Family
 from qa_flax.models.layers import embedding
 
-# Kinds of distance, and the padding token's id: HF's MPNet has these whatever config.json says,
-# where relative_attention_num_buckets is but the rows of the table.
+# The number of relative position buckets and the padding token's id. HF's MPNet uses these values
+# whatever config.json says; relative_attention_num_buckets only sets the size of the bias table.
 BUCKETS = 32
 PADDING = 1
 
 
 @dataclass(frozen=True)
 class MPNetConfig(SharedConfig):
-    """The fields of an MPNet config.json that change the result, by Hugging Face's names."""
+    """The fields of an MPNet config.json that affect the result, with HF's names."""
 
     relative_attention_num_buckets: int
     layer_norm_eps: float
 
     @property
     def pad_token_id(self) -> int:
-        """The padding token's id."""
+        """The padding token's id, the same in every MPNet."""
         return PADDING
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> "MPNetConfig":
-        """Read config.json's values; `ValueError` for what this encoder cannot compute."""
+        """Read config.json's values; `ValueError` for a setting that is not supported."""
         config = super().from_hf(values)
         if config.relative_attention_num_buckets < BUCKETS:
             raise ValueError(
                 f"relative_attention_num_buckets={config.relative_attention_num_buckets!r} is not "
-                f"supported for mpnet; known: {BUCKETS} or more"
+                f"supported for mpnet; supported: {BUCKETS} or more"
             )
         return config
 
 
 class MPNetEncoder(PositionsAfterPadding):
-    """Embeddings without token types, and post-norm blocks whose scores have a bias by distance.
+    """Embeddings without token types, and post-norm blocks with a relative position bias.
 
-    Distances are those in the row, whatever `position_ids` are.
+    Relative positions are counted in tokens of the row, whatever `position_ids` are.
     """
 
     def __init__(self, config: MPNetConfig, *, dtype: jnp.dtype):
@@ -57,28 +57,30 @@ class MPNetEncoder(PositionsAfterPadding):
             config.relative_attention_num_buckets, config.num_attention_heads
         )
 
-    def where(
+    def layer_args(
         self,
         input_ids: Int[Array, "b l"],
         attention_mask: Int[Array, "b l"],
         segment_ids: Int[Array, "b l"] | None,
         positions: Int[Array, "#b l"],
     ) -> tuple[Any, ...]:
-        """The mask, and the bias of every head."""
+        """The attention mask, and the relative position bias of every head."""
         length = input_ids.shape[1]
-        biases = self.distance_bias(jnp.asarray(buckets(np.arange(1 - length, length)))).T
+        buckets = relative_position_buckets(np.arange(1 - length, length))
+        biases = self.distance_bias(jnp.asarray(buckets)).T
         rows = jnp.broadcast_to(biases[:, None], (biases.shape[0], length, biases.shape[1]))
         return make_attention_mask(attention_mask, segment_ids), along_diagonals(rows)[None]
 
 
-def buckets(ahead: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """The kind of each distance, 0 to 31; ahead are those above 0, which have the upper 16.
+def relative_position_buckets(relative: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """The bucket, 0 to 31, of each relative position (the key's position minus the query's).
 
-    Distances below 8 have one each, then two for every doubling, until all from 91 on share one.
+    Positive ones have buckets 16 to 31. Distances below 8 have a bucket each, larger ones two
+    buckets for every doubling; all distances from 91 on share the last one.
     """
-    far = np.abs(ahead)
-    shared = 8 + np.floor(2 * np.log2(np.maximum(far, 8) / 8)).astype(int)
-    return np.where(far < 8, far, np.minimum(shared, 15)) + 16 * (ahead > 0)
+    distance = np.abs(relative)
+    logarithmic = 8 + np.floor(2 * np.log2(np.maximum(distance, 8) / 8)).astype(int)
+    return np.where(distance < 8, distance, np.minimum(logarithmic, 15)) + 16 * (relative > 0)
 
 
 WEIGHT_NAMES = EMBEDDING_NAMES | {

@@ -1,4 +1,4 @@
-"""Stage 4 of 7: RoBERTa (Liu et al. 2019), XLM-RoBERTa, CamemBERT (device, JAX)."""
+"""Stage 4 of 7: RoBERTa (Liu et al. 2019), XLM-RoBERTa and CamemBERT (device, JAX)."""
 
 from dataclasses import dataclass, replace
 
@@ -10,13 +10,13 @@ from qa_flax.models.family import Family
 
 @dataclass(frozen=True)
 class RobertaConfig(EncoderConfig):
-    """The fields of a RoBERTa config.json that change the result, by Hugging Face's names."""
+    """The fields of a RoBERTa config.json that affect the result, with HF's names."""
 
     pad_token_id: int
 
 
 class RobertaEncoder(PositionsAfterPadding):
-    """Embeddings whose positions begin after the padding token's id, and post-norm blocks."""
+    """Embeddings whose positions start at the padding token's id + 1, and post-norm blocks."""
 
 
 WEIGHT_NAMES = EMBEDDING_NAMES | BLOCK_NAMES

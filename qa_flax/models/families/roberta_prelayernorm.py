@@ -1,4 +1,4 @@
-"""Stage 4 of 7: RoBERTa-PreLayerNorm (Ott et al. 2019): RoBERTa with norms before sublayers."""
+"""Stage 4 of 7: RoBERTa-PreLayerNorm (Ott et al. 2019): RoBERTa with pre-norm blocks."""
 
 from dataclasses import dataclass
 
@@ -12,13 +12,13 @@ from qa_flax.models.family import Family
 
 @dataclass(frozen=True)
 class RobertaPreLayerNormConfig(EncoderConfig):
-    """The fields of its config.json that change the result, by Hugging Face's names."""
+    """The fields of its config.json that affect the result, with HF's names."""
 
     pad_token_id: int
 
 
 class RobertaPreLayerNormEncoder(PositionsAfterPadding):
-    """RoBERTa's embeddings, pre-norm blocks, and a last norm."""
+    """RoBERTa's embeddings, pre-norm blocks, and a final norm."""
 
     def __init__(self, config: RobertaPreLayerNormConfig, *, dtype: jnp.dtype):
         super().__init__(config, dtype=dtype, block=PreNormBlock, last_norm=True)

@@ -1,4 +1,4 @@
-"""Stage 4 of 7: RoFormer (Su et al. 2021): positions are angles to turn queries and keys by."""
+"""Stage 4 of 7: RoFormer (Su et al. 2021): BERT with rotary positions (device, JAX)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from qa_flax.models.layers import FixedTable, ParamPath, sinusoids
 
 @dataclass(frozen=True)
 class RoFormerConfig(EncoderConfig):
-    """The fields of a RoFormer config.json that change the result, by Hugging Face's names."""
+    """The fields of a RoFormer config.json that affect the result, with HF's names."""
 
     embedding_size: int
     rotary_value: bool
@@ -34,24 +34,24 @@ class RoFormerConfig(EncoderConfig):
 
     @property
     def head_size(self) -> int:
-        """Values of one head's query, of which each two are turned together."""
+        """Elements of one head's query or key; each two neighbours are rotated together."""
         return self.hidden_size // self.num_attention_heads
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> "RoFormerConfig":
-        """Read config.json's values; `ValueError` for what this encoder cannot compute."""
+        """Read config.json's values; `ValueError` for a setting that is not supported."""
         config = super().from_hf(values)
         if config.head_size % 2:
             raise ValueError(
-                f"hidden_size={config.hidden_size} makes num_attention_heads="
-                f"{config.num_attention_heads} heads of an odd size, {config.head_size}; "
-                "rotary positions need an even one"
+                f"hidden_size={config.hidden_size} with num_attention_heads="
+                f"{config.num_attention_heads} gives heads of an odd size, {config.head_size}; "
+                "rotary positions need an even size"
             )
         return config
 
 
 class RotaryAttention(SelfAttention):
-    """Self-attention with queries and keys, perhaps values too, turned by their positions."""
+    """Self-attention with rotary queries and keys, and rotary values with `rotary_value`."""
 
     def __init__(self, config: RoFormerConfig, *, dtype: jnp.dtype):
         super().__init__(config, dtype=dtype)
@@ -65,7 +65,7 @@ class RotaryAttention(SelfAttention):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """Attend where `mask` allows; `angles` as `apply_rotary` takes them."""
+        """Attend where `mask` allows; `angles` are those of `apply_rotary`."""
         b, l, h = hidden.shape
         by_head = (b, l, self.heads, h // self.heads)
         query = apply_rotary(self.query(hidden, rngs=rngs).reshape(by_head), angles)
@@ -80,32 +80,33 @@ class RotaryAttention(SelfAttention):
 def apply_rotary(
     x: Float[Array, "b l a d"], angles: Float[Array, "#b l d"]
 ) -> Float[Array, "b l a d"]:
-    """Each two neighbours of the last axis as a point of the plane, turned about its origin.
+    """Rotate each pair of neighbouring elements of the last axis, in float32.
 
-    `angles`: the sines of the d/2 angles of each token, then their cosines. Computed in float32.
+    `angles` holds the sines of each token's d/2 angles, then their cosines. Returns the dtype of
+    `x`.
     """
     sin, cos = jnp.split(angles[:, :, None, :], 2, axis=-1)
-    points = x.reshape(*x.shape[:-1], -1, 2)
-    first, second = points[..., 0], points[..., 1]
-    both = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return both.reshape(x.shape).astype(x.dtype)
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
+    first, second = pairs[..., 0], pairs[..., 1]
+    rotated = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.reshape(x.shape).astype(x.dtype)
 
 
 class RoFormerEncoder(Encoder):
-    """Embeddings without positions, projected where their size is another, and post-norm blocks."""
+    """Embeddings without positions, projected if their size differs, and post-norm blocks."""
 
     def __init__(self, config: RoFormerConfig, *, dtype: jnp.dtype):
         super().__init__(config, dtype=dtype, block=_block, size=config.embedding_size, positions=0)
         self.angles = FixedTable(config.max_position_embeddings, config.head_size)
 
-    def where(
+    def layer_args(
         self,
         input_ids: Int[Array, "b l"],
         attention_mask: Int[Array, "b l"],
         segment_ids: Int[Array, "b l"] | None,
         positions: Int[Array, "#b l"],
     ) -> tuple[Any, ...]:
-        """The mask, and the angles of every token."""
+        """The attention mask and the rotary angles of every token."""
         return make_attention_mask(attention_mask, segment_ids), self.angles(positions)
 
 
@@ -114,7 +115,7 @@ def _block(config: RoFormerConfig, *, dtype: jnp.dtype) -> PostNormBlock:
 
 
 def fixed_arrays(config: RoFormerConfig) -> dict[ParamPath, np.ndarray]:
-    """The angles' sines, then their cosines, by position; HF keeps them in the checkpoint."""
+    """Sines, then cosines, of the angles of every position; HF checkpoints contain this table."""
     table = np.concatenate(sinusoids(config.max_position_embeddings, config.head_size), axis=-1)
     return {("encoder", "angles", "embedding"): table.astype(np.float32)}
 

@@ -1,4 +1,4 @@
-"""Stage 4 of 7: XLM-RoBERTa-XL (Goyal et al. 2021): RoBERTa normalised before sublayers only."""
+"""Stage 4 of 7: XLM-RoBERTa-XL (Goyal et al. 2021): RoBERTa with pre-norm blocks (device, JAX)."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -13,13 +13,13 @@ from qa_flax.models.family import Family
 
 @dataclass(frozen=True)
 class XLMRobertaXLConfig(EncoderConfig):
-    """The fields of its config.json that change the result, by Hugging Face's names."""
+    """The fields of its config.json that affect the result, with HF's names."""
 
     pad_token_id: int
 
 
 class XLMRobertaXLEncoder(PositionsAfterPadding):
-    """Embeddings without a norm, pre-norm blocks without a dropout behind the mlp, a last norm."""
+    """Embeddings without a norm, pre-norm blocks without dropout after the mlp, a final norm."""
 
     def __init__(self, config: XLMRobertaXLConfig, *, dtype: jnp.dtype):
         block = partial(PreNormBlock, drop_mlp=False)

@@ -1,8 +1,8 @@
-"""What each family is tested with: a small config, what changes it, and what it refuses.
+"""Test cases of the families: a small config, its variations and the settings not supported.
 
-`tests/support/loud.py` makes models of them, `tests/models/test_families.py` and
-`tests/models/test_torch_parity.py` test them. Every file here but `case.py` has a `CASE`; it is for
-the model type of the file's name, or for its `MODEL_TYPES`.
+`tests/support/loud.py` builds models from them for `tests/models/test_families.py`,
+`tests/models/test_torch_parity.py` and others. Every file in this folder except `case.py` defines a
+`CASE`. It belongs to the model type that the file is named after, or to the file's `MODEL_TYPES`.
 """
 
 import importlib
@@ -12,16 +12,16 @@ from cases.case import Case
 
 
 def find_cases() -> dict[str, Case]:
-    """Every `CASE` of this folder's files, by model type."""
-    found: dict[str, Case] = {}
+    """Import every file of this folder and return each `CASE` by model type."""
+    cases_by_type: dict[str, Case] = {}
     for file in sorted(module.name for module in pkgutil.iter_modules(__path__)):
         if file != "case":
             module = importlib.import_module(f"{__name__}.{file}")
             for name in getattr(module, "MODEL_TYPES", (file.replace("_", "-"),)):
-                if name in found:
-                    raise ValueError(f"model_type={name!r} has two cases; one is in {file}.py")
-                found[name] = module.CASE
-    return found
+                if name in cases_by_type:
+                    raise ValueError(f"model_type={name!r} has two cases, one in {file}.py")
+                cases_by_type[name] = module.CASE
+    return cases_by_type
 
 
 CASES = find_cases()

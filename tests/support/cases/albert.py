@@ -1,11 +1,11 @@
-from cases.case import BLOCK, BLOCK_CHANGED, ELSEWHERE, HEADS, RELATIVE_POSITIONS, Case
+from cases.case import BLOCK, BLOCK_CHANGED, HEADS, OTHER_TASK_FIELDS, RELATIVE_POSITIONS, Case
 
 CASE = Case(
     BLOCK
     | {
         "type_vocab_size": 2,
         "embedding_size": 12,
-        # Two blocks twice, then two others once.
+        # A group of two blocks runs twice, then another group runs once.
         "num_hidden_layers": 3,
         "num_hidden_groups": 2,
         "inner_group_num": 2,
@@ -15,17 +15,17 @@ CASE = Case(
     BLOCK_CHANGED
     | {
         "hidden_act": "gelu",
-        "embedding_size": 16,  # projected all the same
+        "embedding_size": 16,
         "num_hidden_layers": 4,
         "num_hidden_groups": 3,
         "inner_group_num": 1,
     },
-    ELSEWHERE | {"classifier_dropout_prob"},
-    refused=(RELATIVE_POSITIONS, HEADS),
+    OTHER_TASK_FIELDS | {"classifier_dropout_prob"},
+    unsupported=(RELATIVE_POSITIONS, HEADS),
     variations=(
-        # As every published checkpoint: one block.
+        # One block, as in every published checkpoint.
         {"num_hidden_layers": 5, "num_hidden_groups": 1, "inner_group_num": 1},
-        {"num_hidden_layers": 7, "num_hidden_groups": 3},  # rounding decides
+        {"num_hidden_layers": 7, "num_hidden_groups": 3},  # depends on rounding
         {"num_hidden_layers": 2, "num_hidden_groups": 3},  # a group that never runs
     ),
 )

@@ -1,6 +1,6 @@
 from cases.case import Case
 
-# mBART's are the same but for the word that its decoder reads first.
+# mBART has the same settings except `decoder_start_token_id`.
 SIZES = {
     "vocab_size": 40,
     "d_model": 16,
@@ -32,7 +32,7 @@ CHANGED = {
     "init_std": 0.3,
     "pad_token_id": 5,
 }
-# Of generation, of other tasks, and what the model is whatever they say.
+# Fields of generation and of other tasks, and fields that the model ignores.
 WITHOUT_EFFECT = frozenset(
     {
         "bos_token_id",
@@ -44,17 +44,20 @@ WITHOUT_EFFECT = frozenset(
         "use_cache",
     }
 )
-REFUSED = (
+UNSUPPORTED = (
     (
         {"activation_function": "gelu_10"},
-        "activation_function='gelu_10' is not known here; known: gelu, gelu_fast, ",
+        "activation_function='gelu_10' is not supported; supported: gelu, gelu_fast, ",
     ),
     ({"encoder_attention_heads": 3}, "d_model=16 is not a multiple of encoder_attention_heads=3"),
     ({"decoder_attention_heads": 3}, "d_model=16 is not a multiple of decoder_attention_heads=3"),
-    ({"encoder_layerdrop": 0.1}, "encoder_layerdrop=0.1 is not supported for .*; known: 0.0"),
-    ({"decoder_layerdrop": 0.1}, "decoder_layerdrop=0.1 is not supported for .*; known: 0.0"),
-    ({"tie_word_embeddings": False}, "tie_word_embeddings=False is not supported for .*; known: T"),
-    ({"pad_token_id": None}, "pad_token_id=None is not supported for .*; known: any id of the"),
+    ({"encoder_layerdrop": 0.1}, "encoder_layerdrop=0.1 is not supported for .*; supported: 0.0"),
+    ({"decoder_layerdrop": 0.1}, "decoder_layerdrop=0.1 is not supported for .*; supported: 0.0"),
+    (
+        {"tie_word_embeddings": False},
+        "tie_word_embeddings=False is not supported for .*; supported: True",
+    ),
+    ({"pad_token_id": None}, "pad_token_id=None is not supported for .*; set it to the id of"),
 )
 VARIATIONS = (
     {"is_decoder": True, "is_encoder_decoder": False, "use_cache": False},
@@ -65,8 +68,8 @@ CASE = Case(
     SIZES,
     CHANGED | {"decoder_start_token_id": 3},
     WITHOUT_EFFECT,
-    refused=(
-        *REFUSED,
+    unsupported=(
+        *UNSUPPORTED,
         ({"decoder_start_token_id": None}, "decoder_start_token_id=None is not supported for bart"),
     ),
     variations=VARIATIONS,

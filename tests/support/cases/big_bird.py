@@ -1,10 +1,17 @@
-from cases.case import A_DECODER, BLOCK, BLOCK_CHANGED, ELSEWHERE, RELATIVE_POSITIONS, Case
+from cases.case import (
+    BLOCK,
+    BLOCK_CHANGED,
+    DECODER_SETTINGS,
+    OTHER_TASK_FIELDS,
+    RELATIVE_POSITIONS,
+    Case,
+)
 
 SEPARATOR = 20
 
 MODEL_TYPES = ("big_bird",)
 CASE = Case(
-    # Rows of up to 21 tokens are not sparse.
+    # Rows of up to 21 tokens have full attention.
     BLOCK | {"block_size": 3, "num_random_blocks": 1, "sep_token_id": SEPARATOR},
     BLOCK_CHANGED
     | {
@@ -16,13 +23,13 @@ CASE = Case(
         "block_size": 2,
         "num_random_blocks": 2,
     },
-    ELSEWHERE,
-    refused=(
-        *A_DECODER,
+    OTHER_TASK_FIELDS,
+    unsupported=(
+        *DECODER_SETTINGS,
         RELATIVE_POSITIONS,
         (
             {"attention_type": "sparse"},
-            "attention_type='sparse' is not supported for .*; known: 'block_sparse', 'orig",
+            "attention_type='sparse' is not supported for .*; supported: 'block_sparse', 'orig",
         ),
         ({"sep_token_id": None}, "sep_token_id=None is not supported"),
     ),
@@ -39,8 +46,8 @@ CASE = Case(
             "num_random_blocks": 2,
         },
     ),
-    # The long ones first: a short row turns PyTorch's model to full attention for good.
+    # Long rows first: after a short row PyTorch's model stays in full attention.
     lengths=(30, 25, 12),
     types_change_after=SEPARATOR,
-    packs=False,
+    can_pack=False,
 )

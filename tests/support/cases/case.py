@@ -1,4 +1,4 @@
-"""What one family is tested with."""
+"""The data with which one family is tested."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,36 +8,38 @@ Changes = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
+    """A small config of a family, changes of it, and the properties that tests depend on."""
+
     sizes: Changes
-    """transformers' config, small: `vocab_size` 40 and rows of 12 tokens are taken for granted."""
+    """Fields of a small config: `vocab_size` is 40 and rows of 12 tokens are possible."""
     changed: Changes
-    """Fields that change a result, each with another value; `variations` if it takes several."""
+    """Fields that affect a result, each with another value; see `variations` for combinations."""
     without_effect: frozenset[str]
-    """Fields of transformers' config class that change nothing in question answering."""
-    refused: tuple[tuple[Changes, str], ...] = ()
-    """SearchSettings that are not computed, with the message."""
+    """Fields of transformers' config class that have no effect in question answering."""
+    unsupported: tuple[tuple[Changes, str], ...] = ()
+    """Settings that are not supported, with the expected error message."""
     variations: tuple[Changes, ...] = ()
-    """More settings to compare with PyTorch."""
+    """More settings, or combinations of them, to compare with PyTorch."""
     lengths: tuple[int, ...] = (12, 7)
-    """Rows to compare with PyTorch; one longer than the local window, where there is one."""
+    """Lengths of the rows compared with PyTorch; one exceeds the local window, if there is one."""
     types: int = 2
-    """Token types in the rows; 0: they are not given."""
+    """Number of token types in the rows; 0: `token_type_ids` are not passed."""
     types_change_after: int | None = None
-    """The id up to which token types default to 0 and after which to 1; None: all to 0."""
+    """Default token types are 0 up to this token id and 1 after it; None: all are 0."""
     needs_separators: bool = False
-    """Whether PyTorch takes only rows with three of the config's `sep_token_id`."""
-    packs: bool = True
-    """Whether several windows can share a row."""
-    in_padding: int = 7
-    """A token that may stand in padding; the padding word where a family looks for it."""
-    longest: int | None = 40
-    """The longest row by its positions; None: no limit."""
+    """Whether PyTorch requires exactly three `sep_token_id` in each row."""
+    can_pack: bool = True
+    """Whether several windows can be packed into one row."""
+    padding_id: int = 7
+    """The token id that tests write to padding; `pad_token_id` if the family looks for it."""
+    max_length: int | None = 40
+    """The longest row that the position table allows, in tokens; None: no limit."""
     golden_attention: str = "eager"
-    """PyTorch's implementation in the golden files; its default, "sdpa", where the two differ."""
+    """PyTorch's attention in the golden files; "sdpa", its default, if "eager" differs from it."""
 
 
-# Fields that change how wide, high or long the model is and not how it computes: everything is
-# compiled anew for each, so these are compared with PyTorch by `pytest -m slow`.
+# Fields that change the sizes of the model but not its operations. Each value requires compiling
+# everything again, so only `pytest -m slow` compares them with PyTorch.
 SIZES = {
     *("vocab_size", "hidden_size", "dim", "d_model", "embedding_size", "max_position_embeddings"),
     *("intermediate_size", "hidden_dim", "encoder_ffn_dim", "decoder_ffn_dim", "type_vocab_size"),
@@ -46,7 +48,7 @@ SIZES = {
 }
 
 
-# Those most families share.
+# Settings that most families share.
 BLOCK = {
     "vocab_size": 40,
     "hidden_size": 16,
@@ -71,21 +73,21 @@ BLOCK_CHANGED = {
     "layer_norm_eps": 1e-2,
     "pad_token_id": 5,
 }
-# Of generation and of other tasks.
-ELSEWHERE = frozenset(
+# Fields of generation and of other tasks.
+OTHER_TASK_FIELDS = frozenset(
     {"bos_token_id", "eos_token_id", "use_cache", "classifier_dropout", "tie_word_embeddings"}
 )
 UNKNOWN_ACTIVATION = (
     {"hidden_act": "gelu_10"},
-    "hidden_act='gelu_10' is not known here; known: gelu, gelu_fast, ",
+    "hidden_act='gelu_10' is not supported; supported: gelu, gelu_fast, ",
 )
-A_DECODER = (
-    ({"is_decoder": True}, "is_decoder=True is not supported for .*; known: False"),
+DECODER_SETTINGS = (
+    ({"is_decoder": True}, "is_decoder=True is not supported for .*; supported: False"),
     ({"add_cross_attention": True}, "add_cross_attention=True is not supported"),
 )
 RELATIVE_POSITIONS = (
     {"position_embedding_type": "relative_key"},
-    "position_embedding_type='relative_key' is not supported for .*; known: 'absolute'",
+    "position_embedding_type='relative_key' is not supported for .*; supported: 'absolute'",
 )
 HEADS = (
     {"num_attention_heads": 3},

@@ -1,7 +1,7 @@
 from cases.case import BLOCK, BLOCK_CHANGED, HEADS, UNKNOWN_ACTIVATION, Case
 
 CASE = Case(
-    # As DeBERTa-v3's checkpoints.
+    # As in DeBERTa-v3's checkpoints.
     BLOCK
     | {
         "relative_attention": True,
@@ -15,7 +15,8 @@ CASE = Case(
     },
     BLOCK_CHANGED
     | {
-        "max_position_embeddings": 9,  # of the distances, where max_relative_positions is not said
+        # Limits the relative positions while max_relative_positions is not set.
+        "max_position_embeddings": 9,
         "relative_attention": False,
         "max_relative_positions": 7,
         "position_buckets": -1,
@@ -33,7 +34,7 @@ CASE = Case(
             *("pooler_dropout", "pooler_hidden_act"),
         }
     ),
-    refused=(
+    unsupported=(
         (
             {"pos_att_type": ["c2p", "p2p"]},
             r"pos_att_type=\['c2p', 'p2p'\] is not supported .*p2p;",
@@ -43,7 +44,7 @@ CASE = Case(
             "norm_rel_ebd='batch' is not supported .* 'none', 'layer_norm'",
         ),
         ({"attention_head_size": 8}, "attention_head_size=8 is not supported"),
-        ({"conv_kernel_size": 3, "conv_act": "gelu_10"}, "conv_act='gelu_10' is not known here"),
+        ({"conv_kernel_size": 3, "conv_act": "gelu_10"}, "conv_act='gelu_10' is not supported"),
         UNKNOWN_ACTIVATION,
         HEADS,
     ),
@@ -60,5 +61,5 @@ CASE = Case(
     ),
     lengths=(12, 7, 30),
     types=0,
-    longest=None,
+    max_length=None,
 )

@@ -26,10 +26,10 @@ CASE = Case(
         "pad_token_id": 5,
     },
     frozenset({"bos_token_id", "eos_token_id", "seq_classif_dropout", "tie_word_embeddings"}),
-    refused=(
+    unsupported=(
         (
             {"activation": "gelu_10"},
-            "activation='gelu_10' is not known here; known: gelu, gelu_fast, ",
+            "activation='gelu_10' is not supported; supported: gelu, gelu_fast, ",
         ),
         ({"n_heads": 3}, "dim=16 is not a multiple of n_heads=3"),
     ),

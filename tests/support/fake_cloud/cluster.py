@@ -1,8 +1,8 @@
-"""A cluster with JobSet, of one machine: the pods of the JobSet that was applied are really run.
+"""A fake Kubernetes cluster with JobSet: runs the pods of the applied JobSet on this machine.
 
-A job whose pod fails has failed: it is made anew up to `maxRestarts` times, or not at all where the
-policies say so (https://jobset.sigs.k8s.io/docs/concepts/). Of the manifest it knows what
-`gke/jobset.yaml` needs. A node that is preempted is gone at once, with its pods.
+A job fails when one of its pods fails. It is then restarted, up to `maxRestarts` times, unless the
+policies forbid it (https://jobset.sigs.k8s.io/docs/concepts/). Only the fields of the manifest that
+`gke/jobset.yaml` uses are supported. A preempted node kills its pods at once.
 """
 
 import os
@@ -21,56 +21,56 @@ def main() -> None:
     key = f"jobset/{job_set['metadata']['name']}"
     (replicated,) = job_set["spec"]["replicatedJobs"]
     job, failure = replicated["template"]["spec"], job_set["spec"]["failurePolicy"]
-    assert job["backoffLimit"] == 0, "pods are not made anew one by one"
+    assert job["backoffLimit"] == 0, "single pods must not be restarted"
     for start in range(1 + failure["maxRestarts"]):
         homes = [str(CLOUD / "homes" / f"pod-{start}-{n}") for n in range(job["parallelism"])]
         for home in homes:
             Path(home).mkdir(parents=True)
-        with state() as found:
-            found[key] = {"homes": homes, "controller": os.getpid()}
+        with state() as resources:
+            resources[key] = {"homes": homes, "controller": os.getpid()}
         if start == 0:
             print("created", flush=True)
         statuses = run(job["template"]["spec"], homes)
         if not any(statuses) or is_final(statuses, job, failure):
             break
-    with state() as found:
-        found[key]["ended"] = "Failed" if any(statuses) else "Completed"
+    with state() as resources:
+        resources[key]["terminal state"] = "Failed" if any(statuses) else "Completed"
 
 
 def run(pod: dict, homes: list[str]) -> list[int]:
-    """The exit statuses of a pod in each home; the first that fails ends the others."""
+    """Run one pod in each home and return their exit statuses; one that fails ends the others."""
     assert pod["restartPolicy"] == "Never"
     (container,) = pod["containers"]
-    given = {entry["name"]: entry["value"] for entry in container["env"]}
-    pods = []
+    variables = {entry["name"]: entry["value"] for entry in container["env"]}
+    processes = []
     for n, home in enumerate(homes):
         with (Path(home) / "log").open("wb") as log:
-            pods.append(
+            processes.append(
                 subprocess.Popen(
                     [ENVIRONMENT["python"], ENVIRONMENT["qa-flax"], *container["args"]],
                     cwd=home,
-                    env=environment_of(homes, n) | given,
+                    env=environment_of(homes, n) | variables,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
                 )
             )
-    while any(one.poll() is None for one in pods) and not any(one.returncode for one in pods):
+    while any(p.poll() is None for p in processes) and not any(p.returncode for p in processes):
         if fault("preempted"):
             for home in homes:
                 kill_all(home)
         time.sleep(0.02)
-    statuses = [one.poll() for one in pods]
-    for one in pods:
-        if one.poll() is None:
-            one.send_signal(signal.SIGTERM)
-    for one in pods:
-        one.wait(pod["terminationGracePeriodSeconds"])
+    statuses = [process.poll() for process in processes]
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    for process in processes:
+        process.wait(pod["terminationGracePeriodSeconds"])
     return [0 if status is None else status for status in statuses]
 
 
 def is_final(statuses: list[int], job: dict, failure: dict) -> bool:
-    """Whether a policy says that a job with these statuses is not to be made anew."""
+    """Whether the policies forbid to restart a job with these exit statuses."""
     fatal = [
         status
         for rule in job["podFailurePolicy"]["rules"]

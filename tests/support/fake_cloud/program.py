@@ -1,4 +1,4 @@
-"""`qa-flax` as it is, but that gs:// is a folder."""
+"""The command `qa-flax`, with gs:// replaced by a folder."""
 
 import fake_gs
 

@@ -1,4 +1,4 @@
-"""As if neither were installed."""
+"""Hide torch and peft from every import, as if they were not installed."""
 
 from importlib.machinery import PathFinder
 
