@@ -1,4 +1,4 @@
-"""The folder is the picture: the README's file tree, docstrings, sizes, tests."""
+"""The layout of the package: the file tree in docs/design.md, docstrings, sizes, tests."""
 
 import ast
 import re
@@ -62,10 +62,11 @@ def tracked() -> set[str]:
     return {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
 
 
-def readme_tree() -> list[str]:
-    """The paths that the README's tree names, folders with a slash at the end."""
-    block = re.search(r"```\n(pyproject\.toml .*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert block, "README.md has no file tree"
+def documented_tree() -> list[str]:
+    """The paths in the file tree of docs/design.md, folders with a slash at the end."""
+    page = (ROOT / "docs/design.md").read_text()
+    block = re.search(r"```text\n(pyproject\.toml .*?)```", page, re.S)
+    assert block, "docs/design.md has no file tree"
     named, folders = [], []
     for line in block[1].splitlines():
         match = re.match(r"^((?:[│ ]   )*(?:[├└]── )?)(.*?)(?:  .*)?$", line)
@@ -78,9 +79,9 @@ def readme_tree() -> list[str]:
     return named
 
 
-def test_the_readmes_tree_is_what_is_on_disk():
+def test_the_documented_tree_is_what_is_on_disk():
     """The root's entries and the package's: each folder has one line, files in it need none."""
-    named = readme_tree()
+    named = documented_tree()
     assert len(named) == len(set(named)), "named twice"
     shown = {name for name in named if name.count("/") - name.endswith("/") <= 1}
     on_disk = set()
@@ -90,7 +91,7 @@ def test_the_readmes_tree_is_what_is_on_disk():
         if parts[0] == "qa_flax":
             on_disk.add("/".join(parts[:2]) + "/" * (len(parts) > 2))
     inside = {name for name in shown if not name.startswith("qa_flax/") and "/" in name.rstrip("/")}
-    assert all((ROOT / name).exists() for name in inside), "named in README, not on disk"
+    assert all((ROOT / name).exists() for name in inside), "named in docs/design.md, not on disk"
     assert shown - inside == on_disk
 
 

@@ -1,0 +1,322 @@
+"""README.md and docs/: the code blocks run, and the paths, links, flags and outputs are right."""
+
+import argparse
+import contextlib
+import doctest
+import inspect
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import tiny
+from processes import environment
+from transformers import BertConfig
+
+import qa_flax
+from qa_flax import (
+    AutoModelForQuestionAnswering,
+    LoraConfig,
+    commands,
+    get_peft_model,
+    load_examples,
+)
+from qa_flax.device.memory import abstract_state
+from qa_flax.device.optim import make_optimizer
+from qa_flax.models.sharding import bytes_of
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DATA_FORMATS = ("json", "csv")
+
+# Text blocks that are not the output of the code block before them, and what checks them instead.
+CHECKED_ELSEWHERE = {
+    "Scores on the held-out questions": "commands/test_demo.py compares it with a run (slow)",
+    " rows / SQuAD JSON": "test_the_picture_names_modules_of_the_package",
+    "pyproject.toml README.md": "the file tree: test_layout.py",
+}
+
+
+class Block(NamedTuple):
+    """A fenced code block: its language, its text, and the last line before it."""
+
+    page: str
+    language: str
+    text: str
+    line_before: str
+
+    def __str__(self) -> str:
+        return f"{self.page}: {self.text.splitlines()[0][:40]}"
+
+
+def blocks_of(page: Path) -> list[Block]:
+    pieces = re.split(r"^```(\w*)\n(.*?)^```\n", page.read_text(), flags=re.M | re.S)
+    texts, languages, codes = pieces[::3], pieces[1::3], pieces[2::3]
+    before = [text.strip().splitlines()[-1] if text.strip() else "" for text in texts]
+    return [
+        Block(page.name, language, code, line)
+        for language, code, line in zip(languages, codes, before, strict=False)
+    ]
+
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+
+
+def of(*languages: str) -> list[Block]:
+    return [block for block in BLOCKS if block.language in languages]
+
+
+def prose_of(page: Path) -> str:
+    return re.sub(r"^```.*?^```\n", "", page.read_text(), flags=re.M | re.S)
+
+
+# ---- the folder in which the examples run ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """What the examples assume: `bert-base-uncased/`, `train-v1.1.json`, `dev-v1.1.json`."""
+    folder = tmp_path_factory.mktemp("docs")
+    model = tiny.model(max_position_embeddings=512)
+    model.save_pretrained(folder / "bert-base-uncased")
+    tiny.tokenizer().save_pretrained(folder / "bert-base-uncased")
+    # Without the one long context, so that all examples train with batches of one shape.
+    rows = [row for row in tiny.rows() if row["answers"]["text"] and len(row["context"]) < 200]
+    rows += [row | {"id": f"{row['id']}-{n}"} for n in (1, 2) for row in rows]
+    for name, part in (("train", rows[:24]), ("dev", rows[:12])):
+        articles = [
+            {
+                "title": "",
+                "paragraphs": [
+                    {
+                        "context": row["context"],
+                        "qas": [
+                            {
+                                "id": row["id"],
+                                "question": row["question"],
+                                "answers": [
+                                    {"text": text, "answer_start": start}
+                                    for text, start in zip(*row["answers"].values(), strict=True)
+                                ],
+                            }
+                        ],
+                    }
+                ],
+            }
+            for row in part
+        ]
+        (folder / f"{name}-v1.1.json").write_text(json.dumps({"version": "1.1", "data": articles}))
+    return folder
+
+
+@pytest.fixture
+def folder(original, tmp_path, monkeypatch):
+    """A fresh copy of it, as the current folder."""
+    shutil.copytree(original, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def assert_output(actual: str, block: Block) -> None:
+    """The documented output; `...` stands for anything."""
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    matches = doctest.OutputChecker().check_output(block.text, actual, flags)
+    assert matches, f"{block} documents\n{block.text}\nbut the output is\n{actual}"
+
+
+# ---- code blocks ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if any(b.page == p.name for b in of("python"))], ids=lambda p: p.name
+)
+def test_python_blocks_run_and_print_what_the_page_shows(page, folder):
+    blocks = blocks_of(page)
+    names: dict = {}
+    for n, block in enumerate(blocks):
+        if block.language != "python":
+            continue
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            exec(compile(block.text, page.name, "exec"), names)
+        if n + 1 < len(blocks) and blocks[n + 1].language == "text":
+            assert_output(output.getvalue(), blocks[n + 1])
+
+
+def is_installation(block: Block) -> bool:
+    return "pip install" in block.text
+
+
+RUN_BY_BASH = [block for block in of("bash") if not is_installation(block)]
+TRAINS_IN_ONE_PROCESS = "README.md"
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, marks=[] if block.page == TRAINS_IN_ONE_PROCESS else [pytest.mark.slow])
+        for block in RUN_BY_BASH
+    ],
+    ids=str,
+)
+def test_shell_blocks_run(block, folder):
+    """By bash, with the installed `qa-flax`. Some blocks use the output of the README's block."""
+    first = next(b for b in RUN_BY_BASH if b.page == TRAINS_IN_ONE_PROCESS).text
+    program = f"{first}\n{block.text}" if " out/" in block.text else block.text
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    finished = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", program],
+        env=environment(cores=1) | {"PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    (output,) = [path for path in folder.iterdir() if path.name.startswith("out")]
+    names = {path.name for path in output.iterdir()}
+    assert {"model.safetensors", "eval_predictions.json", "all_results.json"} <= names
+
+
+@pytest.mark.parametrize("block", [b for b in of("bash") if is_installation(b)], ids=str)
+def test_installation_commands_name_extras_that_exist(block):
+    """What `.ci/run` and a fresh clone do; here only that the names are right."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {
+        name for group in re.findall(r"\.\[([\w,]+)\]", block.text) for name in group.split(",")
+    }
+    assert extras <= project["optional-dependencies"].keys()
+    assert "qa-flax" in project["scripts"]
+
+
+@pytest.mark.parametrize("block", of(*DATA_FORMATS), ids=str)
+def test_data_blocks_are_read_without_a_complaint(block, tmp_path, caplog):
+    name = re.fullmatch(r"`([\w.]+)`:", block.line_before)
+    assert name, f"{block}: the line before it must name the file"
+    (tmp_path / name[1]).write_text(block.text)
+    examples = load_examples(tmp_path / name[1], misaligned="refuse", require_answers=True)
+    assert examples["id"][:] == ["a", "b"]
+    assert examples[0]["answers"] == {"text": ["The Elbe"], "answer_start": [0]}
+    assert not caplog.records
+
+
+def test_every_block_is_of_a_kind_that_is_checked():
+    for page in PAGES:
+        blocks = blocks_of(page)
+        for block, previous in zip(blocks, [None, *blocks], strict=False):
+            assert block.language in ("python", "bash", "text", *DATA_FORMATS), block
+            elsewhere = any(block.text.startswith(start) for start in CHECKED_ELSEWHERE)
+            if block.language == "text" and not elsewhere:
+                assert previous is not None, block
+                assert previous.language == "python", block
+    starts = [start for start in CHECKED_ELSEWHERE if any(b.text.startswith(start) for b in BLOCKS)]
+    assert starts == list(CHECKED_ELSEWHERE)
+
+
+# ---- names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files_of_this_repository(page):
+    for target in re.findall(r"\]\(([^)]+)\)", prose_of(page)):
+        file, _, anchor = target.partition("#")
+        path = (page.parent / file).resolve() if file else page
+        assert path.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(), re.M)
+            slugs = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+            assert anchor in slugs, target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_that_the_pages_name_exist(page):
+    text = page.read_text()
+    names = re.findall(r"`([\w.-]+(?:/[\w.-]+)*/?)`", text)
+    names += re.findall(r"(?<![\w/.])(?:python )?((?:tests|docs|tpu_scripts)/[\w/.-]+\w)", text)
+    for name in names:
+        is_path = "/" in name and name.endswith((".py", ".md", ".sh", "/"))
+        if is_path and name != "bert-base-uncased/":
+            assert (ROOT / name).exists() or (ROOT / "qa_flax" / name).exists(), name
+
+
+def test_the_picture_names_modules_of_the_package():
+    (picture,) = [block.text for block in BLOCKS if block.text.startswith(" rows / SQuAD JSON")]
+    names = re.findall(r"\b([a-z]+/[a-z]+)\b", picture)
+    assert len(names) >= 6
+    assert all((ROOT / "qa_flax" / f"{name}.py").exists() for name in names)
+
+
+def known_flags() -> set[str]:
+    """The flags of every command, of the benchmarks and of the scripts for TPUs."""
+    flags = {"--help", "--version"}
+    for module in commands.discover().values():
+        parser: argparse.ArgumentParser = module.parser()
+        flags |= {flag for action in parser._actions for flag in action.option_strings}
+    for file in [*ROOT.glob("tests/benchmarks/*.py"), *ROOT.glob("tpu_scripts/*.sh")]:
+        flags |= set(re.findall(r"--[a-z][\w-]*", file.read_text()))
+    return flags
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_flags_that_the_pages_name_exist(page):
+    named = set(re.findall(r"(?<![\w-])--[a-z]\w*(?:-\w+)*", page.read_text()))
+    assert named <= known_flags()
+
+
+def test_the_sizes_that_the_page_on_scaling_gives_for_lora_are_those_of_minilm(capsys):
+    """Of the architecture alone: no weights are needed to count them."""
+    sizes = {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}
+    model = AutoModelForQuestionAnswering.from_config(BertConfig(**sizes))
+    adapted = get_peft_model(model, LoraConfig(r=8, target_modules=["query", "value"]))
+    adapted.print_trainable_parameters()
+    trained, total = re.findall(r"params: ([\d,]+)", capsys.readouterr().out)
+    states = [abstract_state(m, make_optimizer(), False).opt_state for m in (model, adapted)]
+    before, after = (f"{bytes_of(state):,}" for state in states)
+    text = (ROOT / "docs/scaling.md").read_text()
+    assert f"Of the {total} parameters of MiniLM-L6, {trained} are then trained" in text
+    assert re.search(rf"from {before} to {after} bytes\s+per core", text)
+
+
+# ---- form ----------------------------------------------------------------------------------------
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 1500
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_paragraph_introduces_every_table(page):
+    lines = prose_of(page).splitlines()
+    for n, line in enumerate(lines):
+        if line.startswith("|") and not lines[n - 1].startswith("|"):
+            before = next(text for text in reversed(lines[:n]) if text.strip())
+            assert before.rstrip().endswith((".", ":")), f"{page.name}: {line}"
+            assert not before.startswith(("#", "|")), f"{page.name}: {line}"
+
+
+# ---- docstrings ----------------------------------------------------------------------------------
+
+NOT_OURS = {"EarlyStoppingCallback"}
+
+
+@pytest.mark.parametrize("name", sorted(set(qa_flax.__all__) - NOT_OURS))
+def test_the_example_of_every_public_name_runs(name, folder):
+    value = getattr(qa_flax, name)
+    module = inspect.getmodule(value)
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    tests = [test for test in finder.find(value, name, module, globs={}) if test.examples]
+    assert tests, f"{name} has no example"
+    runner = doctest.DocTestRunner(
+        optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE, verbose=False
+    )
+    report = io.StringIO()
+    for test in tests:
+        runner.run(test, out=report.write)
+    assert runner.failures == 0, report.getvalue()
