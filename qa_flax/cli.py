@@ -22,8 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the command line without the program's name; None: `sys.argv[1:]`.
 
     Raises:
-        SystemExit: the exit status is not 0: 2 for invalid input, 1 for a failed run, 130 for
-            Ctrl-C, 143 for SIGTERM, or what the subcommand returns.
+        SystemExit: the exit status is not 0. It is 2 for invalid input, 1 for a failed run, 130
+            for Ctrl-C, 143 for SIGTERM, or the status that the subcommand returns.
     """
     argv = list(sys.argv[1:] if arguments is None else arguments)
     if not argv:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def help_text() -> str:
-    """The text of `qa-flax --help`: each subcommand with its summary."""
+    """Return the text of `qa-flax --help`: each subcommand with its summary."""
     modules = commands.discover()
     width = max(map(len, modules))
     lines = [f"  {name:{width}}  {module.SUMMARY}" for name, module in modules.items()]
@@ -49,7 +49,7 @@ def help_text() -> str:
 
 
 def _run(name: str, argv: list[str]) -> int | None:
-    """Run one subcommand and return its exit status; expected errors are printed, not raised."""
+    """Run one subcommand and return its exit status; print expected errors instead of raising."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         command = _command(name)
@@ -65,7 +65,7 @@ def _run(name: str, argv: list[str]) -> int | None:
     except KeyboardInterrupt:
         status, message = 130, "interrupted"
     print(f"qa-flax: {message}", file=sys.stderr)
-    if sys.modules.get("jax"):  # without JAX this process cannot have joined other processes
+    if sys.modules.get("jax"):  # a process that has not imported JAX has not joined any others
         from qa_flax.distributed.failure import exit_all
 
         exit_all(status, message)
@@ -86,13 +86,13 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
         hint = _hint(argv, list(parser._option_string_actions))
         raise UsageError(f"{message}{hint} ({parser.prog} --help lists the arguments)")
 
-    # argparse would print the usage before each message; `qa-flax run` has 170 arguments.
+    # argparse would print the usage before each message, but `qa-flax run` has too many arguments.
     parser.error = raise_usage_error
     return parser.parse_args(argv)
 
 
 def _hint(argv: list[str], options: list[str]) -> str:
-    """A suggestion for the first misspelled option in `argv`, or ""; abbreviations are valid."""
+    """Return a suggestion for the first misspelled option, or ""; abbreviations are valid."""
     for argument in argv:
         name = argument.split("=")[0]
         if name.startswith("--") and not any(option.startswith(name) for option in options):

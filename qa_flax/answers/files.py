@@ -27,7 +27,7 @@ class ChunkAnswers(NamedTuple):
     texts: list[str]
     best_texts: list[str]  # the best span's text, even if the null prediction won
     null_odds: list[float] | None  # v2: the null score minus the best span's score
-    has_placeholder: Bool[np.ndarray, " e"]  # Hugging Face inserts a fake prediction "empty" there
+    has_placeholder: Bool[np.ndarray, " e"]  # where Hugging Face inserts the prediction "empty"
     strip: bool  # whether whitespace around texts is removed
     has_blank: bool  # whether a span other than a null prediction has no text
 
@@ -39,6 +39,7 @@ class OutputFile(NamedTuple):
     """The file name without prefix and `.json`."""
 
     only_v2: bool
+    """Whether the file is written only with `version_2_with_negative`."""
 
     values: Callable[[Chunk, list[str], ChunkAnswers], Iterable[str]]
     """Return the values of a chunk's examples as JSON, from their spans, contexts and answers."""
@@ -102,7 +103,7 @@ Write = Callable[[list, Chunk, list[str], ChunkAnswers], None]
 def answer_files(folder: str | os.PathLike, prefix: str | None, v2: bool) -> Iterator[Write]:
     """Open the output files in `folder` and yield a function that adds a chunk to all of them.
 
-    The files appear when the context exits. After an error existing files stay as they are.
+    The files appear when the context exits. After an error, existing files are unchanged.
     """
     stem = "" if prefix is None else f"{prefix}_"
     with ExitStack() as stack:
@@ -138,7 +139,7 @@ def _json_object(path: Path) -> Iterator[Callable[[Iterable[str]], None]]:
 
 
 def merge_files(parts: Sequence[bytes]) -> bytes:
-    """Merge the contents of one file as several processes wrote it, each for its own examples."""
+    """Merge the versions of one file that several processes wrote, each for its own examples."""
     bodies = [part[2:-3] for part in parts if part != b"{}\n"]  # without "{\n" and "\n}\n"
     return b"{\n" + b",\n".join(bodies) + b"\n}\n" if bodies else b"{}\n"
 
@@ -178,7 +179,8 @@ def _probabilities(scores: np.ndarray, bounds: np.ndarray) -> np.ndarray:
 def _probabilities_with_placeholder(scores: np.ndarray) -> list[float]:
     """Return the softmax over the placeholder's score 0.0 and `scores`.
 
-    It is computed in float64, as by Hugging Face, whose placeholder has a Python float as score.
+    The softmax is computed in float64, as in Hugging Face's code, because the placeholder's score
+    is a Python float there.
     """
     values = np.array([0.0, *scores.astype(np.float64)])
     exponentials = np.exp(values - np.max(values))

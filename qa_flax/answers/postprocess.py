@@ -2,21 +2,25 @@
 
 With `hf_compatible=True`, `postprocess_qa_predictions` returns and writes the same bytes as the
 newest function of this name in Hugging Face's `utils_qa.py`, including that function's defects.
-With `hf_compatible=False`, the default of `qa-flax run`, these defects are fixed:
+Where that function raises an unhelpful error, this one returns an answer or raises a ValueError.
+With `hf_compatible=False`, the default of `qa-flax run`, the defects are fixed.
+
+The table lists the cases that differ. "v2" means `version_2_with_negative=True`, "v1" False.
+"Largest float": the answer is "", and in v2 its null odds are the largest float of the dtype.
 
 | case | Hugging Face | `hf_compatible=True` | `hf_compatible=False` |
 |---|---|---|---|
-| an example has no span | answer "empty" | the same | "", null odds: the largest float |
-| its only span has no text | "empty" is inserted before it | the same | "", largest float |
+| an example has no span | answer "empty" | the same | largest float |
+| its only span has no text | "empty" is inserted before it | the same | largest float |
 | v1, the best span has no text | answer "" | the same | the best span with a text |
-| v2, an example has no windows | null score of the one before it | the same | "", largest float |
-| ... and is the first example | UnboundLocalError | "", largest float | "", largest float |
+| v2, an example has no windows | previous example's null score | the same | largest float |
+| v2, the first example has no windows | UnboundLocalError | largest float | largest float |
 | null prediction's logits | token 0's, even if it is padding | the same | the CLS token's |
 | NaN logits | NaN first, then Python's sort | the same; all NaN are equal | replaced by -10000 |
 | infinite logits | NaN probabilities | the same | replaced by +-10000 |
-| duplicate example ids | windows of the last, place of the first | the same | ValueError |
+| duplicate example ids | the last one's answer, in the first one's place | the same | ValueError |
 | whitespace around a text | unchanged | unchanged | removed |
-| v2, no span has a text | IndexError | "", null odds with the best span | "", largest float |
+| v2, no span has a text | IndexError | "", null odds of the best span | largest float |
 | equal logits in a window | unstable sort | left to right, as `jax.lax.top_k` | left to right |
 | equal scores of spans | by window, start rank, end rank; null last | the same | the same |
 | integer or bfloat16 logits | TypeError when writing | computed in float32 | computed in float32 |
@@ -81,9 +85,9 @@ def postprocess_qa_predictions(
             `null_odds.json` are written there, all or none of them. None: no files.
         prefix: prepends `{prefix}_` to the file names.
         log_level: level of this module's logger.
-        is_world_process_zero: an older argument of Hugging Face's function. If False, the log
-            level is at least WARNING and no files are written (in Hugging Face's function every
-            process writes them).
+        is_world_process_zero: whether this is the main process, an argument of older versions of
+            Hugging Face's function. If False, the log level is at least WARNING and no files are
+            written; Hugging Face's function writes them in every process.
         hf_compatible: reproduce the defects of Hugging Face's function, listed in the docstring
             of this module.
 
@@ -170,7 +174,7 @@ def find_answers(
             chunk = search.n_best() if write else search.best()
             chunk_answers = _choose(chunk, contexts, settings, null_score_diff_threshold)
             if not write and chunk_answers.has_blank:
-                # A best span has no text: an answer may come from the rest of the n-best list.
+                # A best span has no text, so a later span of the n-best list may be the answer.
                 chunk = search.n_best()
                 chunk_answers = _choose(chunk, contexts, settings, null_score_diff_threshold)
             answers.texts.update(zip(keys, chunk_answers.texts, strict=True))
@@ -190,8 +194,8 @@ def _choose(
 ) -> ChunkAnswers:
     """Choose the answers: the first span with a text, or "" where the null prediction wins (v2).
 
-    In v1 with `hf_compatible` it is the first span, even if it has no text. "empty" is the answer
-    where Hugging Face inserts its placeholder.
+    With `hf_compatible`, v1 chooses the first span even if it has no text, and the answer is
+    "empty" where Hugging Face inserts its placeholder.
     """
     spans, counts = chunk.spans, np.diff(chunk.bounds)
     lengths = np.fromiter(map(len, contexts), np.int64, len(contexts))
@@ -245,7 +249,7 @@ def _first_of_examples(chunk: Chunk, selected: np.ndarray) -> np.ndarray:
     """Return the row of each example's first selected span [E], -1 if there is none."""
     first = np.full(len(chunk.examples), -1)
     rows = np.flatnonzero(selected)[::-1]
-    first[chunk.spans.owner[rows]] = rows  # in reverse order, so that the first one is written last
+    first[chunk.spans.owner[rows]] = rows  # reversed, so that the first span is written last
     return first
 
 

@@ -1,4 +1,7 @@
-"""The arguments of `qa-flax run`, with the names and defaults of run_qa.py (host, no JAX)."""
+"""The arguments of `qa-flax run`, in addition to the training arguments (host, no JAX).
+
+Arguments that Hugging Face's run_qa.py also has keep its names and defaults.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -69,8 +72,8 @@ class ModelArguments:
     lora_target_modules: str | None = field(
         default=None,
         metadata={
-            "help": "Layers that get adapters: comma-separated PyTorch names (query,value for "
-            "BERT), or all-linear."
+            "help": "Layers that get adapters, required with --lora_r: comma-separated PyTorch "
+            "names (query,value for BERT), or all-linear."
         },
     )
 
@@ -110,8 +113,8 @@ class DataArguments:
     max_seq_length: int = field(
         default=384,
         metadata={
-            "help": "Maximum tokens of a window (question and context). Longer contexts are cut "
-            "into several overlapping windows."
+            "help": "Maximum tokens of a window (question, context and special tokens). Longer "
+            "contexts are split into several overlapping windows."
         },
     )
     doc_stride: int = field(
@@ -135,12 +138,12 @@ class DataArguments:
     )
     max_train_samples: int | None = field(
         default=None,
-        metadata={"help": "Use only the first N training examples."},
+        metadata={"help": "Use only the first N examples of the training data."},
     )
     max_eval_samples: int | None = field(
         default=None,
         metadata={
-            "help": "Use only the first N evaluation examples.",
+            "help": "Use only the first N examples of the evaluation data.",
             "aliases": ["--max_val_samples"],
         },
     )
@@ -162,8 +165,8 @@ class DataArguments:
     n_best_size: int = field(
         default=20,
         metadata={
-            "help": "Number of best answers to write for each question; also the number of best "
-            "starts and of best ends to combine in each window."
+            "help": "Number of best spans to write for each question; also the number of best "
+            "start and of best end tokens to combine in each window."
         },
     )
     max_answer_length: int = field(
@@ -205,7 +208,7 @@ class DataArguments:
         default="topk",
         metadata={
             "help": "What is copied from the devices to the host in evaluation: only the best "
-            "starts and ends of each window (topk), or all logits. The answers are the same.",
+            "start and end tokens of each window (topk), or all logits. The answers are the same.",
             "choices": ["topk", "logits"],
         },
     )
@@ -213,7 +216,7 @@ class DataArguments:
     def __post_init__(self):
         if not (self.dataset_name or self.train_file or self.validation_file or self.test_file):
             raise ValueError(
-                "no data: give --train_file, --validation_file, --test_file or --dataset_name"
+                "no data: set --train_file, --validation_file, --test_file or --dataset_name"
             )
         for name in ("n_best_size", "max_answer_length"):
             if (value := getattr(self, name)) < 1:
@@ -263,7 +266,9 @@ class DistributedArguments:
             if getattr(self, name) is not None
         ]
         if flags and not self.distributed:
-            raise ValueError(f"{', '.join(flags)} has no effect without --distributed")
+            raise ValueError(
+                f"arguments without effect unless --distributed is set: {', '.join(flags)}"
+            )
         if self.initialization_timeout <= 0:
             raise ValueError(
                 f"--initialization_timeout is {self.initialization_timeout}; it must be above 0"
@@ -280,7 +285,7 @@ def dataclass_parser(*kinds: Any, **options: Any) -> argparse.ArgumentParser:
         kinds: dataclasses as transformers' `HfArgumentParser` takes them.
         options: passed to `argparse.ArgumentParser`, such as `prog` and `description`.
     """
-    from transformers import HfArgumentParser  # here, because this import is slow
+    from transformers import HfArgumentParser  # imported here because it is slow
 
     class Parser(HfArgumentParser):
         def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -1,9 +1,11 @@
-"""Stage 3 of 7: windows -> batches of fixed shapes, `[D, B, L]` or `[D, A, B, L]` (host, NumPy).
+"""Stage 3 of 7: windows -> batches of fixed shapes (host, NumPy).
 
-D is the number of cores, A the number of gradient accumulation steps, B the rows per core and L
-the tokens per row. The order of an epoch depends only on (seed, epoch). Every window is used
-exactly once; `valid` is False for padding rows. A batch is as wide as its longest window, rounded
-up to a multiple of `WIDTH_STEP`, so that few shapes are compiled and little padding is computed.
+Arrays are `[D, B, L]` in evaluation and `[D, A, B, L]` in training. D is the number of this
+process's cores, A the number of gradient accumulation steps, B the rows per core and L the tokens
+per row. An epoch uses every window exactly once, unless `drop_last` is set. Its order depends only
+on the arguments of `epoch_order`, so it is the same in every process and in a resumed run. `valid`
+is False for padding rows. A batch is as wide as its longest window, rounded up to a multiple of
+`WIDTH_STEP`, so that few shapes are compiled and little padding is computed.
 """
 
 import math
@@ -20,9 +22,9 @@ WIDTH_STEP = 64
 
 
 class HostBatch(NamedTuple):
-    """One process's rows of a batch: arrays [D, B, ...] in host memory for its D local cores.
+    """One process's rows of a batch, in host memory.
 
-    Arrays of a training batch are [D, A, B, ...].
+    Arrays are [D, B, ...] in evaluation and [D, A, B, ...] in training.
     """
 
     rows: Int[np.ndarray, "*shape"]  # index of each row's window
@@ -43,10 +45,11 @@ def epoch_order(
         batch_size: windows per update.
         seed: seed of the order; each (seed, epoch) has its own order.
         epoch: number of the epoch, from 0.
-        strategy: "random" shuffles the windows. "sequential" keeps the order of the data.
-            "group_by_length" shuffles the windows, sorts them by length inside groups of 50 batches
-            (or of a quarter of the data, if that is less), then shuffles the batches: the rows of a
-            batch have similar lengths, and long batches do not all come first.
+        strategy: transformers' `train_sampling_strategy`. "random" shuffles the windows.
+            "sequential" keeps the order of the data. "group_by_length" shuffles the windows, sorts
+            them by length inside groups of 50 batches (or of a quarter of the data, if that is
+            less), then shuffles the batches: the rows of a batch have similar lengths, and long
+            batches do not all come first.
     """
     rng = np.random.default_rng([seed, epoch])
     n = len(lengths)
@@ -98,7 +101,7 @@ def train_batches(
         drop_last: drop the last windows of the epoch if they do not fill a microbatch of
             `cores * per_core` rows. In either case padding rows complete the last batch.
         skip: updates of this epoch that a resumed run has already done.
-        local_cores: which of the `cores` belong to this process.
+        local_cores: which of the `cores` belong to this process; all by default.
     """
     lengths = windows.lengths
     microbatch = cores * per_core
@@ -149,10 +152,10 @@ def eval_batches(
         null_positions: int [N], or one for all windows: the token whose logits score "no answer".
             If given, the arrays include it as a column of the batch. It is below 0 or beyond the
             batch's last column if that token was removed together with the padding.
-        widths: tokens per row of each batch; default `eval_widths`. Several processes need a common
-            list, because all of them must run the same steps: at least this process's own widths,
-            and as many as any process needs. Batches beyond this process's windows hold padding
-            rows only.
+        widths: tokens per row of each batch; by default `eval_widths`. Several processes must run
+            steps of the same shapes, so all of them pass the same list: for each batch the largest
+            width that any process needs. Batches beyond this process's windows have only padding
+            rows.
     """
     lengths = windows.lengths
     order = np.argsort(-lengths, kind="stable")
@@ -182,8 +185,8 @@ def scatter(batch: HostBatch, values: np.ndarray, into: np.ndarray, fill: float)
     Args:
         batch: a batch of `eval_batches`.
         values: [D, B, l], one value for each token of the batch.
-        into: [N, L], changed in place.
-        fill: the value for padding tokens.
+        into: [N, L], changed in place. Columns that the batch does not hold are left unchanged.
+        fill: the value for the padding tokens of the batch.
     """
     rows = batch.rows[batch.valid]
     is_token = batch.arrays["attention_mask"][batch.valid] > 0
@@ -191,6 +194,7 @@ def scatter(batch: HostBatch, values: np.ndarray, into: np.ndarray, fill: float)
 
 
 def _width(windows: Windows, lengths: Int[np.ndarray, " m"]) -> int:
+    """Return the width in tokens of a batch whose windows have these lengths."""
     return min(windows.padded_length, -(-int(lengths.max()) // WIDTH_STEP) * WIDTH_STEP)
 
 
@@ -209,6 +213,7 @@ def _batch(
     counts: tuple[int, int],
     labels: bool,
 ) -> HostBatch:
+    """Build the batch of some rows, of any shape; `counts` are its valid windows and tokens."""
     columns, shape = windows.columns(width), rows.shape
     if len(windows):
         arrays = windows.inputs(rows.reshape(-1), width)

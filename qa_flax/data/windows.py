@@ -1,9 +1,9 @@
 """Stage 2 of 7: the two representations of N windows (host, NumPy).
 
-`Features` holds one array row for each window, as Hugging Face's features do; data sets prepared by
-users are converted to it. `LazyWindows` holds the tokens of each distinct text once and the slice
-that each window takes of them, and builds rows when a batch needs them. It uses about a tenth of
-the memory.
+`Features` holds one padded row of each array for each window, as Hugging Face's features do. Data
+sets that users prepare are converted to it. `LazyWindows` holds the tokens of each distinct text
+once, and for each window the slice of the context that it contains. It builds rows only when a
+batch needs them, and takes about a tenth of the memory of `Features`.
 """
 
 import dataclasses
@@ -43,9 +43,9 @@ class Windows(ABC):
 
     Attributes:
         example_ids: the id of each window's example [N].
-        start_positions, end_positions: int32 [N], first and last token of the example's first
-            answer; both the CLS token if the window does not contain the whole answer. None
-            without labels.
+        start_positions, end_positions: int32 [N], positions of the first and last token of the
+            example's first answer. Both are the position of the CLS token if the window does not
+            contain the whole answer. None without labels.
         cls_index: int32 [N], position of the CLS token; None if it is always the first token.
     """
 
@@ -76,6 +76,10 @@ class Windows(ABC):
     def inputs(self, rows: RowIndex, width: int) -> dict[str, Rows]:
         """Return the model inputs of some windows, padded to `width` tokens instead of L.
 
+        Args:
+            rows: the windows.
+            width: at most L, and at least the length of the longest of the windows.
+
         Returns:
             int32 [n, width] arrays `input_ids`, `attention_mask` and, if the model has them,
             `token_type_ids`.
@@ -94,7 +98,10 @@ class Windows(ABC):
         """Convert the windows to array rows."""
 
     def max_context(self, rows: RowIndex, width: int) -> None:
-        """Return None: an answer may start at any context token (see `WindowTable.max_context`)."""
+        """Return None: an answer may start at every context token.
+
+        Only the rows of users can have `token_is_max_context`; see `WindowTable.max_context`.
+        """
         return None
 
     @abstractmethod
@@ -102,7 +109,7 @@ class Windows(ABC):
         """Return some of the windows."""
 
     def columns(self, width: int) -> slice:
-        """Return which of the L columns `inputs` contains."""
+        """Return which of the L columns `inputs` returns for this width."""
         return (
             slice(self.padded_length - width, self.padded_length)
             if self.is_left_padded
@@ -347,7 +354,7 @@ class LazyWindows(Windows):
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Convert to arrays that can be sent to other processes, for `joined`.
 
-        They contain what training needs: neither the offsets nor the layout.
+        They contain only what training needs, so they lack the offsets and the layout.
         """
         slices = self.slices
         return {
@@ -360,10 +367,11 @@ class LazyWindows(Windows):
         } | self._positions()
 
     def joined(self, parts: Sequence[Mapping[str, np.ndarray]]) -> "LazyWindows":
-        """Concatenate the windows of all processes, which have the layout of these windows.
+        """Concatenate the windows of all processes; the result has no offsets.
 
         Args:
-            parts: the `to_arrays` of each process.
+            parts: the `to_arrays` of each process. All processes must use the layout of these
+                windows.
         """
         first_example = np.cumsum([0] + [part["questions"].shape[1] for part in parts[:-1]])
         slices = [
@@ -428,6 +436,7 @@ class LazyWindows(Windows):
         # The flat index where the next token of each window is written.
         next_ = np.arange(len(lengths)) * width + (width - lengths if left else 0)
         attention_mask[ranges(next_, lengths)] = 1
+        # No text follows the last block of special tokens.
         texts = (context, question, None) if left else (question, context, None)
         for (ids, types), text, type_ in zip(
             template.blocks, texts, (*template.types, None), strict=True
@@ -443,7 +452,11 @@ class LazyWindows(Windows):
 
 
 def _joined_tokens(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Tokens:
-    """Concatenate the tokens of several processes, each as ids [t] and (first, count) [2, e]."""
+    """Concatenate the tokens of several processes; the result has no offsets.
+
+    Args:
+        parts: (ids [t], first and count [2, e]) of each process.
+    """
     begins = np.cumsum([0] + [len(ids) for ids, _ in parts[:-1]])
     texts = [text + np.array([[b], [0]]) for (_, text), b in zip(parts, begins, strict=True)]
     first, count = np.concatenate(texts, axis=1)

@@ -1,9 +1,9 @@
 """Stage 5 of 7: run a step on all cores, copy arrays to them and back (device, JAX).
 
-A core is a JAX device. `step.py` is written for one core; `over_cores` maps it over the cores of
-all processes with `jax.pmap`. The arrays of a process get a leading axis of its cores, `[D, ...]`.
-The host is the CPU side of this process. No other module handles devices; the number and index of
-the processes are in `distributed/processes.py`.
+A core is a JAX device. `step.py` is written for one core, and `over_cores` maps it over the cores
+of all processes with `jax.pmap`. The arrays of a process have a leading axis of its D cores,
+`[D, ...]`. "The host" is the memory and the CPU of this process. No other module handles devices;
+`distributed/processes.py` gives the number and the index of the processes.
 """
 
 import contextlib
@@ -22,41 +22,42 @@ from qa_flax.distributed import processes
 from qa_flax.models import sharding
 from qa_flax.models.sharding import CORES, Shard, is_shard
 
-_KEY_IMPL = "rbg"  # on TPUs and CPUs far faster than JAX's default, threefry
+_KEY_IMPL = "rbg"  # far faster on TPUs and CPUs than JAX's default, threefry
 
 
 def use_host_cores(cores: int | None = None) -> None:
-    """Split the CPU into `cores` JAX devices (default: one per processor), if JAX runs on the CPU.
+    """Split the CPU into `cores` JAX devices, by default one for each logical CPU.
 
-    Call it before the first JAX computation. A device count in `XLA_FLAGS` has precedence.
+    Call it before the first JAX computation. It has no effect if JAX runs on another backend. A
+    device count in `XLA_FLAGS` takes precedence.
     """
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", cores or os.cpu_count() or 1)
 
 
 def cores() -> tuple[Any, ...]:
-    """The devices of all processes, ordered by process and then by device id."""
+    """Return the devices of all processes, ordered by process and then by device id."""
     return tuple(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)))
 
 
 def core_count() -> int:
-    """The number of cores of all processes."""
+    """Return the number of cores of all processes."""
     return jax.device_count()
 
 
 def describe_cores() -> str:
-    """The number and kind of the cores, such as `8 x cpu` or `32 x tpu v5 lite, 4 processes`."""
+    """Return the number and kind of cores: `8 x cpu`, or `32 x tpu v5 lite, 4 processes`."""
     suffix = f", {processes.count()} processes" if processes.count() > 1 else ""
     return f"{core_count()} x {jax.devices()[0].device_kind.lower()}{suffix}"
 
 
 def process_core_count() -> int:
-    """The number of this process's cores."""
+    """Return the number of this process's cores."""
     return jax.local_device_count()
 
 
 def process_cores() -> slice:
-    """The positions in `cores()` of this process's cores, which are consecutive."""
+    """Return the positions in `cores()` of this process's cores, which are consecutive."""
     first = [device.process_index for device in cores()].index(processes.index())
     return slice(first, first + process_core_count())
 
@@ -66,7 +67,7 @@ def require_backend(name: str | None, argument: str) -> None:
 
     Args:
         name: `cpu`, `gpu` or `tpu`; None: any.
-        argument: what the user set to require the backend, for the message.
+        argument: the argument with which the user required the backend, for the error message.
 
     Raises:
         ValueError: JAX runs on another backend, or on none.
@@ -95,15 +96,16 @@ def over_cores(
 ) -> Callable[..., Any]:
     """Map `step` over the cores of all processes with `jax.pmap`; the axis is named `CORES`.
 
-    Every process must call the returned function equally often, with arrays of the same shapes that
-    hold the slices of its own cores.
+    Every process must call the returned function equally often and with arrays of the same shapes.
+    The arrays of a process hold the slices of its own cores.
 
     Args:
         step: a function for one core.
         in_axes, out_axes: as in `jax.pmap`: 0 for a leading axis of cores, None for one value
             that all cores share.
-        donate: whether the result may reuse the memory of the first argument, which is deleted.
-        devices: the cores, by default `cores()`; others only to compile for them.
+        donate: whether to donate the first argument: the result may reuse its memory, and the
+            call deletes it.
+        devices: the cores, by default `cores()`. Pass other devices only to compile for them.
     """
     return jax.pmap(
         step,
@@ -116,7 +118,7 @@ def over_cores(
 
 
 def put(batch: PyTree) -> PyTree:
-    """Copy host arrays `[D, ...]` to this process's D cores, one slice each; does not wait."""
+    """Start to copy host arrays `[D, ...]` to this process's D cores, one slice to each."""
     return jax.device_put(batch, _one_slice_per_core())
 
 
@@ -131,9 +133,15 @@ def _same_for_every_core(array: Any) -> np.ndarray:
 
 
 def copy_first_replica(arrays: list[Any]) -> list[Any]:
-    """Start to copy one replica of `put_replicas`' arrays, `[...]`, on this process's first core.
+    """Start to copy replicated arrays within the memory of this process's first core.
 
-    The originals may be donated as soon as this returns.
+    The caller may donate the original arrays as soon as this function returns.
+
+    Args:
+        arrays: from `put_replicas`, `[D, ...]`.
+
+    Returns:
+        The arrays `[...]`, on the first core.
     """
     return _first_rows([array.addressable_data(0) for array in arrays])
 
@@ -144,7 +152,7 @@ def _first_rows(arrays: list[Any]) -> list[Any]:
 
 
 def take_replica(tree: PyTree) -> PyTree:
-    """Copy `put_replicas`' arrays from one core to the host, as NumPy `[...]`; waits for them."""
+    """Copy the arrays of `put_replicas` from one core to NumPy arrays `[...]`; wait for them."""
     return jax.tree.map(lambda array: np.asarray(array.addressable_data(0))[0], tree)
 
 
@@ -153,7 +161,7 @@ def put_state(tree: PyTree, abstract: PyTree) -> PyTree:
 
     Args:
         tree: host arrays, each of its full shape.
-        abstract: `memory.abstract_state`'s tree of the same structure.
+        abstract: a tree of the same structure, from `memory.abstract_state`.
     """
     nodes, structure = jax.tree.flatten(abstract, is_leaf=is_shard)
     arrays = jax.tree.leaves(tree)
@@ -169,7 +177,7 @@ def put_state(tree: PyTree, abstract: PyTree) -> PyTree:
 
 
 def gather_state(tree: PyTree) -> PyTree:
-    """Copy `put_state`'s tree back to the host, as NumPy arrays of full shape.
+    """Copy the tree of `put_state` back to the host, as NumPy arrays of full shape.
 
     Every process must call it. Shards are gathered one array at a time.
     """
@@ -188,9 +196,9 @@ def gather_state(tree: PyTree) -> PyTree:
 
 
 def on_host() -> Any:
-    """A context in which new arrays are created in the host's memory.
+    """Return a context in which new JAX arrays are created in the host's memory.
 
-    A model whose parameters are sharded may not fit in the memory of one core.
+    Use it for a model that will be sharded: it may not fit in the memory of one core.
     """
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
@@ -199,46 +207,46 @@ def on_host() -> Any:
 
 
 def memory_limit() -> int | None:
-    """The memory of a core in bytes; None if the backend does not report it."""
+    """Return the memory of a core in bytes; None if the backend does not report it."""
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def gather(tree: PyTree) -> PyTree:
-    """Copy arrays `[D, ...]` of this process's cores to the host, as NumPy; waits for them."""
+    """Copy arrays `[D, ...]` of this process's cores to NumPy arrays; wait for them."""
     return jax.tree.map(np.asarray, tree)
 
 
 def start_copy(tree: PyTree) -> None:
-    """Start to copy device arrays to the host without waiting; `gather` returns the copies."""
+    """Start to copy device arrays to the host; `gather` waits for the copies and returns them."""
     for array in jax.tree.leaves(tree):
         array.copy_to_host_async()
 
 
 def put_key(key: Any) -> Any:
-    """Copy the raw data of `run_key`'s key to every core; a step wraps it with `wrap_key`."""
-    # With several processes JAX would copy a typed key through the host at each call.
+    """Copy the raw data of a key from `run_key` to every core; a step calls `wrap_key` on it."""
+    # JAX would copy a typed key through the host at each call if there are several processes.
     return put_replicas(jax.random.key_data(key))
 
 
 def wrap_key(key_data: Any) -> Any:
-    """The key of `put_key`'s raw data."""
+    """Turn the raw data of `put_key` into a typed key; for use inside a step."""
     return jax.random.wrap_key_data(key_data, impl=_KEY_IMPL)
 
 
 def no_implicit_transfers() -> Any:
-    """A context in which JAX raises for implicit copies between host and device."""
+    """Return a context in which an implicit copy between host and device is an error."""
     return jax.transfer_guard("disallow")
 
 
 def run_key(seed: int) -> Any:
-    """The key from which all dropout masks of a run are drawn."""
+    """Return the key from which all dropout masks of a run are drawn."""
     return jax.random.key(seed, impl=_KEY_IMPL)
 
 
 @functools.cache
 def _all_gather_on_cores() -> Callable[..., Any]:
-    """A function that returns the shards of all cores, `[D, k]`, on every core."""
+    """Build a function that returns the shards of all cores, `[D, k, ...]`, on every core."""
     return over_cores(lambda shard: lax.all_gather(shard, CORES), (0,), None)
 
 

@@ -34,7 +34,7 @@ Batch = dict[str, Array]
 - `valid`: bool `[b]`, False in padding rows
 - `null_positions`: int32 `[b]`, if logits are reduced to the best tokens
 
-A training step takes `a` such batches at once, stacked: `[a, b, ...]`.
+A training step takes `a` microbatches (gradient accumulation) as stacked arrays `[a, b, ...]`.
 """
 
 
@@ -46,7 +46,7 @@ class Weights(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """The state of a training: number of updates, weights, and the optimizer state of `params`."""
+    """The training state: number of updates done, weights, and optimizer state of `params`."""
 
     step: Int[Array, ""]
     params: PyTree
@@ -67,12 +67,12 @@ class Measurements(NamedTuple):
 
 
 def weights_of(model: nnx.Module) -> Weights:
-    """A model's weights: every `nnx.Param` is trained, all other variables are fixed."""
+    """Return a model's weights: every `nnx.Param` is trained, all other variables are fixed."""
     return Weights(*nnx.split(model, nnx.Param, ...)[1:])
 
 
 def model_inputs(batch: Batch) -> Batch:
-    """The arrays of a batch that are the model's inputs."""
+    """Return the arrays of a batch that are the model's inputs."""
     names = ("input_ids", "attention_mask", "token_type_ids")
     return {name: batch[name] for name in names if name in batch}
 
@@ -83,8 +83,8 @@ def _model(graphdef: nnx.GraphDef, weights: Weights) -> Any:
     Sharded arrays are all-gathered here, except embedding tables and `Stack` layers, which gather
     their own shards when used.
     """
-    # NNX allows a differentiated function to change only variables that it created: the model is
-    # built inside it.
+    # The model is built inside the function that JAX differentiates, because NNX does not allow
+    # that function to change variables created outside it.
     model = nnx.merge(graphdef, *weights)
     if not has_shards(weights):
         return model
@@ -101,12 +101,13 @@ def _model(graphdef: nnx.GraphDef, weights: Weights) -> Any:
 
 
 def make_loss(graphdef: nnx.GraphDef, label_smoothing: float = 0.0) -> Callable[..., Array]:
-    """The loss function of one core: the sum of its valid rows' losses, divided by `rows`.
+    """Build the loss function of one core: the sum of its valid rows' losses, divided by `rows`.
 
     Returns:
-        `loss(params, fixed, batch, rows, key=None)`. `rows` is the number of valid rows on all
-        cores, float32, so the sum over the cores is the mean loss. Loss and gradients depend
-        neither on the number of cores nor on padding rows. `key` is for dropout; None: no dropout.
+        `loss(params, fixed, batch, rows, key=None)`. `rows` is the number of valid rows in all
+        microbatches on all cores, float32, so the losses of all of these add up to the mean loss.
+        Apart from dropout, that mean and its gradient depend neither on the number of cores nor on
+        padding rows. `key` is for dropout; None: no dropout.
     """
 
     def loss(
@@ -132,19 +133,20 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     label_smoothing: float = 0.0,
 ) -> Callable[..., tuple[TrainState, Measurements]]:
-    """The training step of one core: one update from `a` accumulated batches.
+    """Build the training step of one core: one update from `a` microbatches.
 
-    The gradient is the mean over all valid rows of all batches and cores.
+    The gradient is that of the mean loss over the valid rows of all microbatches and cores.
 
     Args:
-        graphdef: the model's graph definition, in the dtype to compute in.
-        optimizer: `optim.make_optimizer`'s, which returns the direction of an update.
+        graphdef: the model's graph definition, with the compute dtype.
+        optimizer: from `optim.make_optimizer`. It returns the direction of an update, which the
+            step multiplies by the learning rate.
         label_smoothing: as in `span_losses`.
 
     Returns:
         `train_step(state, batch, learning_rate, key) -> (state, measurements)`. The batch's arrays
-        are `[a, b, ...]`; the learning rate is a float32 scalar; the key is the run's, the same in
-        every step and on every core.
+        are `[a, b, ...]`, and the learning rate is a float32 scalar. The key is the same in every
+        step of a run and on every core; see `parallel.run_key`.
     """
     loss_and_gradient = jax.value_and_grad(make_loss(graphdef, label_smoothing))
 
@@ -152,7 +154,7 @@ def make_train_step(
         state: TrainState, batch: Batch, learning_rate: Float[Array, ""], key: Any
     ) -> tuple[TrainState, Measurements]:
         weights = state.weights
-        # The dropout key depends on the run, step, core and batch alone, so that a resumed run
+        # The dropout key depends only on the run, step, core and microbatch, so that a resumed run
         # draws the same masks as an uninterrupted one.
         key = jax.random.fold_in(jax.random.fold_in(key, state.step), lax.axis_index(CORES))
         rows = lax.psum(jnp.sum(batch["valid"].astype(jnp.float32)), CORES)
@@ -161,11 +163,11 @@ def make_train_step(
             microbatch = jax.tree.map(lambda x: x[0], batch)
             loss, grads = loss_and_gradient(*weights, microbatch, rows, key)
         else:
-            # One batch after the other: memory holds the activations of one.
+            # A scan, so that memory holds the activations of only one microbatch at a time.
             def add(total: PyTree, numbered: tuple[Batch, Array]) -> tuple[PyTree, None]:
                 microbatch, number = numbered
-                batch_key = jax.random.fold_in(key, number)
-                outputs = loss_and_gradient(*weights, microbatch, rows, batch_key)
+                microbatch_key = jax.random.fold_in(key, number)
+                outputs = loss_and_gradient(*weights, microbatch, rows, microbatch_key)
                 return jax.tree.map(jnp.add, total, outputs), None
 
             zeros = jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params)
@@ -180,7 +182,7 @@ def make_train_step(
 
 
 class BestTokens(NamedTuple):
-    """The `c` best start and end tokens of each row, best first, and the null answer's logits."""
+    """The `c` best start and end tokens of each row, best first, and the logits of "no answer"."""
 
     starts: Int[Array, "b c"]
     start_logits: Float[Array, "b c"]
@@ -195,24 +197,24 @@ class EvalOutput(NamedTuple):
 
     logits: SpanLogits | BestTokens
     losses: Float[Array, " b"] | None
-    are_finite: Bool[Array, " b"]  # whether all logits of the row's real tokens are
+    are_finite: Bool[Array, " b"]  # whether the logits of all tokens except padding are finite
 
 
 class Reduction(NamedTuple):
     """How logits are reduced to the best tokens before they are copied to the host."""
 
-    candidates: int  # how many start tokens and end tokens of each row
-    padding: float  # the logit that padding tokens get
-    finite: bool  # whether NaN and -inf become `padding`, and +inf `-padding`
+    candidates: int  # number of start tokens, and of end tokens, to return for each row
+    padding: float  # replaces the logits of padding tokens
+    finite: bool  # whether to replace NaN and -inf by `padding`, and +inf by `-padding`
 
 
 def make_eval_step(
     graphdef: nnx.GraphDef, reduction: Reduction | None = None
 ) -> Callable[[Weights, Batch], EvalOutput]:
-    """The evaluation step of one core: float32 logits of its rows, without dropout.
+    """Build the evaluation step of one core: float32 logits of its rows, without dropout.
 
     Args:
-        graphdef: the model's graph definition, in the dtype to compute in.
+        graphdef: the model's graph definition, with the compute dtype.
         reduction: how logits are reduced to the best tokens; None: all logits are returned.
 
     Returns:
@@ -235,9 +237,10 @@ def make_eval_step(
 
 
 def reduce(logits: SpanLogits, batch: Batch, reduction: Reduction) -> BestTokens:
-    """The best start and end tokens of each row; of equal logits the leftmost comes first.
+    """Return the best start and end tokens of each row; of equal logits the leftmost comes first.
 
-    A null position outside the batch's columns belongs to a padding token that was cut off.
+    A null position outside the batch's columns gets the logit of padding, because only columns of
+    padding are removed from a batch.
     """
     masked = [_mask_padding(x, batch["attention_mask"], reduction) for x in logits]
     (start_logits, starts), (end_logits, ends) = (_top_k(x, reduction.candidates) for x in masked)
@@ -265,7 +268,7 @@ def _mask_padding(
 
 
 def _top_k(logits: Float[Array, "b l"], count: int) -> tuple[Array, Array]:
-    """Values and positions of the largest logits; positions are uint16 if that suffices."""
+    """Return the largest logits and their positions, which are uint16 if that suffices."""
     length = logits.shape[1]
     values, positions = lax.top_k(logits, min(count, length))
     return values, positions.astype(jnp.uint16 if length <= 1 << 16 else jnp.int32)

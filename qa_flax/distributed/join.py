@@ -10,7 +10,7 @@ from jax._src.clusters import ClusterEnv
 
 from qa_flax.distributed import ProcessError
 
-_GRACE_SECONDS = 10.0  # how much later than another one a process may start or reply
+_GRACE_SECONDS = 10.0  # allowance for processes that start later, or are slow to send a message
 
 
 def join(
@@ -19,11 +19,11 @@ def join(
     process_id: int | None = None,
     timeout: float = 300.0,
 ) -> None:
-    """Call `jax.distributed.initialize`, but report which processes are missing after a timeout.
+    """Call `jax.distributed.initialize`; after a timeout, name the processes that are missing.
 
-    Every process must call it, before JAX's first computation. For arguments that are None, JAX
-    detects the values from its cluster environment (TPU VMs, GKE, Slurm, MPI). With one process it
-    does nothing.
+    Every process must call it, before JAX's first computation. JAX detects the values of arguments
+    that are None from the cluster environment (TPU VMs, GKE, Slurm, MPI). With one process the
+    function does nothing.
 
     Args:
         coordinator: `HOST:PORT` where process 0 listens.
@@ -58,18 +58,17 @@ def join(
         _wait_for_others(int(port), size, timeout)
     else:
         _report_to_main((host.strip("[]"), int(port)), process, size, timeout)
-    # All processes are running now. If this still takes longer, JAX ends the process without naming
-    # the others.
+    # All processes are running, so this is fast. After its own timeout JAX ends the process without
+    # naming the missing ones.
     jax.distributed.initialize(address, size, process, initialization_timeout=max(60, int(timeout)))
 
 
 def _wait_for_others(port: int, size: int, timeout: float) -> None:
     """Process 0: wait until all other processes have connected, then reply to them.
 
-    It listens on the port that JAX's service uses afterwards. The reply is one line, empty if all
-    have joined; otherwise it is the error that this process raises, too.
+    It listens on the port that JAX's service uses afterwards. The reply is one line: empty if all
+    have joined, otherwise the message of the error that process 0 raises as well.
     """
-    # JAX's own joining ends a waiting process at a timeout without naming the missing ones.
     until = time.monotonic() + timeout
     joined: dict[int, socket.socket] = {}
     connections: list[socket.socket] = []
@@ -95,11 +94,14 @@ def _wait_for_others(port: int, size: int, timeout: float) -> None:
                         "process 0; it must be the same in all"
                     )
                 elif process in joined and _is_connected(joined[process]):
-                    problem = f"two processes have the same --process_id {process}"
+                    problem = (
+                        f"two processes have the same --process_id {process}; each needs its own, "
+                        f"from 0 to {size - 1}"
+                    )
                 elif process > 0:
                     joined[process] = connection
         for connection in connections:
-            with contextlib.suppress(OSError):  # it may have disconnected in the meantime
+            with contextlib.suppress(OSError):  # the process may have disconnected in the meantime
                 connection.sendall(f"{problem}\n".encode())
     if problem:
         raise ProcessError(problem)
@@ -113,7 +115,7 @@ def _report_to_main(address: tuple[str, int], process: int, size: int, timeout: 
         try:
             with socket.create_connection(address, timeout=max(0.1, until - time.monotonic())) as c:
                 c.sendall(f"{process} {size}\n".encode())
-                # Process 0 may have started to wait later than this one.
+                # Process 0 may have started to wait later than this process, and replies later.
                 c.settimeout(timeout + _GRACE_SECONDS)
                 reply = c.makefile().readline()
             if reply:
@@ -147,7 +149,7 @@ def _listen(port: int) -> socket.socket:
 
 
 def _read_hello(connection: socket.socket) -> tuple[int, int]:
-    """The peer's process id and number of processes; (-1, -1) if it is not a process of a run."""
+    """Read a peer's process id and number of processes; (-1, -1) for any other program."""
     connection.settimeout(_GRACE_SECONDS)
     try:
         process, size = connection.makefile().readline().split()
@@ -160,7 +162,7 @@ def _is_connected(connection: socket.socket) -> bool:
     connection.setblocking(False)
     try:
         return connection.recv(1, socket.MSG_PEEK) != b""
-    except BlockingIOError:  # connected: the peer sends nothing more
+    except BlockingIOError:  # no data, but still connected: a peer only sends its hello
         return True
     except OSError:
         return False

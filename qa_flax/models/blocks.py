@@ -1,6 +1,6 @@
 """Stage 4 of 7: encoder layers and stacks of layers (device, JAX).
 
-Axis letters as in `layers`.
+The axis letters are those of `layers.py`.
 """
 
 from typing import Any
@@ -57,7 +57,7 @@ class SelfAttention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """The sublayers of one encoder layer of the BERT-shaped families: attention and MLP.
+    """The sublayers of one encoder layer of the BERT-like families: attention and MLP.
 
     Args:
         config: the family's config.
@@ -89,12 +89,12 @@ class Block(nnx.Module):
     def attend(
         self, hidden: Float[Array, "b l h"], *attention_args: Any, rngs: nnx.Rngs | None
     ) -> Float[Array, "b l h"]:
-        """The first sublayer: attention and dropout, without residual and norm."""
+        """Apply the first sublayer: attention and dropout, without residual and norm."""
         attended = self.attention(hidden, *attention_args, rngs=rngs)
         return dropout(attended, self.attended_dropout_rate, rngs)
 
     def mlp(self, hidden: Float[Array, "b l h"], *, rngs: nnx.Rngs | None) -> Float[Array, "b l h"]:
-        """The second sublayer: MLP and dropout, without residual and norm."""
+        """Apply the second sublayer: MLP and dropout, without residual and norm."""
         inner = ACTIVATIONS[self.activation](self.up(hidden, rngs=rngs))
         return dropout(self.down(inner, rngs=rngs), self.mlp_dropout_rate, rngs)
 
@@ -125,7 +125,8 @@ class PreNormBlock(Block):
         return hidden + self.mlp(self.mlp_norm(hidden), rngs=rngs)
 
 
-# A block's modules -> their names in the checkpoints of most families, for `Family.weight_names`.
+# Module paths (regular expressions) -> names in the checkpoints of most families. These tables are
+# parts of `Family.weight_names`.
 BLOCK_NAMES = {
     r"layers\.(\d+)\.attention\.(query|key|value)": r"encoder.layer.\1.attention.self.\2",
     r"layers\.(\d+)\.attention\.out": r"encoder.layer.\1.attention.output.dense",
@@ -139,7 +140,8 @@ EMBEDDING_NAMES = {
     r"embeddings\.norm": r"embeddings.LayerNorm",
 }
 
-# Tensors that question answering does not use: heads of other tasks, buffers of older versions.
+# Checkpoint tensors that question answering does not use: heads of other tasks, and buffers that
+# older versions of transformers saved.
 OTHER_TASKS = (
     r"embeddings\.(position_ids|token_type_ids)",
     r"pooler\..*",
@@ -170,7 +172,7 @@ class Stack(nnx.List):
         return hidden
 
     def run(self, layer: Any, *inputs: Any, rngs: nnx.Rngs | None = None) -> Any:
-        """Run one layer; for encoders whose layers take different arguments."""
+        """Run one layer. Encoders whose layers take different arguments call it for each layer."""
         # One key per layer, so that recomputing the layer draws the same dropout masks.
         key = None if rngs is None else rngs.dropout()
 

@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 class LoraConfig:
     """The configuration of LoRA adapters, with the names and defaults of PEFT's `LoraConfig`.
 
-    PEFT's other settings are not supported.
+    Two defaults differ: `task_type` is "QUESTION_ANS", and `target_modules` must be given, because
+    there are no defaults for each model type. PEFT's other settings are not supported.
 
     Args:
         r: the rank of the adapters: the columns of A and the rows of B.
@@ -65,7 +66,8 @@ class LoraConfig:
     def __post_init__(self):
         for name in ("target_modules", "modules_to_save"):
             if (value := getattr(self, name)) is not None and not isinstance(value, str):
-                object.__setattr__(self, name, tuple(value))  # a module's attributes are hashed
+                # The config is part of a model's graph definition, which must be hashable.
+                object.__setattr__(self, name, tuple(value))
         if self.r < 1:
             raise ValueError(f"r={self.r}: the rank of LoRA adapters must be at least 1")
         if not 0.0 <= self.lora_dropout < 1.0:
@@ -81,7 +83,7 @@ class LoraConfig:
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     def targets(self, layer: str) -> bool:
-        """Whether the dense layer with the PyTorch name `layer` gets an adapter."""
+        """Return whether the dense layer with the PyTorch name `layer` gets an adapter."""
         targets = self.target_modules or ()
         if isinstance(targets, str):
             return targets == "all-linear" or re.fullmatch(targets, layer) is not None
@@ -89,7 +91,11 @@ class LoraConfig:
 
     @classmethod
     def from_peft(cls, file: Path) -> "LoraConfig":
-        """Read adapter_config.json; `ValueError` lists all settings that are not supported."""
+        """Read adapter_config.json.
+
+        Raises:
+            ValueError: settings are not supported; the message lists them.
+        """
         values = read_json(file)
         settings = {name: values[name] for name in asdict(cls()) if name in values}
         others = {name: v for name, v in values.items() if v and name not in settings}
@@ -106,14 +112,19 @@ class LoraConfig:
             raise ValueError(f"{file}: {error}") from error
 
     def to_peft(self, base: str | None) -> dict[str, Any]:
-        """The contents of adapter_config.json; `base` is the name or path of the base model."""
+        """Return the contents of adapter_config.json.
+
+        Args:
+            base: the name or path of the base model, if it is known.
+        """
         settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         base_settings = {"base_model_name_or_path": base, "inference_mode": True}
         return CONSTANT_SETTINGS | base_settings | settings
 
 
-# Settings of adapter_config.json with a single supported value, and settings that do not change the
-# result. All others must be off: null, false or empty.
+# Settings of adapter_config.json with a single supported value, and settings that have no effect
+# here. Any setting that is neither in these tables nor in `LoraConfig` must be off: null, false, 0
+# or empty.
 CONSTANT_SETTINGS = {"peft_type": "LORA", "init_lora_weights": True}
 IGNORED_SETTINGS = (
     "auto_mapping",
@@ -134,9 +145,10 @@ class BaseModel(NamedTuple):
 
 
 def read_base_model(directory: Path) -> BaseModel:
-    """The base model that a directory of adapters names.
+    """Return the base model that a directory of adapters names.
 
-    Raises `ValueError` if it names none, or if the directory contains a full model, too.
+    Raises:
+        ValueError: the directory names none, or it also contains a full model.
     """
     file = directory / ADAPTER_CONFIG_FILE
     if (directory / WEIGHTS_FILE).is_file():
@@ -154,7 +166,10 @@ def read_base_model(directory: Path) -> BaseModel:
 
 
 def resolve_config(config: LoraConfig, layers: Sequence[str], named: NamedParameters) -> LoraConfig:
-    """Complete `config` for one model: names for "all-linear", the head as `modules_to_save`.
+    """Complete `config` for one model.
+
+    `target_modules="all-linear"` is replaced by the layers' names, and `modules_to_save` by the
+    names of the span head's modules.
 
     Args:
         config: the user's configuration.
@@ -228,8 +243,8 @@ class LoraLinear(Dense):
     ) -> Float[Array, "*rows n_out"]:
         """Apply the layer and its adapter in the compute dtype.
 
-        The `dropout` stream of `rngs` drops out the adapter's input; None means no dropout.
-        `out_sharding` is an argument of NNX.
+        The `dropout` stream of `rngs` is used for dropout on the adapter's input; None means no
+        dropout. `out_sharding` is passed to `nnx.Linear`.
         """
         dropped = dropout(inputs, self.dropout_rate, rngs)
         dropped, a, b = self.promote_dtype(
@@ -239,16 +254,21 @@ class LoraLinear(Dense):
 
 
 def dense_layers(module: nnx.Module) -> list[tuple[ParamPath, nnx.Linear]]:
-    """The dense layers of a module, which can have adapters, with their paths."""
+    """Return the paths and modules of all dense layers, which are those that can have adapters."""
     return [(p, node) for p, node in nnx.iter_modules(module) if isinstance(node, nnx.Linear)]
 
 
 def add_adapters(
     encoder: nnx.Module, config: LoraConfig, layer_name: Callable[[ParamPath], str]
 ) -> nnx.Module:
-    """Freeze the encoder and add adapters, filled with zeros, to the layers that `config` targets.
+    """Freeze the encoder and add adapters to the layers that `config` targets.
 
-    `layer_name` returns PyTorch's name of the dense layer at a path.
+    The adapters are filled with zeros; `initial_adapters` gives the values to train from.
+
+    Args:
+        encoder: the encoder.
+        config: the configuration of the adapters.
+        layer_name: returns PyTorch's name of the dense layer at a path.
     """
 
     def freeze_and_adapt(path: ParamPath, node: Any) -> Any:
@@ -267,9 +287,10 @@ def add_adapters(
 
 
 def initial_adapters(seed: int) -> Callable[[ParamPath, tuple[int, ...]], np.ndarray]:
-    """Initial values of adapters, as in PEFT: A is Kaiming uniform with a = sqrt(5), B is zero.
+    """Build a function of path and shape that returns the initial values of an adapter's matrix.
 
-    An adapter with these values does not change the model's output.
+    As in PEFT, A is Kaiming uniform with a = sqrt(5), and B is zero. An adapter with these values
+    does not change the model's output.
     """
     random = np.random.default_rng(seed)
 
@@ -283,7 +304,7 @@ def initial_adapters(seed: int) -> Callable[[ParamPath, tuple[int, ...]], np.nda
 
 
 def saved_parameters(named: NamedParameters, config: LoraConfig) -> NamedParameters:
-    """The parameters in PEFT's file, by its names: the adapters and `config.modules_to_save`."""
+    """Return the parameters that PEFT saves, by its names: adapters and `modules_to_save`."""
     modules = config.modules_to_save or ()
     return {
         f"base_model.model.{name}": (path, param)
@@ -296,7 +317,7 @@ def saved_parameters(named: NamedParameters, config: LoraConfig) -> NamedParamet
 def merge_adapters(
     arrays: Mapping[ParamPath, np.ndarray], config: LoraConfig
 ) -> dict[ParamPath, np.ndarray]:
-    """Add the scaled product of each adapter to its layer's kernel, and drop the adapters."""
+    """Add the scaled product A B of each adapter to its layer's kernel, and remove the adapters."""
     merged = dict(arrays)
     for *layer, leaf in arrays:
         if leaf == "lora_a":

@@ -5,7 +5,7 @@
 - the model and the tokenizer, as `save_pretrained` writes them;
 - `trainer_state.json`, as transformers writes it;
 - `train_state/`, the arrays that a step changes, as an Orbax checkpoint;
-- `run.json`, the position of the run and the settings that a resumed run must share;
+- `run.json`, the position of the run and the conditions that a resumed run must share;
 - `manifest.json`, the size and SHA-256 of every other file.
 
 The manifest is written last. A folder without a manifest, or with files that differ from it, is not
@@ -53,12 +53,12 @@ _TEMPORARY = re.compile(r"\.(checkpoint-\d+)\.(new|old|deleted)")
 
 @contextmanager
 def new_folder(directory: AnyPath) -> Iterator[Path]:
-    """A temporary local folder to write into; at the end of the context it becomes `directory`.
+    """Yield a temporary local folder to write into; when the context exits it becomes `directory`.
 
-    After an error the previous content of `directory` remains. A local folder is flushed to the
-    disk and then renamed; if the process is killed at any moment, `recover` leaves either the
-    previous or the new checkpoint. A bucket has no atomic rename, so the manifest is uploaded last:
-    a folder without one is not a valid checkpoint.
+    After an error in the context, `directory` is unchanged. A local folder is flushed to the disk
+    and then renamed; if the process is killed at any moment, `recover` leaves either the previous
+    or the new checkpoint. A bucket has no atomic rename, so the previous checkpoint is deleted
+    first, and the manifest is uploaded last: a folder without one is not a valid checkpoint.
     """
     if storage.is_remote(directory):
         with tempfile.TemporaryDirectory(prefix="qa_flax-") as folder:
@@ -103,7 +103,7 @@ def recover(output_dir: AnyPath) -> None:
 
 
 def list_checkpoints(output_dir: AnyPath) -> list[AnyPath]:
-    """All folders named `checkpoint-<step>`, valid or not, sorted by step."""
+    """Return all folders named `checkpoint-<step>`, valid or not, sorted by step."""
     if not output_dir.is_dir():
         return []
     paths = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output_dir.iterdir()]
@@ -111,7 +111,7 @@ def list_checkpoints(output_dir: AnyPath) -> list[AnyPath]:
 
 
 def latest(output_dir: AnyPath) -> AnyPath | None:
-    """The latest valid checkpoint, or None; logs a warning for each later one that is invalid."""
+    """Return the latest valid checkpoint, or None; warn of each later one that is invalid."""
     for path in reversed(list_checkpoints(output_dir)):
         if (problem := _problem(path)) is None:
             return path
@@ -120,7 +120,7 @@ def latest(output_dir: AnyPath) -> AnyPath | None:
 
 
 def find(checkpoint: str | os.PathLike | bool, output_dir: AnyPath) -> Path:
-    """The checkpoint to resume from, as a local folder; one in a bucket is downloaded.
+    """Return the checkpoint to resume from, as a local folder; download it from a bucket.
 
     Args:
         checkpoint: its path, or True for the latest valid one in `output_dir`.
@@ -158,9 +158,9 @@ def find(checkpoint: str | os.PathLike | bool, output_dir: AnyPath) -> Path:
 def rotate(output_dir: AnyPath, limit: int | None, saved: AnyPath, best: str | None) -> None:
     """Delete the oldest checkpoints beyond `limit`, but never `saved` or `best`.
 
-    As transformers' `rotate_checkpoints`, and also in buckets. One difference: transformers never
-    deletes the checkpoint with the most steps. After resuming from an earlier step that one may be
-    invalid, so here the one just saved is retained instead.
+    This is transformers' `rotate_checkpoints`, also for buckets, with one difference: transformers
+    never deletes the checkpoint with the most steps, this function never deletes `saved`. The two
+    differ after resuming from an earlier step, when the one with the most steps may be invalid.
 
     Args:
         output_dir: the folder of the run.
@@ -194,7 +194,7 @@ def _delete(directory: AnyPath) -> None:
 
 
 def _problem(path: AnyPath) -> str | None:
-    """Why a run cannot be resumed from this folder; None if it can.
+    """Return the reason why a run cannot be resumed from this folder; None if it can.
 
     In a bucket only names and sizes are checked, because SHA-256 needs the content.
     """
@@ -226,7 +226,8 @@ def _problem(path: AnyPath) -> str | None:
 
 
 def _size(file: AnyPath) -> int:
-    return int(file.stat().length)  # pyright: ignore[reportAttributeAccessIssue]  # the name in etils
+    # etils' paths call the size `length`.
+    return int(file.stat().length)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _write_manifest(folder: Path) -> None:
@@ -275,7 +276,7 @@ def save_state(directory: Path, state: PyTree, run: dict[str, Any]) -> None:
     Args:
         directory: the folder of the checkpoint.
         state: a tree of NumPy arrays; each is saved under its path in the tree.
-        run: JSON values that describe the run.
+        run: the content of `run.json`, as JSON values.
     """
     with _checkpointer() as checkpointer:
         checkpointer.save((directory / _TRAIN_STATE).absolute(), _leaves_by_path(state))
@@ -301,8 +302,9 @@ def load_state(directory: Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
     if differences:
         shown = "\n  ".join(sorted(differences)[:10])
         raise ResumeError(
-            f"{directory}: the saved state does not fit model and optimizer ({len(differences)} "
-            f"differences):\n  {shown}\nResume with the model and the optim of the saved run."
+            f"{directory}: the saved state does not fit the model and the optimizer "
+            f"({len(differences)} differences):\n  {shown}\nResume with the model and the optim of "
+            "the saved run."
         )
     leaves = [np.asarray(saved[name]) for name in expected]
     run = json.loads((directory / _RUN).read_text())
@@ -311,7 +313,7 @@ def load_state(directory: Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
 
 @contextmanager
 def _checkpointer() -> Iterator[Any]:
-    """Orbax's checkpointer, without synchronisation between the processes.
+    """Yield an Orbax checkpointer that does not synchronize with the other processes.
 
     Only the main process writes, and every process reads by itself.
     """
@@ -331,11 +333,11 @@ def _leaves_by_path(tree: PyTree) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-# ---- the same run? -------------------------------------------------------------------------------
+# ---- the conditions of a run ---------------------------------------------------------------------
 
 
 def windows_digest(windows: Windows) -> str:
-    """A short hash of the training windows: their example ids, lengths and labels."""
+    """Return a short hash of the training windows: their example ids, lengths and labels."""
     sha256 = hashlib.sha256("\n".join(windows.example_ids).encode())
     for array in (windows.lengths, windows.start_positions, windows.end_positions):
         sha256.update(np.ascontiguousarray(array, np.int64).tobytes())
@@ -343,7 +345,7 @@ def windows_digest(windows: Windows) -> str:
 
 
 def tensors_digest(tensors: PyTree) -> str | None:
-    """A short hash of the paths and values of all tensors in a tree; None for an empty tree."""
+    """Return a short hash of the paths and values of a tree's tensors; None for an empty tree."""
     leaves = _leaves_by_path(tensors)
     sha256 = hashlib.sha256("\n".join(leaves).encode())
     for array in leaves.values():
@@ -352,14 +354,14 @@ def tensors_digest(tensors: PyTree) -> str | None:
 
 
 def check_same_run(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to resume with settings that differ from those of the saved run.
+    """Check that the conditions of a run are those of the run that saved the checkpoint.
 
     Args:
         before: the conditions in the checkpoint, from `resume.conditions_of`.
-        now: those of the current run.
+        now: the conditions of the current run.
 
     Raises:
-        ResumeError: names every difference.
+        ResumeError: they differ; the message lists every difference.
     """
     names = sorted(before.keys() | now.keys())
     differences = [

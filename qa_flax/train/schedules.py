@@ -1,8 +1,8 @@
 """Learning-rate schedules, by the names of transformers' `lr_scheduler_type` (host).
 
 The host computes each rate and passes it to the training step as a number, so a schedule may
-depend on evaluation metrics. The formulas, and the names and defaults of `lr_scheduler_kwargs`, are
-those of transformers' documentation.
+depend on evaluation metrics. The rates, and the names and defaults of `lr_scheduler_kwargs`, are
+those of transformers.
 """
 
 import inspect
@@ -16,29 +16,30 @@ class Schedule:
     """The learning rates of updates 0, 1, ...; `rate(step)` may depend on the metrics so far."""
 
     follows_metric = False
+    """Whether the rates depend on the metrics that `observe` receives."""
 
     def __init__(self, learning_rate: float):
         self.learning_rate = learning_rate
         self._last = learning_rate
 
     def rate(self, step: int) -> float:
-        """The learning rate of update `step`."""
+        """Return the learning rate of update `step`."""
         self._last = self.learning_rate * self._multiplier(step)
         return self._last
 
     def get_last_lr(self) -> list[float]:
-        """The rate that `rate` last returned. Callbacks use this name, as in PyTorch."""
+        """Return the latest result of `rate`, in a list; the name is PyTorch's, for callbacks."""
         return [self._last]
 
     def observe(self, metric: float) -> None:
-        """Take the metric of an evaluation into account; schedules with a formula ignore it."""
+        """Receive the metric of an evaluation; schedules with a formula ignore it."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The state to save in a checkpoint, as JSON values."""
+        """Return the state to save in a checkpoint, as JSON values."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a `state_dict`."""
+        """Restore the state that `state_dict` returned."""
 
     def _multiplier(self, step: int, /) -> float:
         raise NotImplementedError
@@ -116,7 +117,7 @@ class _Formula(Schedule):
 def _after_warmup(
     warmup_steps: int, total_steps: int, decay: Callable[[float], float]
 ) -> Multiplier:
-    """Linear warm-up from 0 to 1, then `decay(progress)`, with `progress` from 0 to 1."""
+    """Build a linear warm-up from 0 to 1, then `decay(progress)`, with `progress` from 0 to 1."""
 
     def multiplier(step: int) -> float:
         if step < warmup_steps:
@@ -127,7 +128,7 @@ def _after_warmup(
 
 
 def _cosine_wave(progress: float, num_cycles: float) -> float:
-    """A cosine between 1 and 0; half a cycle falls from 1 to 0."""
+    """Return a cosine between 1 and 0, which falls from 1 to 0 in half a cycle."""
     return 0.5 * (1.0 + math.cos(math.pi * num_cycles * 2.0 * progress))
 
 
@@ -188,6 +189,7 @@ def _inverse_sqrt(warmup_steps: int, timescale: int | None = None) -> Multiplier
 
 
 def _min_multiplier(learning_rate: float, min_lr: float | None, min_lr_rate: float | None) -> float:
+    """Return the lowest rate divided by the highest rate."""
     if min_lr is not None and min_lr_rate is None:
         return min_lr / learning_rate
     if min_lr_rate is not None and min_lr is None:
@@ -261,7 +263,7 @@ def _warmup_stable_decay(
     decay_start = warmup_steps + num_stable_steps
 
     def decay(progress: float) -> float:
-        if decay_type == "1-sqrt":
+        if decay_type == "1-sqrt":  # not the warm-up in reverse, unlike the other types
             return 1.0 - math.sqrt(progress)
         return 1.0 - _RAMPS[decay_type](progress, num_cycles)
 
@@ -322,7 +324,7 @@ class _MetricSchedule(Schedule):
             setattr(self, name, deque(value, current.maxlen) if is_window else value)
 
     def _state_names(self) -> tuple[str, ...]:
-        """The attributes to save; their names are keys of the checkpoint."""
+        """Return the names of the attributes to save, which are also the keys in a checkpoint."""
         raise NotImplementedError
 
     def _is_better(self, metric: float) -> bool:
@@ -335,7 +337,7 @@ class _MetricSchedule(Schedule):
 class ReduceOnPlateau(_MetricSchedule):
     """Multiplies the rate by `factor` after more than `patience` evaluations without improvement.
 
-    As PyTorch's `ReduceLROnPlateau`, including the names and defaults of the arguments.
+    The schedule, its arguments and their defaults are those of PyTorch's `ReduceLROnPlateau`.
     """
 
     def __init__(
@@ -373,10 +375,10 @@ class ReduceOnPlateau(_MetricSchedule):
 
 
 class Greedy(_MetricSchedule):
-    """Divides the rate by `factor` while the metric improves, and multiplies it otherwise.
+    """Divides the rate by `factor` while the metric improves, and multiplies it by it otherwise.
 
-    Each change needs more than `patience` evaluations in a row. Source: GreedyLR, arXiv 2512.14527,
-    as in transformers 5.
+    Each change needs more than `patience` evaluations in a row with, or without, an improvement.
+    This is GreedyLR (arXiv 2512.14527) as in transformers 5.
     """
 
     def __init__(
@@ -404,8 +406,8 @@ class Greedy(_MetricSchedule):
         self._reset()
 
     def _reset(self) -> None:
-        # `_resting`: evaluations to ignore after a change of the rate. `_left`: reductions at the
-        # lowest rate that are left before the next reset.
+        # `_resting`: how many of the next evaluations to ignore, after a change of the rate.
+        # `_left`: how many more reductions at the lowest rate cause the next reset.
         self._now, self._best = self.learning_rate, None
         self._good = self._bad = self._resting = 0
         self._left = self._reset_start

@@ -53,7 +53,8 @@ def test_process_arguments_need_distributed(capsys):
         main(["env", "--coordinator", "here:1", "--num_processes=2"])
     assert exit_.value.code == 2
     message = capsys.readouterr().err
-    assert "--coordinator, --num_processes has no effect without --distributed" in message
+    expected = "without effect unless --distributed is set: --coordinator, --num_processes"
+    assert expected in message
     with pytest.raises(ValueError, match=r"initialization_timeout is .* must be above 0"):
         DistributedArguments(initialization_timeout=0.0)
 

@@ -111,7 +111,7 @@ def test_a_resumed_run_of_adapters_equals_an_uninterrupted_run(tmp_path, example
         (with_adapters(seed=1), "fixed_digest: "),
         (with_adapters(lora_alpha=9), "'lora_alpha': 8"),
         (with_adapters(lora_dropout=0.3), "'lora_dropout': 0.2"),
-        (tiny.model(hidden_dropout_prob=0.2), "does not fit model and optimizer"),
+        (tiny.model(hidden_dropout_prob=0.2), "does not fit the model and the optimizer"),
     ):
         other = trainer_in(folder, examples, tokenizer, model=model, **changes)
         with pytest.raises(ValueError, match=message):
@@ -165,7 +165,9 @@ def test_resuming_another_run_is_an_error_that_lists_the_differences(tmp_path, e
 def test_resuming_with_another_optimizer_is_an_error(tmp_path, examples, tokenizer):
     trainer_in(tmp_path, examples, tokenizer, max_steps=1).train()
     other = trainer_in(tmp_path, examples, tokenizer, max_steps=2, optim="lion_32bit")
-    with pytest.raises(ValueError, match=r"does not fit model and optimizer \(\d+ differences\)"):
+    with pytest.raises(
+        ValueError, match=r"does not fit the model and the optimizer \(\d+ differences\)"
+    ):
         other.train(resume_from_checkpoint=True)
 
 

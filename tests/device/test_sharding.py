@@ -44,7 +44,7 @@ def test_an_array_is_restored_from_its_shards(rng, shape, cores):
 
 
 def test_shards_are_rows_where_that_needs_little_padding():
-    """A TPU copies a matrix that is all-gathered from flat shards into another layout."""
+    """A matrix gathered from shards of rows needs no copy into the tiled layout of a TPU."""
     assert shard_shape((768, 3072), 8) == (96, 3072)
     assert shard_shape((30522, 768), 8) == (3816, 768)
     assert shard_shape((2, 768), 8) == (192,)
@@ -57,7 +57,7 @@ def test_shards_are_rows_where_that_needs_little_padding():
     + [pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((240, 8), (500, 1))],
 )
 def test_a_sharded_table_looks_up_rows_as_flax_does(rng, rows, cores):
-    """Rows and gradient equal those of `nnx.Embed`, for ids out of range and small tables, too."""
+    """Rows and gradient equal those of `nnx.Embed`, also for ids out of range and small tables."""
     table = nnx.Embed(rows, 6, rngs=nnx.Rngs(0))
     array = np.asarray(table.embedding[...])
     ids = rng.integers(0, rows, (cores, 2, 5)).astype(np.int32)
@@ -74,7 +74,7 @@ def test_a_sharded_table_looks_up_rows_as_flax_does(rng, rows, cores):
 
 @cache
 def step_of(graphdef, optimizer):
-    """The step over the cores, the same object for equal models, so that it is compiled once."""
+    """The step over all cores; equal models get the same object, so that it is compiled once."""
     step = make_train_step(graphdef, optimizer)
     return parallel.over_cores(step, (0, 0, None, None), (0, None), donate=True)
 
@@ -92,8 +92,9 @@ def updated(model, optimizer, is_sharded, batches):
     return on_cores, measurements
 
 
-# The gradient of the keys' bias is zero but for rounding errors, which AdamW scales up: it divides
-# by the root of their mean square. The large epsilon keeps these updates below the tolerance.
+# The gradient of the bias of the attention's keys is zero except for rounding errors. AdamW divides
+# it by the root of its mean square, which scales the errors up. The large epsilon keeps these
+# updates below the tolerance.
 OPTIMIZER_OF = {
     "adamw_torch": {"weight_decay": 0.1, "max_grad_norm": 0.05, "adam_epsilon": 1e-3},
     "sgd": {"weight_decay": 0.1, "max_grad_norm": 0.05},
@@ -107,7 +108,7 @@ def batches_of(rng, rows):
 
 
 def model_with_large_vocabulary():
-    """Its table has more rows than the cores look up at once, and not a multiple of 8."""
+    """A model with more token embeddings than all cores look up at once, not a multiple of 8."""
     return tiny.model(hidden_dropout_prob=0.1, vocab_size=1021)
 
 
@@ -122,14 +123,14 @@ MODELS = {
 @pytest.mark.parametrize("kind", ["bert", pytest.param("lora", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("optim", ["adamw_torch", pytest.param("sgd", marks=pytest.mark.slow)])
 def test_sharded_updates_equal_replicated_updates(rng, kind, optim):
-    """With dropout, accumulation, padding rows, weight decay and gradient clipping."""
+    """The runs have dropout, accumulation, padding rows, weight decay and gradient clipping."""
     model = MODELS[kind]()
     batches = batches_of(rng, 40)
     assert not batches[-1].valid.all()
     optimizer = make_optimizer(optim, **OPTIMIZER_OF[optim])
     replicated, expected = updated(model, optimizer, False, batches)
     sharded, actual = updated(model, optimizer, True, batches)
-    assert min(norm for _, norm in expected) > 0.05, "clipped"
+    assert min(norm for _, norm in expected) > 0.05, "the gradients are not clipped"
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
     replicated, sharded = parallel.gather_state(replicated), parallel.gather_state(sharded)
     assert_close = partial(np.testing.assert_allclose, rtol=0, atol=1e-6)
@@ -140,7 +141,7 @@ def test_sharded_updates_equal_replicated_updates(rng, kind, optim):
 
 
 def test_the_token_table_is_never_gathered(rng):
-    """Neither is its gradient: the program of a core has no array of that size."""
+    """Neither the table nor its gradient: the program of a core has no array of that size."""
     model, optimizer = model_with_large_vocabulary(), make_optimizer()
     (batch,) = train_batches(features(rng, 8, tokens=64), 8, 1, seed=1, epoch=0)
     arrays = jax.tree.map(lambda a: a[0], batch.arrays)
@@ -190,7 +191,7 @@ def test_the_memory_plan_describes_the_compiled_step(rng):
         inputs = on_cores, batch.arrays, np.float32(0), parallel.run_key(0)
         plans.append(memory_plan(abstract, step.lower(*inputs).compile()))
     # XLA's CPU compiler computes a reduce-scatter as an all-reduce and a slice, so its buffers hold
-    # unsharded gradients. `benchmarks/memory.py --tpu` uses the TPU compiler.
+    # unsharded gradients. `tests/benchmarks/memory.py --tpu` uses the TPU compiler.
     unsharded = bytes_of(weights_of(model).params)
     assert plans[0].parameters == plans[0].gradients == unsharded
     assert plans[0].optimizer == 2 * unsharded + 4

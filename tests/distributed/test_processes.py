@@ -1,4 +1,4 @@
-"""Several processes compute the results of a single one, and stop together."""
+"""Several processes compute the same results as one process, and they stop together."""
 
 import json
 import socket
@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def single(folder):
-    """The results of this process alone, with its eight cores."""
+    """The results of each job in this process alone, which has eight cores."""
     jobs = (train_evaluate_predict, one_question, in_a_script)
     return {job.__name__: job(folder, folder / "single" / job.__name__) for job in jobs}
 
@@ -56,7 +56,10 @@ def without_times(metrics):
 
 
 class Several(NamedTuple):
-    """Several processes that were stopped, resumed and ran all jobs; process 1 failed in `fail`."""
+    """Several processes that were stopped and resumed, then ran all jobs.
+
+    The last job is `fail`, in which process 1 raises an error.
+    """
 
     folder: Path
     results: list[dict]
@@ -85,7 +88,7 @@ def test_several_processes_have_the_results_of_a_single_one(single, folder, seve
     roots = folder / "single", several.folder
     for job, metrics in single.items():
         for results in several.results:
-            assert results[job] == several.results[0][job], f"{job}: all equal, times included"
+            assert results[job] == several.results[0][job], f"{job}: processes or times differ"
         expected, actual = without_times(metrics), without_times(several.results[0][job])
         assert actual == pytest.approx(expected, rel=1e-5, abs=1e-6), job
         assert expected.keys() == actual.keys()
@@ -154,21 +157,24 @@ MOMENTS = {
 
 
 def stop_all(folder, count, cores, moment, *then, **settings):
-    """Stop all processes by a signal to the last one; then run a job, whose processes are returned.
+    """Stop all processes by sending SIGTERM to the last one, and then run a second job.
 
     Args:
         folder: for the checkpoints, results and logs.
         count, cores: the number of processes, and of cores of each.
         moment: when the signal is sent, one of `MOMENTS`.
-        then: at most one job.
+        then: the second job, or nothing.
         settings: further arguments of `launch`.
+
+    Returns:
+        The processes of the second job.
     """
     (folder / "signal.json").write_text(json.dumps(MOMENTS[moment]))
     jobs = ("preempted", *then)
     stopped, *later = launch(*jobs, count=count, cores=cores, folder=folder, **settings)
     outputs = "\n".join(process.output[-3000:] for process in stopped)
     assert [process.status for process in stopped] == [143] * count, outputs
-    # JAX's service stops them at a point that none has passed yet: a few batches later.
+    # JAX's service picks a point to stop at that no process has passed, up to two updates later.
     step, folders = MOMENTS[moment][1], (folder / "preempted").glob("checkpoint-*")
     saved = sorted(int(path.name.removeprefix("checkpoint-")) for path in folders)
     assert step <= saved[0] <= step + 2
@@ -259,7 +265,7 @@ def test_rows_are_split_over_the_processes_as_datasets_splits_them(monkeypatch, 
 
 
 def join_in_threads(monkeypatch, *processes, timeout=1.0):
-    """Call `join` for each (process id, number of processes); the error messages, "" if joined."""
+    """Call `join` for each (process id, number of processes); return the errors, "" if joined."""
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **kwargs: None)
     address, messages = f"127.0.0.1:{free_port()}", {}
 

@@ -1,6 +1,7 @@
-"""Stage 4 of 7: BigBird (Zaheer et al. 2020): block sparse attention (device, JAX).
+"""Stage 4 of 7: BigBird (Zaheer et al. 2020), with block sparse attention (device, JAX).
 
-Axis letters in addition to those of `layers`: `n` blocks, `s` tokens of a block, `r` random blocks.
+Axis letters in addition to those of `layers.py`: `n` blocks of a row, `inner` all of these but the
+first and the last, `s` tokens of a block, `r` random blocks.
 """
 
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from qa_flax.models.qa import BANNED, SpanHead, SpanLogits
 
 @dataclass(frozen=True)
 class BigBirdConfig(EncoderConfig):
-    """The fields of a BigBird config.json that affect the result, with HF's names."""
+    """The fields of a BigBird config.json that affect the result, with Hugging Face's names."""
 
     sep_token_id: int
     attention_type: str
@@ -41,7 +42,11 @@ class BigBirdConfig(EncoderConfig):
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> "BigBirdConfig":
-        """Read config.json's values; `ValueError` for a setting that is not supported."""
+        """Read the values of config.json.
+
+        Raises:
+            ValueError: a setting is not supported.
+        """
         if values["sep_token_id"] is None:
             raise ValueError(
                 "sep_token_id=None is not supported for big_bird; set it to the id of the "
@@ -50,8 +55,8 @@ class BigBirdConfig(EncoderConfig):
         return super().from_hf(values)
 
     def is_sparse(self, length: int) -> bool:
-        """Whether rows of `length` tokens use block sparse attention."""
-        # As in HF, short rows use full attention.
+        """Return whether rows of `length` tokens use block sparse attention."""
+        # As in Hugging Face's model, short rows use full attention.
         longest_full = self.candidate_blocks * self.block_size
         return self.attention_type == "block_sparse" and length > longest_full
 
@@ -65,16 +70,25 @@ class BigBirdConfig(EncoderConfig):
 
 
 def draw_random_blocks(config: BigBirdConfig, n: int, layer: int) -> Int[np.ndarray, "a inner r"]:
-    """The random blocks that blocks 1 to n - 2 attend to in training, drawn as PyTorch draws them.
+    """Draw the random blocks that blocks 1 to n - 2 attend to in training.
 
-    The layer's number is the seed, so every step uses the same blocks. Block indexes, int32.
+    They are those of transformers' PyTorch model. The seed is the index of the layer, so every
+    training step uses the same blocks.
+
+    Args:
+        config: the config.
+        n: number of blocks in a row.
+        layer: index of the layer.
+
+    Returns:
+        The indexes of the random blocks, int32.
     """
     generator = np.random.RandomState(layer)
     heads, r, size = config.num_attention_heads, config.num_random_blocks, config.block_size
     blocks = np.zeros((heads, n - 2, r), np.int32)
     if n * size in (1024, 3072, 4096):
-        # For these lengths PyTorch uses the paper's code, which draws for the blocks of the longest
-        # row even if this row has fewer.
+        # For these lengths PyTorch uses the paper's method. It draws for all blocks of the longest
+        # possible row, and the random state must advance by as much even if this row is shorter.
         longest = config.max_position_embeddings // size
         for head in range(heads):
             for block in range(1, longest - 1):
@@ -96,7 +110,11 @@ def draw_random_blocks(config: BigBirdConfig, n: int, layer: int) -> Int[np.ndar
 
 
 def _paper_candidates(block: int, n: int, size: int) -> Int[np.ndarray, " candidates"]:
-    """The blocks that `block` of `n` draws from: not yet attended to, in the first 1024 tokens."""
+    """Return the candidates for the random blocks of `block` in a row of `n` blocks.
+
+    They are blocks in the first 1024 tokens, without those that `block` always attends to. For the
+    last blocks of a row, PyTorch's slices also contain some of these, so the slices here do, too.
+    """
     inner = np.arange(1, n - 1)
     last = 1024 // size - 1 if 2 * size < 1024 else n - 1
     if block <= 2:
@@ -116,7 +134,7 @@ def block_sparse_attention(
     size: int,
     random_blocks: Int[np.ndarray, "a inner r"],
 ) -> Float[Array, "b l a d"]:
-    """Attention of each block of `size` tokens to a few other blocks; padding tokens get zeros.
+    """Attend from each block of `size` tokens to a few blocks; the output of padding is zero.
 
     The first and the last block of a row attend to all tokens. Every other block attends to these
     two, to itself, to its two neighbours and to its `random_blocks`. `real` is False for padding.
@@ -124,8 +142,8 @@ def block_sparse_attention(
     b, l, a, d = query.shape
     mask = jnp.broadcast_to(real.reshape(b, l, 1, 1), (b, l, a, 1))
     queries, keys, values, reals = (_by_head(x, size) for x in (query, key, value, mask))
-    # The left neighbour of block 1 is the first block, the right neighbour of block n - 2 the last
-    # one. Both are among the keys already, so the second copy is masked.
+    # The left neighbour of block 1 is the first block, and the right neighbour of block n - 2 is
+    # the last one. Both are among the keys already, so the second copy is masked.
     is_first_copy = np.ones((queries.shape[2] - 2, 5 + random_blocks.shape[-1]), bool)
     is_first_copy[0, 2] = is_first_copy[-1, 4] = False
     inner = _attend_within_blocks(
@@ -135,7 +153,7 @@ def block_sparse_attention(
         _attended_tokens(reals, random_blocks)
         & is_first_copy.repeat(size, axis=1)[None, None, :, :, None],
     )
-    # The first and the last block are joined to one block of queries; its keys are the whole row.
+    # The first and the last block become one block of queries, and its keys are all tokens.
     ends = queries[:, :, np.array([0, -1])].reshape(b, a, 1, 2 * size, d)
     ends = _attend_within_blocks(
         ends, *(x.reshape(b, a, 1, -1, x.shape[-1]) for x in (keys, values, reals))
@@ -154,7 +172,7 @@ def _by_head(x: Shaped[Array, "b l a d"], size: int) -> Shaped[Array, "b a n {si
 def _attended_tokens(
     blocks: Shaped[Array, "b a n s d"], random_blocks: Int[np.ndarray, "a n-2 r"]
 ) -> Shaped[Array, "b a n-2 (5+r)*s d"]:
-    """The tokens that each block attends to, for all blocks but the first and the last."""
+    """Return the tokens that each block attends to, for all blocks but the first and the last."""
     b, a, n, s, d = blocks.shape
     first, last = (
         jnp.broadcast_to(x, (b, a, n - 2, s, d)) for x in (blocks[:, :, :1], blocks[:, :, -1:])
@@ -172,7 +190,7 @@ def _attend_within_blocks(
     value: Float[Array, "b a n k d"],
     real: Bool[Array, "b a n k 1"],
 ) -> Float[Array, "b a n q d"]:
-    """Attention within each block and head, each computed as a separate row with one head."""
+    """Attend within each block and head; each of them is computed as a row with one head."""
     q, k, v = (x.reshape(-1, x.shape[3], 1, x.shape[4]) for x in (query, key, value))
     return attention(q, k, v, real.reshape(-1, 1, 1, real.shape[3])).reshape(query.shape)
 
@@ -183,8 +201,8 @@ def _attend_within_blocks(
 class BigBirdAttention(nnx.Module):
     """Multi-head attention, block sparse in long rows: `[b, l, h] -> [b, l, h]`.
 
-    In training (with `rngs`) each block attends to its random blocks. In evaluation the first block
-    replaces each random block, as in PyTorch, which adds `num_random_blocks` copies of it.
+    In training (with `rngs`) each block attends to its random blocks. In evaluation each random
+    block is the first block, as in PyTorch, so its tokens are among the keys several times.
     """
 
     def __init__(self, config: BigBirdConfig, layer: int, *, dtype: jnp.dtype):
@@ -202,7 +220,7 @@ class BigBirdAttention(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """Attend to `real` tokens. As in HF, block sparse attention has no dropout."""
+        """Attend to `real` tokens. As in PyTorch, block sparse attention has no dropout."""
         b, l, h = hidden.shape
         heads, size = self.config.num_attention_heads, self.config.block_size
         query, key, value = (
@@ -222,7 +240,10 @@ class BigBirdAttention(nnx.Module):
 
 
 class BigBirdEmbeddings(nnx.Module):
-    """Token (scaled with `rescale_embeddings`), token type and position vectors, dropout, norm."""
+    """Token, token type and position embeddings, then dropout and LayerNorm.
+
+    With `rescale_embeddings` the token embeddings are multiplied by the root of the hidden size.
+    """
 
     def __init__(self, config: BigBirdConfig, *, dtype: jnp.dtype):
         h = config.hidden_size
@@ -242,7 +263,7 @@ class BigBirdEmbeddings(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
-        """Sum in HF's order, so that float32 rounding is the same."""
+        """Sum in the order of PyTorch, so that float32 rounding is the same."""
         summed = look_up(self.word, input_ids, self.padding) * self.word_scale
         summed = summed + self.token_type(token_type_ids) + self.position(position_ids)
         return self.norm(dropout(summed, self.dropout_rate, rngs))
@@ -251,8 +272,8 @@ class BigBirdEmbeddings(nnx.Module):
 class BigBirdEncoder(Encoder):
     """BERT with block sparse attention in long rows.
 
-    The last block of a long row attends to all tokens, and all tokens attend to it. Which block is
-    the last one depends on the amount of padding, so padding changes a long row's logits slightly.
+    The last block of a long row attends to all tokens, and all tokens attend to it. The amount of
+    padding determines which block is the last one, so padding changes a long row's logits slightly.
     """
 
     def __init__(self, config: BigBirdConfig, *, dtype: jnp.dtype):
@@ -270,7 +291,11 @@ class BigBirdEncoder(Encoder):
         position_ids: Int[Array, "b l"] | None,
         segment_ids: Int[Array, "b l"] | None,
     ) -> Int[Array, "#b l"]:
-        """As in BERT; `ValueError` for `segment_ids`."""
+        """Return the same positions as BERT.
+
+        Raises:
+            ValueError: `segment_ids` are given.
+        """
         if segment_ids is not None:
             raise ValueError(
                 "big_bird does not support several windows in a row (segment_ids): its blocks and "
@@ -281,14 +306,17 @@ class BigBirdEncoder(Encoder):
     def types_of(
         self, input_ids: Int[Array, "b l"], token_type_ids: Int[Array, "b l"] | None
     ) -> Int[Array, "b l"]:
-        """`token_type_ids`; by default 0 in the question and 1 after it."""
+        """Return `token_type_ids`, by default 0 in the question and 1 after it."""
         if token_type_ids is not None:
             return token_type_ids
         return 1 - in_question(input_ids, self.separator).astype(jnp.int32)
 
 
 def in_question(input_ids: Int[Array, "b l"], separator: int) -> Bool[Array, "b l"]:
-    """True up to the first `separator`, inclusive; without any, True for the first token only."""
+    """Return which tokens belong to the question: all up to and including the first `separator`.
+
+    Without a separator it is only the first token.
+    """
     end = jnp.argmax(input_ids == separator, axis=1, keepdims=True)
     return jnp.arange(input_ids.shape[1])[None, :] <= end
 
@@ -297,7 +325,7 @@ def in_question(input_ids: Int[Array, "b l"], separator: int) -> Bool[Array, "b 
 
 
 class BigBirdHead(SpanHead):
-    """An mlp, then the span head; tokens of the question cannot be part of an answer."""
+    """An MLP, then the span head; tokens of the question cannot be part of an answer."""
 
     def __init__(self, config: BigBirdConfig, *, dtype: jnp.dtype):
         super().__init__(config, dtype=dtype)
@@ -316,9 +344,9 @@ class BigBirdHead(SpanHead):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> SpanLogits:
-        """As `qa.SpanHead`, but `BANNED` is subtracted from the logits of the question's tokens.
+        """Return the logits of the spans, with `BANNED` subtracted for tokens of the question.
 
-        The first token is exempt: it stands for "no answer".
+        The first token is exempt, because it stands for "no answer".
         """
         rate = self.mlp_dropout_rate
         inner = ACTIVATIONS[self.activation](self.up(dropout(hidden, rate, rngs), rngs=rngs))
