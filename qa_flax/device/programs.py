@@ -12,14 +12,17 @@ import optax
 from flax import nnx
 
 from qa_flax.device import parallel
-from qa_flax.device.step import Reduction, make_eval_step, make_train_step
+from qa_flax.device.step import LossFunction, Reduction, make_eval_step, make_train_step
 
 CACHE_SIZE = 8
 """Train steps and eval steps in the cache, 8 of each; compiled programs take memory on the host."""
 
 
 def train_program(
-    graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation, label_smoothing: float
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    label_smoothing: float,
+    loss_function: LossFunction | None = None,
 ) -> Callable[..., Any]:
     """`make_train_step`'s step over all cores; equal arguments return the same function.
 
@@ -28,16 +31,21 @@ def train_program(
         arrays `[D, ...]`; the measurements are scalars. The state is donated.
         `key_data` is `parallel.put_key`'s.
     """
-    return _train_program(graphdef, optimizer, label_smoothing, parallel.cores())
+    cores = parallel.cores()
+    return _train_program(graphdef, optimizer, label_smoothing, loss_function, cores)
 
 
-def eval_program(graphdef: nnx.GraphDef, reduction: Reduction | None) -> Callable[..., Any]:
+def eval_program(
+    graphdef: nnx.GraphDef,
+    reduction: Reduction | None,
+    loss_function: LossFunction | None = None,
+) -> Callable[..., Any]:
     """`make_eval_step`'s step over all cores; equal arguments return the same function.
 
     Returns:
         `(weights, batch) -> EvalOutput`, all arrays `[D, ...]`.
     """
-    return _eval_program(graphdef, reduction, parallel.cores())
+    return _eval_program(graphdef, reduction, loss_function, parallel.cores())
 
 
 def clear() -> None:
@@ -51,9 +59,10 @@ def _train_program(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     label_smoothing: float,
+    loss_function: LossFunction | None,
     devices: tuple[Any, ...],
 ) -> Callable[..., Any]:
-    step = make_train_step(graphdef, optimizer, label_smoothing)
+    step = make_train_step(graphdef, optimizer, label_smoothing, loss_function)
     return parallel.over_cores(
         lambda state, batch, rate, data: step(state, batch, rate, parallel.wrap_key(data)),
         (0, 0, 0, 0),
@@ -65,6 +74,10 @@ def _train_program(
 
 @lru_cache(maxsize=CACHE_SIZE)
 def _eval_program(
-    graphdef: nnx.GraphDef, reduction: Reduction | None, devices: tuple[Any, ...]
+    graphdef: nnx.GraphDef,
+    reduction: Reduction | None,
+    loss_function: LossFunction | None,
+    devices: tuple[Any, ...],
 ) -> Callable[..., Any]:
-    return parallel.over_cores(make_eval_step(graphdef, reduction), (0, 0), 0, devices=devices)
+    step = make_eval_step(graphdef, reduction, loss_function)
+    return parallel.over_cores(step, (0, 0), 0, devices=devices)

@@ -38,6 +38,10 @@ A training step takes `a` microbatches (gradient accumulation) as stacked arrays
 """
 
 
+LossFunction = Callable[[SpanLogits, Batch], Array]
+"""Start and end logits `[b, l]` and their batch -> one loss for each row, `[b]`."""
+
+
 class Weights(NamedTuple):
     """A model's arrays, float32: `params` are trained, `fixed` have no optimizer state."""
 
@@ -100,8 +104,26 @@ def _model(graphdef: nnx.GraphDef, weights: Weights) -> Any:
     return nnx.merge(graphdef, *gathered)
 
 
-def make_loss(graphdef: nnx.GraphDef, label_smoothing: float = 0.0) -> Callable[..., Array]:
+def _row_losses(function: LossFunction, logits: SpanLogits, batch: Batch) -> Float[Array, " b"]:
+    """Call a script's own loss function, and check the shape of what it returns."""
+    losses = jnp.asarray(function(logits, batch), jnp.float32)
+    if losses.shape != batch["valid"].shape:
+        raise ValueError(
+            f"compute_loss_func returned an array of shape {losses.shape}; it must return one loss "
+            f"for each of the {batch['valid'].shape[0]} windows of the batch, without a mean"
+        )
+    return losses
+
+
+def make_loss(
+    graphdef: nnx.GraphDef, label_smoothing: float = 0.0, loss_function: LossFunction | None = None
+) -> Callable[..., Array]:
     """Build the loss function of one core: the sum of its valid rows' losses, divided by `rows`.
+
+    Args:
+        graphdef: the model's graph definition, with the compute dtype.
+        label_smoothing: as in `span_losses`.
+        loss_function: replaces `span_losses`.
 
     Returns:
         `loss(params, fixed, batch, rows, key=None)`. `rows` is the number of valid rows in all
@@ -115,14 +137,17 @@ def make_loss(graphdef: nnx.GraphDef, label_smoothing: float = 0.0) -> Callable[
     ) -> Float[Array, ""]:
         rngs = None if key is None else nnx.Rngs(dropout=key)
         logits = _model(graphdef, Weights(params, fixed))(**model_inputs(batch), rngs=rngs)
-        # Padding tokens are in the softmax, as when Hugging Face trains.
-        losses = span_losses(
-            logits,
-            batch["start_positions"],
-            batch["end_positions"],
-            smoothing=label_smoothing,
-            smoothed_over=batch["attention_mask"],
-        )
+        if loss_function is not None:
+            losses = _row_losses(loss_function, logits, batch)
+        else:
+            # Padding tokens are in the softmax, as when Hugging Face trains.
+            losses = span_losses(
+                logits,
+                batch["start_positions"],
+                batch["end_positions"],
+                smoothing=label_smoothing,
+                smoothed_over=batch["attention_mask"],
+            )
         return jnp.sum(jnp.where(batch["valid"], losses, 0.0)) / rows
 
     return loss
@@ -132,6 +157,7 @@ def make_train_step(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     label_smoothing: float = 0.0,
+    loss_function: LossFunction | None = None,
 ) -> Callable[..., tuple[TrainState, Measurements]]:
     """Build the training step of one core: one update from `a` microbatches.
 
@@ -142,13 +168,14 @@ def make_train_step(
         optimizer: from `optim.make_optimizer`. It returns the direction of an update, which the
             step multiplies by the learning rate.
         label_smoothing: as in `span_losses`.
+        loss_function: replaces `span_losses`.
 
     Returns:
         `train_step(state, batch, learning_rate, key) -> (state, measurements)`. The batch's arrays
         are `[a, b, ...]`, and the learning rate is a float32 scalar. The key is the same in every
         step of a run and on every core; see `parallel.run_key`.
     """
-    loss_and_gradient = jax.value_and_grad(make_loss(graphdef, label_smoothing))
+    loss_and_gradient = jax.value_and_grad(make_loss(graphdef, label_smoothing, loss_function))
 
     def train_step(
         state: TrainState, batch: Batch, learning_rate: Float[Array, ""], key: Any
@@ -209,13 +236,16 @@ class Reduction(NamedTuple):
 
 
 def make_eval_step(
-    graphdef: nnx.GraphDef, reduction: Reduction | None = None
+    graphdef: nnx.GraphDef,
+    reduction: Reduction | None = None,
+    loss_function: LossFunction | None = None,
 ) -> Callable[[Weights, Batch], EvalOutput]:
     """Build the evaluation step of one core: float32 logits of its rows, without dropout.
 
     Args:
         graphdef: the model's graph definition, with the compute dtype.
         reduction: how logits are reduced to the best tokens; None: all logits are returned.
+        loss_function: replaces `span_losses`.
 
     Returns:
         `eval_step(weights, batch) -> EvalOutput`. With a `reduction` the batch needs
@@ -227,7 +257,10 @@ def make_eval_step(
         losses = None
         if "start_positions" in batch:
             labels = (batch["start_positions"], batch["end_positions"])
-            losses = span_losses(logits, *labels, batch["attention_mask"])
+            if loss_function is not None:
+                losses = _row_losses(loss_function, logits, batch)
+            else:
+                losses = span_losses(logits, *labels, batch["attention_mask"])
         are_finite = jnp.isfinite(logits.start) & jnp.isfinite(logits.end)
         are_finite = jnp.all(are_finite | (batch["attention_mask"] == 0), axis=1)
         reduced = logits if reduction is None else reduce(logits, batch, reduction)

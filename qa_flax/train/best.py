@@ -8,10 +8,31 @@ import transformers
 from transformers.trainer_callback import TrainerState
 
 from qa_flax.storage import AnyPath
+from qa_flax.train.training_arguments import plain_value
 
 
 class MetricError(ValueError):
     """`metric_for_best_model` is not a metric that evaluation returns."""
+
+
+def check_evaluation(args: transformers.TrainingArguments, eval_dataset: Any) -> None:
+    """Refuse arguments that need an evaluation which the trainer cannot do.
+
+    Raises:
+        ValueError: there is no data set for `eval_strategy`, or no metric for
+            `save_strategy="best"`.
+    """
+    if args.eval_strategy != "no" and eval_dataset is None:
+        raise ValueError(
+            f"eval_strategy={plain_value(args.eval_strategy)!r} needs an eval_dataset; pass one to "
+            "the trainer (command line: --do_eval with --validation_file), or set "
+            'eval_strategy="no"'
+        )
+    if args.save_strategy == "best" and args.metric_for_best_model is None:
+        raise ValueError(
+            'save_strategy="best" needs metric_for_best_model (command line: '
+            '--metric_for_best_model), such as "f1" or "loss"'
+        )
 
 
 def check_best_metric(

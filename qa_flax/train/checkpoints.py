@@ -207,20 +207,20 @@ def _problem(path: AnyPath) -> str | None:
             "with save_only_model, or saving it was interrupted"
         )
     try:
-        files: dict[str, dict[str, Any]] = json.loads((path / _MANIFEST).read_text())["files"]
+        entries: dict[str, dict[str, Any]] = json.loads((path / _MANIFEST).read_text())["files"]
+        files = {name: (entry["size"], entry["sha256"]) for name, entry in entries.items()}
     except FileNotFoundError:
         return f"it has no {_MANIFEST}: saving it was interrupted"
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its {_MANIFEST} cannot be read ({error})"
-    for name, expected in files.items():
+    for name, (expected_size, sha256) in files.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
-        if (size := file.stat().st_size if not storage.is_remote(path) else _size(file)) != (
-            expected["size"]
-        ):
-            return f"{name} has {size} bytes, expected {expected['size']}"
-        if not storage.is_remote(path) and _sha256(file) != expected["sha256"]:
+        size = _size(file) if storage.is_remote(path) else file.stat().st_size
+        if size != expected_size:
+            return f"{name} has {size} bytes, expected {expected_size}"
+        if not storage.is_remote(path) and _sha256(file) != sha256:
             return f"{name} has changed since it was saved (its SHA-256 differs)"
     return None
 

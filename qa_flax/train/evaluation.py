@@ -15,9 +15,10 @@ from qa_flax.answers.spans import Candidates, SearchSettings
 from qa_flax.data.windows import Features, Windows
 from qa_flax.device.counters import device_report
 from qa_flax.device.programs import eval_program
+from qa_flax.device.step import LossFunction
 from qa_flax.distributed import preemption, processes
 from qa_flax.distributed.exchange import all_gather_json, all_gather_rows, broadcast_from_main
-from qa_flax.train.events import Events
+from qa_flax.train.events import Events, plain_metrics
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.plan import wants_device_report
 from qa_flax.train.prediction import common_widths, predict_windows, reduction
@@ -115,13 +116,19 @@ class Evaluator:
         live: the owner of the weights.
         graphdef: of the model, in the dtype to compute in.
         shard: which windows this process computes.
+        loss_function: replaces the loss of spans.
     """
 
     def __init__(
-        self, events: Events, live: LiveState, graphdef: nnx.GraphDef, shard: DatasetShard
+        self,
+        events: Events,
+        live: LiveState,
+        graphdef: nnx.GraphDef,
+        shard: DatasetShard,
+        loss_function: LossFunction | None = None,
     ):
         self._events, self._live, self._graphdef = events, live, graphdef
-        self._shard = shard
+        self._shard, self._loss_function = shard, loss_function
 
     def run(
         self, dataset: Dataset, prefix: str, search_settings: SearchSettings | None, *, gather: bool
@@ -152,7 +159,7 @@ class Evaluator:
         weights = self._live.evaluation_weights()
         measuring = device_report(f"{prefix} of {len(windows)} windows", wants_device_report(args))
         on_core = None if search_settings is None else reduction(search_settings)
-        step = eval_program(self._graphdef, on_core)
+        step = eval_program(self._graphdef, on_core, self._loss_function)
         with preemption.sigterm_handled():
             with measuring as report:
                 predictions = predict_windows(
@@ -179,7 +186,8 @@ class Evaluator:
 
 
 def with_prefix(metrics: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Rename `f1` to `eval_f1`; a name that already has the prefix is unchanged."""
+    """Rename `f1` to `eval_f1`, with Python numbers; a name that has the prefix is unchanged."""
+    metrics = plain_metrics(metrics)
     return {k if k.startswith(f"{prefix}_") else f"{prefix}_{k}": v for k, v in metrics.items()}
 
 

@@ -1,11 +1,28 @@
 """What callbacks see and change, and how they are notified: shared by trainer and loop (host)."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import transformers
 from transformers.trainer_callback import CallbackHandler, TrainerControl, TrainerState
 
 from qa_flax.distributed import processes
+
+
+def plain_metrics(value: Any) -> Any:
+    """Convert NumPy, JAX and torch scalars to Python numbers, also inside dicts, lists and tuples.
+
+    transformers does the same, so that metrics can be logged and saved as JSON.
+    """
+    if isinstance(value, Mapping):
+        return {name: plain_metrics(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = map(plain_metrics, value)
+        return list(items) if isinstance(value, list) else tuple(items)
+    if hasattr(value, "item") and math.prod(getattr(value, "shape", ())) == 1:
+        return value.item()
+    return value
 
 
 class Events:
@@ -48,5 +65,6 @@ class Events:
             logs["epoch"] = self.state.epoch
         if getattr(self.args, "include_num_input_tokens_seen", "no") != "no":
             logs["num_input_tokens_seen"] = self.state.num_input_tokens_seen
-        self.state.log_history.append({**logs, "step": self.state.global_step})
+        entry = {**plain_metrics(logs), "step": self.state.global_step}
+        self.state.log_history.append(entry)
         self.notify("on_log", logs)

@@ -22,6 +22,7 @@ class Actions(NamedTuple):
     """Evaluate with the weights of the latest update and return the metrics."""
     save: Callable[[Position, Any], None]
     """Save a checkpoint at a position, with these callback states; None: the current ones."""
+    log: Callable[[dict[str, Any]], None]
     callback_states: Callable[[], Any]
     """Return the states of the callbacks and of the control."""
 
@@ -74,6 +75,7 @@ class TrainingLoop:
                     break
                 self._update(batch)
             position.epochs_ended += 1
+            position.epoch_start = state.global_step
             events.notify("on_epoch_end")
             self._apply_control()
 
@@ -105,7 +107,8 @@ class TrainingLoop:
         for _ in range(self._plan.batches_of_update(self._updates_in_epoch()) - 1):
             events.notify("on_substep_end")
         events.notify("on_pre_optimizer_step")
-        self._steps.start(batch, self._schedule.rate(state.global_step))
+        rate = self._schedule.rate(state.global_step)
+        self._steps.start(batch, rate, *self._schedule.get_last_lr())
         events.notify("on_optimizer_step")
         state.global_step += 1
         epochs = self.position.epochs_ended
@@ -117,8 +120,7 @@ class TrainingLoop:
 
     def _updates_in_epoch(self) -> int:
         """Number of updates that are done in the current epoch."""
-        epochs = self.position.epochs_ended
-        return self._events.state.global_step - epochs * self._plan.updates_per_epoch
+        return self._events.state.global_step - self.position.epoch_start
 
     def _is_stopped(self) -> bool:
         return self._events.control.should_training_stop
@@ -138,7 +140,7 @@ class TrainingLoop:
         events = self._events
         if events.control.should_log and events.state.global_step > self.position.last_logged:
             self.position.last_logged = events.state.global_step
-            events.log(self._steps.logs())
+            self._actions.log(self._steps.logs())
         if events.control.should_evaluate:
             flags = {"should_evaluate": True, "should_save": events.control.should_save}
             history = len(events.state.log_history)

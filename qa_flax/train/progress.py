@@ -2,6 +2,7 @@
 
 import sys
 import time
+from datetime import timedelta
 from typing import Any
 
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
@@ -93,3 +94,24 @@ def _formatted(progress: dict[str, float]) -> dict[str, str]:
 
 def _print(line: Any) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def readable_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Format metrics as transformers prints them.
+
+    Times (`..._runtime`) become h:mm:ss.cc, memory (`..._mem_...`) megabytes, `total_flos`
+    gigaflops; other floats are rounded to four digits.
+    """
+    result = {}
+    for name, value in metrics.items():
+        if "_mem_" in name:
+            value = f"{value >> 20}MB"
+        elif "_runtime" in name:
+            hundredths = int(abs(value - int(value)) * 100)
+            value = f"{timedelta(seconds=int(value))}.{hundredths:02d}"
+        elif name == "total_flos":
+            value = f"{int(value) >> 30}GF"
+        elif isinstance(value, float):
+            value = round(value, 4)
+        result[name] = value
+    return result

@@ -65,12 +65,17 @@ class QuestionAnsweringTrainer(Trainer):
             message = "candidates is deprecated; use search_settings instead"
             warnings.warn(message, DeprecationWarning, stacklevel=2)
             search_settings = candidates if search_settings is None else search_settings
+        if search_settings is not None and self.preprocess_logits_for_metrics is not None:
+            raise ValueError(
+                "preprocess_logits_for_metrics needs all logits, but search_settings copies only "
+                "the best tokens to the host; pass one of them"
+            )
         self.search_settings = search_settings
 
     # The order of the arguments of evaluate and predict is Hugging Face's, not the base class's.
     def evaluate(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
-        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
+        eval_dataset: Dataset | Mapping[str, Dataset] | str | None = None,
         eval_examples: Any = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
@@ -81,7 +86,8 @@ class QuestionAnsweringTrainer(Trainer):
         speed.
 
         Args:
-            eval_dataset: windows, or a dict of several data sets; None: the trainer's.
+            eval_dataset: windows, a dict of several data sets, or the name of one in the trainer's
+                dict; None: the trainer's.
             eval_examples: the examples whose windows they are, or a dict of them; None: the
                 trainer's.
             ignore_keys: accepted for compatibility and ignored.
@@ -96,6 +102,8 @@ class QuestionAnsweringTrainer(Trainer):
         """
         eval_data = self._select_eval_dataset(eval_dataset)
         examples = self.eval_examples if eval_examples is None else eval_examples
+        if isinstance(eval_dataset, str) and eval_examples is None and examples is not None:
+            examples = self._named(examples, eval_dataset, "eval_examples")
         if isinstance(eval_data, Mapping):
             return self._evaluate_each(eval_data, examples, metric_key_prefix)
         output = self._evaluate_answers(examples, eval_data, metric_key_prefix)

@@ -3,12 +3,13 @@
 `checkpoints.py` handles the files; this module decides what they contain.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import EarlyStoppingCallback, PreTrainedConfig
 from transformers.trainer_callback import ExportableState, TrainerState
 
 from qa_flax.data.windows import Windows
@@ -22,6 +23,8 @@ from qa_flax.train.events import Events
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.plan import Plan, output_dir
 
+logger = logging.getLogger(__name__)
+
 Flags = dict[str, bool]
 """Flags of `TrainerControl` for actions still to be done: `should_evaluate`, `should_save`."""
 
@@ -32,6 +35,8 @@ class Position:
 
     epochs_ended: int = 0
     """Number of finished epochs."""
+    epoch_start: int = 0
+    """Step at which the current epoch began. A callback may have stopped earlier epochs."""
     last_logged: int = 0
     """Step of the last log entry."""
     pending: Flags = field(default_factory=dict)
@@ -140,24 +145,39 @@ class RunCheckpoints:
         return TrainerState(stateful_callbacks=stateful).stateful_callbacks
 
 
-def restore_callbacks(events: Events, is_at_end: bool) -> bool:
-    """Restore the callbacks from `events.state`, and return whether one had stopped the training.
+def restore_callbacks(events: Events) -> bool:
+    """Restore the callbacks from `events.state`, and return whether early stopping ended the run.
 
-    Args:
-        events: the trainer's, with the state that was loaded.
-        is_at_end: whether the run had finished its last update. Then `should_training_stop` is set
-            as well, although no callback stopped the training.
+    Their attributes are always restored. With `restore_callback_states_from_checkpoint`, as in
+    transformers, they are also built with the arguments they had. A callback that is in the
+    checkpoint but not in the trainer is reported in a warning.
+
+    Any other callback that stopped the run, such as a time limit, does not stop the resumed one.
     """
     stateful: Any = events.state.stateful_callbacks  # a dict, although annotated as a list
     saved = dict(stateful or {})
-    control = saved.pop("TrainerControl", None)
+    saved.pop("TrainerControl", None)
+    callbacks, missing = events.handler.callbacks, []
     for name, states in saved.items():
         states = states if isinstance(states, list) else [states]
-        callbacks = [c for c in events.handler.callbacks if type(c).__name__ == name]
-        for callback, state in zip(callbacks, states, strict=False):
+        places = [n for n, callback in enumerate(callbacks) if type(callback).__name__ == name]
+        missing += [name] * (len(places) < len(states))
+        for n, state in zip(places, states, strict=False):
+            if events.args.restore_callback_states_from_checkpoint:
+                callbacks[n] = type(callbacks[n])(**state["args"])
             for attribute, value in state["attributes"].items():
-                setattr(callback, attribute, value)
-    return control is not None and not is_at_end and control["args"]["should_training_stop"]
+                setattr(callbacks[n], attribute, value)
+    if missing:
+        logger.warning(
+            "The checkpoint has the state of callbacks that this trainer does not have: %s. "
+            "Training continues without them; pass them in callbacks=[...] to use them.",
+            ", ".join(missing),
+        )
+    return any(
+        isinstance(callback, EarlyStoppingCallback)
+        and callback.early_stopping_patience_counter >= callback.early_stopping_patience
+        for callback in callbacks
+    )
 
 
 def conditions_of(

@@ -50,12 +50,13 @@ class Steps:
         self._run_loss, self._log_loss = _Mean(), _Mean()  # of the run; since the latest log
         self._last: dict[str, float] = {}
 
-    def start(self, batch: HostBatch, learning_rate: float) -> None:
+    def start(self, batch: HostBatch, learning_rate: float, logged_rate: float) -> None:
         """Start one update and return without waiting for it.
 
         Args:
             batch: arrays [D, A, B, ...] of this process's cores.
-            learning_rate: of this update.
+            learning_rate: the factor of this update.
+            logged_rate: the learning rate to log; NaN: none.
 
         Raises:
             ValueError: a callback wrote an array of another shape or dtype into the model.
@@ -72,7 +73,7 @@ class Steps:
             self._compiled[shapes] = self._compile(inputs, batch.arrays)
             state, measurements = self._compiled[shapes](*inputs)
         self._live.replace(state)
-        self._in_flight.add((learning_rate, batch.windows), measurements)
+        self._in_flight.add((logged_rate, batch.windows), measurements)
 
     def _compile(self, inputs: tuple[Any, ...], arrays: dict[str, np.ndarray]) -> Callable:
         """Compile the step for a new batch shape, so that its memory is reported before it runs."""
@@ -149,7 +150,9 @@ class Steps:
         self._clock.tick(rows)
         self._run_loss.add(loss)
         self._log_loss.add(loss)
-        self._last = {"loss": loss, "grad_norm": grad_norm, "learning_rate": rate}
+        self._last = {"loss": loss, "grad_norm": grad_norm}
+        if not math.isnan(rate):
+            self._last["learning_rate"] = rate
 
 
 class _Clock:

@@ -1,5 +1,6 @@
 """`Trainer`: the API of Hugging Face's Trainer. It calls the stages and computes nothing (host)."""
 
+import inspect
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +21,13 @@ from transformers.trainer_utils import EvalPrediction, PredictionOutput, TrainOu
 from qa_flax import storage
 from qa_flax.answers.spans import SearchSettings
 from qa_flax.device import parallel
+from qa_flax.device.step import LossFunction
 from qa_flax.distributed import failure, preemption, processes
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.storage import AnyPath
 from qa_flax.train import checkpoints
-from qa_flax.train.best import check_best_metric
+from qa_flax.train.best import check_best_metric, check_evaluation
+from qa_flax.train.custom import make_custom, preprocess_logits
 from qa_flax.train.evaluation import (
     Dataset,
     DatasetShard,
@@ -38,10 +41,11 @@ from qa_flax.train.evaluation import (
 from qa_flax.train.events import Events
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.model_card import model_card
+from qa_flax.train.overrides import check_overrides
 from qa_flax.train.plan import is_sharded
 from qa_flax.train.plan import output_dir as _output_dir
-from qa_flax.train.progress import progress_callback
-from qa_flax.train.training import Resume, run_training
+from qa_flax.train.progress import progress_callback, readable_metrics
+from qa_flax.train.training import Resume, TrainerActions, run_training
 from qa_flax.train.training_arguments import (
     TrainingArguments,
     check_training_arguments,
@@ -65,9 +69,21 @@ class Trainer:
         eval_dataset: windows to evaluate on, or a dict of several such data sets by name. If they
             have labels, `evaluate` also computes the loss.
         processing_class: the tokenizer, which is saved with the model.
+        model_init: builds the model, here and again at every `train()`; instead of `model`.
+        compute_loss_func: replaces the loss, in training and in `eval_loss`. A JAX function of
+            `(logits, batch)`: start and end logits, float32 [B, L], and a dict of arrays with
+            `start_positions`, `end_positions` and `attention_mask`. It returns one loss for each
+            window, [B], without a mean, and is compiled into the step.
         tokenizer: accepted instead of `processing_class`, as in transformers 4.
         compute_metrics: called with an `EvalPrediction`; returns a dict of metrics.
         callbacks: `TrainerCallback` objects or classes.
+        optimizers: an optax transformation, whose updates are added to the parameters (so its own
+            learning rate and clipping apply), or None; and a schedule, a function of the number of
+            the update, or None. A schedule without an optimizer gives the learning rate of `optim`;
+            beside an optimizer it is only logged.
+        optimizer_cls_and_kwargs: an optax function and its arguments, instead of an optimizer.
+        preprocess_logits_for_metrics: called with the logits and labels of some windows, NumPy
+            arrays as in `EvalPrediction`; what it returns takes the place of the logits.
         split_by_node: only matters with several processes. True: the evaluation data sets and
             their examples are this process's shard, from `datasets.distributed`'s
             `split_dataset_by_node`. False: they are the full data sets, and each process computes
@@ -93,22 +109,34 @@ class Trainer:
 
     def __init__(
         self,
-        model: AutoModelForQuestionAnswering,
+        model: AutoModelForQuestionAnswering | None = None,
         args: transformers.TrainingArguments | None = None,
         data_collator: Any = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
-        *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
+        model_init: Callable[..., AutoModelForQuestionAnswering] | None = None,
+        compute_loss_func: LossFunction | None = None,
         compute_metrics: Callable[[Any], dict[str, Any]] | None = None,
         callbacks: Sequence[TrainerCallback | type[TrainerCallback]] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         split_by_node: bool = False,
     ):
         failure.propagate_failures()
-        _require_model(model)
+        check_overrides(self)
+        self.model_init = model_init
+        if model_init is not None:
+            if model is not None:
+                raise ValueError("pass either a model or model_init, not both")
+            model = self._new_model()
+        model = _require_model(model)
         args = TrainingArguments(output_dir="trainer_output") if args is None else args
         check_training_arguments(args)
+        check_evaluation(args, eval_dataset)
         set_log_level(args, processes.is_main())
         parallel.require_backend("cpu" if args.use_cpu else None, "use_cpu")
         self.data_collator = data_collator
@@ -117,6 +145,8 @@ class Trainer:
         self.processing_class = processing_class if processing_class is not None else tokenizer
         self.compute_metrics = compute_metrics
         self.split_by_node = split_by_node
+        self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
+        self._custom = make_custom(args, compute_loss_func, optimizers, optimizer_cls_and_kwargs)
         progress = PrinterCallback if args.disable_tqdm else progress_callback()
         reports = get_reporting_integration_callbacks(args.report_to)
         handler = CallbackHandler(
@@ -241,7 +271,11 @@ class Trainer:
                 "the train_dataset has no start_positions and end_positions; create it with "
                 "prepare_train_features(examples, tokenizer)"
             )
+        check_overrides(self)
         check_best_metric(self.args, self.eval_dataset, self.compute_metrics is not None)
+        if self.model_init is not None:
+            self.model = self._new_model()
+        actions = TrainerActions(self.evaluate, self.save_model, self.log)
         with preemption.sigterm_handled():
             return run_training(
                 self._events,
@@ -249,29 +283,31 @@ class Trainer:
                 windows,
                 self._train_graphdef,
                 Resume(resume_from_checkpoint, accept_changes),
-                evaluate=self.evaluate,
-                save_model=self.save_model,
+                actions,
+                self._custom,
             )
 
     # ---- evaluate and predict --------------------------------------------------------------------
 
     def evaluate(
         self,
-        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
+        eval_dataset: Dataset | Mapping[str, Dataset] | str | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, Any]:
         """Compute the loss, if the windows have labels, and `compute_metrics` of the raw logits.
 
         Args:
-            eval_dataset: windows, or a dict of several data sets; None: the trainer's.
+            eval_dataset: windows, a dict of several data sets, or the name of one in the trainer's
+                dict; None: the trainer's.
             ignore_keys: accepted for compatibility and ignored: these models return only start and
                 end logits.
             metric_key_prefix: what the names of the metrics begin with.
 
         Returns:
             The metrics, such as `eval_loss`, the times and the speeds. For a dict of data sets:
-            `eval_<name>_loss` and so on for each.
+            `eval_<name>_loss` and so on for each. Without labels there is no loss, and
+            `compute_metrics` is not called, as in transformers.
 
         Raises:
             ValueError: there is no evaluation data set, or it has no windows.
@@ -310,12 +346,21 @@ class Trainer:
         return output
 
     def _select_eval_dataset(self, eval_dataset: Any) -> Any:
+        if isinstance(eval_dataset, str):
+            return self._named(self.eval_dataset, eval_dataset, "eval_dataset")
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if eval_dataset is None:
             raise ValueError(
                 "evaluate() needs an eval_dataset; pass one to evaluate() or to the trainer"
             )
         return eval_dataset
+
+    def _named(self, datasets: Any, name: str, argument: str) -> Any:
+        """The data set (or the examples) of that name in a dict that the trainer was given."""
+        if not isinstance(datasets, Mapping) or name not in datasets:
+            names = ", ".join(map(repr, datasets)) if isinstance(datasets, Mapping) else "no names"
+            raise ValueError(f"evaluate({name!r}): the trainer's {argument} has {names}")
+        return datasets[name]
 
     def _run_evaluation(
         self,
@@ -325,12 +370,20 @@ class Trainer:
         *,
         gather: bool = True,
     ) -> EvaluationResult:
-        return self._evaluator.run(dataset, prefix, search_settings, gather=gather)
+        if self.preprocess_logits_for_metrics is None:
+            return self._evaluator.run(dataset, prefix, search_settings, gather=gather)
+        result = self._evaluator.run(dataset, prefix, None, gather=gather)
+        rows = self.args.per_device_eval_batch_size * parallel.process_core_count()
+        function = self.preprocess_logits_for_metrics
+        return result._replace(
+            logits=preprocess_logits(function, result.logits, result.labels, rows)
+        )
 
     def _evaluate_logits(self, dataset: Dataset, prefix: str) -> PredictionOutput:
         result = self._run_evaluation(dataset, prefix)
         metrics = result.metrics
-        if self.compute_metrics is not None and not self.args.prediction_loss_only:
+        wants_metrics = self.compute_metrics is not None and not self.args.prediction_loss_only
+        if self.compute_metrics is not None and wants_metrics and result.labels is not None:
             extras: dict[str, Any] = {}
             if "inputs" in self.args.include_for_metrics:
                 input_ids = as_windows(dataset).features().input_ids
@@ -410,6 +463,10 @@ class Trainer:
         card = model_card(self.args, self.state, **kwargs)
         storage.write_text(_output_dir(self.args) / "README.md", card)
 
+    def is_local_process_zero(self) -> bool:
+        """Whether this process is the main one of its machine; here, of the whole run."""
+        return processes.is_main()
+
     def is_world_process_zero(self) -> bool:
         """Whether this process is the main one, which writes the files."""
         return processes.is_main()
@@ -423,10 +480,18 @@ class Trainer:
         """
         if not processes.is_main():
             return
-        width = max(map(len, metrics), default=0)
+        texts = {name: str(value) for name, value in self.metrics_format(metrics).items()}
+        name_width, width = (
+            max(map(len, texts), default=0),
+            max(map(len, texts.values()), default=0),
+        )
         print(f"***** {split} metrics *****")
-        for name, value in sorted(metrics.items()):
-            print(f"  {name:{width}} = {f'{value:.4f}' if isinstance(value, float) else value}")
+        for name, text in sorted(texts.items()):
+            print(f"  {name:<{name_width}} = {text:>{width}}")
+
+    def metrics_format(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Return the metrics as `log_metrics` prints them: times as h:mm:ss, floats rounded."""
+        return readable_metrics(metrics)
 
     # ---- the model ----------------------------------------------------------------------------
 
@@ -441,15 +506,25 @@ class Trainer:
         self._train_graphdef = model.graphdef(dtype, remat=bool(remat))
         graphdef = model.graphdef("bfloat16" if args.bf16_full_eval else dtype)
         self._shard = DatasetShard(self.split_by_node)
-        self._evaluator = Evaluator(self._events, self._live, graphdef, self._shard)
+        loss = self._custom.loss
+        self._evaluator = Evaluator(self._events, self._live, graphdef, self._shard, loss)
+
+    def _new_model(self) -> AutoModelForQuestionAnswering:
+        """Call `model_init`, which may have the parameter `trial` of a search (None here)."""
+        assert self.model_init is not None
+        takes_trial = len(inspect.signature(self.model_init).parameters) > 0
+        return self.model_init(None) if takes_trial else self.model_init()
 
 
-def _require_model(model: Any) -> None:
+def _require_model(model: Any) -> AutoModelForQuestionAnswering:
+    if model is None:
+        raise ValueError("the trainer needs a model, or model_init, which builds one")
     if not isinstance(model, AutoModelForQuestionAnswering):
         raise ValueError(
             f"model is a {type(model).__module__}.{type(model).__name__}; load it with "
             "qa_flax.AutoModelForQuestionAnswering.from_pretrained(...)"
         )
+    return model
 
 
 def _write_json(path: AnyPath, values: dict[str, Any]) -> None:

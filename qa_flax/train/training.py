@@ -1,4 +1,4 @@
-"""One call of `Trainer.train`: set up or resume a training, run it, and clean up (host)."""
+"""One call of `Trainer.train`: set up or resume a training run, run it, and clean up (host)."""
 
 import logging
 import sys
@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from tqdm import tqdm
 from transformers.trainer_utils import TrainOutput, speed_metrics
@@ -24,6 +25,7 @@ from qa_flax.device.step import TrainState, weights_of
 from qa_flax.distributed import preemption, processes
 from qa_flax.distributed.exchange import broadcast_from_main
 from qa_flax.train import checkpoints
+from qa_flax.train.custom import Custom, OwnSchedule, as_direction
 from qa_flax.train.events import Events
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.loop import Actions, TrainingLoop
@@ -42,6 +44,7 @@ from qa_flax.train.resume import (
     data_seed_of,
     restore_callbacks,
 )
+from qa_flax.train.schedules import Schedule
 from qa_flax.train.steps import Steps
 
 logger = logging.getLogger(__name__)
@@ -58,32 +61,42 @@ class Resume(NamedTuple):
     """Whether to resume a run with other conditions, such as another seed."""
 
 
+class TrainerActions(NamedTuple):
+    """Methods of the trainer that a training calls."""
+
+    evaluate: Callable[[], dict[str, Any]]
+    """Evaluates with the weights of the latest update and returns the metrics."""
+    save_model: Callable[[Any], None]
+    """Writes the model and the tokenizer into a folder; called on the main process."""
+    log: Callable[[dict[str, Any]], None]
+
+
 def run_training(
     events: Events,
     live: LiveState,
     windows: Windows,
     graphdef: nnx.GraphDef,
     resume: Resume,
-    evaluate: Callable[[], dict[str, Any]],
-    save_model: Callable[[Any], None],
+    actions: TrainerActions,
+    custom: Custom,
 ) -> TrainOutput:
-    """Train a model; it has the trained weights afterwards, also after an error if possible.
+    """Train a model. Afterwards it has the trained weights, if possible also after an error.
 
     Args:
-        events: the trainer's; its state is reset, or loaded from the checkpoint.
+        events: the trainer's events. Their state is reset, or loaded from the checkpoint.
         live: the owner of the model's weights.
         windows: the training set, with labels.
-        graphdef: of the model, in the dtype to compute in.
+        graphdef: the model's graph definition, with the compute dtype.
         resume: the checkpoint to resume from, if any.
-        evaluate: evaluates with the weights of `live` and returns the metrics.
-        save_model: writes model and tokenizer into a folder, in the main process.
+        actions: the trainer's methods, which a subclass may have replaced.
+        custom: the script's own loss, optimizer and schedule.
 
     Raises:
         ValueError: an argument is invalid, or the checkpoint cannot be resumed from.
         FloatingPointError: the loss or gradient norm of a step is not finite.
         Preempted: SIGTERM was received; a checkpoint was saved.
     """
-    training = _Training(events, live, windows, graphdef, resume, evaluate, save_model)
+    training = _Training(events, live, windows, graphdef, resume, actions, custom)
     started, first_step = time.time(), events.state.global_step
     try:
         with device_report("training", wants_device_report(events.args)) as report:
@@ -100,8 +113,18 @@ def run_training(
     return training.finish(started)
 
 
+def _schedule_and_optimizer(
+    args: Any, plan: Plan, custom: Custom
+) -> tuple[Schedule, optax.GradientTransformation]:
+    if custom.optimizer is not None:
+        return OwnSchedule(custom.schedule, applies=False), as_direction(custom.optimizer)
+    if custom.schedule is not None:
+        return OwnSchedule(custom.schedule, applies=True), optimizer_of(args)
+    return schedule_of(args, plan.updates), optimizer_of(args)
+
+
 class _Training:
-    """One training, new or resumed: its plan, state, steps, loop and checkpoints."""
+    """One training run, new or resumed: its plan, state, steps, loop and checkpoints."""
 
     def __init__(
         self,
@@ -110,17 +133,16 @@ class _Training:
         windows: Windows,
         graphdef: nnx.GraphDef,
         resume: Resume,
-        evaluate: Callable[[], dict[str, Any]],
-        save_model: Callable[[Any], None],
+        actions: TrainerActions,
+        custom: Custom,
     ):
         self._events, self._args, self._live = events, events.args, live
-        self._windows = windows
+        self._windows, self._actions = windows, actions
         args, model = events.args, live.model
         self._plan = plan = Plan.from_args(args, len(windows), parallel.core_count())
-        self._schedule = schedule_of(args, plan.updates)
-        optimizer = optimizer_of(args)
+        self._schedule, optimizer = _schedule_and_optimizer(args, plan, custom)
         conditions = conditions_of(args, plan, windows, model)
-        self._checkpoints = RunCheckpoints(events, live, conditions, save_model)
+        self._checkpoints = RunCheckpoints(events, live, conditions, actions.save_model)
         with parallel.on_host():
             params, fixed = weights_of(model)
             state = TrainState(jnp.int32(0), params, fixed, optimizer.init(params))
@@ -132,18 +154,16 @@ class _Training:
             state, run, events.state = self._checkpoints.load(
                 resume.checkpoint, state, resume.accept_changes
             )
-        self._was_stopped = False  # by a callback, in the run that is resumed
+        self._was_stopped = False  # whether early stopping had ended the run that is resumed
         if run:
             self._schedule.load_state_dict(run["schedule"])
-            last_step = min(events.state.max_steps, plan.updates)
-            is_at_end = events.state.global_step >= last_step
-            self._was_stopped = restore_callbacks(events, is_at_end)
+            self._was_stopped = restore_callbacks(events)
         self._start: TrainState | None = state
         self._abstract = abstract
         self._reported_memory = 0
         self._steps = Steps(
             live,
-            train_program(graphdef, optimizer, float(args.label_smoothing_factor)),
+            train_program(graphdef, optimizer, float(args.label_smoothing_factor), custom.loss),
             parallel.run_key(args.seed),
             int(state.step),
             partial(self._report_memory, abstract),
@@ -151,23 +171,29 @@ class _Training:
         position = Position()
         if run:
             self._steps.resume(run["counters"])
-            position = Position(run["epochs_ended"], run["last_logged"], run.get("pending", {}))
-        actions = Actions(self._batches, evaluate, self._save, self._checkpoints.callback_states)
-        self._loop = TrainingLoop(events, plan, self._steps, self._schedule, position, actions)
+            ended = run["epochs_ended"]
+            # Checkpoints of earlier versions have no epoch_start.
+            epoch_start = run.get("epoch_start", ended * plan.updates_per_epoch)
+            pending = run.get("pending", {})
+            position = Position(ended, epoch_start, run["last_logged"], pending)
+        states = self._checkpoints.callback_states
+        loop_actions = Actions(self._batches, actions.evaluate, self._save, actions.log, states)
+        self._loop = TrainingLoop(events, plan, self._steps, self._schedule, position, loop_actions)
         self._is_resumed = bool(run)
         self._first_step = events.state.global_step
         self._begin_state(optimizer)
 
     def run(self) -> preemption.Preempted | None:
-        """Train to the end of the last epoch; return `Preempted` if SIGTERM stopped it earlier."""
-        start, self._start = self._start, None  # frees the host's copy once the cores have theirs
+        """Train to the last update or until a callback stops it; return `Preempted` on SIGTERM."""
+        # Only `start` refers to the host's copy, so that `del` frees it once the cores have theirs.
+        start, self._start = self._start, None
         self._live.begin(parallel.put_state(start, self._abstract))
         del start
         try:
             self._events.notify("on_train_begin")
             self._events.control.should_training_stop |= self._was_stopped
             if self._args.eval_on_start and not self._is_resumed:
-                self._loop.evaluate()
+                self._actions.evaluate()  # a schedule that follows the metric does not count it
             self._loop.run()
         except preemption.Preempted as preempted:
             self._save_interrupted()
@@ -181,7 +207,7 @@ class _Training:
             self._save(self._loop.position, callback_states)
 
     def finish(self, started: float) -> TrainOutput:
-        """Load the best model if asked to, log the training metrics and return them.
+        """Load the best model if `load_best_model_at_end` is set; log and return the metrics.
 
         Args:
             started: `time.time()` at the start of the training.
@@ -192,7 +218,7 @@ class _Training:
         metrics = speed_metrics(
             "train",
             started,
-            num_samples=round(steps / state.max_steps * self._plan.samples(args)),
+            num_samples=round(steps / max(1, state.max_steps) * self._plan.samples(args)),
             num_steps=steps,
         )
         metrics["total_flos"] = state.total_flos
@@ -200,10 +226,10 @@ class _Training:
         metrics = broadcast_from_main("training metrics", metrics)
         if args.load_best_model_at_end:
             self._load_best_model()
-        self._events.log(metrics)
+        self._actions.log(metrics)
         best = state.best_model_checkpoint
         if args.save_total_limit == 1 and best is not None and processes.is_main():
-            # Until now the latest checkpoint was retained beside the best one, to resume from.
+            # The latest checkpoint was retained beside the best one only to resume from it.
             checkpoints.delete_others(output_dir(args), storage.path(best))
         self._events.notify("on_train_end")
         return TrainOutput(state.global_step, metrics["train_loss"], metrics)
@@ -220,6 +246,13 @@ class _Training:
                 "keeps its latest weights."
             )
             return
+        if not storage.path(best).is_dir():
+            logger.warning(
+                "load_best_model_at_end: %s does not exist any more, so the model keeps its latest "
+                "weights.",
+                best,
+            )
+            return
         metric = self._events.state.best_metric
         logger.info("Loading the best model from %s (metric %s).", best, metric)
         load = model.from_pretrained if model.lora is None else model.with_adapter
@@ -227,10 +260,7 @@ class _Training:
             model.set_params(weights_of(load(best)).params)
 
     def _batches(self, epoch: int, skip: int) -> Iterator[HostBatch]:
-        """This process's rows of an epoch's batches, after the first `skip` updates.
-
-        Every process has the full training set and computes the same order.
-        """
+        """Yield this process's rows of an epoch's batches, after the first `skip` updates."""
         args = self._args
         return train_batches(
             self._windows,

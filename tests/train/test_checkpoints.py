@@ -52,6 +52,10 @@ DAMAGES = {
     "no manifest": (remove("manifest.json"), "no manifest.json: saving it was interrupted"),
     "no run": (remove("run.json"), "has no run.json"),
     "empty folder": (empty, "has no trainer_state.json, train_state, run.json"),
+    "manifest without sums": (
+        lambda folder: (folder / "manifest.json").write_text('{"files": {"a": {"size": 1}}}'),
+        "manifest.json cannot be read",
+    ),
     "bad manifest": (
         lambda folder: (folder / "manifest.json").write_text("{"),
         "manifest.json cannot be read",

@@ -1,0 +1,128 @@
+"""Methods of transformers' Trainer that a subclass replaces, and that this trainer would not call.
+
+A method that is replaced and never called would be a wrong result without notice. So it is refused,
+when the trainer is built and again in `train()`, with the argument to use instead (host).
+"""
+
+from typing import Any
+
+_LOSS = (
+    "compute_loss_func=f, a JAX function of (logits, batch) that returns one loss for each window"
+)
+_OPTIMIZER = "optim=, lr_scheduler_type=, or optimizers=(optax transformation, schedule)"
+_DATA = (
+    "train_dataset= and eval_dataset=; the trainer batches, pads and shuffles them by the training "
+    "arguments (train_sampling_strategy, dataloader_drop_last)"
+)
+_CALLBACK = "a TrainerCallback; checkpoints are written by save_strategy and save_steps"
+_EVALUATE = "override evaluate or predict, or pass compute_metrics="
+_LOGITS = "preprocess_logits_for_metrics= or compute_metrics="
+_DEVICES = "nothing: JAX places the model and the batches on the devices"
+_LOADING = "train(resume_from_checkpoint=...)"
+
+NOT_CALLED: dict[str, str] = {
+    "compute_loss": _LOSS,
+    "training_step": _LOSS,
+    "compute_loss_context_manager": "bf16=True",
+    "autocast_smart_context_manager": "bf16=True",
+    "get_batch_samples": _DATA,
+    "_get_num_items_in_batch": _LOSS,
+    "create_optimizer": _OPTIMIZER,
+    "create_scheduler": _OPTIMIZER,
+    "create_optimizer_and_scheduler": _OPTIMIZER,
+    "get_optimizer_cls_and_kwargs": _OPTIMIZER,
+    "get_decay_parameter_names": "optimizers=(optax transformation with a mask, schedule)",
+    "get_optimizer_group": _OPTIMIZER,
+    "get_learning_rates": _OPTIMIZER,
+    "_get_learning_rate": _OPTIMIZER,
+    "get_num_trainable_parameters": "model.num_parameters(only_trainable=True)",
+    "_clip_grad_norm": "max_grad_norm=",
+    "_get_grad_norm": "max_grad_norm=",
+    "_mixed_mesh_grad_norm": "max_grad_norm=",
+    "_has_mixed_mesh_grads": "max_grad_norm=",
+    "get_train_dataloader": _DATA,
+    "get_eval_dataloader": _DATA,
+    "get_test_dataloader": _DATA,
+    "_get_dataloader": _DATA,
+    "_get_train_sampler": _DATA,
+    "_get_eval_sampler": _DATA,
+    "_set_signature_columns_if_needed": _DATA,
+    "_remove_unused_columns": _DATA,
+    "_get_collator_with_removed_columns": _DATA,
+    "num_examples": _DATA,
+    "evaluation_loop": _EVALUATE,
+    "prediction_loop": _EVALUATE,
+    "prediction_step": _LOGITS,
+    "_evaluate": _EVALUATE,
+    "_determine_best_metric": "metric_for_best_model= and greater_is_better=",
+    "_maybe_log_save_evaluate": _CALLBACK,
+    "_save": "override save_model",
+    "_save_checkpoint": _CALLBACK,
+    "_save_rng_state": _CALLBACK,
+    "_save_optimizer_and_scheduler": _CALLBACK,
+    "_save_scaler": _CALLBACK,
+    "_get_output_dir": "output_dir=",
+    "_load_from_checkpoint": _LOADING,
+    "_load_best_model": "load_best_model_at_end=True",
+    "_load_rng_state": _LOADING,
+    "_load_optimizer_and_scheduler": _LOADING,
+    "_load_scaler": _LOADING,
+    "_load_callback_state": "restore_callback_states_from_checkpoint=True",
+    "_issue_warnings_after_load": _LOADING,
+    "_inner_training_loop": "override train, or pass a TrainerCallback",
+    "_init_training_state": "a TrainerCallback (on_train_begin)",
+    "_prepare_for_training": "a TrainerCallback (on_train_begin)",
+    "_run_epoch": "a TrainerCallback (on_epoch_begin, on_epoch_end)",
+    "_finalize_training": "a TrainerCallback (on_train_end)",
+    "end": "a TrainerCallback (on_train_end)",
+    "set_initial_training_values": "num_train_epochs= or max_steps=",
+    "get_total_train_batch_size": "per_device_train_batch_size=",
+    "_update_auto_batch_size": "per_device_train_batch_size=",
+    "_track_num_input_tokens": "include_num_input_tokens_seen=",
+    "store_flos": "a TrainerCallback",
+    "floating_point_ops": "a TrainerCallback",
+    "_prepare_input": _DEVICES,
+    "_prepare_inputs": _DEVICES,
+    "_prepare_context_parallel_inputs": _DEVICES,
+    "_move_model_to_device": _DEVICES,
+    "_wrap_model": _DEVICES,
+    "_sync_replicated_trainable_parameters": _DEVICES,
+    "_defer_fsdp_gradient_reduction": _DEVICES,
+    "get_sp_size": _DEVICES,
+    "get_cp_size": _DEVICES,
+    "get_tp_size": _DEVICES,
+    "create_accelerator_and_postprocess": _DEVICES,
+    "_build_accelerator_args": _DEVICES,
+    "loss_is_scaled_for_ga": _LOSS,
+    "_validate_args": "the constructor of your subclass",
+    "call_model_init": "model_init=",
+    "hyperparameter_search": "a loop over trainers with other arguments",
+    "_hp_search_setup": "a loop over trainers with other arguments",
+    "_report_to_hp_search": "a loop over trainers with other arguments",
+    "_tune_save_checkpoint": "a loop over trainers with other arguments",
+    "init_hf_repo": "save_model and huggingface_hub.upload_folder",
+    "push_to_hub": "save_model and huggingface_hub.upload_folder",
+    "_push_from_checkpoint": "save_model and huggingface_hub.upload_folder",
+    "_finish_current_push": "save_model and huggingface_hub.upload_folder",
+}
+"""Methods of transformers' Trainer that this one never calls, and what to use instead."""
+
+
+def check_overrides(trainer: Any) -> None:
+    """Refuse methods of `NOT_CALLED` in the trainer's own class, its bases or the object itself.
+
+    Raises:
+        ValueError: names each method and what to use instead.
+    """
+    found: dict[str, str] = {}
+    for cls in type(trainer).__mro__:
+        if not (cls is object or cls.__module__.split(".")[0] == "qa_flax"):
+            found |= {name: f"{cls.__name__}.{name}" for name in vars(cls) if name in NOT_CALLED}
+    found |= {name: f"trainer.{name}" for name in vars(trainer) if name in NOT_CALLED}
+    if found:
+        lines = [f"{place}: use {NOT_CALLED[name]}" for name, place in found.items()]
+        raise ValueError(
+            "qa_flax never calls these methods, so replacing them would have no effect:\n  "
+            + "\n  ".join(lines)
+            + "\nRemove them from the class."
+        )
