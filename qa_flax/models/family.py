@@ -44,3 +44,11 @@ class Family:
     """config -> initial values, by path, of tensors that are never trained (`layers.Fixed`)."""
     initial_array: Callable[..., np.ndarray] = initial_array
     """(path, shape, config, random) -> initial values of a parameter, float32."""
+
+    @property
+    def setting_names(self) -> Mapping[str, str]:
+        """Name of a setting in most families -> its name in this family's config.json."""
+        config = getattr(self.read_config, "__self__", None)
+        ambiguous = getattr(config, "AMBIGUOUS", ())
+        names = getattr(config, "NAMES", {})
+        return {name: own for name, own in names.items() if name not in ambiguous}

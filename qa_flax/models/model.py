@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import os
 import shutil
 import warnings
@@ -31,9 +32,11 @@ from qa_flax.models.files import (
     read_json,
 )
 from qa_flax.models.layers import BlockConfig, Fixed
+from qa_flax.models.load_arguments import config_with_keywords, warn_of_unread_settings
 from qa_flax.models.lora import LoraConfig
 from qa_flax.models.qa import SpanLogits
-from qa_flax.models.read_hooks import ReadHooks
+from qa_flax.models.read_hooks import ReadHooks, has_read_hook
+from qa_flax.models.torch_methods import TorchMethods
 from qa_flax.models.weights import (
     NamedParameters,
     adapter_arrays,
@@ -47,10 +50,12 @@ from qa_flax.models.weights import (
 )
 from qa_flax.storage import replacing
 
+logger = logging.getLogger(__name__)
+
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
-class AutoModelForQuestionAnswering(ReadHooks):
+class AutoModelForQuestionAnswering(TorchMethods, ReadHooks):
     """An encoder with a span head, built from a Hugging Face config or checkpoint.
 
     Create it with `from_pretrained` or `from_config`, and with LoRA adapters by `get_peft_model`.
@@ -82,6 +87,7 @@ class AutoModelForQuestionAnswering(ReadHooks):
         self.encoder: Any = family.encoder(family_config, dtype=self.dtype)
         self.head: Any = family.head(family_config, dtype=self.dtype)
         self._config = _HashedByIdentity(config)
+        self.training = False
         self.lora = lora
         if lora is not None:
             self.encoder = adapters.add_adapters(self.encoder, lora, partial(layer_name, family))
@@ -142,6 +148,7 @@ class AutoModelForQuestionAnswering(ReadHooks):
         Raises:
             ValueError: the `model_type` or a setting is not supported.
         """
+        warn_of_unread_settings(config, family_of(config).setting_names)
         config = _qa_config(config)
         family, family_config = _read_config(config)
         make_array = initial_arrays(family, family_config, seed)
@@ -159,6 +166,9 @@ class AutoModelForQuestionAnswering(ReadHooks):
         token: str | bool | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
+        torch_dtype: Any = None,
+        use_auth_token: str | bool | None = None,
+        **keywords: Any,
     ) -> "AutoModelForQuestionAnswering":
         """Load a model from a Hugging Face checkpoint or from a PEFT adapter directory.
 
@@ -170,11 +180,18 @@ class AutoModelForQuestionAnswering(ReadHooks):
                 on the Hugging Face Hub, with config.json and safetensors weights.
             config: replaces the checkpoint's config.
             seed: seed of a newly initialised span head.
-            dtype: the compute dtype, "float32" or "bfloat16". Weights are converted to float32.
+            dtype: the compute dtype, "float32" or "bfloat16": by name, or as a type of NumPy, JAX
+                or torch. float16 means bfloat16, and "auto" the dtype of the checkpoint. The
+                parameters are float32 in any case.
             revision: branch, tag or commit on the hub.
             token: the hub's access token; True: the token of `hf auth login`.
             cache_dir: the folder for downloads; default: the hub's cache.
             local_files_only: whether to use only files that are already downloaded.
+            torch_dtype: `dtype`, by its name in transformers 4.
+            use_auth_token: `token`, by its name in transformers 4.
+            **keywords: settings of the config to change (`hidden_dropout_prob=0.3`; a family that
+                has another name for it gets the value under that name), and transformers' other
+                keywords as long as they ask for what is the case anyway.
 
         Returns:
             The model, with float32 parameters.
@@ -184,16 +201,23 @@ class AutoModelForQuestionAnswering(ReadHooks):
             ValueError: the model type, a setting or the weights are not supported, or the weights
                 do not fit the config; the message lists all differences.
         """
+        token = use_auth_token if token is None else token
+        dtype = dtype if torch_dtype is None else torch_dtype
         hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir}
         hub["local_files_only"] = local_files_only
         directory = checkpoint_directory(pretrained_model_name_or_path, revision=revision, **hub)
         if (directory / ADAPTER_CONFIG_FILE).is_file():
             base = adapters.read_base_model(directory)
             model = cls.from_pretrained(
-                base.name, config, seed, dtype, revision=base.revision, **hub
+                base.name, config, seed, dtype, revision=base.revision, **hub, **keywords
             )
             return model.with_adapter(directory)
-        config = _qa_config(load_config(directory) if config is None else config)
+        config = load_config(directory) if config is None else config
+        names = family_of(config).setting_names
+        warn_of_unread_settings(config, names)
+        config = _qa_config(config_with_keywords(config, keywords, names))
+        if dtype == "auto":
+            dtype = getattr(config, "dtype", None) or "float32"
         config.name_or_path = str(pretrained_model_name_or_path)
         model = cls(config, dtype=dtype)
         make_array = stored_arrays(model, *_read_config(config), directory, seed)
@@ -238,6 +262,12 @@ class AutoModelForQuestionAnswering(ReadHooks):
         model = type(self)(self.config, dtype=dtype, lora=self.lora).with_remat(remat)
         model._config = _NO_CONFIG
         return nnx.graphdef(model)
+
+    def _set_compute_dtype(self, dtype: Any) -> None:
+        if has_read_hook(self):
+            raise ValueError("the dtype cannot be changed while the model is trained; set bf16=")
+        other = self.with_dtype(dtype)
+        self.dtype, self.encoder, self.head = other.dtype, other.encoder, other.head
 
     def with_remat(self, remat: bool = True) -> "AutoModelForQuestionAnswering":
         """A model with or without gradient checkpointing that shares this model's parameters."""
@@ -365,8 +395,19 @@ _NO_CONFIG: Any = _HashedByIdentity(PreTrainedConfig())
 
 
 def compute_dtype(dtype: Any) -> jnp.dtype:
-    """The dtype float32 or bfloat16 from its name or type; `ValueError` for any other."""
-    name = dtype if isinstance(dtype, str) else jnp.dtype(dtype).name
+    """Return float32 or bfloat16 from a name, or from a type of NumPy, JAX or torch.
+
+    float16 gives bfloat16, because JAX's accelerators compute in it without scaling of the loss.
+
+    Raises:
+        ValueError: it is any other.
+    """
+    is_torch = type(dtype).__module__.split(".")[0] == "torch"
+    name = str(dtype) if is_torch or isinstance(dtype, str) else jnp.dtype(dtype).name
+    name = name.removeprefix("torch.")
+    if name in ("float16", "half"):
+        logger.warning("dtype=%s: the model computes in bfloat16 instead.", name)
+        name = "bfloat16"
     if name not in COMPUTE_DTYPES:
         raise ValueError(f"dtype={name!r} is not supported; supported: {', '.join(COMPUTE_DTYPES)}")
     return jnp.dtype(name)

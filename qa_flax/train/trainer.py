@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import transformers
+from flax import nnx
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import (
@@ -275,6 +276,7 @@ class Trainer:
         check_best_metric(self.args, self.eval_dataset, self.compute_metrics is not None)
         if self.model_init is not None:
             self.model = self._new_model()
+        self._train_graphdef, self._eval_graphdef = self._graphdefs()
         actions = TrainerActions(self.evaluate, self.save_model, self.log)
         with preemption.sigterm_handled():
             return run_training(
@@ -496,18 +498,30 @@ class Trainer:
     # ---- the model ----------------------------------------------------------------------------
 
     def _use_model(self, model: AutoModelForQuestionAnswering) -> None:
-        """Build what depends on the model, its config and the arguments."""
+        """Build what depends on the model and the arguments."""
         self._live = LiveState(model, is_sharded(self.args))
         self._events.handler.model = model
+        self._shard = DatasetShard(self.split_by_node)
+        self._train_graphdef, self._eval_graphdef = self._graphdefs()
+
+    def _graphdefs(self) -> tuple[nnx.GraphDef, nnx.GraphDef]:
+        """The model for training and for evaluation, as it and the arguments are set now."""
+        args, model = self.args, self.model
         # `activation_checkpointing` is the newer name; if transformers has both, they are equal.
-        args = self.args
         remat = getattr(args, "activation_checkpointing", args.gradient_checkpointing)
         dtype = "bfloat16" if args.bf16 else model.dtype
-        self._train_graphdef = model.graphdef(dtype, remat=bool(remat))
-        graphdef = model.graphdef("bfloat16" if args.bf16_full_eval else dtype)
-        self._shard = DatasetShard(self.split_by_node)
+        return (
+            model.graphdef(dtype, remat=bool(remat) or model.is_gradient_checkpointing),
+            model.graphdef("bfloat16" if args.bf16_full_eval else dtype),
+        )
+
+    @property
+    def _evaluator(self) -> Evaluator:
+        # Scripts change the model's dtype and the arguments after the trainer is built.
+        if not self._live.is_training:
+            self._train_graphdef, self._eval_graphdef = self._graphdefs()
         loss = self._custom.loss
-        self._evaluator = Evaluator(self._events, self._live, graphdef, self._shard, loss)
+        return Evaluator(self._events, self._live, self._eval_graphdef, self._shard, loss)
 
     def _new_model(self) -> AutoModelForQuestionAnswering:
         """Call `model_init`, which may have the parameter `trial` of a search (None here)."""

@@ -386,10 +386,13 @@ def test_a_file_instead_of_a_directory(saved):
         load(saved / WEIGHTS)
 
 
-def test_unsupported_dtypes_and_families_are_rejected(saved):
-    message = "dtype='float16' is not supported; supported: float32, bfloat16"
+def test_unsupported_dtypes_and_families_are_rejected(saved, caplog):
+    message = "dtype='float64' is not supported; supported: float32, bfloat16"
     with pytest.raises(ValueError, match=message):
-        load(saved, dtype="float16")
+        load(saved, dtype="float64")
+    # Scripts for GPUs ask for float16: as with .half(), the model computes in bfloat16.
+    assert load(saved, dtype="float16").dtype == jnp.bfloat16
+    assert "dtype=float16: the model computes in bfloat16 instead" in caplog.text
     with pytest.raises(ValueError, match="model_type='gpt2' is not supported; supported: "):
         AutoModelForQuestionAnswering.from_config(GPT2Config())
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -54,6 +54,15 @@ class ModernBertConfig:
     layer_norm_eps: float
     pad_token_id: int | None
 
+    # Its own names for the dropout of the embeddings and of the mlp are two settings.
+    AMBIGUOUS: ClassVar = frozenset({"hidden_dropout_prob"})
+    NAMES: ClassVar = {
+        "hidden_act": "hidden_activation",
+        "hidden_dropout_prob": "embedding_dropout",
+        "attention_probs_dropout_prob": "attention_dropout",
+        "layer_norm_eps": "norm_eps",
+    }
+
     @property
     def max_position_embeddings(self) -> None:
         """None: rotary positions have no limit."""
@@ -71,7 +80,7 @@ class ModernBertConfig:
             flat[theta] = rope["rope_theta"]
             flat[f"rope_parameters.{kind}.rope_type"] = rope["rope_type"]
             required[f"rope_parameters.{kind}.rope_type"] = "default"
-        config = read_config(cls, flat, names=NAMES, required=required)
+        config = read_config(cls, flat, names=cls.NAMES, required=required)
         if config.initializer_cutoff_factor <= 0:
             raise ValueError(
                 f"initializer_cutoff_factor={config.initializer_cutoff_factor} is not supported "
@@ -85,14 +94,6 @@ class ModernBertConfig:
                 "an even size"
             )
         return config
-
-
-NAMES = {
-    "hidden_act": "hidden_activation",
-    "hidden_dropout_prob": "embedding_dropout",
-    "attention_probs_dropout_prob": "attention_dropout",
-    "layer_norm_eps": "norm_eps",
-}
 
 
 class ModernBertEncoder(Encoder):
