@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from qa_flax.answers.postprocess import postprocess_qa_predictions
     from qa_flax.data.examples import load_examples
     from qa_flax.data.features import prepare_train_features, prepare_validation_features
-    from qa_flax.models.lora import LoraConfig
+    from qa_flax.models.lora import LoraConfig, PeftModel, TaskType
     from qa_flax.models.model import AutoModelForQuestionAnswering, get_peft_model
     from qa_flax.train.qa_trainer import QuestionAnsweringTrainer
     from qa_flax.train.trainer import Trainer
@@ -39,7 +39,9 @@ __all__ = [
     "AutoModelForQuestionAnswering",
     "EarlyStoppingCallback",
     "LoraConfig",
+    "PeftModel",
     "QuestionAnsweringTrainer",
+    "TaskType",
     "Trainer",
     "TrainingArguments",
     "get_peft_model",
@@ -54,7 +56,9 @@ _MODULES = {
     "AutoModelForQuestionAnswering": "qa_flax.models.model",
     "EarlyStoppingCallback": "transformers",
     "LoraConfig": "qa_flax.models.lora",
+    "PeftModel": "qa_flax.models.lora",
     "QuestionAnsweringTrainer": "qa_flax.train.qa_trainer",
+    "TaskType": "qa_flax.models.lora",
     "Trainer": "qa_flax.train.trainer",
     "TrainingArguments": "qa_flax.train.training_arguments",
     "get_peft_model": "qa_flax.models.model",

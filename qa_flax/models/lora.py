@@ -3,8 +3,9 @@
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,16 +24,35 @@ logger = logging.getLogger(__name__)
 # ---- configuration -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
+class TaskType(StrEnum):
+    """PEFT's task types, for `LoraConfig(task_type=...)`; only question answering is supported.
+
+    Example:
+        >>> from qa_flax import LoraConfig, TaskType
+        >>> config = LoraConfig(task_type=TaskType.QUESTION_ANS, target_modules=["query"])
+        >>> config.task_type
+        'QUESTION_ANS'
+    """
+
+    SEQ_CLS = "SEQ_CLS"
+    SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"
+    CAUSAL_LM = "CAUSAL_LM"
+    TOKEN_CLS = "TOKEN_CLS"
+    QUESTION_ANS = "QUESTION_ANS"
+    FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
+
+
+@dataclass(frozen=True, init=False)
 class LoraConfig:
     """The configuration of LoRA adapters, with the names and defaults of PEFT's `LoraConfig`.
 
     Two defaults differ: `task_type` is "QUESTION_ANS", and `target_modules` must be given, because
-    there are no defaults for each model type. PEFT's other settings are not supported.
+    there are no defaults for each model type. PEFT's other settings are accepted with values that
+    switch them off, and refused by name otherwise.
 
     Args:
         r: the rank of the adapters: the columns of A and the rows of B.
-        target_modules: the dense layers that get adapters. A list contains PyTorch's names of
+        target_modules: the dense layers that get adapters. A list or set has PyTorch's names of
             layers or their last components, such as `["query", "value"]`. A string is a regular
             expression that must match the full name, or "all-linear" for every dense layer except
             the span head.
@@ -43,9 +63,11 @@ class LoraConfig:
             is always trained.
         task_type: "QUESTION_ANS" or None.
         bias: "none".
+        **peft_settings: PEFT's other settings, such as `inference_mode`.
 
     Raises:
         ValueError: a value is not supported.
+        TypeError: PEFT has no such setting.
 
     Example:
         >>> from qa_flax import LoraConfig
@@ -63,11 +85,35 @@ class LoraConfig:
     task_type: str | None = "QUESTION_ANS"
     bias: str = "none"
 
-    def __post_init__(self):
-        for name in ("target_modules", "modules_to_save"):
-            if (value := getattr(self, name)) is not None and not isinstance(value, str):
-                # The config is part of a model's graph definition, which must be hashable.
-                object.__setattr__(self, name, tuple(value))
+    def __init__(
+        self,
+        *,
+        r: int = 8,
+        target_modules: Collection[str] | str | None = None,
+        lora_alpha: int | float = 8,
+        lora_dropout: int | float = 0.0,
+        use_rslora: bool = False,
+        modules_to_save: Collection[str] | None = None,
+        task_type: str | None = "QUESTION_ANS",
+        bias: str = "none",
+        **peft_settings: Any,
+    ):
+        _check_peft_settings(peft_settings)
+        settings = {
+            "r": r,
+            "target_modules": _as_tuple(target_modules),
+            "lora_alpha": lora_alpha,
+            "lora_dropout": lora_dropout,
+            "use_rslora": use_rslora,
+            "modules_to_save": _as_tuple(modules_to_save),
+            "task_type": getattr(task_type, "value", task_type),
+            "bias": bias,
+        }
+        for name, value in settings.items():
+            object.__setattr__(self, name, value)
+        self._check()
+
+    def _check(self) -> None:
         if self.r < 1:
             raise ValueError(f"r={self.r}: the rank of LoRA adapters must be at least 1")
         if not 0.0 <= self.lora_dropout < 1.0:
@@ -122,6 +168,59 @@ class LoraConfig:
         return CONSTANT_SETTINGS | base_settings | settings
 
 
+def _as_tuple(names: Collection[str] | str | None) -> Any:
+    """A hashable form, because the config is part of a model's graph definition."""
+    if names is None or isinstance(names, str):
+        return names
+    return tuple(sorted(names) if isinstance(names, set | frozenset) else names)
+
+
+# PEFT's further settings, which must be off here: None, False, 0 or empty.
+OFF_SETTINGS = frozenset(
+    {
+        "alora_invocation_tokens",
+        "alpha_pattern",
+        "arrow_config",
+        "corda_config",
+        "ensure_weight_tying",
+        "eva_config",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "kasa_config",
+        "layer_replication",
+        "layers_pattern",
+        "layers_to_transform",
+        "loftq_config",
+        "lora_bias",
+        "lora_ga_config",
+        "megatron_config",
+        "monteclora_config",
+        "rank_pattern",
+        "target_parameters",
+        "trainable_token_indices",
+        "use_bdlora",
+        "use_dora",
+        "use_qalora",
+        "velora_config",
+    }
+)
+
+
+def _check_peft_settings(settings: Mapping[str, Any]) -> None:
+    known = OFF_SETTINGS.union(IGNORED_SETTINGS, CONSTANT_SETTINGS, ["runtime_config"])
+    for name, value in settings.items():
+        if name not in known:
+            raise TypeError(f"LoraConfig has no setting {name!r}")
+        if name in OFF_SETTINGS and value:
+            raise ValueError(f"LoraConfig: {name}={value!r} is not supported; leave it out")
+        if name in CONSTANT_SETTINGS and value is not None:
+            constant = CONSTANT_SETTINGS[name]
+            if getattr(value, "value", value) != constant:
+                raise ValueError(
+                    f"LoraConfig: {name}={value!r} is not supported; supported: {constant!r}"
+                )
+
+
 # Settings of adapter_config.json with a single supported value, and settings that have no effect
 # here. Any setting that is neither in these tables nor in `LoraConfig` must be off: null, false, 0
 # or empty.
@@ -135,6 +234,52 @@ IGNORED_SETTINGS = (
     "qalora_group_size",
     "revision",
 )
+
+
+class PeftModel:
+    """PEFT's way to load adapters onto a model.
+
+    Example:
+        >>> from qa_flax import AutoModelForQuestionAnswering, LoraConfig, PeftModel
+        >>> from qa_flax import get_peft_model
+        >>> base = AutoModelForQuestionAnswering.from_pretrained("bert-base-uncased")
+        >>> config = LoraConfig(r=4, target_modules=["query", "value"])
+        >>> get_peft_model(base, config).save_pretrained("adapter")
+        >>> PeftModel.from_pretrained(base, "adapter").lora.r
+        4
+    """
+
+    @staticmethod
+    def from_pretrained(
+        model: Any,
+        model_id: Any,
+        adapter_name: str = "default",
+        is_trainable: bool = False,
+        **keywords: Any,
+    ) -> Any:
+        """Return a copy of `model` with the adapters of a directory: `model.with_adapter`.
+
+        Args:
+            model: the base model.
+            model_id: the directory, or the URL of one in a bucket.
+            adapter_name: "default"; a model has one set of adapters.
+            is_trainable: accepted; the adapters can be trained in any case.
+            **keywords: those that tell PyTorch where to put weights have no effect.
+
+        Raises:
+            ValueError: a keyword is not supported, or the adapters do not fit the model.
+        """
+        placement = {"torch_device", "low_cpu_mem_usage", "autocast_adapter_dtype", "device_map"}
+        if unknown := sorted(keywords.keys() - placement):
+            raise ValueError(
+                f"PeftModel.from_pretrained: {', '.join(unknown)} is not supported; leave it out"
+            )
+        if adapter_name != "default":
+            raise ValueError(
+                f"adapter_name={adapter_name!r}: a model has one set of adapters, 'default'; merge "
+                "the first with merge_and_unload() to add another"
+            )
+        return model.with_adapter(model_id)
 
 
 class BaseModel(NamedTuple):

@@ -21,7 +21,13 @@ from loud import (
 from loud_adapters import adapted
 from safetensors.numpy import load_file, save_file
 
-from qa_flax import AutoModelForQuestionAnswering, LoraConfig, get_peft_model
+from qa_flax import (
+    AutoModelForQuestionAnswering,
+    LoraConfig,
+    PeftModel,
+    TaskType,
+    get_peft_model,
+)
 from qa_flax.models.layers import Fixed, linear
 from qa_flax.models.lora import LoraLinear, dense_layers
 from qa_flax.models.qa import span_losses
@@ -392,3 +398,49 @@ def test_folders_with_missing_or_conflicting_files_are_rejected(files):
         FileNotFoundError, match=r"has no adapter_model\.safetensors; it contains: "
     ):
         loud_model(3).with_adapter(adapter)
+
+
+def test_settings_of_peft_are_accepted_or_refused_by_name():
+    config = LoraConfig(
+        task_type=TaskType.QUESTION_ANS,
+        inference_mode=False,
+        target_modules={"value", "query"},
+        fan_in_fan_out=False,
+        rank_pattern={},
+        init_lora_weights=True,
+        peft_type="LORA",
+    )
+    assert config == LoraConfig(target_modules=["query", "value"])
+    assert hash(config) == hash(LoraConfig(target_modules=("query", "value")))
+    for settings, message in (
+        ({"use_dora": True}, "use_dora=True is not supported"),
+        ({"rank_pattern": {"query": 2}}, "rank_pattern=.* is not supported"),
+        ({"init_lora_weights": "gaussian"}, "init_lora_weights='gaussian' is not supported"),
+        ({"task_type": TaskType.CAUSAL_LM}, "task_type='CAUSAL_LM' is not supported"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LoraConfig(target_modules=["query"], **settings)
+    with pytest.raises(TypeError, match="no setting 'rank'"):
+        LoraConfig(rank=3)
+
+
+def test_every_setting_of_peft_is_known():
+    peft = pytest.importorskip("peft", reason="needs PEFT: pip install '.[parity]'")
+    defaults = peft.LoraConfig(target_modules=["query"]).to_dict()
+    defaults |= {"runtime_config": None, "task_type": None}
+    assert LoraConfig(**defaults) == LoraConfig(target_modules=["query"], task_type=None)
+
+
+def test_peft_model_loads_adapters(tmp_path):
+    base = loud_model(3)
+    adapted().save_pretrained(tmp_path)
+    for actual, expected in zip(
+        PeftModel.from_pretrained(base, tmp_path, is_trainable=True)(**loud_batch()),
+        base.with_adapter(tmp_path)(**loud_batch()),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(actual, expected)
+    with pytest.raises(ValueError, match="adapter_name='second': a model has one set"):
+        PeftModel.from_pretrained(base, tmp_path, "second")
+    with pytest.raises(ValueError, match="ephemeral_gpu_offload is not supported"):
+        PeftModel.from_pretrained(base, tmp_path, ephemeral_gpu_offload=True)
