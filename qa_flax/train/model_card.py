@@ -9,7 +9,7 @@ from transformers.trainer_callback import TrainerState
 
 from qa_flax import storage
 from qa_flax.device import parallel
-from qa_flax.train.training_arguments import plain_value
+from qa_flax.train.training_arguments import plain_value, trains_in_bfloat16
 
 
 def model_card(
@@ -79,6 +79,6 @@ def _hyperparameters(args: transformers.TrainingArguments) -> dict[str, Any]:
         "num_epochs": args.num_train_epochs,
         "training_steps": args.max_steps if args.max_steps > 0 else None,
         "label_smoothing_factor": args.label_smoothing_factor or None,
-        "mixed_precision_training": "bfloat16" if args.bf16 else None,
+        "mixed_precision_training": "bfloat16" if trains_in_bfloat16(args) else None,
     }
     return {name: value for name, value in values.items() if value is not None}

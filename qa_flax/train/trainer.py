@@ -50,7 +50,9 @@ from qa_flax.train.training import Resume, TrainerActions, run_training
 from qa_flax.train.training_arguments import (
     TrainingArguments,
     check_training_arguments,
+    evaluates_in_bfloat16,
     set_log_level,
+    trains_in_bfloat16,
 )
 
 
@@ -509,10 +511,10 @@ class Trainer:
         args, model = self.args, self.model
         # `activation_checkpointing` is the newer name; if transformers has both, they are equal.
         remat = getattr(args, "activation_checkpointing", args.gradient_checkpointing)
-        dtype = "bfloat16" if args.bf16 else model.dtype
+        dtype = "bfloat16" if trains_in_bfloat16(args) else model.dtype
         return (
             model.graphdef(dtype, remat=bool(remat) or model.is_gradient_checkpointing),
-            model.graphdef("bfloat16" if args.bf16_full_eval else dtype),
+            model.graphdef("bfloat16" if evaluates_in_bfloat16(args) else dtype),
         )
 
     @property

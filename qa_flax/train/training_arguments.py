@@ -41,6 +41,8 @@ SUPPORTED = [
     "gradient_checkpointing",
     "bf16",
     "bf16_full_eval",
+    "fp16",
+    "fp16_full_eval",
     "logging_strategy",
     "logging_steps",
     "logging_first_step",
@@ -126,7 +128,6 @@ WITHOUT_EFFECT = {
     "local_rank": _NO_DDP,
 }
 
-_NO_FP16 = "mixed precision is bfloat16 only"
 _NO_PUSH = "pushing to the Hub is not implemented; upload output_dir with `hf upload` instead"
 _SHARD_PARAMS = (
     "use shard_params=True (--shard_params) to shard parameters, gradients and optimizer state"
@@ -152,8 +153,6 @@ REFUSED: dict[str, tuple[tuple, str]] = {
         (False,),
         "predictions are arrays, which are gathered without pickling objects",
     ),
-    "fp16": ((False,), f"{_NO_FP16}; use bf16=True (--bf16)"),
-    "fp16_full_eval": ((False,), f"{_NO_FP16}; use bf16_full_eval=True (--bf16_full_eval)"),
     "fsdp": ((None, "", []), f"FSDP needs PyTorch; {_SHARD_PARAMS}"),
     "hub_always_push": ((False,), _NO_PUSH),
     "label_names": (
@@ -372,6 +371,16 @@ def set_log_level(args: transformers.TrainingArguments, is_main: bool) -> None:
             logging.getLogger(name).setLevel(level)
 
 
+def trains_in_bfloat16(args: transformers.TrainingArguments) -> bool:
+    """Whether the layers compute in bfloat16; `fp16` asks for it, too, as `bf16`."""
+    return bool(args.bf16 or args.fp16)
+
+
+def evaluates_in_bfloat16(args: transformers.TrainingArguments) -> bool:
+    """Whether evaluation computes in bfloat16 whatever the training does."""
+    return bool(args.bf16_full_eval or args.fp16_full_eval)
+
+
 def check_training_arguments(args: transformers.TrainingArguments) -> None:
     """Refuse unsupported arguments, and log a warning for each argument without effect.
 
@@ -404,6 +413,12 @@ def check_training_arguments(args: transformers.TrainingArguments) -> None:
             + "\n  ".join(problems)
             + "\nRemove them or set them to an allowed value."
         )
+    if vars(args).get("_are_reported"):  # `qa-flax run` and its trainer both check them
+        return
+    vars(args)["_are_reported"] = True
+    for name in ("fp16", "fp16_full_eval"):
+        if getattr(args, name):
+            logger.warning("%s=True: the model computes in bfloat16 instead of float16.", name)
     defaults = transformers.TrainingArguments(output_dir="")  # some depend on the machine
     for name, reason in WITHOUT_EFFECT.items():
         value = getattr(args, name, None)

@@ -351,7 +351,15 @@ def test_invalid_adapter_targets_are_refused(capfd, checkpoint, data, tmp_path):
         ),
         (["--validation_file=x.json", "--do_eval", "--n_best_size=0"], "--n_best_size is 0"),
         (["--validation_file=x.json", "--do_train"], "--do_train needs --train_file"),
-        (["--train_file=x.json", "--do_train", "--fp16"], "fp16=True"),
+        (
+            [
+                "--train_file=x.json",
+                "--do_train",
+                "--torch_empty_cache_steps=3",
+                "--fsdp=full_shard",
+            ],
+            "fsdp=",
+        ),
         (["--train_file=x.json", "--do_train", "--no_such_flag=1"], "--no_such_flag=1"),
     ],
 )

@@ -131,12 +131,22 @@ def test_an_error_in_compute_metrics_does_not_change_the_trainer(tmp_path, windo
     assert trainer.state.log_history == []
 
 
-def test_bf16_full_eval_evaluates_in_bfloat16(tmp_path, windows):
+def test_bf16_full_eval_evaluates_in_bfloat16(tmp_path, windows, caplog):
     logits = {}
-    for name, settings in {"f32": {}, "bf16": {"bf16_full_eval": True}}.items():
+    runs = {
+        "f32": {},
+        "bf16": {"bf16_full_eval": True},
+        # Scripts for GPUs ask for float16; bfloat16 takes its place, and a warning says so.
+        "fp16": {"fp16": True},
+        "fp16_full_eval": {"fp16_full_eval": True},
+    }
+    for name, settings in runs.items():
         trainer = Trainer(tiny.model(), arguments(tmp_path, **settings))
         logits[name] = trainer.predict(windows.select(range(8))).predictions[0]
         assert logits[name].dtype == np.float32
+    for name in ("fp16", "fp16_full_eval"):
+        np.testing.assert_array_equal(logits[name], logits["bf16"])
+        assert caplog.text.count(f"{name}=True: the model computes in bfloat16 instead") == 1
     difference = np.abs(logits["f32"] - logits["bf16"]).max()
     assert 1e-4 < difference < 0.1 * np.abs(logits["f32"]).max()
 

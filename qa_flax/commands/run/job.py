@@ -33,7 +33,11 @@ from qa_flax.train.best import MetricError
 from qa_flax.train.checkpoints import ResumeError
 from qa_flax.train.plan import optimizer_bytes, output_dir
 from qa_flax.train.qa_trainer import QuestionAnsweringTrainer
-from qa_flax.train.training_arguments import TrainingArguments, check_training_arguments
+from qa_flax.train.training_arguments import (
+    TrainingArguments,
+    check_training_arguments,
+    trains_in_bfloat16,
+)
 
 
 def _model_card_fields(data_args: DataArguments) -> dict[str, Any]:
@@ -221,7 +225,7 @@ def _prepare(
             source,
             config=config,
             seed=training_args.seed,
-            dtype="bfloat16" if training_args.bf16 else model_args.dtype,
+            dtype="bfloat16" if trains_in_bfloat16(training_args) else model_args.dtype,
             **hub,
         )
     if model_args.lora_r:
