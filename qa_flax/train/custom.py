@@ -133,6 +133,34 @@ class OwnSchedule(Schedule):
         return self._last if self._applies else 1.0
 
 
+class ParamGroup(dict[str, Any]):
+    """A read-only entry of `OptimizerView.param_groups`."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        raise ValueError(
+            f"param_groups[0][{name!r}] cannot be set: the optimizer runs inside a compiled step. "
+            "Pass optimizers=(None, schedule) to the trainer to choose the learning rates"
+        )
+
+
+class OptimizerView:
+    """The optimizer as callbacks of PyTorch scripts read it: `optimizer.param_groups[0]["lr"]`.
+
+    Args:
+        args: the training arguments.
+        schedule: gives the learning rate.
+    """
+
+    def __init__(self, args: transformers.TrainingArguments, schedule: Schedule):
+        self._args, self._schedule = args, schedule
+
+    @property
+    def param_groups(self) -> list[ParamGroup]:
+        """One group, with the learning rate of the latest update and the weight decay."""
+        (rate,) = self._schedule.get_last_lr()
+        return [ParamGroup(lr=rate, weight_decay=float(self._args.weight_decay))]
+
+
 def as_direction(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """Turn updates to add into the direction that the training step subtracts."""
     return optax.chain(optimizer, optax.scale(-1.0))

@@ -44,20 +44,15 @@ class Events:
         self.state = TrainerState(is_local_process_zero=is_main, is_world_process_zero=is_main)
         self.control = TrainerControl()
 
-    def notify(self, event: str, *positional: Any, **kwargs: Any) -> None:
+    def notify(self, event: str, *positional: Any) -> None:
         """Call `event` of each callback, in their order, and store the control that they return.
 
         Args:
             event: the name of a callback method, such as `on_step_end`.
             *positional: further arguments of the handler's method of that name.
-            **kwargs: keyword arguments that are passed to the callbacks unchanged.
         """
-        if kwargs:  # the handler's own methods drop keyword arguments that they do not know
-            call = self.handler.call_event
-            self.control = call(event, self.args, self.state, self.control, **kwargs)
-        else:
-            call = getattr(self.handler, event)
-            self.control = call(self.args, self.state, self.control, *positional)
+        call = getattr(self.handler, event)
+        self.control = call(self.args, self.state, self.control, *positional)
 
     def log(self, logs: dict[str, Any]) -> None:
         """Add `epoch` to `logs`, append them to `state.log_history` and notify the callbacks."""

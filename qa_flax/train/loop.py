@@ -8,6 +8,7 @@ from qa_flax.distributed import preemption
 from qa_flax.train.best import followed_metric, update_best
 from qa_flax.train.events import Events
 from qa_flax.train.plan import Plan
+from qa_flax.train.progress import set_progress
 from qa_flax.train.resume import Flags, Position
 from qa_flax.train.schedules import Schedule
 from qa_flax.train.steps import Steps
@@ -114,7 +115,8 @@ class TrainingLoop:
         epochs = self.position.epochs_ended
         state.epoch = self._plan.epoch_after(epochs, self._updates_in_epoch())
         self._count_tokens(batch)
-        events.notify("on_step_end", progress=self._steps.progress())
+        set_progress(state, self._steps.progress())
+        events.notify("on_step_end")
         self._apply_control()
         preemption.check()
 

@@ -5,7 +5,7 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from transformers.trainer_callback import ProgressCallback, TrainerCallback
+from transformers.trainer_callback import ProgressCallback, TrainerCallback, TrainerState
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -37,17 +37,22 @@ class TrainingProgress(ProgressCallback):
         if is_new and self.prediction_bar is not None:
             self.prediction_bar.set_description("Evaluating")
 
-    def on_step_end(self, args, state, control, progress: Any = None, **kwargs):
-        """Advance the training bar; the trainer passes `progress`, the values of the last step."""
+    def on_step_end(self, args, state, control, **kwargs):
+        """Advance the training bar, and show the values of the last finished step."""
         super().on_step_end(args, state, control, **kwargs)
+        progress = progress_of(state)
         if self.training_bar is not None and progress:
             self.training_bar.set_postfix(_formatted(progress))
 
 
-class TrainingLines(TrainerCallback):
-    """Prints a line every 30 seconds, for logs: a progress bar would fill them with its updates."""
+class TrainingLines(ProgressCallback):
+    """Prints a line every 30 seconds, for logs: a progress bar would fill them with its updates.
+
+    It is a `ProgressCallback` so that `remove_callback(ProgressCallback)` removes it, too.
+    """
 
     def __init__(self):
+        super().__init__()
         self._started = self._last_line = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -58,8 +63,9 @@ class TrainingLines(TrainerCallback):
             start = f" from step {state.global_step}" if state.global_step else ""
             _print(f"Training: {state.max_steps} steps{start}")
 
-    def on_step_end(self, args, state, control, progress: Any = None, **kwargs):
+    def on_step_end(self, args, state, control, **kwargs):
         """Print a line if the last one is at least `SECONDS_BETWEEN_LINES` old."""
+        progress = progress_of(state)
         now = time.monotonic()
         is_due = progress and now - self._last_line >= SECONDS_BETWEEN_LINES
         if state.is_world_process_zero and is_due:
@@ -77,6 +83,25 @@ class TrainingLines(TrainerCallback):
                 f"step {state.global_step}: "
                 + ", ".join(f"{name} {value}" for name, value in values if name != "total_flos")
             )
+
+    def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
+        """Print nothing."""
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Print nothing."""
+
+
+def set_progress(state: TrainerState, progress: dict[str, float]) -> None:
+    """Store the values of the last finished step where only this package's callbacks read them.
+
+    Callbacks need not accept a further argument, and `trainer_state.json` does not have them.
+    """
+    vars(state)["_progress"] = progress
+
+
+def progress_of(state: TrainerState) -> dict[str, float]:
+    """Return what `set_progress` stored; {} before the first step."""
+    return vars(state).get("_progress", {})
 
 
 def progress_callback() -> type[TrainerCallback]:

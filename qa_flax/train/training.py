@@ -25,7 +25,7 @@ from qa_flax.device.step import TrainState, weights_of
 from qa_flax.distributed import preemption, processes
 from qa_flax.distributed.exchange import broadcast_from_main
 from qa_flax.train import checkpoints
-from qa_flax.train.custom import Custom, OwnSchedule, as_direction
+from qa_flax.train.custom import Custom, OptimizerView, OwnSchedule, as_direction
 from qa_flax.train.events import Events
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.loop import Actions, TrainingLoop
@@ -181,7 +181,7 @@ class _Training:
         self._loop = TrainingLoop(events, plan, self._steps, self._schedule, position, loop_actions)
         self._is_resumed = bool(run)
         self._first_step = events.state.global_step
-        self._begin_state(optimizer)
+        self._begin_state()
 
     def run(self) -> preemption.Preempted | None:
         """Train to the last update or until a callback stops it; return `Preempted` on SIGTERM."""
@@ -275,14 +275,15 @@ class _Training:
             local_cores=parallel.process_cores(),
         )
 
-    def _begin_state(self, optimizer: Any) -> None:
+    def _begin_state(self) -> None:
         state, handler, plan = self._events.state, self._events.handler, self._plan
         state.is_local_process_zero = state.is_world_process_zero = processes.is_main()
         state.max_steps, state.num_train_epochs = plan.updates, plan.epochs
         state.train_batch_size = self._args.per_device_train_batch_size
         state.compute_steps(self._args, plan.updates)
         loader: Any = Loader(lambda: self._batches(0, 0), plan.updates_per_epoch)
-        handler.optimizer, handler.train_dataloader = optimizer, loader
+        view: Any = OptimizerView(self._args, self._schedule)
+        handler.optimizer, handler.train_dataloader = view, loader
         handler.lr_scheduler = self._schedule  # pyright: ignore[reportAttributeAccessIssue]
 
     def _report_memory(self, abstract: TrainState, compiled: Any, arrays: Any) -> None:

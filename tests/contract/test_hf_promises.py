@@ -159,6 +159,55 @@ def test_a_run_resumed_after_a_stopped_epoch_equals_an_uninterrupted_one(
     np.testing.assert_array_equal(expected, actual)
 
 
+# ---- callbacks -----------------------------------------------------------------------------------
+
+
+class WithoutKwargs(TrainerCallback):
+    """Names all arguments of transformers 5, and takes no others."""
+
+    def __init__(self):
+        self.rates = []
+
+    def on_step_end(
+        self,
+        args,
+        state,
+        control,
+        model=None,
+        processing_class=None,
+        optimizer=None,
+        lr_scheduler=None,
+        train_dataloader=None,
+        eval_dataloader=None,
+    ):
+        self.rates.append((optimizer.param_groups[0]["lr"], lr_scheduler.get_last_lr()[0]))
+        with pytest.raises(ValueError, match=r"optimizers=\(None, schedule\)"):
+            optimizer.param_groups[0]["lr"] = 1.0
+
+
+def test_a_callback_needs_no_further_arguments_and_reads_the_learning_rate(tmp_path, windows):
+    callback = WithoutKwargs()
+    settings = {"max_steps": 2, "learning_rate": 1e-3, "lr_scheduler_type": "linear"}
+    trainer = Trainer(
+        tiny.model(), arguments(tmp_path, **settings), train_dataset=windows, callbacks=[callback]
+    )
+    trainer.train()
+    assert callback.rates == [(1e-3, 1e-3), (5e-4, 5e-4)]
+
+
+def test_progress_can_be_removed_by_the_class_of_transformers(tmp_path, windows, capfd):
+    from transformers.trainer_callback import ProgressCallback
+
+    trainer = Trainer(
+        tiny.model(),
+        arguments(tmp_path, max_steps=1, disable_tqdm=False),
+        train_dataset=windows,
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.train()
+    assert "Training:" not in capfd.readouterr().err
+
+
 # ---- metrics -------------------------------------------------------------------------------------
 
 
