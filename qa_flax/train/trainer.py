@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import transformers
-from flax import nnx
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import (
@@ -278,7 +277,7 @@ class Trainer:
         check_best_metric(self.args, self.eval_dataset, self.compute_metrics is not None)
         if self.model_init is not None:
             self.model = self._new_model()
-        self._train_graphdef, self._eval_graphdef = self._graphdefs()
+        self._update_graphdefs()
         actions = TrainerActions(self.evaluate, self.save_model, self.log)
         with preemption.sigterm_handled():
             return run_training(
@@ -504,24 +503,30 @@ class Trainer:
         self._live = LiveState(model, is_sharded(self.args))
         self._events.handler.model = model
         self._shard = DatasetShard(self.split_by_node)
-        self._train_graphdef, self._eval_graphdef = self._graphdefs()
+        self._graphdef_settings: tuple[Any, ...] = ()
+        self._update_graphdefs()
 
-    def _graphdefs(self) -> tuple[nnx.GraphDef, nnx.GraphDef]:
-        """The model for training and for evaluation, as it and the arguments are set now."""
+    def _update_graphdefs(self) -> None:
+        """Rebuild the model for training and for evaluation, if it or the arguments have changed.
+
+        Scripts change the model's dtype, its config and the arguments after the trainer is built.
+        """
         args, model = self.args, self.model
         # `activation_checkpointing` is the newer name; if transformers has both, they are equal.
         remat = getattr(args, "activation_checkpointing", args.gradient_checkpointing)
+        remat = bool(remat) or model.is_gradient_checkpointing
         dtype = "bfloat16" if trains_in_bfloat16(args) else model.dtype
-        return (
-            model.graphdef(dtype, remat=bool(remat) or model.is_gradient_checkpointing),
-            model.graphdef("bfloat16" if evaluates_in_bfloat16(args) else dtype),
-        )
+        eval_dtype = "bfloat16" if evaluates_in_bfloat16(args) else dtype
+        settings = (model, dtype, remat, eval_dtype, model.config.to_json_string())
+        if settings != self._graphdef_settings:
+            self._graphdef_settings = settings
+            self._train_graphdef = model.graphdef(dtype, remat=remat)
+            self._eval_graphdef = model.graphdef(eval_dtype)
 
     @property
     def _evaluator(self) -> Evaluator:
-        # Scripts change the model's dtype and the arguments after the trainer is built.
         if not self._live.is_training:
-            self._train_graphdef, self._eval_graphdef = self._graphdefs()
+            self._update_graphdefs()
         loss = self._custom.loss
         return Evaluator(self._events, self._live, self._eval_graphdef, self._shard, loss)
 

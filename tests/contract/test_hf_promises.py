@@ -55,6 +55,7 @@ def test_a_run_that_a_callback_stopped_can_be_resumed(tmp_path, examples, tokeni
         assert steps == (3 if callbacks is None else 2)
 
 
+@pytest.mark.slow
 def test_early_stopping_that_is_left_out_no_longer_stops(tmp_path, examples, tokenizer, caplog):
     changes = {
         "max_steps": 4,
@@ -111,6 +112,7 @@ class Epochs(TrainerCallback):
         self.seen.append((state.global_step, round(state.epoch, 6)))
 
 
+@pytest.mark.slow
 def test_an_epoch_that_a_callback_stopped_counts_as_in_transformers(tmp_path, windows):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("torch", reason="compares with PyTorch: pip install '.[parity]'")

@@ -169,6 +169,7 @@ def test_a_schedule_gives_the_rates_of_the_named_optimizer(tmp_path, windows):
         np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_optimizers_of_none_are_the_arguments(tmp_path, windows):
     usual = trainer_of(tmp_path, windows)
     none = trainer_of(tmp_path, windows, optimizers=(None, None))
