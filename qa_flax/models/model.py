@@ -35,7 +35,7 @@ from qa_flax.models.layers import BlockConfig, Fixed
 from qa_flax.models.load_arguments import config_with_keywords, warn_of_unread_settings
 from qa_flax.models.lora import LoraConfig
 from qa_flax.models.qa import SpanLogits
-from qa_flax.models.read_hooks import ReadHooks, has_read_hook
+from qa_flax.models.read_hooks import ReadHooks
 from qa_flax.models.torch_methods import TorchMethods
 from qa_flax.models.weights import (
     NamedParameters,
@@ -262,12 +262,6 @@ class AutoModelForQuestionAnswering(TorchMethods, ReadHooks):
         model = type(self)(self.config, dtype=dtype, lora=self.lora).with_remat(remat)
         model._config = _NO_CONFIG
         return nnx.graphdef(model)
-
-    def _set_compute_dtype(self, dtype: Any) -> None:
-        if has_read_hook(self):
-            raise ValueError("the dtype cannot be changed while the model is trained; set bf16=")
-        other = self.with_dtype(dtype)
-        self.dtype, self.encoder, self.head = other.dtype, other.encoder, other.head
 
     def with_remat(self, remat: bool = True) -> "AutoModelForQuestionAnswering":
         """A model with or without gradient checkpointing that shares this model's parameters."""

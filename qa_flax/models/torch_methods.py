@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from qa_flax.models.blocks import Stack
+from qa_flax.models.read_hooks import has_read_hook
 
 
 class Device(str):
@@ -104,7 +105,11 @@ class TorchMethods:
             stack.remat = remat
 
     def _set_compute_dtype(self, dtype: Any) -> None:
-        raise NotImplementedError
+        model: Any = self
+        if has_read_hook(model):
+            raise ValueError("the dtype cannot be changed while the model is trained; set bf16=")
+        other = model.with_dtype(dtype)
+        model.dtype, model.encoder, model.head = other.dtype, other.encoder, other.head
 
 
 def _is_dtype(value: Any) -> bool:
