@@ -24,6 +24,7 @@ TESTED_ELSEWHERE = {
     "commands/errors": "test_cli.py",
     "commands/run/job": "test_run.py",
     "data/columns": "with the windows it makes, test_features.py",
+    "data/rows": "with the loaders that collate them, test_loaders.py",
     "data/messages": "by the messages that name a few of many, test_examples.py",
     "data/readers": "by every form of data there is, test_examples.py",
     "data/tables": "with the rows that users give, answers/test_spans.py",
@@ -44,6 +45,7 @@ TESTED_ELSEWHERE = {
     "train/model_card": "by a run that leaves one, commands/test_run.py",
     "train/qa_trainer": "with the base class, test_trainer.py",
     "train/steps": "by the trainer that runs them, test_trainer.py, contract/test_resume.py",
+    "train/train_data": "by trainings on every kind of data set, test_loading.py",
     "train/training": "by the trainer that calls it, test_trainer.py",
 }
 

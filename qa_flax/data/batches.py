@@ -9,13 +9,13 @@ is False for padding rows. A batch is as wide as its longest window, rounded up 
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from qa_flax.data.windows import Windows
+from qa_flax.data.windows import Features, Windows
 
 WIDTH_STEP = 64
 """Batch widths are multiples of this many tokens: at most 6 compiled shapes for 384 tokens."""
@@ -120,19 +120,6 @@ def train_batches(
         yield _batch(windows, padded[local_position], valid[local_position], width, counts, True)
 
 
-class Loader:
-    """The data loader that callbacks receive: it can be iterated repeatedly and has a length."""
-
-    def __init__(self, batches: Callable[[], Iterable[HostBatch]], count: int):
-        self._batches, self._count = batches, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        return (batch.arrays for batch in self._batches())
-
-
 def eval_batches(
     windows: Windows,
     cores: int,
@@ -224,5 +211,7 @@ def _batch(
     for name in ("start_positions", "end_positions") if labels else ():
         positions = getattr(windows, name) if len(windows) else np.zeros(1, np.int32)
         arrays[name] = positions[rows.reshape(-1)] - np.int32(columns.start)
+    extras = (windows.extras or {}) if isinstance(windows, Features) else {}
+    arrays |= {name: array[rows.reshape(-1)] for name, array in extras.items()}
     arrays = {name: array.reshape(*shape, *array.shape[1:]) for name, array in arrays.items()}
     return HostBatch(rows, valid, arrays | {"valid": valid}, columns, *counts)

@@ -130,6 +130,7 @@ class Features(Windows):
         token_type_ids: int32 [N, L]; None if the model does not have them.
         offsets: int32 [N, L, 2], start and end of each token in the context, in code points;
             (-1, -1) for tokens outside the context.
+        extras: further arrays [N, ...] for a script's own loss function, by name.
     """
 
     example_ids: list[str]
@@ -140,6 +141,7 @@ class Features(Windows):
     start_positions: Positions | None = None
     end_positions: Positions | None = None
     cls_index: Positions | None = None
+    extras: Mapping[str, np.ndarray] | None = None
 
     @property
     def padded_length(self) -> int:
@@ -173,7 +175,8 @@ class Features(Windows):
     def select(self, rows: slice) -> "Features":
         fields = {name: getattr(self, name) for name in _COLUMNS}
         selected = {name: value[rows] for name, value in fields.items() if value is not None}
-        return Features(**selected)
+        extras = {name: array[rows] for name, array in (self.extras or {}).items()}
+        return Features(**selected, extras=extras or None)
 
     def to_dataset(self) -> datasets.Dataset:
         """Convert to a data set with Hugging Face's column names, without copying the arrays."""

@@ -145,6 +145,7 @@ class PositionsAfterPadding(Encoder):
         self.padding: int = config.pad_token_id
         self.table_rows: int = config.max_position_embeddings
         super().__init__(config, dtype=dtype, padding_position=config.pad_token_id, **options)
+        self.position_limit = self.table_rows - self.padding - 1
 
     def positions_of(
         self,

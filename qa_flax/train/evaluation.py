@@ -1,34 +1,34 @@
 """Evaluation and prediction on one data set, sharded over the processes (host)."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import datasets
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
-from transformers.trainer_utils import EvalPrediction, PredictionOutput, speed_metrics
+from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
-from qa_flax.answers.spans import Candidates, SearchSettings
-from qa_flax.data.windows import Features, Windows
+from qa_flax.answers.spans import PADDING_LOGIT, Candidates, SearchSettings
+from qa_flax.data.loaders import Loader, loader_windows
+from qa_flax.data.windows import Windows
 from qa_flax.device.counters import device_report
 from qa_flax.device.programs import eval_program
 from qa_flax.device.step import LossFunction
 from qa_flax.distributed import preemption, processes
-from qa_flax.distributed.exchange import all_gather_json, all_gather_rows, broadcast_from_main
+from qa_flax.distributed.exchange import all_gather_json, all_gather_rows
 from qa_flax.train.events import Events, plain_metrics
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.plan import wants_device_report
 from qa_flax.train.prediction import common_widths, predict_windows, reduction
+from qa_flax.train.train_data import refuse_several_processes
 
-Dataset = datasets.Dataset | Windows
-"""What the trainer accepts as a data set: a Hugging Face data set, or this package's windows."""
+Dataset = Any
+"""A data set for the trainer: Hugging Face's, PyTorch's, windows or a list of dicts."""
 
 
 class EvaluationResult(NamedTuple):
-    """The logits, labels and losses of N windows, in the order of the data set, and the metrics."""
+    """The logits, labels and losses of N windows, in the order of the data set."""
 
     logits: Any
     """Start and end logits, float32 [N, L] each, or `Candidates`."""
@@ -37,16 +37,11 @@ class EvaluationResult(NamedTuple):
     losses: Float[np.ndarray, " n"] | None
     """The loss of each window; None for windows without labels."""
     metrics: dict[str, Any]
-    """The mean loss, if the windows have labels, and the speed."""
-
-
-def as_windows(dataset: Dataset) -> Windows:
-    """Return the data set as windows.
-
-    Raises:
-        ValueError: a column is missing or invalid.
-    """
-    return dataset if isinstance(dataset, Windows) else Features.from_dataset(dataset)
+    """The mean loss, if the windows have labels."""
+    windows: int
+    """Number of windows in all processes."""
+    input_ids: np.ndarray | None
+    """Token ids, int32 [N, L], if they were asked for."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +95,6 @@ class DatasetShard:
         return EvalPrediction(predictions=answers, label_ids=references)
 
 
-def with_main_metrics(output: PredictionOutput) -> PredictionOutput:
-    """Replace the metrics by the main process's, so that times and speeds agree in all processes.
-
-    Every process must call it.
-    """
-    return output._replace(metrics=broadcast_from_main("metrics", output.metrics))
-
-
 class Evaluator:
     """Runs a model over the windows of a data set, on all cores.
 
@@ -131,31 +118,57 @@ class Evaluator:
         self._shard, self._loss_function = shard, loss_function
 
     def run(
-        self, dataset: Dataset, prefix: str, search_settings: SearchSettings | None, *, gather: bool
+        self,
+        loader: Any,
+        prefix: str,
+        search_settings: SearchSettings | None = None,
+        *,
+        gather: bool = True,
+        wants_inputs: bool = False,
     ) -> EvaluationResult:
-        """Compute logits (or candidates), losses, the mean loss and the speed.
+        """Compute logits (or candidates), losses and the mean loss.
 
         Every process must call it.
 
         Args:
-            dataset: the full data set, or this process's shard (see `DatasetShard`).
+            loader: the loader of the full data set, or of this process's shard (`DatasetShard`).
+                A loader whose batches a collator or a script makes is read some batches at a time.
             prefix: what the names of the metrics begin with.
             search_settings: return only the candidates that this search needs; None: all logits.
+                The rows of a stream always give all logits.
             gather: whether to return the logits and labels of all processes, in the order of the
                 full data set, or only this process's. Losses and metrics are always those of all.
+            wants_inputs: whether to return the token ids, too.
 
         Raises:
             ValueError: no process has any windows, or only some processes have labels.
             Preempted: SIGTERM was received.
         """
-        started = time.time()
-        windows = self._shard.select(as_windows(dataset))
+        self._events.handler.eval_dataloader = loader
+        windows = loader.windows() if isinstance(loader, Loader) else None
+        if windows is not None:
+            part = self._run_windows(
+                self._shard.select(windows), prefix, search_settings, gather=gather
+            )
+            inputs = (
+                self._shard.gather_inputs(windows.features().input_ids) if wants_inputs else None
+            )
+            return part._replace(input_ids=inputs)
+        refuse_several_processes(loader, "evaluation")
+        parts, inputs = [], []
+        takes_extras = self._loss_function is not None
+        for windows in loader_windows(loader, self._events.args.seed, takes_extras=takes_extras):
+            parts.append(self._run_windows(windows, prefix, None, gather=False))
+            if wants_inputs:
+                inputs.append(windows.features().input_ids)
+        return _joined(parts, inputs, prefix)
+
+    def _run_windows(
+        self, windows: Windows, prefix: str, search_settings: SearchSettings | None, *, gather: bool
+    ) -> EvaluationResult:
         args = self._events.args
         per_core = args.per_device_eval_batch_size
         widths = common_widths(windows, per_core)
-        # transformers' progress bar only asks for the length of the data loader.
-        loader: Any = widths
-        self._events.handler.eval_dataloader = loader
         weights = self._live.evaluation_weights()
         measuring = device_report(f"{prefix} of {len(windows)} windows", wants_device_report(args))
         on_core = None if search_settings is None else reduction(search_settings)
@@ -181,8 +194,42 @@ class Evaluator:
                 metrics[f"{prefix}_loss"] = float(np.mean(losses, dtype=np.float64))
             if gather:
                 labels, logits = all_gather_rows("labels", labels), _all_gather_logits(logits)
-        metrics |= speed_metrics(prefix, started, num_samples=count, num_steps=len(widths))
-        return EvaluationResult(logits, labels, losses, metrics)
+        return EvaluationResult(logits, labels, losses, metrics, count, None)
+
+
+def _joined(
+    parts: Sequence[EvaluationResult], inputs: Sequence[np.ndarray], prefix: str
+) -> EvaluationResult:
+    """Concatenate results; logits are padded to the longest row with `PADDING_LOGIT`.
+
+    Raises:
+        ValueError: there are no parts.
+    """
+    if not parts:
+        raise ValueError("the data set has no windows; there is nothing to evaluate or predict")
+    if len({part.labels is None for part in parts}) > 1:
+        raise ValueError("some batches have start_positions and end_positions and others have not")
+    logits = tuple(
+        _concatenated_rows(rows, PADDING_LOGIT)
+        for rows in zip(*(p.logits for p in parts), strict=True)
+    )
+    labels, losses, metrics = None, None, {}
+    if parts[0].labels is not None:
+        labels = tuple(
+            np.concatenate(arrays) for arrays in zip(*(p.labels for p in parts), strict=True)
+        )
+        losses = np.concatenate([part.losses for part in parts if part.losses is not None])
+        metrics[f"{prefix}_loss"] = float(np.mean(losses, dtype=np.float64))
+    input_ids = _concatenated_rows(inputs, 0) if inputs else None
+    count = sum(part.windows for part in parts)
+    return EvaluationResult(logits, labels, losses, metrics, count, input_ids)
+
+
+def _concatenated_rows(arrays: Sequence[np.ndarray], fill: float) -> np.ndarray:
+    width = max(array.shape[1] for array in arrays)
+    margins = [((0, 0), (0, width - array.shape[1])) for array in arrays]
+    padded = [np.pad(a, m, constant_values=fill) for a, m in zip(arrays, margins, strict=True)]
+    return np.concatenate(padded)
 
 
 def with_prefix(metrics: dict[str, Any], prefix: str) -> dict[str, Any]:

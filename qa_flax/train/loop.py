@@ -71,8 +71,10 @@ class TrainingLoop:
             events.notify("on_epoch_begin")
             self._resume_pending()
             skip = 0 if self._args.ignore_data_skip else done
-            for batch in self._actions.batches(position.epochs_ended, skip):
-                if events.control.should_epoch_stop or self._is_stopped():
+            batches = self._actions.batches(position.epochs_ended, skip)
+            # The flags are read before a batch is built: a stream may be slow to give it.
+            while not (events.control.should_epoch_stop or self._is_stopped()):
+                if (batch := next(batches, None)) is None:
                     break
                 self._update(batch)
             position.epochs_ended += 1

@@ -11,11 +11,12 @@ _LOSS = (
 )
 _OPTIMIZER = "optim=, lr_scheduler_type=, or optimizers=(optax transformation, schedule)"
 _DATA = (
-    "train_dataset= and eval_dataset=; the trainer batches, pads and shuffles them by the training "
-    "arguments (train_sampling_strategy, dataloader_drop_last)"
+    "get_train_dataloader, get_eval_dataloader or get_test_dataloader, which may be overridden, or "
+    "the training arguments (train_sampling_strategy, dataloader_drop_last)"
 )
 _CALLBACK = "a TrainerCallback; checkpoints are written by save_strategy and save_steps"
 _EVALUATE = "override evaluate or predict, or pass compute_metrics="
+_LOOP = "evaluation_loop, or set use_legacy_prediction_loop=True"
 _LOGITS = "preprocess_logits_for_metrics= or compute_metrics="
 _DEVICES = "nothing: JAX places the model and the batches on the devices"
 _LOADING = "train(resume_from_checkpoint=...)"
@@ -40,9 +41,6 @@ NOT_CALLED: dict[str, str] = {
     "_get_grad_norm": "max_grad_norm=",
     "_mixed_mesh_grad_norm": "max_grad_norm=",
     "_has_mixed_mesh_grads": "max_grad_norm=",
-    "get_train_dataloader": _DATA,
-    "get_eval_dataloader": _DATA,
-    "get_test_dataloader": _DATA,
     "_get_dataloader": _DATA,
     "_get_train_sampler": _DATA,
     "_get_eval_sampler": _DATA,
@@ -50,8 +48,6 @@ NOT_CALLED: dict[str, str] = {
     "_remove_unused_columns": _DATA,
     "_get_collator_with_removed_columns": _DATA,
     "num_examples": _DATA,
-    "evaluation_loop": _EVALUATE,
-    "prediction_loop": _EVALUATE,
     "prediction_step": _LOGITS,
     "_evaluate": _EVALUATE,
     "_determine_best_metric": "metric_for_best_model= and greater_is_better=",
@@ -108,19 +104,37 @@ NOT_CALLED: dict[str, str] = {
 """Methods of transformers' Trainer that this one never calls, and what to use instead."""
 
 
-def check_overrides(trainer: Any) -> None:
+def is_replaced(trainer: Any, name: str) -> bool:
+    """Whether a subclass, or an assignment to the trainer, replaces a method of this package."""
+    return name in _replaced(trainer)
+
+
+def _replaced(trainer: Any) -> dict[str, str]:
+    """The attributes that subclasses and the trainer itself define -> where, such as `Mine.log`."""
+    found: dict[str, str] = {}
+    for cls in type(trainer).__mro__:
+        if not (cls is object or cls.__module__.split(".")[0] == "qa_flax"):
+            found |= {name: f"{cls.__name__}.{name}" for name in vars(cls)}
+    return found | {name: f"trainer.{name}" for name in vars(trainer)}
+
+
+def check_overrides(trainer: Any, *, calls_prediction_loop: bool = False) -> None:
     """Refuse methods of `NOT_CALLED` in the trainer's own class, its bases or the object itself.
+
+    Args:
+        trainer: the trainer.
+        calls_prediction_loop: whether `use_legacy_prediction_loop` is set. Without it only a
+            script's own `evaluate` or `predict` can call a `prediction_loop`.
 
     Raises:
         ValueError: names each method and what to use instead.
     """
-    found: dict[str, str] = {}
-    for cls in type(trainer).__mro__:
-        if not (cls is object or cls.__module__.split(".")[0] == "qa_flax"):
-            found |= {name: f"{cls.__name__}.{name}" for name in vars(cls) if name in NOT_CALLED}
-    found |= {name: f"trainer.{name}" for name in vars(trainer) if name in NOT_CALLED}
+    replaced = _replaced(trainer)
+    found = {name: place for name, place in replaced.items() if name in NOT_CALLED}
+    if not (calls_prediction_loop or {"evaluate", "predict"} & replaced.keys()):
+        found |= {name: replaced[name] for name in ("prediction_loop",) if name in replaced}
     if found:
-        lines = [f"{place}: use {NOT_CALLED[name]}" for name, place in found.items()]
+        lines = [f"{place}: use {NOT_CALLED.get(name, _LOOP)}" for name, place in found.items()]
         raise ValueError(
             "qa_flax never calls these methods, so replacing them would have no effect:\n  "
             + "\n  ".join(lines)

@@ -1,6 +1,7 @@
 """Derive from the arguments the number of batches and updates, schedule and optimizer (host)."""
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +26,8 @@ class Plan:
     partial last batch counts, unless `dataloader_drop_last` is set.
     """
 
-    windows: int
-    """Training windows."""
+    windows: int | None
+    """Training windows; None if they are streamed."""
     rows: int
     """Rows of a batch on all cores together."""
     accumulation: int
@@ -35,6 +36,8 @@ class Plan:
     updates_per_epoch: int
     updates: int
     """Updates of the whole training."""
+    has_length: bool = True
+    """Whether the number of batches in an epoch is known; else `updates` count as one epoch."""
 
     @classmethod
     def from_args(cls, args: transformers.TrainingArguments, windows: int, cores: int) -> "Plan":
@@ -50,16 +53,50 @@ class Plan:
                 f"batch has {rows} rows. Set it to False, or lower per_device_train_batch_size"
             )
         batches = windows // rows if args.dataloader_drop_last else math.ceil(windows / rows)
+        return cls.from_batches(args, batches, windows, rows)
+
+    @classmethod
+    def from_batches(
+        cls,
+        args: transformers.TrainingArguments,
+        batches: int | None,
+        windows: int | None,
+        rows: int,
+    ) -> "Plan":
+        """The plan for a data loader with `batches` batches of `rows` rows.
+
+        Without a known number of batches, `max_steps` updates count as one epoch, as in
+        transformers.
+
+        Raises:
+            ValueError: the data loader has no batches, or neither their number nor `max_steps` is
+                known.
+        """
         accumulation = args.gradient_accumulation_steps
+        has_length = batches is not None
+        if batches is None:
+            if args.max_steps <= 0:
+                raise ValueError(
+                    "the training data is a stream, whose length is not known: set max_steps to "
+                    "the number of updates"
+                )
+            batches = args.max_steps * accumulation
+        if batches == 0:
+            raise ValueError("the data loader of the training set has no batches")
         per_epoch = max(1, math.ceil(batches / accumulation))
         updates = args.max_steps
         if updates <= 0:
             updates = math.ceil(float(args.num_train_epochs) * per_epoch)
-        return cls(windows, rows, accumulation, batches, per_epoch, updates)
+        return cls(windows, rows, accumulation, batches, per_epoch, updates, has_length)
 
     @property
     def epochs(self) -> int:
-        """Number of epochs; a partial last epoch counts as one."""
+        """Number of epochs; a partial last epoch counts as one.
+
+        As in transformers, the largest integer for a stream, which may end at any time.
+        """
+        if not self.has_length:
+            return sys.maxsize
         return math.ceil(self.updates / self.updates_per_epoch)
 
     def batches_of_update(self, updates_done: int) -> int:
@@ -73,7 +110,7 @@ class Plan:
 
     def samples(self, args: transformers.TrainingArguments) -> float:
         """Number of windows that the whole training processes."""
-        if args.max_steps > 0:
+        if args.max_steps > 0 or self.windows is None:
             return args.max_steps * self.rows * self.accumulation
         return self.windows * args.num_train_epochs
 

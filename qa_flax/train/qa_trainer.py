@@ -10,7 +10,9 @@ import datasets
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
 from qa_flax.answers.spans import SearchSettings
-from qa_flax.train.evaluation import Dataset, prediction_output, with_main_metrics, with_prefix
+from qa_flax.distributed.exchange import broadcast_from_main
+from qa_flax.train.evaluation import Dataset, EvaluationResult, prediction_output, with_prefix
+from qa_flax.train.loading import named
 from qa_flax.train.trainer import Trainer
 
 
@@ -103,7 +105,7 @@ class QuestionAnsweringTrainer(Trainer):
         eval_data = self._select_eval_dataset(eval_dataset)
         examples = self.eval_examples if eval_examples is None else eval_examples
         if isinstance(eval_dataset, str) and eval_examples is None and examples is not None:
-            examples = self._named(examples, eval_dataset, "eval_examples")
+            examples = named(examples, eval_dataset, "eval_examples")
         if isinstance(eval_data, Mapping):
             return self._evaluate_each(eval_data, examples, metric_key_prefix)
         output = self._evaluate_answers(examples, eval_data, metric_key_prefix)
@@ -167,31 +169,52 @@ class QuestionAnsweringTrainer(Trainer):
     ) -> PredictionOutput:
         """Windows -> logits -> answers -> metrics, together with the loss and the speed."""
         post_process, compute_metrics = self.post_process_function, self.compute_metrics
+        # Without post-processing the caller gets the logits, so they must be complete.
+        started = time.time()
         if post_process is None or compute_metrics is None or self.args.prediction_loss_only:
-            # Without post-processing the caller gets the logits, so they must be complete.
             is_raw = post_process is None or compute_metrics is None
-            result = self._run_evaluation(dataset, prefix, None if is_raw else self.search_settings)
-            output = prediction_output(result.logits, result.labels, result.metrics)
-            return with_main_metrics(output)
+            result = self._logits_of(dataset, prefix, stage, is_raw=is_raw, gather=True)
+            metrics = result.metrics | self._speed(prefix, started, result.windows)
+            metrics = broadcast_from_main("metrics", metrics)
+            return prediction_output(result.logits, result.labels, metrics)
         if examples is None:
             raise ValueError(
                 "post_process_function needs the examples that the windows were cut from; pass "
                 "eval_examples to evaluate() or the trainer, or predict_examples to predict()"
             )
         gather = not self._shard.is_split
-        result = self._run_evaluation(dataset, prefix, self.search_settings, gather=gather)
+        result = self._logits_of(dataset, prefix, stage, is_raw=False, gather=gather)
+        loop_metrics = result.metrics | self._speed(prefix, started, result.windows)
         stage = stage if _accepts(post_process, 3 + len(stage)) else ()
         started = time.time()
         scored = post_process(examples, dataset, result.logits, *stage)
         count = self._shard.total_examples(len(examples))
         scored = self._shard.gather_answers(scored)
-        metrics = with_prefix(compute_metrics(scored), prefix) | result.metrics
+        metrics = with_prefix(compute_metrics(scored), prefix) | loop_metrics
         seconds = time.time() - started
         total_seconds = seconds + metrics[f"{prefix}_runtime"]
         metrics[f"{prefix}_post_processing_time"] = round(seconds, 4)
         metrics[f"{prefix}_examples_per_second"] = round(count / max(total_seconds, 1e-9), 3)
-        output = prediction_output(scored.predictions, scored.label_ids, metrics)
-        return with_main_metrics(output)
+        metrics = broadcast_from_main("metrics", metrics)
+        return prediction_output(scored.predictions, scored.label_ids, metrics)
+
+    def _logits_of(
+        self, dataset: Dataset, prefix: str, stage: tuple[str, ...], *, is_raw: bool, gather: bool
+    ) -> EvaluationResult:
+        """Run the evaluation loop without `compute_metrics`, which takes answers here."""
+        loaders = self.get_test_dataloader if stage else self.get_eval_dataloader
+        loader = loaders(dataset)
+        if not self._is_loop_replaced():
+            settings = None if is_raw else self.search_settings
+            return self._run_evaluation(loader, prefix, settings, gather=gather)
+        compute_metrics, self.compute_metrics = self.compute_metrics, None
+        description = "Prediction" if stage else "Evaluation"
+        try:
+            output = self._call_loop(loader, description, prefix, None, None)
+        finally:
+            self.compute_metrics = compute_metrics
+        metrics, count = output.metrics or {}, output.num_samples or 0
+        return EvaluationResult(output.predictions, output.label_ids, None, metrics, count, None)
 
 
 def _accepts(function: Callable, positional: int) -> bool:

@@ -12,7 +12,6 @@ from typing import Any
 from transformers import EarlyStoppingCallback, PreTrainedConfig
 from transformers.trainer_callback import ExportableState, TrainerState
 
-from qa_flax.data.windows import Windows
 from qa_flax.device.step import TrainState, weights_of
 from qa_flax.distributed import processes
 from qa_flax.distributed.exchange import barrier, check_shared_folder
@@ -22,6 +21,7 @@ from qa_flax.train.best import set_best_checkpoint
 from qa_flax.train.events import Events
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.plan import Plan, output_dir
+from qa_flax.train.train_data import TrainData, data_seed_of
 
 logger = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ def restore_callbacks(events: Events) -> bool:
 
 
 def conditions_of(
-    args: Any, plan: Plan, windows: Windows, model: AutoModelForQuestionAnswering
+    args: Any, plan: Plan, data: TrainData, model: AutoModelForQuestionAnswering
 ) -> dict[str, Any]:
     """The settings that a resumed run must share with the run that saved the checkpoint.
 
@@ -193,17 +193,12 @@ def conditions_of(
         "rows_per_update": plan.rows * plan.accumulation,
         "dataloader_drop_last": args.dataloader_drop_last,
         "train_sampling_strategy": args.train_sampling_strategy,
-        "windows": len(windows),
-        "windows_digest": checkpoints.windows_digest(windows),
+        "windows": plan.windows,
+        "windows_digest": data.digest(),
         "model": _config_values(model.config),
         "lora": None if model.lora is None else model.lora.to_peft(None),
         "fixed_digest": checkpoints.tensors_digest(weights_of(model).fixed),
     }
-
-
-def data_seed_of(args: Any) -> int:
-    """The seed of the order of the training windows: `data_seed`, or `seed` if it is not set."""
-    return args.seed if args.data_seed is None else args.data_seed
 
 
 def _config_values(config: PreTrainedConfig) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,35 +17,28 @@ from transformers.trainer_callback import (
     TrainerControl,
     TrainerState,
 )
-from transformers.trainer_utils import EvalPrediction, PredictionOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
 from qa_flax import storage
-from qa_flax.answers.spans import SearchSettings
 from qa_flax.device import parallel
 from qa_flax.device.step import LossFunction
 from qa_flax.distributed import failure, preemption, processes
+from qa_flax.distributed.exchange import broadcast_from_main
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.storage import AnyPath
 from qa_flax.train import checkpoints
 from qa_flax.train.best import check_best_metric, check_evaluation
-from qa_flax.train.custom import make_custom, preprocess_logits
-from qa_flax.train.evaluation import (
-    Dataset,
-    DatasetShard,
-    EvaluationResult,
-    Evaluator,
-    as_windows,
-    prediction_output,
-    with_main_metrics,
-    with_prefix,
-)
+from qa_flax.train.custom import make_custom
+from qa_flax.train.evaluation import Dataset, DatasetShard, Evaluator, prediction_output
 from qa_flax.train.events import Events
 from qa_flax.train.live_state import LiveState
+from qa_flax.train.loading import DataLoading, check_eval_dataset, check_train_dataset
 from qa_flax.train.model_card import model_card
-from qa_flax.train.overrides import check_overrides
+from qa_flax.train.overrides import check_overrides, is_replaced
 from qa_flax.train.plan import is_sharded
 from qa_flax.train.plan import output_dir as _output_dir
 from qa_flax.train.progress import progress_callback, readable_metrics
+from qa_flax.train.train_data import train_data
 from qa_flax.train.training import Resume, TrainerActions, run_training
 from qa_flax.train.training_arguments import (
     TrainingArguments,
@@ -55,7 +49,7 @@ from qa_flax.train.training_arguments import (
 )
 
 
-class Trainer:
+class Trainer(DataLoading):
     """Train a question answering model on all cores, and compute its logits and metrics.
 
     The arguments have the names and meanings of transformers' Trainer. The model is trained in
@@ -65,9 +59,15 @@ class Trainer:
         model: from `AutoModelForQuestionAnswering.from_pretrained`, or `get_peft_model`.
         args: transformers' `TrainingArguments`, or this package's. An argument that is not
             supported raises an error. None: the defaults, with `output_dir="trainer_output"`.
-        data_collator: accepted for compatibility and ignored: the trainer pads the batches itself.
+        data_collator: called on the host with the rows of each batch, a list; returns a dict of
+            arrays or tensors [n, L] and labels [n]. Python's, NumPy's and PyTorch's global random
+            generators are seeded for each batch, so that a resumed run draws the same. One that
+            only pads (`default_data_collator`, `DataCollatorWithPadding`) is not called: the
+            trainer pads faster.
         train_dataset: windows with labels, from `prepare_train_features`: columns `input_ids`,
             `attention_mask`, ... (int32 [L] a row), `start_positions` and `end_positions` (int32).
+            Or rows of these columns: a data set with a transform, a PyTorch `Dataset`, a list of
+            dicts, or with `max_steps` a `datasets.IterableDataset`, which is streamed.
         eval_dataset: windows to evaluate on, or a dict of several such data sets by name. If they
             have labels, `evaluate` also computes the loss.
         processing_class: the tokenizer, which is saved with the model.
@@ -129,7 +129,6 @@ class Trainer:
         split_by_node: bool = False,
     ):
         failure.propagate_failures()
-        check_overrides(self)
         self.model_init = model_init
         if model_init is not None:
             if model is not None:
@@ -139,12 +138,15 @@ class Trainer:
         args = TrainingArguments(output_dir="trainer_output") if args is None else args
         check_training_arguments(args)
         check_evaluation(args, eval_dataset)
+        check_eval_dataset(eval_dataset)
+        if train_dataset is not None:
+            check_train_dataset(train_dataset, args)
         set_log_level(args, processes.is_main())
         parallel.require_backend("cpu" if args.use_cpu else None, "use_cpu")
-        self.data_collator = data_collator
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset
         self.processing_class = processing_class if processing_class is not None else tokenizer
+        self.data_collator = data_collator
         self.compute_metrics = compute_metrics
         self.split_by_node = split_by_node
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
@@ -160,7 +162,12 @@ class Trainer:
         )
         self._events = Events(args, handler)
         self._use_model(model)
+        self._check_overrides()
         self._events.notify("on_init_end")
+
+    def _check_overrides(self) -> None:
+        legacy = getattr(self.args, "use_legacy_prediction_loop", False)
+        check_overrides(self, calls_prediction_loop=bool(legacy))
 
     # ---- attributes ------------------------------------------------------------------------------
 
@@ -263,18 +270,11 @@ class Trainer:
             FloatingPointError: the loss or gradient norm is not finite; the message has the step.
             Preempted: SIGTERM was received (a `SystemExit` of status 143). A checkpoint was saved.
         """
-        if self.train_dataset is None or not len(self.train_dataset):
-            raise ValueError(
-                "train() needs a train_dataset with at least one window; pass one to the trainer"
-            )
-        windows = as_windows(self.train_dataset)
-        if windows.start_positions is None or windows.end_positions is None:
-            raise ValueError(
-                "the train_dataset has no start_positions and end_positions; create it with "
-                "prepare_train_features(examples, tokenizer)"
-            )
-        check_overrides(self)
-        check_best_metric(self.args, self.eval_dataset, self.compute_metrics is not None)
+        self._check_overrides()
+        if not is_replaced(self, "evaluate"):
+            check_best_metric(self.args, self.eval_dataset, self.compute_metrics is not None)
+        loader = self.get_train_dataloader()
+        data = train_data(loader, self.model, self._custom.loss is not None)
         if self.model_init is not None:
             self.model = self._new_model()
         self._update_graphdefs()
@@ -283,7 +283,8 @@ class Trainer:
             return run_training(
                 self._events,
                 self._live,
-                windows,
+                data,
+                loader,
                 self._train_graphdef,
                 Resume(resume_from_checkpoint, accept_changes),
                 actions,
@@ -321,8 +322,11 @@ class Trainer:
             for name, dataset in eval_data.items():
                 metrics |= self.evaluate(dataset, ignore_keys, f"{metric_key_prefix}_{name}")
             return metrics
-        output = self._evaluate_logits(eval_data, metric_key_prefix)
-        return self._report(output.metrics or {})
+        started = time.time()
+        loader = self.get_eval_dataloader(eval_data)
+        loss_only = True if self.compute_metrics is None else None
+        output = self._call_loop(loader, "Evaluation", metric_key_prefix, loss_only, ignore_keys)
+        return self._report(self._loop_metrics(output, metric_key_prefix, started))
 
     def predict(
         self,
@@ -344,58 +348,18 @@ class Trainer:
         Raises:
             ValueError: the data set has no windows.
         """
-        output = self._evaluate_logits(test_dataset, metric_key_prefix)
-        self._events.notify("on_predict", output.metrics)
-        return output
+        started = time.time()
+        loader = self.get_test_dataloader(test_dataset)
+        output = self._call_loop(loader, "Prediction", metric_key_prefix, None, ignore_keys)
+        metrics = self._loop_metrics(output, metric_key_prefix, started)
+        self._events.notify("on_predict", metrics)
+        return prediction_output(output.predictions, output.label_ids, metrics)
 
-    def _select_eval_dataset(self, eval_dataset: Any) -> Any:
-        if isinstance(eval_dataset, str):
-            return self._named(self.eval_dataset, eval_dataset, "eval_dataset")
-        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if eval_dataset is None:
-            raise ValueError(
-                "evaluate() needs an eval_dataset; pass one to evaluate() or to the trainer"
-            )
-        return eval_dataset
-
-    def _named(self, datasets: Any, name: str, argument: str) -> Any:
-        """The data set (or the examples) of that name in a dict that the trainer was given."""
-        if not isinstance(datasets, Mapping) or name not in datasets:
-            names = ", ".join(map(repr, datasets)) if isinstance(datasets, Mapping) else "no names"
-            raise ValueError(f"evaluate({name!r}): the trainer's {argument} has {names}")
-        return datasets[name]
-
-    def _run_evaluation(
-        self,
-        dataset: Dataset,
-        prefix: str,
-        search_settings: SearchSettings | None = None,
-        *,
-        gather: bool = True,
-    ) -> EvaluationResult:
-        if self.preprocess_logits_for_metrics is None:
-            return self._evaluator.run(dataset, prefix, search_settings, gather=gather)
-        result = self._evaluator.run(dataset, prefix, None, gather=gather)
-        rows = self.args.per_device_eval_batch_size * parallel.process_core_count()
-        function = self.preprocess_logits_for_metrics
-        return result._replace(
-            logits=preprocess_logits(function, result.logits, result.labels, rows)
-        )
-
-    def _evaluate_logits(self, dataset: Dataset, prefix: str) -> PredictionOutput:
-        result = self._run_evaluation(dataset, prefix)
-        metrics = result.metrics
-        wants_metrics = self.compute_metrics is not None and not self.args.prediction_loss_only
-        if self.compute_metrics is not None and wants_metrics and result.labels is not None:
-            extras: dict[str, Any] = {}
-            if "inputs" in self.args.include_for_metrics:
-                input_ids = as_windows(dataset).features().input_ids
-                extras["inputs"] = self._shard.gather_inputs(input_ids)
-            if "loss" in self.args.include_for_metrics:
-                extras["losses"] = result.losses
-            prediction = EvalPrediction(result.logits, result.labels, **extras)
-            metrics = with_prefix(self.compute_metrics(prediction), prefix) | metrics
-        return with_main_metrics(prediction_output(result.logits, result.labels, metrics))
+    def _loop_metrics(self, output: EvalLoopOutput, prefix: str, started: float) -> dict[str, Any]:
+        """The metrics of an evaluation loop and its speed, in every process the main one's."""
+        metrics = dict(output.metrics or {})
+        metrics |= self._speed(prefix, started, output.num_samples or 0)
+        return broadcast_from_main("metrics", metrics)
 
     def _report(self, metrics: dict[str, Any]) -> dict[str, Any]:
         self.log(metrics)
@@ -428,8 +392,11 @@ class Trainer:
         directory = _output_dir(self.args) if output_dir is None else output_dir
         with storage.output_folder(directory) as folder:
             self.model.save_pretrained(folder)
-            if self.processing_class is not None:
-                self.processing_class.save_pretrained(folder)
+            tokenizer = self.processing_class
+            if tokenizer is None:  # as in transformers, that of a collator is saved, too
+                tokenizer = getattr(self._collator, "tokenizer", None)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
 
     def save_state(self) -> None:
         """Write `trainer_state.json` into `args.output_dir`; only the main process writes."""

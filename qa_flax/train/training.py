@@ -15,8 +15,7 @@ from tqdm import tqdm
 from transformers.trainer_utils import TrainOutput, speed_metrics
 
 from qa_flax import storage
-from qa_flax.data.batches import HostBatch, Loader, train_batches
-from qa_flax.data.windows import Windows
+from qa_flax.data.batches import HostBatch
 from qa_flax.device import parallel
 from qa_flax.device.counters import device_report
 from qa_flax.device.memory import HELP, abstract_state, memory_plan
@@ -41,11 +40,11 @@ from qa_flax.train.resume import (
     Position,
     RunCheckpoints,
     conditions_of,
-    data_seed_of,
     restore_callbacks,
 )
 from qa_flax.train.schedules import Schedule
 from qa_flax.train.steps import Steps
+from qa_flax.train.train_data import TrainData
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +73,8 @@ class TrainerActions(NamedTuple):
 def run_training(
     events: Events,
     live: LiveState,
-    windows: Windows,
+    data: TrainData,
+    loader: Any,
     graphdef: nnx.GraphDef,
     resume: Resume,
     actions: TrainerActions,
@@ -85,7 +85,8 @@ def run_training(
     Args:
         events: the trainer's events. Their state is reset, or loaded from the checkpoint.
         live: the owner of the model's weights.
-        windows: the training set, with labels.
+        data: the training set, with labels.
+        loader: the training set's data loader, for callbacks.
         graphdef: the model's graph definition, with the compute dtype.
         resume: the checkpoint to resume from, if any.
         actions: the trainer's methods, which a subclass may have replaced.
@@ -96,7 +97,7 @@ def run_training(
         FloatingPointError: the loss or gradient norm of a step is not finite.
         Preempted: SIGTERM was received; a checkpoint was saved.
     """
-    training = _Training(events, live, windows, graphdef, resume, actions, custom)
+    training = _Training(events, live, data, loader, graphdef, resume, actions, custom)
     started, first_step = time.time(), events.state.global_step
     try:
         with device_report("training", wants_device_report(events.args)) as report:
@@ -130,18 +131,19 @@ class _Training:
         self,
         events: Events,
         live: LiveState,
-        windows: Windows,
+        data: TrainData,
+        loader: Any,
         graphdef: nnx.GraphDef,
         resume: Resume,
         actions: TrainerActions,
         custom: Custom,
     ):
         self._events, self._args, self._live = events, events.args, live
-        self._windows, self._actions = windows, actions
+        self._data, self._actions = data, actions
         args, model = events.args, live.model
-        self._plan = plan = Plan.from_args(args, len(windows), parallel.core_count())
+        self._plan = plan = data.plan(args)
         self._schedule, optimizer = _schedule_and_optimizer(args, plan, custom)
-        conditions = conditions_of(args, plan, windows, model)
+        conditions = conditions_of(args, plan, data, model)
         self._checkpoints = RunCheckpoints(events, live, conditions, actions.save_model)
         with parallel.on_host():
             params, fixed = weights_of(model)
@@ -181,7 +183,7 @@ class _Training:
         self._loop = TrainingLoop(events, plan, self._steps, self._schedule, position, loop_actions)
         self._is_resumed = bool(run)
         self._first_step = events.state.global_step
-        self._begin_state()
+        self._begin_state(loader)
 
     def run(self) -> preemption.Preempted | None:
         """Train to the last update or until a callback stops it; return `Preempted` on SIGTERM."""
@@ -260,28 +262,14 @@ class _Training:
             model.set_params(weights_of(load(best)).params)
 
     def _batches(self, epoch: int, skip: int) -> Iterator[HostBatch]:
-        """Yield this process's rows of an epoch's batches, after the first `skip` updates."""
-        args = self._args
-        return train_batches(
-            self._windows,
-            parallel.core_count(),
-            args.per_device_train_batch_size,
-            data_seed_of(args),
-            epoch,
-            args.train_sampling_strategy,
-            accumulation=args.gradient_accumulation_steps,
-            drop_last=args.dataloader_drop_last,
-            skip=skip,
-            local_cores=parallel.process_cores(),
-        )
+        return self._data.batches(self._args, epoch, skip)
 
-    def _begin_state(self) -> None:
+    def _begin_state(self, loader: Any) -> None:
         state, handler, plan = self._events.state, self._events.handler, self._plan
         state.is_local_process_zero = state.is_world_process_zero = processes.is_main()
         state.max_steps, state.num_train_epochs = plan.updates, plan.epochs
         state.train_batch_size = self._args.per_device_train_batch_size
         state.compute_steps(self._args, plan.updates)
-        loader: Any = Loader(lambda: self._batches(0, 0), plan.updates_per_epoch)
         view: Any = OptimizerView(self._args, self._schedule)
         handler.optimizer, handler.train_dataloader = view, loader
         handler.lr_scheduler = self._schedule  # pyright: ignore[reportAttributeAccessIssue]

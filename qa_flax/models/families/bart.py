@@ -188,7 +188,7 @@ class BartBaseModel(nnx.Module):
     """
 
     def __init__(self, config: BartBaseConfig, *, dtype: jnp.dtype, norm_first: bool):
-        self.positions = config.max_position_embeddings
+        self.position_limit = config.max_position_embeddings
         self.padding = config.pad_token_id
         self.word_scale = config.hidden_size**0.5 if config.scale_embedding else 1.0
         self.word = embedding(config.vocab_size, config.hidden_size)
@@ -207,7 +207,7 @@ class BartBaseModel(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l h"]:
         """The decoder's hidden states, called as `encoder.Encoder`; token types are ignored."""
-        window_positions = positions_from_0(input_ids, None, segment_ids, self.positions)
+        window_positions = positions_from_0(input_ids, None, segment_ids, self.position_limit)
         positions = window_positions if position_ids is None else position_ids
         mask = make_attention_mask(attention_mask, segment_ids)
         encoded = self.encoder(self._embed(input_ids), positions, mask, rngs=rngs)
