@@ -103,6 +103,7 @@ def test_a_replaced_loader_gives_the_batches(tmp_path, windows):
     assert actual.train().global_step == 3
 
 
+@pytest.mark.slow
 def test_a_run_with_a_random_collator_is_resumed_bit_for_bit(tmp_path, windows):
     def masking(rows):
         batch = stack_rows(rows)
@@ -134,6 +135,7 @@ def test_a_run_with_a_random_collator_is_resumed_bit_for_bit(tmp_path, windows):
         assert len(set(losses(whole))) == 4
 
 
+@pytest.mark.slow
 def test_group_by_length_reads_the_lengths_of_rows(tmp_path, windows):
     short = windows.map(lambda row: {"input_ids": row["input_ids"][: sum(row["attention_mask"])]})
     short = short.remove_columns(["attention_mask", "token_type_ids"])
@@ -151,6 +153,7 @@ def test_group_by_length_reads_the_lengths_of_rows(tmp_path, windows):
     assert seen != first
 
 
+@pytest.mark.slow
 def test_own_losses_get_further_arrays_of_a_batch(tmp_path, windows):
     def weighted(rows):
         return stack_rows(rows) | {"weight": np.array([row["weight"] for row in rows], np.float32)}
@@ -232,6 +235,7 @@ def test_every_kind_of_evaluation_set_gives_the_same_logits(tmp_path, windows):
         assert actual.metrics["test_loss"] == pytest.approx(expected.metrics["test_loss"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_collator_changes_what_is_evaluated(tmp_path, windows):
     def masked(rows):
         batch = stack_rows(rows)
@@ -295,6 +299,7 @@ def test_replaced_loaders_and_loops_are_called(tmp_path, windows):
     assert called == ["eval", "Evaluation", "test", "Prediction"]
 
 
+@pytest.mark.slow
 def test_the_question_answering_trainer_calls_replaced_methods_too(tmp_path):
     examples = tiny.examples(answerable=True)
     windows = prepare_validation_features(examples, tiny.tokenizer(), **WINDOW)
@@ -343,3 +348,31 @@ def test_prediction_loss_only_returns_no_predictions(tmp_path, windows):
     loop = trainer.evaluation_loop(trainer.get_eval_dataloader(windows), "x", False)
     assert loop.num_samples == len(loop.predictions[0]) == len(windows)
     assert trainer.num_examples(trainer.get_eval_dataloader(windows)) == len(windows)
+
+
+@pytest.mark.slow
+def test_a_script_may_return_pytorchs_data_loaders(tmp_path, windows):
+    torch = pytest.importorskip("torch", reason="pip install '.[parity]'")
+
+    class Own(Trainer):
+        def get_train_dataloader(self):
+            generator = torch.Generator().manual_seed(3)
+            sampler = torch.utils.data.RandomSampler(self.train_dataset, generator=generator)
+            return self.loader(self.train_dataset, self.args.train_batch_size, sampler)
+
+        def get_eval_dataloader(self, eval_dataset=None):
+            data = self.eval_dataset if eval_dataset is None else eval_dataset
+            return self.loader(data, self.args.eval_batch_size)
+
+        def loader(self, data, rows, sampler=None):
+            columns = ["input_ids", "attention_mask", "start_positions", "end_positions"]
+            data = data.select_columns(columns)
+            return torch.utils.data.DataLoader(
+                data, batch_size=rows, sampler=sampler, collate_fn=self.data_collator
+            )
+
+    args = arguments(tmp_path, num_train_epochs=2, logging_steps=1)
+    trainer = Own(tiny.model(), args, train_dataset=windows, eval_dataset=windows)
+    assert trainer.train().global_step == 6
+    expected = Trainer(trainer.model, args).evaluate(windows)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-6)
