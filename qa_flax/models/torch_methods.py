@@ -11,15 +11,7 @@ from flax import nnx
 
 from qa_flax.models.blocks import Stack
 from qa_flax.models.read_hooks import has_read_hook
-
-
-class Device(str):
-    """The device of the model's inputs and outputs, "cpu", as far as scripts look at it."""
-
-    @property
-    def type(self) -> str:
-        """Its kind, as of `torch.device`."""
-        return str(self)
+from qa_flax.models.torch_device import Device
 
 
 class TorchMethods:

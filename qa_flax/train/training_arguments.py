@@ -5,16 +5,19 @@ logs a warning; or `REFUSED`, which raises. The last two give a reason for each 
 """
 
 import logging
-import os
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from typing import Any
 
 import transformers
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import trainer_log_levels
+
+from qa_flax.train.old_names import OLD_NAMES as OLD_NAMES
+from qa_flax.train.old_names import REMOVED, OldNames, warn_user
+from qa_flax.train.placement import LocalRank, Placement
 
 logger = logging.getLogger(__name__)
 
@@ -174,18 +177,21 @@ REFUSED: dict[str, tuple[tuple, str]] = {
     "use_liger_kernel": ((False,), "Liger kernels need PyTorch"),
 }
 
-# Arguments of transformers 4 that have no counterpart in transformers 5 -> their default in 4.
-REMOVED = {
-    "use_legacy_prediction_loop": False,
-    "jit_mode_eval": False,
-    "tpu_num_cores": None,
-    "past_index": -1,
-    "save_safetensors": True,
-}
-
 CHOICES = {
     "debug": ("tpu_metrics_debug",),
     "train_sampling_strategy": ("random", "sequential", "group_by_length"),
+}
+
+COUNTS = (
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+)
+
+# Argument without effect -> others that transformers sets from it, or that mean the same.
+SAID_BY = {
+    "torch_compile": ("torch_compile_backend", "torch_compile_mode"),
+    "activation_checkpointing_kwargs": ("gradient_checkpointing_kwargs",),
 }
 
 # transformers' own checks need torch or accelerate for these arguments, or do not know one of their
@@ -196,20 +202,20 @@ STAND_INS = {
     "lr_scheduler_type": "greedy",
     "bf16": False,
     "bf16_full_eval": False,
+    "tf32": None,
+    "torch_compile": False,
+    "torch_compile_backend": None,
+    "torch_compile_mode": None,
     "fsdp": None,
+    "deepspeed": None,
+    "parallelism_config": None,
 }
 
 
-def _set_tensorboard_folder(directory: str) -> dict[str, Any]:
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", directory)  # read by transformers' callback
-    return {}
-
-
-_REMOVED_HELP = "Has no effect: transformers 5 removed it."
-
-
 @dataclass
-class TrainingArguments(transformers.TrainingArguments):
+class TrainingArguments(  # pyright: ignore[reportIncompatibleMethodOverride,reportIncompatibleVariableOverride]
+    OldNames, Placement, transformers.TrainingArguments
+):
     """transformers' TrainingArguments, with `shard_params` and the names of transformers 4.
 
     All arguments of `transformers.TrainingArguments` are accepted, with the same defaults.
@@ -244,24 +250,6 @@ class TrainingArguments(transformers.TrainingArguments):
         },
     )
 
-    evaluation_strategy: str | None = field(
-        default=None, metadata={"help": "Deprecated: use eval_strategy."}
-    )
-    warmup_ratio: float | None = field(
-        default=None,
-        metadata={"help": "Deprecated: use warmup_steps, where a value below 1 is a ratio."},
-    )
-    group_by_length: bool = field(
-        default=False,
-        metadata={"help": "Deprecated: use train_sampling_strategy=group_by_length."},
-    )
-    tpu_metrics_debug: bool = field(
-        default=False, metadata={"help": "Deprecated: use debug=tpu_metrics_debug."}
-    )
-    logging_dir: str | None = field(
-        default=None,
-        metadata={"help": "Deprecated: set the environment variable TENSORBOARD_LOGGING_DIR."},
-    )
     overwrite_output_dir: bool = field(
         default=False,
         metadata={"help": "Start from the beginning, even if output_dir has checkpoints."},
@@ -273,85 +261,56 @@ class TrainingArguments(transformers.TrainingArguments):
             "that do not fit on one; layers are recomputed in the backward pass."
         },
     )
-    adafactor: bool = field(default=False, metadata={"help": "Deprecated: use optim=adafactor."})
-    include_inputs_for_metrics: bool = field(
-        default=False, metadata={"help": "Deprecated: use include_for_metrics=inputs."}
-    )
-    use_legacy_prediction_loop: bool = field(default=False, metadata={"help": _REMOVED_HELP})
-    jit_mode_eval: bool = field(default=False, metadata={"help": _REMOVED_HELP})
-    tpu_num_cores: int | None = field(default=None, metadata={"help": _REMOVED_HELP})
-    past_index: int = field(default=-1, metadata={"help": _REMOVED_HELP})
-    save_safetensors: bool = field(default=True, metadata={"help": _REMOVED_HELP})
-    no_cuda: bool = field(
-        default=False,
-        metadata={"help": "Deprecated: set the environment variable JAX_PLATFORMS=cpu."},
-    )
+
+    local_rank = LocalRank()  # pyright: ignore[reportAssignmentType]
 
     def __post_init__(self):
-        self._apply_old_names()
-        values = {name: getattr(self, name) for name in STAND_INS}
-        replaced = {name: v for name, v in values.items() if self._needs_stand_in(name, v)}
-        for name in replaced:
-            setattr(self, name, STAND_INS[name])
-        super().__post_init__()
+        self.apply_inherited_old_names()
+        check_values(self)
+        vars(self)["_is_built"] = True
+
+
+def check_values(args: transformers.TrainingArguments) -> None:
+    """Check the values as transformers does at construction, and set those that follow from others.
+
+    It may be called again after arguments have changed, and needs neither torch nor accelerate.
+
+    Raises:
+        ValueError: a value is invalid, or two arguments contradict each other.
+    """
+    _take_checkpointing_options(args)
+    values = {name: getattr(args, name, None) for name in STAND_INS}
+    replaced = {name: v for name, v in values.items() if _needs_stand_in(args, name, v)}
+    for name in replaced:
+        setattr(args, name, STAND_INS[name])
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            transformers.TrainingArguments.__post_init__(args)
+    finally:
         for name, value in replaced.items():
-            setattr(self, name, value)
-        self.lr_scheduler_type = SchedulerType(self.lr_scheduler_type)
-
-    def _needs_stand_in(self, name: str, value: Any) -> bool:
-        if name == "lr_scheduler_type":
-            # Without evaluations transformers must see the real name: it then refuses it.
-            return value == "reduce_lr_on_plateau" and self.eval_strategy != "no"
-        return value == "lamb" if name == "optim" else bool(value)
-
-    def _apply_old_names(self) -> None:
-        if self.warmup_ratio is not None and not 0.0 <= self.warmup_ratio < 1.0:
-            raise ValueError(f"warmup_ratio is {self.warmup_ratio}; it must be in [0, 1)")
-        for old_name, (replacement, convert) in OLD_NAMES.items():
-            value = getattr(self, old_name)
-            if value in (None, False) or (old_name == "warmup_ratio" and self.warmup_steps):
-                continue  # as in transformers 4, warmup_steps takes precedence over warmup_ratio
-            warnings.warn(
-                f"{old_name} is deprecated; use {replacement} instead.",
-                FutureWarning,
-                stacklevel=4,
-            )
-            for name, new_value in convert(value).items():
-                setattr(self, name, new_value)
-        for name, default in REMOVED.items():
-            if getattr(self, name) != default:
-                logger.warning("%s has no effect: transformers 5 removed it.", name)
+            setattr(args, name, value)
+    args.lr_scheduler_type = SchedulerType(args.lr_scheduler_type)
+    for warning in caught:  # transformers' own ones would point to a line of transformers
+        warn_user(args, str(warning.message), warning.category)
 
 
-# Old name -> what to use instead, and a function from its value to {new name: value}.
-OLD_NAMES: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
-    "evaluation_strategy": ("eval_strategy", lambda value: {"eval_strategy": value}),
-    "warmup_ratio": (
-        "warmup_steps, with a value below 1,",
-        lambda value: {"warmup_steps": value} if value else {},
-    ),
-    "group_by_length": (
-        'train_sampling_strategy="group_by_length"',
-        lambda value: {"train_sampling_strategy": "group_by_length"},
-    ),
-    "tpu_metrics_debug": (
-        'debug="tpu_metrics_debug"',
-        lambda value: {"debug": "tpu_metrics_debug"},
-    ),
-    "logging_dir": (
-        "the environment variable TENSORBOARD_LOGGING_DIR",
-        _set_tensorboard_folder,
-    ),
-    "adafactor": ('optim="adafactor"', lambda value: {"optim": "adafactor"}),
-    "include_inputs_for_metrics": (
-        'include_for_metrics=["inputs"]',
-        lambda value: {"include_for_metrics": ["inputs"]},
-    ),
-    "no_cuda": (
-        "the environment variable JAX_PLATFORMS=cpu",
-        lambda value: {"use_cpu": True},
-    ),
-}
+def _take_checkpointing_options(args: transformers.TrainingArguments) -> None:
+    """Rename `gradient_checkpointing_kwargs` first, so that transformers does not recommend to.
+
+    They have no effect under either name, and are reported under the one that the user wrote.
+    """
+    old, new = "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"
+    if getattr(args, new, ()) is None and (value := getattr(args, old)) is not None:
+        setattr(args, new, value)
+        vars(args).setdefault("_used_old_names", set()).add(old)
+
+
+def _needs_stand_in(args: transformers.TrainingArguments, name: str, value: Any) -> bool:
+    if name == "lr_scheduler_type":
+        # Without evaluations transformers must see the real name: it then refuses it.
+        return value == "reduce_lr_on_plateau" and args.eval_strategy != "no"
+    return value == "lamb" if name == "optim" else bool(value)
 
 
 def plain_value(value: Any) -> Any:
@@ -384,9 +343,34 @@ def evaluates_in_bfloat16(args: transformers.TrainingArguments) -> bool:
 def check_training_arguments(args: transformers.TrainingArguments) -> None:
     """Refuse unsupported arguments, and log a warning for each argument without effect.
 
+    Each value is reported once, however often the arguments are checked.
+
     Raises:
         ValueError: names every unsupported argument, with the reason and the allowed values.
     """
+    _refuse_unsupported(args)
+    for name, (value, text) in _remarks(args).items():
+        report_once(args, name, value, text)
+
+
+def report_once(
+    args: transformers.TrainingArguments, name: str, value: Any, consequence: str
+) -> None:
+    """Log a warning about a value, unless it was reported before.
+
+    Args:
+        args: the training arguments.
+        name: the name of the argument, as the user wrote it.
+        value: its value.
+        consequence: the rest of the sentence.
+    """
+    reported = vars(args).setdefault("_reported", {})
+    if reported.get(name) != repr(value):
+        reported[name] = repr(value)
+        logger.warning("%s=%r%s.", name, value, consequence)
+
+
+def _refuse_unsupported(args: transformers.TrainingArguments) -> None:
     # Imported here so that arguments can be parsed without JAX.
     from qa_flax.device.optim import NEED_WHOLE_PARAMETERS, OPTIMIZERS
 
@@ -395,10 +379,15 @@ def check_training_arguments(args: transformers.TrainingArguments) -> None:
         for name, (allowed, reason) in REFUSED.items()
         if (value := getattr(args, name, allowed[0])) not in allowed
     ]
+    problems += [
+        f"{name}={value!r}: it must be a whole number of at least 1"
+        for name in COUNTS
+        if not isinstance(value := getattr(args, name), int) or value < 1
+    ]
     for name, allowed in (CHOICES | {"optim": tuple(OPTIMIZERS)}).items():
         value = getattr(args, name, allowed[0])
         values = [plain_value(v) for v in (value if isinstance(value, list) else [value])]
-        if unknown := [v for v in values if v not in allowed]:
+        if unknown := [v for v in values if v and v not in allowed]:
             problems.append(f"{name}={unknown[0]!r} (allowed: {', '.join(allowed)})")
     optim = plain_value(args.optim)
     if getattr(args, "shard_params", False) and optim in NEED_WHOLE_PARAMETERS:
@@ -413,14 +402,32 @@ def check_training_arguments(args: transformers.TrainingArguments) -> None:
             + "\n  ".join(problems)
             + "\nRemove them or set them to an allowed value."
         )
-    if vars(args).get("_are_reported"):  # `qa-flax run` and its trainer both check them
-        return
-    vars(args)["_are_reported"] = True
+
+
+def _remarks(args: transformers.TrainingArguments) -> dict[str, tuple[Any, str]]:
+    """What to report: the names of arguments, their values, and the rest of the sentence."""
+    remarks: dict[str, tuple[Any, str]] = {}
     for name in ("fp16", "fp16_full_eval"):
         if getattr(args, name):
-            logger.warning("%s=True: the model computes in bfloat16 instead of float16.", name)
-    defaults = transformers.TrainingArguments(output_dir="")  # some depend on the machine
+            remarks[name] = True, ": the model computes in bfloat16 instead of float16"
+    defaults = _defaults(bool(args.use_cpu))
     for name, reason in WITHOUT_EFFECT.items():
-        value = getattr(args, name, None)
-        if value is not None and value != getattr(defaults, name, None):
-            logger.warning("%s=%r has no effect: %s.", name, value, reason)
+        # `local_rank` reads as the index of the process unless it was given.
+        value = vars(args).get(name)
+        if value is not None and value != vars(defaults).get(name):
+            remarks[name] = value, f" has no effect: {reason}"
+    for name, (default, reason) in REMOVED.items():
+        if (value := getattr(args, name, default)) != default:
+            remarks[name] = value, f" has no effect: {reason}"
+    if "gradient_checkpointing_kwargs" in vars(args).get("_used_old_names", ()):
+        remarks.pop("activation_checkpointing_kwargs", None)
+    for name, others in SAID_BY.items():
+        for other in others if name in remarks else ():
+            remarks.pop(other, None)
+    return remarks
+
+
+@cache
+def _defaults(use_cpu: bool) -> TrainingArguments:
+    """The defaults; some depend on the machine, and some on `use_cpu`."""
+    return TrainingArguments(output_dir="", use_cpu=use_cpu)

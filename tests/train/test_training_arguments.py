@@ -9,6 +9,7 @@ from transformers.trainer_utils import SchedulerType
 
 from qa_flax import TrainingArguments
 from qa_flax.train.training_arguments import (
+    COUNTS,
     OLD_NAMES,
     REFUSED,
     REMOVED,
@@ -39,31 +40,6 @@ def test_the_defaults_equal_those_of_transformers_and_are_supported(caplog):
     for args in (actual, expected):
         check_training_arguments(args)
     assert not caplog.records
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ({"evaluation_strategy": "epoch"}, {"eval_strategy": "epoch"}),
-        ({"warmup_ratio": 0.1}, {"warmup_steps": 0.1}),
-        ({"group_by_length": True}, {"train_sampling_strategy": "group_by_length"}),
-        ({"tpu_metrics_debug": True}, {"debug": "tpu_metrics_debug"}),
-        ({"adafactor": True}, {"optim": "adafactor"}),
-        ({"include_inputs_for_metrics": True}, {"include_for_metrics": ["inputs"]}),
-        ({"no_cuda": True}, {"use_cpu": True}),
-        ({"logging_dir": "logs"}, {}),
-    ],
-    ids=lambda value: next(iter(value), "none"),
-)
-def test_an_old_name_works_and_issues_one_warning(monkeypatch, old, new):
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "elsewhere")
-    (old_name,) = old
-    with pytest.warns(FutureWarning, match=f"{old_name} is deprecated; use .* instead") as warned:
-        args = TrainingArguments(output_dir="out", **old)
-    assert len(warned) == 1
-    expected = TrainingArguments(output_dir="out", **new)
-    for name in new:
-        assert getattr(args, name) == getattr(expected, name)
 
 
 def test_values_that_transformers_checks_with_torch_or_accelerate_need_neither():
@@ -105,6 +81,31 @@ def test_an_argument_without_effect_logs_a_warning_with_the_reason(caplog, name)
     with caplog.at_level(logging.WARNING):
         check_training_arguments(args)
     assert f"{name}='something else' has no effect: {WITHOUT_EFFECT[name]}" in caplog.text
+
+
+@pytest.mark.parametrize("name", REMOVED)
+def test_a_removed_argument_logs_a_warning_with_the_reason(caplog, name):
+    args = TrainingArguments(output_dir="out", **{name: "something else"})
+    check_training_arguments(args)
+    assert f"{name}='something else' has no effect: {REMOVED[name][1]}." in caplog.text
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("value", [0, -2, 1.5, None])
+def test_a_count_below_one_is_refused(name, value):
+    args = TrainingArguments(output_dir="out")
+    setattr(args, name, value)
+    with pytest.raises(ValueError, match=f"{name}={value}: it must be a whole number of at least"):
+        check_training_arguments(args)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_an_unsupported_argument_of_the_constructor_is_refused_by_the_check(name):
+    """transformers would look for DeepSpeed and others, and say that they are not installed."""
+    other = {"label_names": ["labels"], "skip_memory_metrics": False, "eval_do_concat_batches": 0}
+    args = TrainingArguments(output_dir="out", **{name: other.get(name, {"a": True})})
+    with pytest.raises(ValueError, match=f"does not support these .*\n  {name}="):
+        check_training_arguments(args)
 
 
 @pytest.mark.parametrize(("name", "value"), [("debug", "underflow_overflow")])
