@@ -1,5 +1,6 @@
 """One call of `Trainer.train`: set up or resume a training run, run it, and clean up (host)."""
 
+import itertools
 import logging
 import sys
 import time
@@ -49,6 +50,8 @@ from qa_flax.train.train_data import TrainData
 logger = logging.getLogger(__name__)
 
 BYTES_PER_STEP = 8  # copied to the host: loss and gradient norm, float32
+
+_memory_lines = itertools.count()  # the line about the memory is printed once in a process
 
 
 class Resume(NamedTuple):
@@ -275,14 +278,19 @@ class _Training:
         handler.lr_scheduler = self._schedule  # pyright: ignore[reportAttributeAccessIssue]
 
     def _report_memory(self, abstract: TrainState, compiled: Any, arrays: Any) -> None:
-        """Report the memory of the first compiled step, and of later ones that exceed the limit."""
+        """Report the memory of a compiled step that exceeds the limit, and that of the first one.
+
+        The first one of a process is reported if the limit is known, as it is on an accelerator, or
+        if parameters are sharded, which is done to save memory.
+        """
         plan, limit = memory_plan(abstract, compiled), parallel.memory_limit()
-        is_first, is_too_much = not self._reported_memory, limit is not None and plan.total > limit
-        if is_first or (is_too_much and plan.total > self._reported_memory):
-            rows, tokens = arrays["input_ids"].shape[-2:]
-            line = plan.text(limit, f"{rows} x {tokens} tokens")
-            if is_too_much:
-                logger.warning("%s. %s.", line, HELP)
-            elif processes.is_main() and not self._args.disable_tqdm:
-                tqdm.write(line, file=sys.stderr)  # does not break the progress bar
+        is_too_much = limit is not None and plan.total > limit
+        is_shown = processes.is_main() and not self._args.disable_tqdm
+        is_useful = limit is not None or is_sharded(self._args)
+        rows, tokens = arrays["input_ids"].shape[-2:]
+        line = plan.text(limit, f"{rows} x {tokens} tokens")
+        if is_too_much and plan.total > self._reported_memory:
+            logger.warning("%s. %s.", line, HELP)
+        elif is_useful and is_shown and next(_memory_lines) == 0:
+            tqdm.write(line, file=sys.stderr)  # does not break the progress bar
         self._reported_memory = max(self._reported_memory, plan.total)

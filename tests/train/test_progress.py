@@ -1,5 +1,6 @@
 """Progress of a training: bars on a terminal, lines in a log."""
 
+import itertools
 import re
 import sys
 
@@ -9,7 +10,7 @@ from tiny_trainers import arguments
 
 from qa_flax import Trainer, prepare_train_features
 from qa_flax.device import parallel
-from qa_flax.train import progress
+from qa_flax.train import progress, training
 
 NUMBERS = r"loss{0}\d\.\d{{3}}, lr{0}\d\.\d\de-\d\d, grad_norm{0}\d+\.\d\d, examples/s{0}\d+\.\d"
 
@@ -37,7 +38,6 @@ def test_a_terminal_gets_progress_bars(tmp_path, windows, capsys, monkeypatch):
     shown = capsys.readouterr().err
     assert re.search(r"Training:  83%.*\| 5/6 .*" + NUMBERS.format("="), shown)
     assert "| 6/6 " in shown
-    assert re.search(r"[\r\n]Memory on each core, 1 x 24 tokens: parameters [^\r\n]*\n", shown)
     assert re.search(r"Evaluating: .*\| 3/3 ", shown)
 
 
@@ -49,7 +49,6 @@ def test_a_log_gets_lines_without_repetition(tmp_path, windows, capsys, monkeypa
     assert "\r" not in printed.err
     lines = printed.err.splitlines()
     assert lines[0] == "Training: 6 steps"
-    assert lines[1].startswith("Memory on each core, 1 x 24 tokens: parameters ")
     steps = [line for line in lines if re.match(r"step \d/6, \d+ s left, ", line)]
     assert [line[5] for line in steps] == ["2", "3", "4", "5", "6"]  # step 1 is still running
     assert all(re.search(NUMBERS.format(" ") + "$", line) for line in steps[1:])
@@ -64,7 +63,7 @@ def test_a_log_gets_lines_without_repetition(tmp_path, windows, capsys, monkeypa
     ]
     assert all(map(str.startswith, logged, beginnings))
     assert len(logged) == len(beginnings)
-    assert len(lines) == 2 + len(steps) + len(logged)
+    assert len(lines) == 1 + len(steps) + len(logged)
 
 
 def test_disable_tqdm_and_logging_strategy_no_print_only_the_final_metrics(
@@ -75,6 +74,19 @@ def test_disable_tqdm_and_logging_strategy_no_print_only_the_final_metrics(
     assert printed.err == ""
     assert printed.out.count("\n") == 1  # the final metrics, by transformers' PrinterCallback
     assert "train_loss" in printed.out
+
+
+def test_the_memory_is_reported_once_in_a_process_and_only_where_its_size_is_known(
+    tmp_path, windows, capsys, monkeypatch
+):
+    monkeypatch.setattr(training, "_memory_lines", itertools.count())
+    shown = []
+    for limit in (None, 1 << 30, 1 << 30):
+        monkeypatch.setattr(parallel, "memory_limit", lambda limit=limit: limit)
+        train(tmp_path, windows, max_steps=1, eval_strategy="no")
+        shown.append(re.findall("^Memory on each core, .*", capsys.readouterr().err, re.MULTILINE))
+    assert [len(lines) for lines in shown] == [0, 1, 0]
+    assert re.search(r"1 x 24 tokens: parameters .*; fits in 1.00 GiB: yes$", shown[1][0])
 
 
 def test_a_batch_that_does_not_fit_into_memory_logs_a_warning(
