@@ -42,7 +42,7 @@ def make_custom(
         ValueError: one of them is PyTorch's, has another form, or contradicts `args`.
     """
     if compute_loss_func is not None:
-        _check_loss(compute_loss_func, args)
+        _check_loss(compute_loss_func)
     optimizer, schedule = _pair(optimizers)
     if optimizer_cls_and_kwargs is not None:
         if optimizer is not None:
@@ -55,14 +55,34 @@ def make_custom(
             )
         optimizer = factory(**kwargs)
     if optimizer is not None:
-        _check_optimizer(optimizer, args)
+        _check_optimizer(optimizer)
     if schedule is not None and (hasattr(schedule, "get_last_lr") or not callable(schedule)):
         raise ValueError(
             f"optimizers: the schedule is a {type(schedule).__name__}; pass a function of the "
             "number of the update that returns its learning rate (such as an optax schedule), "
             "None, or set lr_scheduler_type="
         )
-    return Custom(compute_loss_func, optimizer, schedule)
+    custom = Custom(compute_loss_func, optimizer, schedule)
+    check_custom(custom, args)
+    return custom
+
+
+def check_custom(custom: Custom, args: transformers.TrainingArguments) -> None:
+    """Refuse arguments that contradict what the script replaces; they may change at any time.
+
+    Raises:
+        ValueError: names the argument and what to use instead.
+    """
+    if custom.loss is not None and args.label_smoothing_factor:
+        raise ValueError(
+            f"label_smoothing_factor={args.label_smoothing_factor} has no effect together with "
+            "compute_loss_func; smooth the labels in that function, or set it to 0"
+        )
+    if custom.optimizer is not None and is_sharded(args):
+        raise ValueError(
+            "shard_params=True: an own optimizer sees one shard of each array, so a norm over all "
+            "of them would be wrong; set optim= instead, or leave shard_params out"
+        )
 
 
 def _pair(optimizers: Any) -> tuple[Any, Any]:
@@ -78,7 +98,7 @@ def _pair(optimizers: Any) -> tuple[Any, Any]:
     return tuple(optimizers)
 
 
-def _check_loss(function: Any, args: transformers.TrainingArguments) -> None:
+def _check_loss(function: Any) -> None:
     help_ = (
         "it must be a JAX function of (logits, batch): start and end logits [b, l], and a dict of "
         "arrays with start_positions, end_positions and attention_mask; it returns one loss for "
@@ -94,24 +114,14 @@ def _check_loss(function: Any, args: transformers.TrainingArguments) -> None:
         raise ValueError(
             f"compute_loss_func has the parameter {' and '.join(wrong)} of PyTorch's form; {help_}"
         )
-    if args.label_smoothing_factor:
-        raise ValueError(
-            f"label_smoothing_factor={args.label_smoothing_factor} has no effect together with "
-            "compute_loss_func; smooth the labels in that function, or set it to 0"
-        )
 
 
-def _check_optimizer(optimizer: Any, args: transformers.TrainingArguments) -> None:
+def _check_optimizer(optimizer: Any) -> None:
     if not (callable(getattr(optimizer, "init", None)) and hasattr(optimizer, "update")):
         raise ValueError(
             f"optimizers: the optimizer is a {type(optimizer).__module__}."
             f"{type(optimizer).__name__}; pass an optax transformation such as optax.adamw(3e-5), "
             "or set optim="
-        )
-    if is_sharded(args):
-        raise ValueError(
-            "shard_params=True: an own optimizer sees one shard of each array, so a norm over all "
-            "of them would be wrong; set optim= instead, or leave shard_params out"
         )
 
 

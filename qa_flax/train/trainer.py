@@ -9,11 +9,9 @@ from typing import Any
 
 import transformers
 from transformers import PreTrainedTokenizerBase, TrainerCallback
-from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_callback import (
     CallbackHandler,
     DefaultFlowCallback,
-    PrinterCallback,
     TrainerControl,
     TrainerState,
 )
@@ -27,22 +25,23 @@ from qa_flax.distributed.exchange import broadcast_from_main
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.storage import AnyPath
 from qa_flax.train import checkpoints
+from qa_flax.train.argument_changes import ArgumentCallbacks, KnownArguments
 from qa_flax.train.best import check_best_metric, check_evaluation
-from qa_flax.train.custom import make_custom
+from qa_flax.train.custom import check_custom, make_custom
 from qa_flax.train.evaluation import Dataset, DatasetShard, Evaluator, prediction_output
 from qa_flax.train.events import Events
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.loading import DataLoading, check_eval_dataset, check_train_dataset
 from qa_flax.train.model_card import model_card
+from qa_flax.train.old_names import used_name
 from qa_flax.train.overrides import check_overrides, is_replaced
 from qa_flax.train.plan import is_sharded
 from qa_flax.train.plan import output_dir as _output_dir
-from qa_flax.train.progress import progress_callback, readable_metrics
+from qa_flax.train.progress import readable_metrics
 from qa_flax.train.train_data import train_data
 from qa_flax.train.training import Resume, TrainerActions, run_training
 from qa_flax.train.training_arguments import (
     TrainingArguments,
-    check_training_arguments,
     evaluates_in_bfloat16,
     set_log_level,
     trains_in_bfloat16,
@@ -136,13 +135,13 @@ class Trainer(DataLoading):
             model = self._new_model()
         model = _require_model(model)
         args = TrainingArguments(output_dir="trainer_output") if args is None else args
-        check_training_arguments(args)
+        self._known_arguments = KnownArguments()
+        self._known_arguments.check(args, set())
         check_evaluation(args, eval_dataset)
         check_eval_dataset(eval_dataset)
         if train_dataset is not None:
             check_train_dataset(train_dataset, args)
-        set_log_level(args, processes.is_main())
-        parallel.require_backend("cpu" if args.use_cpu else None, "use_cpu")
+        _apply_to_process(args)
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset
         self.processing_class = processing_class if processing_class is not None else tokenizer
@@ -151,15 +150,16 @@ class Trainer(DataLoading):
         self.split_by_node = split_by_node
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
         self._custom = make_custom(args, compute_loss_func, optimizers, optimizer_cls_and_kwargs)
-        progress = PrinterCallback if args.disable_tqdm else progress_callback()
-        reports = get_reporting_integration_callbacks(args.report_to)
+        self._argument_callbacks = own = ArgumentCallbacks(args)
         handler = CallbackHandler(
-            [DefaultFlowCallback, *reports, *(callbacks or []), progress],
+            [DefaultFlowCallback, *own.reports, *(callbacks or []), own.progress],
             model,
             self.processing_class,
             None,
             None,
         )
+        own.update(handler, args, set())
+        self._known_arguments.remember(args)
         self._events = Events(args, handler)
         self._use_model(model)
         self._check_overrides()
@@ -178,9 +178,14 @@ class Trainer(DataLoading):
 
     @args.setter
     def args(self, args: transformers.TrainingArguments) -> None:
-        check_training_arguments(args)
-        self._events.args = args
-        self.model = self.model  # the steps depend on the dtype and other arguments
+        self._require_no_training()
+        previous, self._events.args = self._events.args, args
+        try:
+            self._apply_changed_arguments()
+        except ValueError:
+            self._events.args = previous
+            raise
+        self._use_model(self.model)  # the steps depend on the dtype and other arguments
 
     @property
     def model(self) -> AutoModelForQuestionAnswering:
@@ -193,11 +198,7 @@ class Trainer(DataLoading):
     @model.setter
     def model(self, model: AutoModelForQuestionAnswering) -> None:
         _require_model(model)
-        if self._live.is_training:
-            raise ValueError(
-                "model and args cannot be replaced while the model is trained; set them before or "
-                "after train()"
-            )
+        self._require_no_training()
         self._use_model(model)
 
     @property
@@ -271,6 +272,8 @@ class Trainer(DataLoading):
             Preempted: SIGTERM was received (a `SystemExit` of status 143). A checkpoint was saved.
         """
         self._check_overrides()
+        self._apply_changed_arguments()
+        check_evaluation(self.args, self.eval_dataset)
         if not is_replaced(self, "evaluate"):
             check_best_metric(self.args, self.eval_dataset, self.compute_metrics is not None)
         loader = self.get_train_dataloader()
@@ -465,6 +468,13 @@ class Trainer(DataLoading):
 
     # ---- the model ----------------------------------------------------------------------------
 
+    def _require_no_training(self) -> None:
+        if self._live.is_training:
+            raise ValueError(
+                "model and args cannot be replaced while the model is trained; set them before or "
+                "after train()"
+            )
+
     def _use_model(self, model: AutoModelForQuestionAnswering) -> None:
         """Build what depends on the model and the arguments."""
         self._live = LiveState(model, is_sharded(self.args))
@@ -490,8 +500,25 @@ class Trainer(DataLoading):
             self._train_graphdef = model.graphdef(dtype, remat=remat)
             self._eval_graphdef = model.graphdef(eval_dtype)
 
+    def _apply_changed_arguments(self) -> None:
+        """Check the arguments that a script has changed since the last call, and apply them."""
+        args, known = self.args, self._known_arguments
+        if not (changed := known.changes(args)):
+            return
+        if "shard_params" in changed and self._live.is_training:
+            raise ValueError("shard_params cannot be changed while the model is trained")
+        known.check(args, changed)
+        check_custom(self._custom, args)
+        _apply_to_process(args)
+        if not self._live.is_training:
+            self._argument_callbacks.update(self.callback_handler, args, changed)
+            if "shard_params" in changed:
+                self._use_model(self.model)
+            known.remember(args)
+
     @property
     def _evaluator(self) -> Evaluator:
+        self._apply_changed_arguments()
         if not self._live.is_training:
             self._update_graphdefs()
         loss = self._custom.loss
@@ -502,6 +529,12 @@ class Trainer(DataLoading):
         assert self.model_init is not None
         takes_trial = len(inspect.signature(self.model_init).parameters) > 0
         return self.model_init(None) if takes_trial else self.model_init()
+
+
+def _apply_to_process(args: transformers.TrainingArguments) -> None:
+    """Set the log level, and check that JAX runs on the CPU if `use_cpu` asks for it."""
+    set_log_level(args, processes.is_main())
+    parallel.require_backend("cpu" if args.use_cpu else None, used_name(args, "use_cpu"))
 
 
 def _require_model(model: Any) -> AutoModelForQuestionAnswering:
