@@ -57,7 +57,8 @@ def as_windows(dataset: Any) -> Windows:
         return dataset
     if isinstance(dataset, list | tuple):
         if not dataset:
-            return Features([], *[np.zeros((0, 0), np.int32)] * 2)
+            nothing = np.zeros((0, 0), np.int32)
+            return Features(example_ids=[], input_ids=nothing, attention_mask=nothing)
         return as_features([stack_rows(dataset, "the list")])
     return Features.from_dataset(dataset)
 

@@ -4,6 +4,7 @@ A row is a dict of values: token lists, label numbers. A batch is a dict of arra
 `data_collator` or from `stack_rows`.
 """
 
+import dataclasses
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -273,7 +274,7 @@ def as_features(batches: Sequence[Mapping[str, np.ndarray]]) -> Features:
         fields[name] = np.concatenate([pad_to(a, width) if name in INPUTS else a for a in arrays])
     extras = {name: fields.pop(name) for name in list(fields) if name not in (*INPUTS, *LABELS)}
     ids = [str(n) for n in range(len(fields["input_ids"]))]
-    return Features(example_ids=ids, **fields, extras=extras or None)
+    return dataclasses.replace(Features(example_ids=ids, **fields), extras=extras or None)
 
 
 def pad_to(array: np.ndarray, width: int, fill: int = 0) -> np.ndarray:

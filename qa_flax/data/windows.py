@@ -176,7 +176,7 @@ class Features(Windows):
         fields = {name: getattr(self, name) for name in _COLUMNS}
         selected = {name: value[rows] for name, value in fields.items() if value is not None}
         extras = {name: array[rows] for name, array in (self.extras or {}).items()}
-        return Features(**selected, extras=extras or None)
+        return dataclasses.replace(Features(**selected), extras=extras or None)
 
     def to_dataset(self) -> datasets.Dataset:
         """Convert to a data set with Hugging Face's column names, without copying the arrays."""

@@ -67,9 +67,9 @@ class TodaysForm(Trainer):
         examples = self.eval_examples if eval_examples is None else eval_examples
         output = self.run_loop(loader, "Evaluation", prefix, ignore_keys)
         metrics = output.metrics
-        if self.post_process_function is not None and self.compute_metrics is not None:
-            if self.args.should_save:
-                _, metrics = self.scores(examples, eval_dataset, output, prefix)
+        has_functions = self.post_process_function is not None and self.compute_metrics is not None
+        if has_functions and self.args.should_save:
+            _, metrics = self.scores(examples, eval_dataset, output, prefix)
         if self.args.should_log:
             self.log(metrics)
         if self.args.tpu_metrics_debug or self.args.debug:

@@ -168,7 +168,9 @@ def test_own_losses_get_further_arrays_of_a_batch(tmp_path, windows):
     trainer.train()
     assert losses(trainer) == [3.0]
     assert trainer.evaluate(windows.add_column("weight", [0.5] * len(windows)))["eval_loss"] == 1.0
-    with pytest.raises(ValueError, match="weighted.* gives weight, which these models do not take"):
+    with pytest.raises(
+        ValueError, match=r"weighted.* gives weight, which these models do not take"
+    ):
         Trainer(tiny.model(), args, **kwargs).train()
 
 
@@ -191,7 +193,7 @@ def test_callbacks_get_a_loader_that_counts_batches(tmp_path, windows):
 
 def test_a_stream_needs_max_steps_and_rows(tmp_path, windows):
     stream = windows.to_iterable_dataset()
-    with pytest.raises(ValueError, match="is a stream .*set max_steps"):
+    with pytest.raises(ValueError, match=r"is a stream .*set max_steps"):
         Trainer(tiny.model(), arguments(tmp_path), train_dataset=stream)
     args = arguments(tmp_path, max_steps=1, train_sampling_strategy="group_by_length")
     with pytest.raises(ValueError, match="needs the lengths of all rows"):
@@ -204,9 +206,9 @@ def test_a_stream_needs_max_steps_and_rows(tmp_path, windows):
 
 def test_a_data_set_dict_is_refused_with_its_splits(tmp_path, windows):
     data = datasets.DatasetDict(train=windows, validation=windows)
-    with pytest.raises(ValueError, match="train_dataset is a DatasetDict .* train, validation"):
+    with pytest.raises(ValueError, match=r"train_dataset is a DatasetDict .* train, validation"):
         Trainer(tiny.model(), arguments(tmp_path), train_dataset=data)
-    with pytest.raises(ValueError, match="test_dataset is a DatasetDict .* train, validation"):
+    with pytest.raises(ValueError, match=r"test_dataset is a DatasetDict .* train, validation"):
         Trainer(tiny.model(), arguments(tmp_path)).predict(data)
     with pytest.raises(ValueError, match=r"eval_dataset\['input_ids'\] is a list of lists"):
         Trainer(tiny.model(), arguments(tmp_path), eval_dataset={"input_ids": [[1]]})
