@@ -268,7 +268,7 @@ def _extra_array(value: Any, name: str, rows: int, what: str) -> np.ndarray:
 def as_features(batches: Sequence[Mapping[str, np.ndarray]]) -> Features:
     """Concatenate batches from `batch_arrays`; ids are the rows' numbers."""
     width = max(batch["input_ids"].shape[1] for batch in batches)
-    fields = {}
+    fields: dict[str, Any] = {}
     for name in batches[0]:
         arrays = [batch[name] for batch in batches]
         fields[name] = np.concatenate([pad_to(a, width) if name in INPUTS else a for a in arrays])
