@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from qa_flax.data.features import prepare_train_features, prepare_validation_features
     from qa_flax.models.lora import LoraConfig, PeftModel, TaskType
     from qa_flax.models.model import AutoModelForQuestionAnswering, get_peft_model
+    from qa_flax.models.output import QuestionAnsweringModelOutput
     from qa_flax.train.qa_trainer import QuestionAnsweringTrainer
     from qa_flax.train.trainer import Trainer
     from qa_flax.train.training_arguments import TrainingArguments
@@ -40,6 +41,7 @@ __all__ = [
     "EarlyStoppingCallback",
     "LoraConfig",
     "PeftModel",
+    "QuestionAnsweringModelOutput",
     "QuestionAnsweringTrainer",
     "TaskType",
     "Trainer",
@@ -57,6 +59,7 @@ _MODULES = {
     "EarlyStoppingCallback": "transformers",
     "LoraConfig": "qa_flax.models.lora",
     "PeftModel": "qa_flax.models.lora",
+    "QuestionAnsweringModelOutput": "qa_flax.models.output",
     "QuestionAnsweringTrainer": "qa_flax.train.qa_trainer",
     "TaskType": "qa_flax.models.lora",
     "Trainer": "qa_flax.train.trainer",

@@ -136,7 +136,9 @@ def make_loss(
         params: PyTree, fixed: PyTree, batch: Batch, rows: Float[Array, ""], key: Any = None
     ) -> Float[Array, ""]:
         rngs = None if key is None else nnx.Rngs(dropout=key)
-        logits = _model(graphdef, Weights(params, fixed))(**model_inputs(batch), rngs=rngs)
+        logits = _model(graphdef, Weights(params, fixed)).span_logits(
+            **model_inputs(batch), rngs=rngs
+        )
         if loss_function is not None:
             losses = _row_losses(loss_function, logits, batch)
         else:
@@ -253,7 +255,7 @@ def make_eval_step(
     """
 
     def eval_step(weights: Weights, batch: Batch) -> EvalOutput:
-        logits = _model(graphdef, weights)(**model_inputs(batch))
+        logits = _model(graphdef, weights).span_logits(**model_inputs(batch))
         losses = None
         if "start_positions" in batch:
             labels = (batch["start_positions"], batch["end_positions"])

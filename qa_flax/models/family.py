@@ -36,6 +36,8 @@ class Family:
     """(config, *, dtype) -> a module that is called like `qa.SpanHead`."""
     head_weight_names: Mapping[str, str] = field(default_factory=lambda: HEAD_WEIGHT_NAMES)
     """As `weight_names`, for the head. The module `outputs` computes the span logits."""
+    positional_inputs: tuple[str, ...] = ("token_type_ids", "position_ids")
+    """What may follow input_ids and attention_mask in a call without a name, as in HF's class."""
     unused_weights: tuple[str, ...] = OTHER_TASKS
     """Regular expressions of tensors in checkpoints that question answering does not use."""
     other_names: Mapping[str, str] = field(default_factory=dict)

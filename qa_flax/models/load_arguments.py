@@ -18,7 +18,6 @@ FIXED_KEYWORDS: dict[str, tuple[tuple[Any, ...], str]] = {
     "from_flax": ((False, None), "convert the checkpoint to safetensors with transformers 4"),
     "trust_remote_code": ((False, None), "only the package's own model code is run"),
     "use_safetensors": ((True, None), "convert pickled weights with `qa-flax convert FOLDER`"),
-    "return_dict": ((True, None), "index the output, or use its start_logits and end_logits"),
     "output_attentions": ((False, None), "attention weights are not returned"),
     "output_hidden_states": ((False, None), "hidden states are not returned"),
     "ignore_mismatched_sizes": ((False, None), "a weight of another shape is always an error"),

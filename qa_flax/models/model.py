@@ -21,6 +21,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from qa_flax import storage
 from qa_flax.models import lora as adapters
 from qa_flax.models.blocks import Stack
+from qa_flax.models.call import ModelCall
 from qa_flax.models.families import FAMILIES, Family
 from qa_flax.models.files import (
     ADAPTER_CONFIG_FILE,
@@ -55,7 +56,7 @@ logger = logging.getLogger(__name__)
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
-class AutoModelForQuestionAnswering(TorchMethods, ReadHooks):
+class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
     """An encoder with a span head, built from a Hugging Face config or checkpoint.
 
     Create it with `from_pretrained` or `from_config`, and with LoRA adapters by `get_peft_model`.
@@ -97,7 +98,7 @@ class AutoModelForQuestionAnswering(TorchMethods, ReadHooks):
         """The model's config, an object of transformers' config class."""
         return self._config.value
 
-    def __call__(
+    def span_logits(
         self,
         input_ids: Int[ArrayLike, "b l"],
         attention_mask: Int[ArrayLike, "b l"] | None = None,
@@ -107,20 +108,18 @@ class AutoModelForQuestionAnswering(TorchMethods, ReadHooks):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> SpanLogits:
-        """Compute the span logits of a batch.
+        """Compute the span logits of a batch; compiled functions call this.
 
         Args:
             input_ids: token ids, integer `[B, L]`; like all inputs, a NumPy or JAX array.
-            attention_mask: integer `[B, L]`, 1 for real tokens, 0 for padding; default: all 1.
-            token_type_ids: integer `[B, L]`; default: as in the model family, usually all 0.
-            position_ids: integer `[B, L]`; default: counted by the model family's rules.
-            segment_ids: integer `[B, L]`, the numbers of the windows that are packed into a row,
-                0 for padding. Tokens attend to their own window only, and positions restart in
-                each window. Default: one window per row.
+            attention_mask: as the further inputs, see `forward`.
+            token_type_ids: integer `[B, L]`.
+            position_ids: integer `[B, L]`.
+            segment_ids: integer `[B, L]`.
             rngs: its `dropout` stream draws the dropout masks; None means no dropout.
 
         Returns:
-            `start_logits` and `end_logits`, float32 `[B, L]`.
+            `start` and `end`, float32 `[B, L]`.
 
         Raises:
             ValueError: `L` is larger than the model's number of positions, or the model family does

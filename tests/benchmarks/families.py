@@ -122,7 +122,7 @@ def gradients_error(family: str) -> float:
 
     @jax.jit
     def loss(params: Any) -> Any:
-        logits = nnx.merge(graphdef, params, other)(**batch)
+        logits = nnx.merge(graphdef, params, other).span_logits(**batch)
         return span_losses(logits, jnp.array(start), jnp.array(end)).mean()
 
     expected = {n: p.grad.numpy() for n, p in torch_model.named_parameters() if p.grad is not None}

@@ -94,7 +94,7 @@ def compiled(graphdef: Any, params: Any, ids: Any, labels: Any) -> tuple[float, 
     def norm(params: Any, key: Any) -> Any:
         def loss(params: Any) -> Any:
             rngs = None if key is None else nnx.Rngs(dropout=key)
-            logits = nnx.merge(graphdef, params)(ids, rngs=rngs)
+            logits = nnx.merge(graphdef, params).span_logits(ids, rngs=rngs)
             return span_losses(logits, labels[0], labels[1]).mean()
 
         leaves = jax.tree.leaves(jax.grad(loss)(params))

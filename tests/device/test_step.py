@@ -45,7 +45,7 @@ def plain_loss_and_gradient(model, batch):
 @partial(jax.jit, static_argnums=1)
 @jax.value_and_grad
 def _plain_loss_and_gradient(params, graphdef, fixed, real):
-    logits = nnx.merge(graphdef, params, fixed)(**model_inputs(real))
+    logits = nnx.merge(graphdef, params, fixed).span_logits(**model_inputs(real))
     labels = (real["start_positions"], real["end_positions"])
     return span_losses(logits, *labels).mean()
 
@@ -185,7 +185,8 @@ def test_label_smoothing_follows_its_definition(rng):
     model, smoothing = tiny.model(), 0.2
     batch = tiny.random_batch(rng, 8)
     graphdef, params = nnx.split(model)
-    logits = jax.jit(nnx.merge(graphdef, params))(**model_inputs(jax.tree.map(jnp.asarray, batch)))
+    inputs = model_inputs(jax.tree.map(jnp.asarray, batch))
+    logits = jax.jit(nnx.merge(graphdef, params).span_logits)(**inputs)
     real = batch["attention_mask"] / batch["attention_mask"].sum(axis=1, keepdims=True)
     losses = []
     for x, labels in zip(logits, (batch["start_positions"], batch["end_positions"]), strict=True):

@@ -26,7 +26,7 @@ def loss_of_params(family, remat):
     graph, params, fixed = nnx.split(model, nnx.Param, ...)
 
     def loss(params):
-        logits = nnx.merge(graph, params, fixed)(**batch, rngs=nnx.Rngs(dropout=0))
+        logits = nnx.merge(graph, params, fixed).span_logits(**batch, rngs=nnx.Rngs(dropout=0))
         return span_losses(logits, jnp.array([3, 0, 1]), jnp.array([5, 1, 1])).mean()
 
     return loss, params

@@ -64,7 +64,7 @@ def test_our_adapters_have_the_logits_and_gradients_of_peft(family, tmp_path):
 
     @jax.jit
     def loss(params):
-        logits = nnx.merge(graph, params, fixed)(**batch)
+        logits = nnx.merge(graph, params, fixed).span_logits(**batch)
         return span_losses(logits, jnp.array(start), jnp.array(end)).mean(), logits
 
     gradients, logits = jax.grad(loss, has_aux=True)(params)

@@ -41,5 +41,5 @@ def test_the_embedding_table_is_loaded_under_any_of_its_names(family, name, tmp_
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     loaded = AutoModelForQuestionAnswering.from_pretrained(tmp_path)
     batch = batch_of(family)
-    for actual, expected in zip(loaded(**batch), model(**batch), strict=True):
+    for actual, expected in zip(loaded(**batch)[:2], model(**batch)[:2], strict=True):
         np.testing.assert_array_equal(actual, expected)

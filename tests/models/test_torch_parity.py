@@ -119,7 +119,7 @@ def test_every_gradient_equals_pytorch(family, tmp_path):
 
     @jax.jit
     def mean_loss(params):
-        logits = nnx.merge(graph, params, other_state)(**batch)
+        logits = nnx.merge(graph, params, other_state).span_logits(**batch)
         return span_losses(logits, jnp.array(start), jnp.array(end)).sum() / 4
 
     value, gradients = jax.value_and_grad(mean_loss)(params)

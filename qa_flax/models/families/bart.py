@@ -289,6 +289,7 @@ FAMILY = Family(
     WEIGHT_NAMES,
     prefix="model.",
     architecture="BartForQuestionAnswering",
+    positional_inputs=(),
     unused_weights=UNUSED_WEIGHTS,
     other_names=OTHER_NAMES,
 )

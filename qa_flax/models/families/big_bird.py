@@ -371,6 +371,7 @@ FAMILY = Family(
     WEIGHT_NAMES,
     prefix="bert.",
     architecture="BigBirdForQuestionAnswering",
+    positional_inputs=(),
     head=BigBirdHead,
     head_weight_names=HEAD_WEIGHT_NAMES,
 )

@@ -91,6 +91,7 @@ FAMILY = Family(
     WEIGHT_NAMES,
     prefix="distilbert.",
     architecture="DistilBertForQuestionAnswering",
+    positional_inputs=(),
     head=DistilBertHead,
     unused_weights=UNUSED_WEIGHTS,
     fixed_arrays=fixed_arrays,

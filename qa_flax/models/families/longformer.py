@@ -243,5 +243,6 @@ FAMILY = Family(
     WEIGHT_NAMES,
     prefix="longformer.",
     architecture="LongformerForQuestionAnswering",
+    positional_inputs=(),
     unused_weights=UNUSED_WEIGHTS,
 )

@@ -49,6 +49,7 @@ FAMILY = Family(
     WEIGHT_NAMES,
     prefix="model.",
     architecture="MBartForQuestionAnswering",
+    positional_inputs=(),
     unused_weights=bart.UNUSED_WEIGHTS,
     other_names=bart.OTHER_NAMES,
 )

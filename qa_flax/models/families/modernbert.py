@@ -292,6 +292,7 @@ FAMILY = Family(
     WEIGHT_NAMES,
     prefix="model.",
     architecture="ModernBertForQuestionAnswering",
+    positional_inputs=(),
     head=ModernBertHead,
     head_weight_names=HEAD_WEIGHT_NAMES,
     unused_weights=UNUSED_WEIGHTS,

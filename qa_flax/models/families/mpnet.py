@@ -103,5 +103,6 @@ FAMILY = Family(
     WEIGHT_NAMES,
     prefix="mpnet.",
     architecture="MPNetForQuestionAnswering",
+    positional_inputs=("position_ids",),
     unused_weights=UNUSED_WEIGHTS,
 )

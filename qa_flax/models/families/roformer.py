@@ -134,6 +134,7 @@ FAMILY = Family(
     WEIGHT_NAMES,
     prefix="roformer.",
     architecture="RoFormerForQuestionAnswering",
+    positional_inputs=("token_type_ids",),
     unused_weights=UNUSED_WEIGHTS,
     fixed_arrays=fixed_arrays,
 )
