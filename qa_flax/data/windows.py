@@ -174,7 +174,9 @@ class Features(Windows):
 
     def select(self, rows: slice) -> "Features":
         fields = {name: getattr(self, name) for name in _COLUMNS}
-        selected = {name: value[rows] for name, value in fields.items() if value is not None}
+        selected: dict[str, Any] = {
+            name: value[rows] for name, value in fields.items() if value is not None
+        }
         extras = {name: array[rows] for name, array in (self.extras or {}).items()}
         return dataclasses.replace(Features(**selected), extras=extras or None)
 
@@ -202,7 +204,7 @@ class Features(Windows):
             names = ", ".join(dataset.column_names) or "none"
             raise ValueError(f"windows need the column input_ids; columns found: {names}.")
         table = arrow_table(dataset)
-        arrays = {
+        arrays: dict[str, Any] = {
             field: numpy_column(table[name], name)
             for field, name in _COLUMNS.items()
             if name in table.column_names and field != "example_ids"

@@ -136,7 +136,6 @@ def check_overrides(trainer: Any, *, calls_prediction_loop: bool = False) -> Non
     if found:
         lines = [f"{place}: use {NOT_CALLED.get(name, _LOOP)}" for name, place in found.items()]
         raise ValueError(
-            "qa_flax never calls these methods, so replacing them would have no effect:\n  "
-            + "\n  ".join(lines)
-            + "\nRemove them from the class."
+            "qa_flax never calls these methods, so replacing them would have no effect; remove "
+            "them from the class:\n  " + "\n  ".join(lines)
         )

@@ -117,7 +117,8 @@ def test_the_best_metric_and_its_direction_follow_from_the_changed_arguments(tra
     assert args.greater_is_better is False
 
 
-def test_callbacks_follow_the_arguments(trainer):
+def test_callbacks_follow_the_arguments(trainer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # TensorBoard's folder is in the working directory
     assert PrinterCallback in callback_types(trainer)
     trainer.args.disable_tqdm, trainer.args.report_to = False, "tensorboard"
     trainer.evaluate()
