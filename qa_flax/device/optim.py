@@ -5,7 +5,7 @@ rate (`schedules.py`), so the optimizer's state does not depend on the learning 
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -15,13 +15,23 @@ from jaxtyping import PyTree
 
 from qa_flax.models.sharding import global_norm
 
+ParameterNames = frozenset[tuple[str, ...]]
+"""Parameters by their paths in the model, such as `("head", "outputs", "kernel")`."""
 
-def decay_mask(params: PyTree) -> PyTree:
-    """A tree of booleans: False for biases and normalisation layers, True elsewhere, as in HF."""
+
+def decay_mask(params: PyTree, decayed: ParameterNames | None = None) -> PyTree:
+    """A tree of booleans: whether weight decay changes a parameter.
+
+    Args:
+        params: the tree of parameters.
+        decayed: those that decay; None: all except biases and normalization layers.
+    """
 
     def decays(path, _leaf) -> bool:
-        names = [str(getattr(part, "key", getattr(part, "name", part))).lower() for part in path]
-        return "bias" not in names and not any(name.endswith("norm") for name in names)
+        names = tuple(str(part.key) for part in path if hasattr(part, "key"))
+        if decayed is not None:
+            return names in decayed
+        return "bias" not in names and not any(name.lower().endswith("norm") for name in names)
 
     return jax.tree_util.tree_map_with_path(decays, params)
 
@@ -36,6 +46,7 @@ def make_optimizer(
     adam_epsilon: float = 1e-8,
     max_grad_norm: float = 1.0,
     optim_args: str | None = None,
+    decayed: ParameterNames | None = None,
 ) -> optax.GradientTransformation:
     """The optimizer of that name as an optax chain, after clipping by the global norm.
 
@@ -43,11 +54,12 @@ def make_optimizer(
 
     Args:
         name: one of `OPTIMIZERS`, transformers' `optim` (or `lamb`).
-        weight_decay: of the parameters in `decay_mask`; decoupled from the gradient or, for sgd,
+        weight_decay: of the parameters in `decayed`; decoupled from the gradient or, for sgd,
             adagrad and rmsprop, added to it, as PyTorch does.
         adam_beta1, adam_beta2, adam_epsilon: of adamw, ademamix and lamb; lion uses the betas.
         max_grad_norm: the largest global norm of a gradient; 0: no clipping.
         optim_args: transformers' `optim_args`, such as `"momentum=0.9,nesterov=true"`.
+        decayed: the parameters that decay; None: all except biases and normalization layers.
 
     Raises:
         ValueError: the optimizer is not supported, or `optim_args` has an invalid argument for it.
@@ -65,7 +77,7 @@ def make_optimizer(
             f"its arguments: {', '.join(allowed) or 'none'}"
         )
     adam = {"b1": adam_beta1, "b2": adam_beta2, "eps": adam_epsilon}
-    decay = optax.add_decayed_weights(weight_decay, decay_mask)
+    decay = optax.add_decayed_weights(weight_decay, partial(decay_mask, decayed=decayed))
     settings = {key: read(values[key]) for key, read in allowed.items() if key in values}
     clip = [_clip(max_grad_norm)] if max_grad_norm > 0 else []
     return optax.chain(*clip, *make(decay, adam, **settings))

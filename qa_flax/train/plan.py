@@ -16,6 +16,7 @@ from qa_flax.models.sharding import bytes_of
 from qa_flax.storage import AnyPath
 from qa_flax.train.schedules import Schedule, make_schedule
 from qa_flax.train.training_arguments import plain_value
+from qa_flax.train.weight_decay import decayed_parameters
 
 
 @dataclass(frozen=True)
@@ -128,16 +129,20 @@ def schedule_of(args: transformers.TrainingArguments, updates: int) -> Schedule:
     )
 
 
-def optimizer_of(args: transformers.TrainingArguments) -> optax.GradientTransformation:
+def optimizer_of(
+    args: transformers.TrainingArguments, model: AutoModelForQuestionAnswering
+) -> optax.GradientTransformation:
     """Build the optimizer without its learning rate, which the training step applies."""
+    weight_decay = float(args.weight_decay)
     return make_optimizer(
         plain_value(args.optim),
-        weight_decay=float(args.weight_decay),
+        weight_decay=weight_decay,
         adam_beta1=float(args.adam_beta1),
         adam_beta2=float(args.adam_beta2),
         adam_epsilon=float(args.adam_epsilon),
         max_grad_norm=float(args.max_grad_norm or 0),
         optim_args=args.optim_args,
+        decayed=decayed_parameters(model) if weight_decay else None,
     )
 
 
@@ -161,4 +166,4 @@ def optimizer_bytes(
     args: transformers.TrainingArguments, model: AutoModelForQuestionAnswering
 ) -> int:
     """The size in bytes of the optimizer state on each core."""
-    return bytes_of(abstract_state(model, optimizer_of(args), is_sharded(args)).opt_state)
+    return bytes_of(abstract_state(model, optimizer_of(args, model), is_sharded(args)).opt_state)

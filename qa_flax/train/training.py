@@ -118,13 +118,13 @@ def run_training(
 
 
 def _schedule_and_optimizer(
-    args: Any, plan: Plan, custom: Custom
+    args: Any, model: Any, plan: Plan, custom: Custom
 ) -> tuple[Schedule, optax.GradientTransformation]:
     if custom.optimizer is not None:
         return OwnSchedule(custom.schedule, applies=False), as_direction(custom.optimizer)
     if custom.schedule is not None:
-        return OwnSchedule(custom.schedule, applies=True), optimizer_of(args)
-    return schedule_of(args, plan.updates), optimizer_of(args)
+        return OwnSchedule(custom.schedule, applies=True), optimizer_of(args, model)
+    return schedule_of(args, plan.updates), optimizer_of(args, model)
 
 
 class _Training:
@@ -145,7 +145,7 @@ class _Training:
         self._data, self._actions = data, actions
         args, model = events.args, live.model
         self._plan = plan = data.plan(args)
-        self._schedule, optimizer = _schedule_and_optimizer(args, plan, custom)
+        self._schedule, optimizer = _schedule_and_optimizer(args, model, plan, custom)
         conditions = conditions_of(args, plan, data, model)
         self._checkpoints = RunCheckpoints(events, live, conditions, actions.save_model)
         with parallel.on_host():
