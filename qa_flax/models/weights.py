@@ -5,6 +5,7 @@ A tensor of a checkpoint and a parameter of the model differ only in their names
 """
 
 import logging
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -104,6 +105,11 @@ def parameter_arrays(model: nnx.Module) -> dict[ParamPath, np.ndarray]:
 def parameters(model: nnx.Module) -> list[tuple[ParamPath, nnx.Variable]]:
     """The parameters that a checkpoint contains, trained or not, with paths, in NNX's order."""
     return list(nnx.to_flat_state(nnx.state(model, (nnx.Param, Fixed))))
+
+
+def size_without_embeddings(model: nnx.Module) -> int:
+    """The number of parameters, trained or not, without those of embedding tables."""
+    return sum(math.prod(p.shape) for path, p in parameters(model) if path[-1] != "embedding")
 
 
 def initial_arrays(family: Family, config: BlockConfig, seed: int) -> MakeArray:

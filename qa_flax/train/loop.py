@@ -38,6 +38,7 @@ class TrainingLoop:
         schedule: gives the learning rate of each update.
         position: where to start: at the beginning, or where the resumed run was stopped.
         actions: see `Actions`.
+        flops_per_token: floating point operations to count for each token, padding included.
     """
 
     def __init__(
@@ -48,10 +49,11 @@ class TrainingLoop:
         schedule: Schedule,
         position: Position,
         actions: Actions,
+        flops_per_token: int = 0,
     ):
         self._events, self._args = events, events.args
         self._plan, self._steps, self._schedule = plan, steps, schedule
-        self._actions = actions
+        self._actions, self._flops_per_token = actions, flops_per_token
         self.position = position
         # During an evaluation: length of the log history, flags and callback states before it.
         self._before_evaluation: tuple[int, Flags, Any] | None = None
@@ -130,12 +132,12 @@ class TrainingLoop:
         return self._events.control.should_training_stop
 
     def _count_tokens(self, batch: HostBatch) -> None:
+        state, tokens = self._events.state, batch.windows * batch.arrays["input_ids"].shape[-1]
+        state.total_flos += float(self._flops_per_token * tokens)
         which_tokens = getattr(self._args, "include_num_input_tokens_seen", "no")
-        if which_tokens == "non_padding":
-            self._events.state.num_input_tokens_seen += batch.tokens
-        elif which_tokens != "no":
-            width = batch.arrays["input_ids"].shape[-1]
-            self._events.state.num_input_tokens_seen += batch.windows * width
+        if which_tokens != "no":
+            is_all = which_tokens != "non_padding"
+            state.num_input_tokens_seen += tokens if is_all else batch.tokens
 
     # ---- what the control asks for ---------------------------------------------------------------
 

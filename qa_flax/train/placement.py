@@ -23,6 +23,14 @@ def _index_and_count() -> tuple[int, int]:
     return processes.index(), processes.count()
 
 
+def _is_read_by_transformers() -> bool:
+    """Whether transformers' own Trainer reads the property from which this is called."""
+    frame, inside = sys._getframe(1), (__name__, "transformers.training_args")
+    while frame is not None and frame.f_globals.get("__name__") in inside:
+        frame = frame.f_back
+    return frame is not None and frame.f_globals.get("__name__") == "transformers.trainer"
+
+
 class Placement:
     """The properties of transformers' TrainingArguments that need torch there; a mix-in.
 
@@ -40,7 +48,13 @@ class Placement:
 
     @property
     def n_gpu(self) -> int:
-        """The number of this process's cores. Reading it starts JAX."""
+        """The number of this process's cores. Reading it starts JAX.
+
+        transformers' own Trainer, which does not use JAX's cores, gets 0, as on a CPU: scripts may
+        give both trainers the same arguments.
+        """
+        if _is_read_by_transformers():
+            return 0
         from qa_flax.device import parallel
 
         return parallel.process_core_count()

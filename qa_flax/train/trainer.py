@@ -38,6 +38,7 @@ from qa_flax.train.overrides import check_overrides, is_replaced
 from qa_flax.train.plan import is_sharded
 from qa_flax.train.plan import output_dir as _output_dir
 from qa_flax.train.progress import readable_metrics
+from qa_flax.train.torch_attributes import TorchAttributes
 from qa_flax.train.train_data import train_data
 from qa_flax.train.training import Resume, TrainerActions, run_training
 from qa_flax.train.training_arguments import (
@@ -48,7 +49,7 @@ from qa_flax.train.training_arguments import (
 )
 
 
-class Trainer(DataLoading):
+class Trainer(DataLoading, TorchAttributes):
     """Train a question answering model on all cores, and compute its logits and metrics.
 
     The arguments have the names and meanings of transformers' Trainer. The model is trained in
@@ -282,17 +283,21 @@ class Trainer(DataLoading):
             self.model = self._new_model()
         self._update_graphdefs()
         actions = TrainerActions(self.evaluate, self.save_model, self.log)
-        with preemption.sigterm_handled():
-            return run_training(
-                self._events,
-                self._live,
-                data,
-                loader,
-                self._train_graphdef,
-                Resume(resume_from_checkpoint, accept_changes),
-                actions,
-                self._custom,
-            )
+        self.is_in_train = True
+        try:
+            with preemption.sigterm_handled():
+                return run_training(
+                    self._events,
+                    self._live,
+                    data,
+                    loader,
+                    self._train_graphdef,
+                    Resume(resume_from_checkpoint, accept_changes),
+                    actions,
+                    self._custom,
+                )
+        finally:
+            self.is_in_train = False
 
     # ---- evaluate and predict --------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from qa_flax.device.programs import train_program
 from qa_flax.device.step import TrainState, weights_of
 from qa_flax.distributed import preemption, processes
 from qa_flax.distributed.exchange import broadcast_from_main
+from qa_flax.models.weights import size_without_embeddings
 from qa_flax.train import checkpoints
 from qa_flax.train.custom import Custom, OptimizerView, OwnSchedule, as_direction
 from qa_flax.train.events import Events
@@ -183,7 +184,11 @@ class _Training:
             position = Position(ended, epoch_start, run["last_logged"], pending)
         states = self._checkpoints.callback_states
         loop_actions = Actions(self._batches, actions.evaluate, self._save, actions.log, states)
-        self._loop = TrainingLoop(events, plan, self._steps, self._schedule, position, loop_actions)
+        # As in transformers: two for the forward pass, four for the backward pass.
+        flops = 6 * size_without_embeddings(model)
+        self._loop = TrainingLoop(
+            events, plan, self._steps, self._schedule, position, loop_actions, flops
+        )
         self._is_resumed = bool(run)
         self._first_step = events.state.global_step
         self._begin_state(loader)
