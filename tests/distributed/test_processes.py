@@ -117,6 +117,24 @@ def test_several_processes_have_the_results_of_a_single_one(single, folder, seve
     assert not any("eval metrics" in process.output for process in others)
 
 
+def test_the_arguments_know_the_processes_and_let_the_main_one_work_first(several):
+    count = len(several.processes)
+    for index, results in enumerate(several.results):
+        values = results["read_arguments"]
+        cores = values["n_gpu"]
+        assert values == {
+            "world_size": count,
+            "process_index": index,
+            "local_rank": index,
+            "n_gpu": cores,
+            "train_batch_size": 3 * cores,
+            "is_main": [index == 0] * 3,
+            "mode": "distributed",
+            "is_found": index > 0,
+            "is_read": True,
+        }
+
+
 def test_the_model_can_be_read_and_modified_in_every_process(several):
     count = len(several.processes)
     for results in several.results:

@@ -205,6 +205,25 @@ def in_a_script(folder: Path, output: Path) -> dict:
     return metrics | {"loss of single window": single.metrics["test_loss"]}
 
 
+def read_arguments(folder: Path, output: Path) -> dict:
+    """Read the properties of the arguments, and let the main process work first."""
+    args = TrainingArguments(output_dir=str(output), per_device_train_batch_size=3)
+    # All children of this test share one file: the others must find it written.
+    shared = folder / "main_process_first"
+    with args.main_process_first(desc="writing a file"):
+        is_found = shared.exists()
+        if args.process_index == 0:
+            time.sleep(0.5)
+            shared.write_text("written")
+    with args.distributed_state.main_process_first():
+        is_read = shared.read_text() == "written"
+    names = ("world_size", "process_index", "local_rank", "n_gpu", "train_batch_size")
+    values = {name: getattr(args, name) for name in names}
+    flags = [args.should_save, args.should_log, args.distributed_state.is_main_process]
+    mode = args.parallel_mode.value
+    return values | {"is_main": flags, "mode": mode, "is_found": is_found, "is_read": is_read}
+
+
 def preempted(folder: Path, output: Path) -> dict:
     """Train, or resume; `signal.json` says when the last process gets SIGTERM, once."""
     callbacks, signal_file = [], folder / "signal.json"
@@ -346,6 +365,7 @@ JOBS = {
         train_evaluate_predict,
         one_question,
         in_a_script,
+        read_arguments,
         access_model,
         access_sharded_model,
         write_different_weights,
