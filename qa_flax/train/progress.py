@@ -53,12 +53,13 @@ class TrainingLines(ProgressCallback):
 
     def __init__(self):
         super().__init__()
-        self._started = self._last_line = 0.0
+        self._last_line = 0.0
+        # Time and number of the first step of a run, which includes compiling.
+        self._first: tuple[float, int] | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Print the number of steps and, for a resumed run, its first step."""
-        self._started = self._last_line = time.monotonic()
-        self._first_step = state.global_step
+        self._last_line, self._first = time.monotonic(), None
         if state.is_world_process_zero:
             start = f" from step {state.global_step}" if state.global_step else ""
             _print(f"Training: {state.max_steps} steps{start}")
@@ -67,10 +68,13 @@ class TrainingLines(ProgressCallback):
         """Print a line if the last one is at least `SECONDS_BETWEEN_LINES` old."""
         progress = progress_of(state)
         now = time.monotonic()
+        if self._first is None:
+            self._first = now, state.global_step
+            return
         is_due = progress and now - self._last_line >= SECONDS_BETWEEN_LINES
         if state.is_world_process_zero and is_due:
             self._last_line = now
-            per_step = (now - self._started) / (state.global_step - self._first_step)
+            per_step = (now - self._first[0]) / (state.global_step - self._first[1])
             remaining = per_step * (state.max_steps - state.global_step)
             values = ", ".join(f"{name} {value}" for name, value in _formatted(progress).items())
             _print(f"step {state.global_step}/{state.max_steps}, {remaining:.0f} s left, {values}")

@@ -118,7 +118,7 @@ def test_the_best_metric_and_its_direction_follow_from_the_changed_arguments(tra
 
 
 def test_callbacks_follow_the_arguments(trainer, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # TensorBoard's folder is in the working directory
+    monkeypatch.chdir(tmp_path)  # transformers writes the log of an evaluation into ./runs
     assert PrinterCallback in callback_types(trainer)
     trainer.args.disable_tqdm, trainer.args.report_to = False, "tensorboard"
     trainer.evaluate()
