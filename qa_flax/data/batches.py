@@ -5,7 +5,8 @@ process's cores, A the number of gradient accumulation steps, B the rows per cor
 per row. An epoch uses every window exactly once, unless `drop_last` is set. Its order depends only
 on the arguments of `epoch_order`, so it is the same in every process and in a resumed run. `valid`
 is False for padding rows. A batch is as wide as its longest window, rounded up to a multiple of
-`WIDTH_STEP`, so that few shapes are compiled and little padding is computed.
+`WIDTH_STEP`, so that few shapes are compiled and little padding is computed. A window with a label
+on its padding counts as long enough to contain the label.
 """
 
 import math
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
+from qa_flax.data.labels import required_lengths
 from qa_flax.data.windows import Features, Windows
 
 WIDTH_STEP = 64
@@ -103,7 +105,7 @@ def train_batches(
         skip: updates of this epoch that a resumed run has already done.
         local_cores: which of the `cores` belong to this process; all by default.
     """
-    lengths = windows.lengths
+    lengths, required = windows.lengths, required_lengths(windows)
     microbatch = cores * per_core
     order = epoch_order(lengths, microbatch * accumulation, seed, epoch, strategy)
     if drop_last:
@@ -114,7 +116,7 @@ def train_batches(
     local_position = position[local_cores]
     for first in range(skip * position.size, len(order), position.size):
         rows = order[first : first + position.size]
-        width, tokens = _width(windows, lengths[rows]), int(lengths[rows].sum())
+        width, tokens = _width(windows, required[rows]), int(lengths[rows].sum())
         padded, valid = _pad_rows(rows, position.size)
         counts = len(rows), tokens
         yield _batch(windows, padded[local_position], valid[local_position], width, counts, True)
@@ -145,7 +147,7 @@ def eval_batches(
             rows.
     """
     lengths = windows.lengths
-    order = np.argsort(-lengths, kind="stable")
+    order = np.argsort(-required_lengths(windows), kind="stable")
     labels = windows.start_positions is not None and windows.end_positions is not None
     shape = (cores, per_core)
     for i, width in enumerate(eval_widths(windows, cores, per_core) if widths is None else widths):
@@ -161,7 +163,7 @@ def eval_batches(
 
 def eval_widths(windows: Windows, cores: int, per_core: int) -> list[int]:
     """Return the width in tokens of each batch that `eval_batches` yields for these windows."""
-    lengths = np.sort(windows.lengths)[::-1]
+    lengths = np.sort(required_lengths(windows))[::-1]
     longest = lengths[:: cores * per_core]
     return [_width(windows, longest[i : i + 1]) for i in range(len(longest))]
 
@@ -181,7 +183,7 @@ def scatter(batch: HostBatch, values: np.ndarray, into: np.ndarray, fill: float)
 
 
 def _width(windows: Windows, lengths: Int[np.ndarray, " m"]) -> int:
-    """Return the width in tokens of a batch whose windows have these lengths."""
+    """Return the width in tokens of a batch whose windows require these lengths."""
     return min(windows.padded_length, -(-int(lengths.max()) // WIDTH_STEP) * WIDTH_STEP)
 
 

@@ -37,7 +37,7 @@ def arrow_column(values: np.ndarray | Sequence[str]) -> pa.Array:
 _OFFSET_LISTS = pa.list_(pa.list_(pa.int32()))
 
 
-def numpy_column(column: pa.ChunkedArray, name: str) -> np.ndarray:
+def numpy_column(column: pa.ChunkedArray, name: str, *, clip: bool = False) -> np.ndarray:
     """Convert a column of numbers, lists or lists of pairs to int32 [n], [n, l] or [n, l, 2].
 
     Ragged rows are padded on the right with 0, or with (-1, -1) for pairs. A pair may be None or
@@ -46,14 +46,17 @@ def numpy_column(column: pa.ChunkedArray, name: str) -> np.ndarray:
     Args:
         column: the Arrow column.
         name: its name, for the error message.
+        clip: whether numbers beyond int32 become the largest, or the smallest, int32.
 
     Raises:
-        ValueError: a number is None.
+        ValueError: a number is None, not an integer, or does not fit into int32.
     """
     if pa.types.is_list(column.type) and pa.types.is_null(column.type.value_type):
         column = column.cast(_OFFSET_LISTS)  # Arrow infers type null if no token has offsets
     try:
-        arrays = [_numpy_chunk(chunk) for chunk in column.chunks or [pa.array([], column.type)]]
+        arrays = [
+            _numpy_chunk(chunk, clip) for chunk in column.chunks or [pa.array([], column.type)]
+        ]
     except ValueError as error:
         raise ValueError(f"column {name}: {error}") from error
     if arrays[0].ndim > 1:
@@ -74,27 +77,58 @@ def _has_fixed_size(array: pa.Array) -> bool:
     return pa.types.is_fixed_size_list(array.type) and not array.null_count
 
 
-def _numpy_chunk(chunk: pa.Array) -> np.ndarray:
+def _numpy_chunk(chunk: pa.Array, clip: bool = False) -> np.ndarray:
     if isinstance(chunk, pa.ExtensionArray):  # such as datasets.Array2D
-        return _numpy_chunk(chunk.storage)
+        return _numpy_chunk(chunk.storage, clip)
     if not pa.types.is_nested(chunk.type):
         if chunk.null_count:
             raise ValueError(
                 f"{chunk.null_count} of its numbers are None; no number may be missing."
             )
-        return chunk.to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
+        return int32_array(chunk.to_numpy(zero_copy_only=False), clip=clip)
     flat = chunk.flatten()
     pairs = pa.types.is_nested(flat.type)
-    values = _offsets(flat) if pairs else _numpy_chunk(flat)
+    values = _offsets(flat) if pairs else _numpy_chunk(flat, clip)
     if _has_fixed_size(chunk):
         return values.reshape(len(chunk), chunk.type.list_size, *values.shape[1:])
-    count = chunk.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+    count = list_lengths(chunk)
     width = int(count.max(initial=0))
     if (count == width).all():
         return values.reshape(len(chunk), width, *values.shape[1:])
     rows = np.full((len(chunk), width, *values.shape[1:]), OUTSIDE if pairs else 0, np.int32)
     rows.reshape(-1, *values.shape[1:])[ranges(np.arange(len(chunk)) * width, count)] = values
     return rows
+
+
+_INT32 = np.iinfo(np.int32)
+
+
+def int32_array(numbers: np.ndarray, *, clip: bool = False) -> np.ndarray:
+    """Convert numbers to int32, without a copy if they are int32 already.
+
+    Args:
+        numbers: integers, or floats that are integers, of any shape.
+        clip: whether numbers beyond int32 become the largest, or the smallest, int32.
+
+    Raises:
+        ValueError: a number is not an integer, or does not fit into int32.
+    """
+    if np.can_cast(numbers.dtype, np.int32) or not numbers.size:
+        return numbers.astype(np.int32, copy=False)
+    if numbers.dtype.kind not in "iuf":
+        raise ValueError(f"numbers are required, got {numbers.dtype}.")
+    if numbers.dtype.kind == "f":
+        numbers = numbers.astype(np.float64, copy=False)  # float32 cannot hold the largest int32
+        if (wrong := numbers[np.isnan(numbers) | (numbers != np.rint(numbers))]).size:
+            raise ValueError(f"whole numbers are required, got {wrong[0]}.")
+    least, largest = numbers.min(), numbers.max()
+    if least < _INT32.min or largest > _INT32.max:
+        if not clip:
+            number = least if least < _INT32.min else largest
+            raise ValueError(f"{number} does not fit into 32 bits.")
+        # Python integers would overflow unsigned types, which have no negative numbers.
+        numbers = np.minimum(np.maximum(numbers, max(_INT32.min, least)), _INT32.max)
+    return numbers.astype(np.int32)
 
 
 def _offsets(lists: pa.Array) -> Int32[np.ndarray, "t 2"]:
@@ -166,7 +200,7 @@ def _list_lookup(rows: pa.ListArray) -> OffsetLookup:
     row_begins = rows.offsets.to_numpy()
     first = int(row_begins[0]) if len(row_begins) else 0
     pairs = rows.values.slice(first, int(row_begins[-1]) - first if len(row_begins) else 0)
-    lengths = _lengths(rows)
+    lengths = list_lengths(rows)
     pair_begins = pairs.offsets.to_numpy()
     numbers = pairs.values.to_numpy(zero_copy_only=False)
     is_valid = pairs.is_valid().to_numpy(zero_copy_only=False) if pairs.null_count else None
@@ -195,6 +229,7 @@ def _all_outside(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return offsets, offsets
 
 
-def _lengths(lists: pa.Array) -> Int64[np.ndarray, " n"]:
-    lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-    return lengths.astype(np.int64)
+def list_lengths(lists: pa.Array) -> Int64[np.ndarray, " n"]:
+    """Return the number of items of each list; 0 for None."""
+    counts = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    return counts.astype(np.int64)

@@ -7,6 +7,7 @@ loader, whether it is a `Loader` or a script's own.
 
 import importlib.util
 import itertools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,8 @@ from transformers import DataCollatorWithPadding, DefaultDataCollator, default_d
 from qa_flax.data.batches import WIDTH_STEP, HostBatch
 from qa_flax.data.rows import (
     INPUTS,
+    LABELS,
+    OUTSIDE_WINDOW,
     DataError,
     as_features,
     batch_arrays,
@@ -29,6 +32,8 @@ from qa_flax.data.rows import (
     used_columns,
 )
 from qa_flax.data.windows import Features, Windows
+
+logger = logging.getLogger(__name__)
 
 _END: Any = object()
 CHUNK_ROWS = 1024
@@ -267,6 +272,7 @@ class UpdateBatches:
         self._shape = cores, accumulation, per_core
         self._pad_token_id, self._limit = pad_token_id, limit
         self._takes_extras = takes_extras
+        self._has_reported = False
 
     def epoch(self, epoch: int, skip: int) -> Iterator[HostBatch]:
         """Yield the batches of an epoch after the first `skip` updates.
@@ -282,15 +288,31 @@ class UpdateBatches:
         checked = (
             batch_arrays(b, what, needs_labels=True, takes_extras=self._takes_extras) for b in raw
         )
-        is_empty = True
-        while batches := list(itertools.islice(checked, accumulation)):
-            is_empty = False
-            yield self._update(batches)
-        if is_empty and not skip:
+        rows, outside = 0, 0
+        try:
+            while batches := list(itertools.islice(checked, accumulation)):
+                rows += sum(len(batch["input_ids"]) for batch in batches)
+                outside += sum(_labels_outside(batch) for batch in batches)
+                yield self._update(batches)
+        finally:
+            self._report(rows, outside)
+        if not (rows or skip):
             raise DataError(
                 f"{what} yields no batches in epoch {epoch + 1}; it must yield them whenever it is "
                 "iterated"
             )
+
+    def _report(self, rows: int, outside: int) -> None:
+        """Report once how many labels are outside their windows, after the first batches."""
+        if outside and not (self._has_reported or self._takes_extras):
+            logger.warning(
+                "training: %d labels of the first %d windows of %s are outside their windows, and "
+                "take no part in the loss.",
+                outside,
+                rows,
+                describe(self._loader),
+            )
+        self._has_reported = True
 
     def _update(self, batches: Sequence[Mapping[str, np.ndarray]]) -> HostBatch:
         cores, accumulation, per_core = self._shape
@@ -331,6 +353,10 @@ class UpdateBatches:
         """Round up to a compiled width, but not beyond what the model can take."""
         width = -(-longest // WIDTH_STEP) * WIDTH_STEP
         return width if self._limit is None else max(longest, min(width, self._limit))
+
+
+def _labels_outside(batch: Mapping[str, np.ndarray]) -> int:
+    return sum(int((batch[name] == OUTSIDE_WINDOW).sum()) for name in LABELS)
 
 
 def first_batch_rows(loader: Any, default: int) -> int:

@@ -23,6 +23,7 @@ from qa_flax.data.columns import (
     OffsetLookup,
     arrow_column,
     blocks,
+    list_lengths,
     numpy_column,
     offset_lookup,
     ranges,
@@ -193,19 +194,21 @@ class Features(Windows):
 
         Ragged rows are padded on the right to the longest row (attention mask 0). A token outside
         the context may have the offsets None, [] or (-1, -1). Without a column `attention_mask` no
-        token is padding; without a column `example_id` a row's id is its number. Arrays may be
+        token is padding; without a column `example_id` a row's id is its number. A label beyond
+        int32 becomes the largest int32, which is outside the window, too. Arrays may be
         read-only views of the data set's memory.
 
         Raises:
-            ValueError: there is no column `input_ids`, a number is None, or the columns with a
-                value for each token differ in width.
+            ValueError: there is no column `input_ids`, a number is None or not an integer, the
+                columns with a value for each token differ in width, or a column with one number
+                for each row has several.
         """
         if "input_ids" not in dataset.column_names:
             names = ", ".join(dataset.column_names) or "none"
             raise ValueError(f"windows need the column input_ids; columns found: {names}.")
         table = arrow_table(dataset)
         arrays: dict[str, Any] = {
-            field: numpy_column(table[name], name)
+            field: numpy_column(_one_per_row(table[name], field), name, clip=field in _LABELS)
             for field, name in _COLUMNS.items()
             if name in table.column_names and field != "example_ids"
         }
@@ -229,6 +232,9 @@ _COLUMNS = {
     "cls_index": "cls_index",
 }
 
+_LABELS = ("start_positions", "end_positions")
+_POSITIONS = (*_LABELS, "cls_index")
+
 
 def _default_mask(column: pa.ChunkedArray, shape: tuple[int, ...]) -> Rows:
     """Return an attention mask of ones for the tokens of each ragged row."""
@@ -247,10 +253,16 @@ def _check_shapes(arrays: dict[str, np.ndarray]) -> None:
             )
 
 
+def _one_per_row(column: pa.ChunkedArray, field: str) -> pa.ChunkedArray:
+    """Flatten a column of positions whose rows are lists of one number, as Hugging Face does."""
+    if field not in _POSITIONS or not pa.types.is_nested(column.type):
+        return column
+    if not all((list_lengths(chunk) == 1).all() for chunk in column.chunks):
+        raise ValueError(f"column {field}: every row needs exactly one number.")
+    return pa.chunked_array([chunk.flatten() for chunk in column.chunks], column.type.value_type)
+
+
 # --- Slices of the texts' tokens -----------------------------------------------------------------
-
-
-_POSITIONS = ("start_positions", "end_positions", "cls_index")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from qa_flax.models.blocks import Stack
 from qa_flax.models.layers import Table
-from qa_flax.models.qa import SpanLogits, span_losses
+from qa_flax.models.qa import SpanLogits, span_terms, term_scales
 from qa_flax.models.sharding import (
     CORES,
     all_gather,
@@ -118,22 +118,24 @@ def _row_losses(function: LossFunction, logits: SpanLogits, batch: Batch) -> Flo
 def make_loss(
     graphdef: nnx.GraphDef, label_smoothing: float = 0.0, loss_function: LossFunction | None = None
 ) -> Callable[..., Array]:
-    """Build the loss function of one core: the sum of its valid rows' losses, divided by `rows`.
+    """Build the loss function of one core: its valid rows' part of the mean loss.
 
     Args:
         graphdef: the model's graph definition, with the compute dtype.
-        label_smoothing: as in `span_losses`.
-        loss_function: replaces `span_losses`.
+        label_smoothing: as in `span_terms`.
+        loss_function: replaces the loss of spans.
 
     Returns:
-        `loss(params, fixed, batch, rows, key=None)`. `rows` is the number of valid rows in all
-        microbatches on all cores, float32, so the losses of all of these add up to the mean loss.
-        Apart from dropout, that mean and its gradient depend neither on the number of cores nor on
-        padding rows. `key` is for dropout; None: no dropout.
+        `loss(params, fixed, batch, counts, key=None)`. `counts` are the sums of `_counts` over all
+        microbatches on all cores, so the losses of all of these add up to the mean loss: half the
+        mean over all start labels inside their rows, plus half the mean over all such end labels;
+        the mean over all rows with a `loss_function`. Apart from dropout, that mean and its
+        gradient depend neither on the number of cores nor on padding rows. `key` is for dropout;
+        None: no dropout.
     """
 
     def loss(
-        params: PyTree, fixed: PyTree, batch: Batch, rows: Float[Array, ""], key: Any = None
+        params: PyTree, fixed: PyTree, batch: Batch, counts: Float[Array, "3"], key: Any = None
     ) -> Float[Array, ""]:
         rngs = None if key is None else nnx.Rngs(dropout=key)
         logits = _model(graphdef, Weights(params, fixed)).span_logits(
@@ -143,16 +145,25 @@ def make_loss(
             losses = _row_losses(loss_function, logits, batch)
         else:
             # Padding tokens are in the softmax, as when Hugging Face trains.
-            losses = span_losses(
+            start, end = span_terms(
                 logits,
                 batch["start_positions"],
                 batch["end_positions"],
                 smoothing=label_smoothing,
                 smoothed_over=batch["attention_mask"],
             )
-        return jnp.sum(jnp.where(batch["valid"], losses, 0.0)) / rows
+            scales = term_scales(counts)
+            losses = (scales[0] * start + scales[1] * end) / 2
+        return jnp.sum(jnp.where(batch["valid"], losses, 0.0)) / counts[0]
 
     return loss
+
+
+def _counts(batch: Batch) -> Float[Array, "3"]:
+    """Count the valid rows, their start labels inside the rows, and such end labels."""
+    valid, width = batch["valid"], batch["input_ids"].shape[-1]
+    inside = [batch[name] < width for name in ("start_positions", "end_positions")]
+    return jnp.stack([jnp.sum(valid & counted, dtype=jnp.float32) for counted in (valid, *inside)])
 
 
 def make_train_step(
@@ -163,14 +174,15 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, Measurements]]:
     """Build the training step of one core: one update from `a` microbatches.
 
-    The gradient is that of the mean loss over the valid rows of all microbatches and cores.
+    The gradient is that of the mean loss over the valid rows of all microbatches and cores; labels
+    outside their rows take no part in the mean.
 
     Args:
         graphdef: the model's graph definition, with the compute dtype.
         optimizer: from `optim.make_optimizer`. It returns the direction of an update, which the
             step multiplies by the learning rate.
-        label_smoothing: as in `span_losses`.
-        loss_function: replaces `span_losses`.
+        label_smoothing: as in `span_terms`.
+        loss_function: replaces the loss of spans.
 
     Returns:
         `train_step(state, batch, learning_rate, key) -> (state, measurements)`. The batch's arrays
@@ -186,17 +198,17 @@ def make_train_step(
         # The dropout key depends only on the run, step, core and microbatch, so that a resumed run
         # draws the same masks as an uninterrupted one.
         key = jax.random.fold_in(jax.random.fold_in(key, state.step), lax.axis_index(CORES))
-        rows = lax.psum(jnp.sum(batch["valid"].astype(jnp.float32)), CORES)
+        counts = lax.psum(_counts(batch), CORES)
         count = batch["valid"].shape[0]
         if count == 1:
             microbatch = jax.tree.map(lambda x: x[0], batch)
-            loss, grads = loss_and_gradient(*weights, microbatch, rows, key)
+            loss, grads = loss_and_gradient(*weights, microbatch, counts, key)
         else:
             # A scan, so that memory holds the activations of only one microbatch at a time.
             def add(total: PyTree, numbered: tuple[Batch, Array]) -> tuple[PyTree, None]:
                 microbatch, number = numbered
                 microbatch_key = jax.random.fold_in(key, number)
-                outputs = loss_and_gradient(*weights, microbatch, rows, microbatch_key)
+                outputs = loss_and_gradient(*weights, microbatch, counts, microbatch_key)
                 return jax.tree.map(jnp.add, total, outputs), None
 
             zeros = jnp.float32(0), jax.tree.map(jnp.zeros_like, state.params)
@@ -222,10 +234,12 @@ class BestTokens(NamedTuple):
 
 
 class EvalOutput(NamedTuple):
-    """The result of an evaluation step, by row; `losses` is None for rows without labels."""
+    """The result of an evaluation step, by row."""
 
     logits: SpanLogits | BestTokens
-    losses: Float[Array, " b"] | None
+    losses: Float[Array, "b t"] | None
+    """The terms whose mean is a row's loss: of the start and the end label (0 for a label outside),
+    or the one of a script's own loss function. None for rows without labels."""
     are_finite: Bool[Array, " b"]  # whether the logits of all tokens except padding are finite
 
 
@@ -247,7 +261,7 @@ def make_eval_step(
     Args:
         graphdef: the model's graph definition, with the compute dtype.
         reduction: how logits are reduced to the best tokens; None: all logits are returned.
-        loss_function: replaces `span_losses`.
+        loss_function: replaces the loss of spans.
 
     Returns:
         `eval_step(weights, batch) -> EvalOutput`. With a `reduction` the batch needs
@@ -260,9 +274,9 @@ def make_eval_step(
         if "start_positions" in batch:
             labels = (batch["start_positions"], batch["end_positions"])
             if loss_function is not None:
-                losses = _row_losses(loss_function, logits, batch)
+                losses = _row_losses(loss_function, logits, batch)[:, None]
             else:
-                losses = span_losses(logits, *labels, batch["attention_mask"])
+                losses = jnp.stack(span_terms(logits, *labels, batch["attention_mask"]), axis=-1)
         are_finite = jnp.isfinite(logits.start) & jnp.isfinite(logits.end)
         are_finite = jnp.all(are_finite | (batch["attention_mask"] == 0), axis=1)
         reduced = logits if reduction is None else reduce(logits, batch, reduction)

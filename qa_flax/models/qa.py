@@ -61,6 +61,13 @@ class SpanHead(nnx.Module):
 HEAD_WEIGHT_NAMES = {r"outputs": r"qa_outputs"}
 
 
+class SpanTerms(NamedTuple):
+    """The cross entropies of each row's start and end label, float32; 0 for a label outside."""
+
+    start: Float[Array, " b"]
+    end: Float[Array, " b"]
+
+
 def span_losses(
     logits: SpanLogits,
     start_positions: Int[Array, " b"],
@@ -70,39 +77,73 @@ def span_losses(
     smoothing: float = 0.0,
     smoothed_over: Int[Array, "b l"] | None = None,
 ) -> Float[Array, " b"]:
-    """The loss of each row: the mean of the cross entropies of its start and its end, float32.
+    """The loss of each row: the mean of the two terms of `span_terms`, float32."""
+    terms = span_terms(
+        logits,
+        start_positions,
+        end_positions,
+        attention_mask,
+        smoothing=smoothing,
+        smoothed_over=smoothed_over,
+    )
+    return (terms.start + terms.end) / 2
+
+
+def span_terms(
+    logits: SpanLogits,
+    start_positions: Int[Array, " b"],
+    end_positions: Int[Array, " b"],
+    attention_mask: Int[Array, "b l"] | None = None,
+    *,
+    smoothing: float = 0.0,
+    smoothed_over: Int[Array, "b l"] | None = None,
+) -> SpanTerms:
+    """The cross entropies of each row's start and end label, float32.
 
     Positions are treated as in Hugging Face: negative ones count as 0, and the term of a position
-    beyond the row (>= l) is 0. The caller weights the rows. Hugging Face divides each term by the
-    number of its positions inside the rows, which is the same if none is beyond its row.
+    beyond the row (>= l) is 0. Hugging Face's loss is the mean over the start terms inside their
+    rows and the mean over the end terms inside their rows, divided by 2; `term_scales` turns sums
+    over rows into these means.
 
     Args:
         logits: the model's output, `[b, l]` each.
         start_positions, end_positions: token indexes of the answers.
-        attention_mask: 1 for tokens that the softmax includes. With the tokenizer's mask a row's
-            loss does not depend on its padding. None: all `l` tokens, as in Hugging Face.
+        attention_mask: 1 for tokens that the softmax includes, beside the label's own. With the
+            tokenizer's mask a row's loss does not depend on its padding. None: all `l` tokens, as
+            in Hugging Face.
         smoothing: label smoothing (Szegedy et al. 2016). The true token has the weight
             `1 - smoothing`; the rest is distributed evenly over the tokens of `smoothed_over`.
         smoothed_over: 1 for the tokens that take part in label smoothing. Tokens that the head
             excludes as answers (`BANNED`) never do. None: no smoothing.
     """
-    start, end = logits
-    if attention_mask is not None:
-        start, end = (jnp.where(attention_mask > 0, x, _MASKED) for x in logits)
-    terms = [
-        _cross_entropy(x, positions, smoothing, smoothed_over)
-        for x, positions in ((start, start_positions), (end, end_positions))
-    ]
-    return (terms[0] + terms[1]) / 2
+    return SpanTerms(
+        *(
+            _cross_entropy(x, positions, attention_mask, smoothing, smoothed_over)
+            for x, positions in zip(logits, (start_positions, end_positions), strict=True)
+        )
+    )
 
 
-# Finite, so that a label on a padding token gives a visibly large loss instead of NaN.
+def term_scales(counts: Float[Array, "3"]) -> Float[Array, "2"]:
+    """Return the factors of start and end terms that make a mean over rows one over terms.
+
+    They are 1.0 if all labels are inside their rows. If none is, all terms are 0, and so is the
+    mean.
+
+    Args:
+        counts: the number of rows, of start labels inside their rows, and of such end labels.
+    """
+    return counts[0] / jnp.maximum(counts[1:], 1.0)
+
+
+# Finite, so that logits of masked tokens give no NaN, not even where no token is left.
 _MASKED = -1e9
 
 
 def _cross_entropy(
     logits: Float[Array, "b l"],
     positions: Int[Array, " b"],
+    attention_mask: Int[Array, "b l"] | None,
     smoothing: float,
     smoothed_over: Int[Array, "b l"] | None,
 ) -> Float[Array, " b"]:
@@ -110,6 +151,8 @@ def _cross_entropy(
     # A comparison instead of a gather: its gradient is elementwise, which is much faster on TPUs.
     index = jax.lax.broadcasted_iota(positions.dtype, logits.shape, 1)
     is_label = index == jnp.maximum(positions, 0)[:, None]
+    if attention_mask is not None:
+        logits = jnp.where((attention_mask > 0) | is_label, logits, _MASKED)
     target = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
     if smoothing and smoothed_over is not None:
         inside = (smoothed_over > 0) & (logits > -BANNED / 2)

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
 from qa_flax.answers.spans import PADDING_LOGIT, Candidates, SearchSettings
-from qa_flax.data.loaders import Loader, loader_windows
+from qa_flax.data.labels import describe_labels_outside, labels_inside
+from qa_flax.data.loaders import Loader, describe, loader_windows
 from qa_flax.data.windows import Windows
 from qa_flax.device.counters import device_report
 from qa_flax.device.programs import eval_program
@@ -34,14 +35,21 @@ class EvaluationResult(NamedTuple):
     """Start and end logits, float32 [N, L] each, or `Candidates`."""
     labels: Any
     """Start and end positions, int32 [N] each; None for windows without labels."""
-    losses: Float[np.ndarray, " n"] | None
-    """The loss of each window; None for windows without labels."""
+    terms: Float[np.ndarray, "n t"] | None
+    """Of each window's loss: start and end, or the one of a script's own loss function."""
+    inside: Sequence[int]
+    """How many start labels and how many end labels are inside their windows."""
     metrics: dict[str, Any]
     """The mean loss, if the windows have labels."""
     windows: int
     """Number of windows in all processes."""
     input_ids: np.ndarray | None
     """Token ids, int32 [N, L], if they were asked for."""
+
+    @property
+    def losses(self) -> Float[np.ndarray, " n"] | None:
+        """The loss of each window, to which a label outside it adds 0; None without labels."""
+        return None if self.terms is None else self.terms.mean(axis=1)
 
 
 @dataclass(frozen=True)
@@ -59,9 +67,9 @@ class DatasetShard:
         """Return this process's shard of `windows`: all of them if they are a shard already."""
         return windows if self.is_split else windows.select(processes.part_of(len(windows)))
 
-    def sum(self, name: str, count: int) -> int:
-        """Return the sum of every process's `count`; `name` is used in error messages."""
-        return sum(all_gather_json(name, count))
+    def sum(self, name: str, counts: Sequence[int]) -> list[int]:
+        """Return the sum of each of every process's `counts`; `name` is used in error messages."""
+        return [sum(column) for column in zip(*all_gather_json(name, counts), strict=True)]
 
     def gather_inputs(self, input_ids: np.ndarray) -> np.ndarray:
         """Return the token ids int32 [N, L] of the full data set.
@@ -77,7 +85,7 @@ class DatasetShard:
         Args:
             count: the examples that the trainer was given, summed if they are a shard.
         """
-        return self.sum("examples", count) if self.is_split else count
+        return self.sum("examples", [count])[0] if self.is_split else count
 
     def gather_answers(self, scored: EvalPrediction) -> EvalPrediction:
         """Return the answers and references of the full data set.
@@ -147,6 +155,8 @@ class Evaluator:
         self._events.handler.eval_dataloader = loader
         windows = loader.windows() if isinstance(loader, Loader) else None
         if windows is not None:
+            if self._loss_function is None and (self._shard.is_split or processes.is_main()):
+                self._events.warn_once("evaluation", describe_labels_outside(windows))
             part = self._run_windows(
                 self._shard.select(windows), prefix, search_settings, gather=gather
             )
@@ -161,7 +171,15 @@ class Evaluator:
             parts.append(self._run_windows(windows, prefix, None, gather=False))
             if wants_inputs:
                 inputs.append(windows.features().input_ids)
-        return _joined(parts, inputs, prefix)
+        result = _joined(parts, inputs, prefix)
+        outside = sum(result.windows - count for count in result.inside)
+        if outside and self._loss_function is None:
+            self._events.warn_once(
+                "evaluation",
+                f"{outside} labels of {result.windows} windows of {describe(loader)} are outside "
+                "their windows, and take no part in the loss",
+            )
+        return result
 
     def _run_windows(
         self, windows: Windows, prefix: str, search_settings: SearchSettings | None, *, gather: bool
@@ -186,15 +204,16 @@ class Evaluator:
                 )
                 report.steps, report.bytes_to_host = len(widths), predictions.bytes_to_host
             # The processes finish at different times; each gathering waits for all of them.
-            count = self._shard.sum("windows", len(windows))
-            labels, losses, metrics, logits = None, None, {}, predictions.logits
+            inside = [int(is_inside.sum()) for is_inside in labels_inside(windows) or ()]
+            count, *inside = self._shard.sum("windows", [len(windows), *inside])
+            labels, terms, metrics, logits = None, None, {}, predictions.logits
             if predictions.losses is not None:
                 labels = (windows.start_positions, windows.end_positions)
-                losses = all_gather_rows("losses", predictions.losses)
-                metrics[f"{prefix}_loss"] = float(np.mean(losses, dtype=np.float64))
+                terms = all_gather_rows("losses", predictions.losses)
+                metrics[f"{prefix}_loss"] = _mean_loss(terms, inside)
             if gather:
                 labels, logits = all_gather_rows("labels", labels), _all_gather_logits(logits)
-        return EvaluationResult(logits, labels, losses, metrics, count, None)
+        return EvaluationResult(logits, labels, terms, inside, metrics, count, None)
 
 
 def _joined(
@@ -213,16 +232,17 @@ def _joined(
         _concatenated_rows(rows, PADDING_LOGIT)
         for rows in zip(*(p.logits for p in parts), strict=True)
     )
-    labels, losses, metrics = None, None, {}
+    labels, terms, metrics = None, None, {}
+    inside = [sum(counts) for counts in zip(*(part.inside for part in parts), strict=True)]
     if parts[0].labels is not None:
         labels = tuple(
             np.concatenate(arrays) for arrays in zip(*(p.labels for p in parts), strict=True)
         )
-        losses = np.concatenate([part.losses for part in parts if part.losses is not None])
-        metrics[f"{prefix}_loss"] = float(np.mean(losses, dtype=np.float64))
+        terms = np.concatenate([part.terms for part in parts if part.terms is not None])
+        metrics[f"{prefix}_loss"] = _mean_loss(terms, inside)
     input_ids = _concatenated_rows(inputs, 0) if inputs else None
     count = sum(part.windows for part in parts)
-    return EvaluationResult(logits, labels, losses, metrics, count, input_ids)
+    return EvaluationResult(logits, labels, terms, inside, metrics, count, input_ids)
 
 
 def _concatenated_rows(arrays: Sequence[np.ndarray], fill: float) -> np.ndarray:
@@ -230,6 +250,20 @@ def _concatenated_rows(arrays: Sequence[np.ndarray], fill: float) -> np.ndarray:
     margins = [((0, 0), (0, width - array.shape[1])) for array in arrays]
     padded = [np.pad(a, m, constant_values=fill) for a, m in zip(arrays, margins, strict=True)]
     return np.concatenate(padded)
+
+
+def _mean_loss(terms: Float[np.ndarray, "n t"], inside: Sequence[int]) -> float:
+    """Return the mean loss of N windows.
+
+    Args:
+        terms: of each window's loss: start and end, or the one of a script's own loss function.
+        inside: how many start labels and how many end labels are inside their windows. The others
+            take no part in the mean.
+    """
+    if terms.shape[1] == 2:
+        # Factors of the terms, which are 1.0 if all labels are inside.
+        terms = terms * (np.float32(len(terms)) / np.maximum(inside, 1).astype(np.float32))
+    return float(np.mean(terms.mean(axis=1), dtype=np.float64))
 
 
 def with_prefix(metrics: dict[str, Any], prefix: str) -> dict[str, Any]:

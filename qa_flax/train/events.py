@@ -1,5 +1,6 @@
 """What callbacks see and change, and how they are notified: shared by trainer and loop (host)."""
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +9,8 @@ import transformers
 from transformers.trainer_callback import CallbackHandler, TrainerControl, TrainerState
 
 from qa_flax.distributed import processes
+
+logger = logging.getLogger(__name__)
 
 
 def plain_metrics(value: Any) -> Any:
@@ -36,6 +39,7 @@ class Events:
 
     def __init__(self, args: transformers.TrainingArguments, handler: CallbackHandler):
         self.args, self.handler = args, handler
+        self._warnings: set[str] = set()
         self.reset()
 
     def reset(self) -> None:
@@ -63,3 +67,10 @@ class Events:
         entry = {**plain_metrics(logs), "step": self.state.global_step}
         self.state.log_history.append(entry)
         self.notify("on_log", logs)
+
+    def warn_once(self, subject: str, message: str | None) -> None:
+        """Log a warning about a subject, unless it was logged before; None: there is none."""
+        line = f"{subject}: {message}"
+        if message is not None and line not in self._warnings:
+            self._warnings.add(line)
+            logger.warning("%s", line)

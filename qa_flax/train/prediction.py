@@ -37,8 +37,8 @@ class Predictions(NamedTuple):
 
     logits: Logits | Candidates
     """Start and end logits, float32 [N, L] each, or the candidates among them."""
-    losses: Float[np.ndarray, " n"] | None
-    """The loss of each window; None for windows without labels."""
+    losses: Float[np.ndarray, "n t"] | None
+    """The terms of each window's loss, see `EvalOutput`; None for windows without labels."""
     bytes_to_host: int
     """How many bytes were copied from the cores to the host."""
 
@@ -78,19 +78,20 @@ def predict_windows(
     """
     buffer = _LogitBuffer(windows) if settings is None else _CandidateBuffer(windows, settings)
     nulls = None if settings is None else null_positions(windows.cls_index, settings.hf_compatible)
-    has_labels = windows.start_positions is not None and windows.end_positions is not None
-    losses = np.zeros(len(windows), np.float32) if has_labels else None
+    losses: np.ndarray | None = None
     are_finite = np.ones(len(windows), bool)
     in_flight = InFlight[HostBatch]()
     compiled_widths: set[int] = set()
     bytes_to_host = 0
 
     def collect(batch: HostBatch, output: EvalOutput) -> None:
-        nonlocal bytes_to_host
+        nonlocal bytes_to_host, losses
         bytes_to_host += sum(array.nbytes for array in jax.tree.leaves(output))
         buffer.add(batch, output.logits)
         are_finite[batch.rows[batch.valid]] = output.are_finite[batch.valid]
-        if losses is not None and output.losses is not None:
+        if output.losses is not None:
+            if losses is None:
+                losses = np.zeros((len(windows), output.losses.shape[-1]), np.float32)
             losses[batch.rows[batch.valid]] = output.losses[batch.valid]
         on_batch()
 

@@ -214,7 +214,8 @@ class QuestionAnsweringTrainer(Trainer):
         finally:
             self.compute_metrics = compute_metrics
         metrics, count = output.metrics or {}, output.num_samples or 0
-        return EvaluationResult(output.predictions, output.label_ids, None, metrics, count, None)
+        logits, labels = output.predictions, output.label_ids
+        return EvaluationResult(logits, labels, None, (), metrics, count, None)
 
 
 def _accepts(function: Callable, positional: int) -> bool:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import transformers
 
 from qa_flax.data.batches import HostBatch, train_batches
+from qa_flax.data.labels import describe_labels_outside
 from qa_flax.data.loaders import (
     Loader,
     UpdateBatches,
@@ -38,6 +39,10 @@ class TrainData(Protocol):
 
     def digest(self) -> str | None:
         """Return a hash of the windows; None if they are not known before they are used."""
+        ...
+
+    def describe_labels_outside(self) -> str | None:
+        """Return a sentence that counts the labels outside their windows; None: none are known."""
         ...
 
 
@@ -85,6 +90,10 @@ class WindowData:
         """See `TrainData`."""
         return checkpoints.windows_digest(self._windows)
 
+    def describe_labels_outside(self) -> str | None:
+        """See `TrainData`."""
+        return describe_labels_outside(self._windows)
+
 
 class LoaderData:
     """A training set whose batches a collator, a transform or a script's own loader makes.
@@ -103,6 +112,7 @@ class LoaderData:
         self._loader, self._takes_extras = loader, takes_extras
         self._pad_token_id = getattr(model.config, "pad_token_id", None) or 0
         self._limit: int | None = model.encoder.position_limit
+        self._updates: UpdateBatches | None = None
 
     def plan(self, args: transformers.TrainingArguments) -> Plan:
         """See `TrainData`."""
@@ -115,7 +125,7 @@ class LoaderData:
         self, args: transformers.TrainingArguments, epoch: int, skip: int
     ) -> Iterator[HostBatch]:
         """See `TrainData`."""
-        updates = UpdateBatches(
+        self._updates = self._updates or UpdateBatches(
             self._loader,
             parallel.core_count(),
             args.per_device_train_batch_size,
@@ -125,10 +135,13 @@ class LoaderData:
             limit=self._limit,
             takes_extras=self._takes_extras,
         )
-        return updates.epoch(epoch, skip)
+        return self._updates.epoch(epoch, skip)
 
     def digest(self) -> None:
         """See `TrainData`."""
+
+    def describe_labels_outside(self) -> None:
+        """See `TrainData`; `UpdateBatches` counts them when it has made an epoch's batches."""
 
 
 def train_data(loader: Any, model: AutoModelForQuestionAnswering, takes_extras: bool) -> TrainData:

@@ -102,6 +102,8 @@ def run_training(
         Preempted: SIGTERM was received; a checkpoint was saved.
     """
     training = _Training(events, live, data, loader, graphdef, resume, actions, custom)
+    if custom.loss is None and processes.is_main():
+        events.warn_once("training", data.describe_labels_outside())
     started, first_step = time.time(), events.state.global_step
     try:
         with device_report("training", wants_device_report(events.args)) as report:

@@ -102,6 +102,32 @@ def test_updates_equal_those_of_transformers(tmp_path, windows, rows, changes):
         assert (expected[name] - initial[name]).abs().max() > 1e-4
 
 
+@pytest.mark.slow
+def test_labels_outside_and_on_padding_train_as_in_transformers(tmp_path, windows):
+    """Every batch has others, so starts and ends have different divisors in every step."""
+    rng, rows = np.random.default_rng(0), windows.select(range(22))
+    labels = rng.choice([0, 3, 9, 23, 24, 512, -1], (2, 22))
+    padded = np.flatnonzero(np.array(rows["attention_mask"]).sum(axis=1) < 24)
+    assert len(padded)
+    labels[:, padded] = 23
+    for name, values in zip(("start_positions", "end_positions"), labels, strict=True):
+        rows = rows.remove_columns(name).add_column(name, values)
+    settings = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant"}
+    settings |= {"num_train_epochs": 2, "train_sampling_strategy": "sequential", "logging_steps": 1}
+    hf, ours = trainers(tmp_path, rows, **settings)
+    hf.train()
+    ours.train()
+    for expected, actual in zip(hf.state.log_history[:6], ours.state.log_history[:6], strict=True):
+        assert actual["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert actual["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+    ours.save_model(tmp_path / "end")
+    import transformers
+
+    end = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "end").state_dict()
+    for name, value in hf.model.state_dict().items():
+        assert (value - end[name]).abs().max() < 2e-5, name
+
+
 class Recorder(TrainerCallback):
     """Records every event with the step, epoch, control and arguments that a callback gets."""
 

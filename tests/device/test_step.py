@@ -166,6 +166,57 @@ def test_padding_rows_do_not_change_the_update(rng):
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
+def with_labels_outside(batch, rows):
+    """Put the start labels of the first `rows` rows, and fewer end labels, outside the rows."""
+    length = batch["input_ids"].shape[1]
+    changed = {k: v.copy() for k, v in batch.items()}
+    changed["start_positions"][:rows] = length
+    changed["end_positions"][: rows // 3] = 2**31 - 1
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("cores", "microbatches", "smoothing"), [(1, 1, 0.0), (2, 4, 0.2), (8, 2, 0.0)]
+)
+def test_labels_outside_their_rows_take_no_part_in_the_mean(rng, cores, microbatches, smoothing):
+    """They are unevenly distributed over cores and microbatches, and some rows are padding."""
+    model = tiny.model()
+    batch = with_labels_outside(tiny.random_batch(rng, 16), 7)
+    batch["valid"] = np.arange(16) != 9
+    valid = {k: v[batch["valid"]] for k, v in batch.items()}
+
+    @jax.value_and_grad
+    def mean_loss(params, fixed, inputs):
+        logits = nnx.merge(model.graphdef("float32"), params, fixed)(**inputs)
+        means = []
+        for x, labels in zip(
+            logits, (valid["start_positions"], valid["end_positions"]), strict=True
+        ):
+            inside = np.flatnonzero(labels < x.shape[1])
+            logs = jax.nn.log_softmax(x[inside])
+            target = jax.nn.one_hot(labels[inside], x.shape[1]) * (1 - smoothing)
+            mask = valid["attention_mask"][inside]
+            target += smoothing * mask / mask.sum(axis=1, keepdims=True)
+            means.append(-(target * logs).sum(axis=1).mean())
+        return sum(means) / 2
+
+    loss, gradient = jax.jit(mean_loss)(
+        *weights_of(model), model_inputs(jax.tree.map(jnp.asarray, valid))
+    )
+    settings = {"microbatches": microbatches, "smoothing": smoothing}
+    state, measurements = one_step(model, batch, cores, by_vmap, **settings)
+    np.testing.assert_allclose(measurements.loss, loss, rtol=1e-6)
+    assert_stepped_by(gradient, model, state)
+
+
+def test_a_batch_without_a_label_inside_has_no_loss_and_no_gradient(rng):
+    model = tiny.model()
+    batch = with_labels_outside(tiny.random_batch(rng, 8), 24)
+    state, measurements = one_step(model, batch, 8, by_vmap)
+    assert [float(x) for x in measurements] == [0.0, 0.0]
+    jax.tree.map(np.testing.assert_array_equal, state.params, weights_of(model).params)
+
+
 def test_padding_tokens_count_in_the_training_loss_but_not_in_evaluation(rng):
     """The training loss is Hugging Face's; `eval_loss` does not depend on padding."""
     model = tiny.model()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qa_flax.models.qa import BANNED, SpanLogits, span_losses
+from qa_flax.models.qa import BANNED, SpanLogits, span_losses, span_terms, term_scales
 
 RANDOM = np.random.default_rng(0)
 LOGITS = SpanLogits(*(jnp.asarray(RANDOM.normal(0, 5, (6, 9)), jnp.float32) for _ in range(2)))
@@ -35,6 +35,47 @@ def test_a_position_beyond_the_row_has_no_gradient():
     gradient = jax.grad(lambda logits: span_losses(logits, outside, outside).sum())(LOGITS)
     assert not np.asarray(gradient.start).any()
     assert not np.asarray(gradient.end).any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_loss_and_gradient_equal_those_of_transformers_with_labels_outside_the_rows(seed):
+    torch = pytest.importorskip("torch", reason="compares with PyTorch: pip install '.[parity]'")
+    from transformers.loss.loss_utils import ForQuestionAnsweringLoss
+
+    rng = np.random.default_rng(seed)
+    rows, length = 12, 9
+    logits = [rng.normal(0, 20, (rows, length)).astype(np.float32) for _ in range(2)]
+    labels = rng.choice([-100, -1, 0, 4, 8, 9, 10, 2**31 - 1], (2, rows))
+    labels[0, :3] = [3, 9, 9]  # at least one inside, and not as many starts as ends
+    labels[1, :3] = [3, 8, 7]
+
+    def mean_loss(logits):
+        terms = span_terms(logits, *(jnp.array(x, jnp.int32) for x in labels))
+        inside = [jnp.float32((x < length).sum()) for x in labels]
+        scales = term_scales(jnp.stack([jnp.float32(rows), *inside]))
+        return (scales @ jnp.stack(terms)).mean() / 2
+
+    ours, gradient = jax.value_and_grad(mean_loss)(SpanLogits(*map(jnp.asarray, logits)))
+    tensors = [torch.tensor(x, requires_grad=True) for x in logits]
+    expected = ForQuestionAnsweringLoss(*tensors, *map(torch.tensor, labels))
+    expected.backward()
+    assert float(ours) == pytest.approx(expected.item(), rel=1e-6)
+    for x, tensor in zip(gradient, tensors, strict=True):
+        np.testing.assert_allclose(x, tensor.grad.numpy(), rtol=0, atol=1e-7)
+
+
+def test_a_label_on_a_masked_token_counts_with_its_own_logit():
+    """So the loss is finite, and does not depend on the other padding."""
+    mask = jnp.asarray(np.arange(9) < 4, jnp.int32)[None].repeat(6, axis=0)
+    labels = jnp.array([6, 6, 3, 0, 9, 6])
+    terms = span_terms(LOGITS, labels, labels, mask)
+    for row, label in enumerate(labels.tolist()):
+        kept = sorted({0, 1, 2, 3, label} - {9})
+        for actual, x in zip(terms, LOGITS, strict=True):
+            expected = loop(
+                x[row : row + 1, np.array(kept)], [kept.index(label)] if label < 9 else [9]
+            )
+            np.testing.assert_allclose(actual[row], expected[0], rtol=1e-5, atol=1e-6)
 
 
 def test_label_smoothing_excludes_tokens_that_the_head_banned():

@@ -109,6 +109,53 @@ def test_include_for_metrics_passes_inputs_and_losses_to_compute_metrics(tmp_pat
     assert float(np.mean(calls[0].losses, dtype=np.float64)) == loss
 
 
+def with_labels(windows, **columns):
+    """Replace columns of labels."""
+    for name, values in columns.items():
+        windows = windows.remove_columns(name).add_column(name, values)
+    return windows
+
+
+def test_labels_outside_take_no_part_in_the_loss_and_are_logged_once(tmp_path, windows, caplog):
+    few, outside = windows.select(range(9)), [64] * 9
+    starts, ends = list(few["start_positions"]), list(few["end_positions"])
+    starts[:4], ends[2] = [64, 512, 2**40, 64], 10**6
+    some = with_labels(few, start_positions=starts, end_positions=ends)
+    losses = []
+
+    def compute_metrics(prediction):
+        losses.append(prediction.losses)
+        return {}
+
+    args = arguments(tmp_path, include_for_metrics=["loss"], eval_strategy="steps", eval_steps=1)
+    trainer = Trainer(
+        tiny.model(), args, train_dataset=some, eval_dataset=some, compute_metrics=compute_metrics
+    )
+    loss = trainer.evaluate()["eval_loss"]
+    trainer.evaluate(with_labels(few, end_positions=outside))
+    trainer.evaluate(with_labels(few, start_positions=outside))
+    starts, ends = losses[1] * 2, losses[2] * 2
+    assert min(starts.min(), ends.min()) > 0
+    starts[:4], ends[2] = 0, 0
+    assert loss == pytest.approx((starts.sum() / 5 + ends.sum() / 8) / 2, rel=1e-6)
+    np.testing.assert_allclose(losses[0], (starts + ends) / 2, rtol=1e-6)
+    assert (
+        trainer.evaluate(with_labels(few, start_positions=outside, end_positions=outside))[
+            "eval_loss"
+        ]
+        == 0
+    )
+    caplog.clear()
+    trainer.train()
+    line = (
+        "4 start and 1 end labels of 9 windows are at position 64 or later, outside their windows, "
+        'and take no part in the loss: examples "q0", "q1", "q2"'
+    )
+    assert [r.getMessage() for r in caplog.records if "labels" in r.getMessage()] == [
+        f"training: {line}"
+    ]
+
+
 def test_prediction_loss_only_does_not_call_compute_metrics(tmp_path, windows):
     args = arguments(tmp_path, prediction_loss_only=True)
     trainer = Trainer(
