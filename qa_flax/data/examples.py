@@ -3,7 +3,7 @@
 import ast
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -79,6 +79,28 @@ def load_examples(
     if misaligned not in MISALIGNED:
         raise ValueError(f"misaligned must be one of {MISALIGNED}, got {misaligned!r}.")
     name, rows = read(source, split, config_name, load_dataset_kwargs)
+    return check_rows(name, rows, misaligned=misaligned, require_answers=require_answers)
+
+
+def check_rows(
+    name: str,
+    rows: list[Row],
+    *,
+    misaligned: str = "keep",
+    require_answers: bool = False,
+    warn: Callable[..., None] = logger.warning,
+) -> datasets.Dataset:
+    """Convert rows to the examples that `load_examples` returns.
+
+    Args:
+        name: what messages call the source of the rows.
+        rows: the rows, with any of the columns that `load_examples` reads.
+        misaligned, require_answers: see `load_examples`.
+        warn: logs a warning.
+
+    Raises:
+        ExampleError: rows are invalid.
+    """
     if not rows:
         raise ExampleError(f"{name}: contains no examples. Check the path and the split.")
     _require_columns(name, rows, require_answers)
@@ -88,7 +110,7 @@ def load_examples(
         for key, value in _example(row, number, report, misaligned, require_answers).items():
             columns[key].append(value)
     report.add_duplicates(columns["id"])
-    report.finish(misaligned)
+    report.finish(misaligned, warn)
     return datasets.Dataset(pa.table(columns, schema=FEATURES.arrow_schema))
 
 
@@ -281,7 +303,7 @@ class _Report:
         repeated = [id_ for id_ in ids if id_ in earlier or earlier.add(id_)]
         self.problems["id was already used by an earlier row"] = repeated
 
-    def finish(self, misaligned: str) -> None:
+    def finish(self, misaligned: str, warn: Callable[..., None]) -> None:
         """Raise if any row is invalid, and warn about misaligned answers.
 
         Raises:
@@ -298,7 +320,7 @@ class _Report:
                 + f"\nCorrect or remove these rows.{hint}"
             )
         if self.repaired:
-            logger.warning(
+            warn(
                 "%s: answers moved to where their text occurs in the context: %s",
                 self.name,
                 _summary(self.repaired),
@@ -310,7 +332,7 @@ class _Report:
                 else f"They are left unchanged. {_REPAIR}."
             )
             ids = _summary(self.misaligned)
-            logger.warning("%s: answers not at their answer_start: %s. %s", self.name, ids, tail)
+            warn("%s: answers not at their answer_start: %s. %s", self.name, ids, tail)
 
 
 _REPAIR = (

@@ -9,6 +9,7 @@ corrected: the label described at `_label`, and a space that byte-level tokenize
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from typing import Any, cast
 
 import datasets
@@ -19,7 +20,15 @@ from transformers import PreTrainedTokenizerBase
 
 from qa_flax.data.columns import blocks, ranges
 from qa_flax.data.examples import FEATURES as EXAMPLE_COLUMNS
-from qa_flax.data.examples import load_examples
+from qa_flax.data.examples import check_rows, load_examples
+from qa_flax.data.map_batches import (
+    BATCH,
+    Warn,
+    batch_rows,
+    feature_columns,
+    is_batch,
+    warn_once_per_map,
+)
 from qa_flax.data.messages import first_few, quoted
 from qa_flax.data.readers import ExampleError, arrow_table
 from qa_flax.data.tokens import Template, Tokens, encode_distinct, plain_encoding, read_template
@@ -44,11 +53,14 @@ def prepare_train_features(
     max_seq_length: int = 384,
     doc_stride: int = 128,
     **settings: Any,
-) -> datasets.Dataset:
+) -> Any:
     """Tokenize examples into strided windows with labels, to train on.
 
+    It may also be the function of `Dataset.map`, see the second example.
+
     Args:
-        examples: see `make_windows`; every example needs `answers`, which may be an empty list.
+        examples: see `make_windows`; every example needs `answers`, which may be an empty list. Or
+            a batch of `Dataset.map(..., batched=True)` or of `with_transform`: a dict of columns.
         tokenizer: see `make_windows`.
         max_seq_length: tokens in a window.
         doc_stride: tokens that two neighbouring windows of an example share.
@@ -66,6 +78,10 @@ def prepare_train_features(
         - `example_id`: str.
         - `cls_index`: int32, position of the CLS token; only if it is not always the first token.
 
+        For a batch: a dict of these columns, as lists. Offsets outside the context are None, as in
+        Hugging Face, and rows have no padding with `pad_to_max_length=False`. `example_id` is
+        omitted if the batch has no column `id`.
+
     Raises:
         ExampleError: examples are invalid, or questions are too long; see `make_windows`.
         ValueError: the tokenizer is not supported, or a setting is out of range.
@@ -78,8 +94,19 @@ def prepare_train_features(
         >>> train = prepare_train_features(examples, tokenizer, 64, 16, disable_tqdm=True)
         >>> len(train[0]["input_ids"]), train[0]["start_positions"] <= train[0]["end_positions"]
         (64, True)
+        >>> settings = {"tokenizer": tokenizer, "max_seq_length": 64, "doc_stride": 16}
+        >>> mapped = examples.map(
+        ...     prepare_train_features,
+        ...     batched=True,
+        ...     remove_columns=examples.column_names,
+        ...     fn_kwargs=settings,
+        ... )
+        >>> mapped["input_ids"][:] == train["input_ids"][:]
+        True
     """
     lengths = {"max_seq_length": max_seq_length, "doc_stride": doc_stride}
+    if is_batch(examples):
+        return _prepare_batch(examples, tokenizer, labels=True, **lengths, **settings)
     windows = make_windows(examples, tokenizer, labels=True, **lengths, **settings)
     return windows.features().to_dataset()
 
@@ -90,14 +117,16 @@ def prepare_validation_features(
     max_seq_length: int = 384,
     doc_stride: int = 128,
     **settings: Any,
-) -> datasets.Dataset:
+) -> Any:
     """Tokenize examples into strided windows, to evaluate or predict.
 
     Unlike Hugging Face's function of this name, it adds labels if any example has an answer, so
-    that evaluation also reports a loss; `labels=False` omits them.
+    that evaluation also reports a loss; `labels=False` omits them. Like `prepare_train_features` it
+    may be the function of `Dataset.map`.
 
     Args:
-        examples: see `make_windows`.
+        examples: see `make_windows`. Or a batch of `Dataset.map(..., batched=True)` or of
+            `with_transform`: a dict of columns, among them `id`.
         tokenizer: see `make_windows`.
         max_seq_length: tokens in a window.
         doc_stride: tokens that two neighbouring windows of an example share.
@@ -106,7 +135,8 @@ def prepare_validation_features(
 
     Returns:
         A data set with a row for each window and the columns of `prepare_train_features`; without
-        labels it has no `start_positions` and `end_positions`.
+        labels it has no `start_positions` and `end_positions`. For a batch: a dict, as of
+        `prepare_train_features`, with labels if the batch has a column of answers.
 
     Raises:
         ExampleError: examples are invalid, or questions are too long; see `make_windows`.
@@ -126,8 +156,80 @@ def prepare_validation_features(
         "max_seq_length": max_seq_length,
         "doc_stride": doc_stride,
     } | settings
+    if is_batch(examples):
+        return _prepare_batch(examples, tokenizer, **settings)
     windows = make_windows(examples, tokenizer, **settings)
     return windows.features().to_dataset()
+
+
+def _prepare_batch(
+    batch: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    labels: bool | None,
+    pad_to_max_length: bool = True,
+    disable_tqdm: bool = True,
+    **settings: Any,
+) -> dict[str, list[Any]]:
+    """Return the columns of a batch's windows, which do not depend on the other examples.
+
+    Columns are the same for every batch of a data set, so that `Dataset.map` can concatenate them.
+
+    Args:
+        batch: columns of examples by name.
+        tokenizer: see `make_windows`.
+        labels: as in `make_windows`. None: compute them if the batch has a column of answers.
+        pad_to_max_length: whether to pad to `max_seq_length`, or not at all.
+        disable_tqdm: ignored: `Dataset.map` shows its own progress.
+        settings: of `make_windows`.
+
+    Raises:
+        ExampleError: as for `make_windows`; or an id is missing.
+        ValueError: as for `make_windows`; or rows without padding would be padded on the left.
+    """
+    warn = warn_once_per_map(batch, tokenizer)
+    rows = batch_rows(
+        batch, ("id", "question", "context", "answers", "answer_text", "answer_start")
+    )
+    examples = check_rows(BATCH, rows, require_answers=bool(labels), warn=warn)
+    has_answers, has_ids = "answers" in batch or "answer_text" in batch, "id" in batch
+    _check_ids(rows, has_ids, is_training=labels is True)
+    if not pad_to_max_length and tokenizer.padding_side == "left":
+        raise ValueError(
+            "pad_to_max_length=False needs all examples at once if the tokenizer pads on the left, "
+            "because a batch does not know the longest window of the others: pass the data set "
+            "instead of mapping it, or pad to max_seq_length."
+        )
+    windows = make_windows(
+        examples,
+        tokenizer,
+        labels=has_answers if labels is None else labels,
+        disable_tqdm=True,
+        warn=warn,
+        **settings,
+    )
+    if windows.cls_index is None and not _cls_is_first(windows.layout, tokenizer):
+        zeros = np.zeros(len(windows), np.int32)
+        windows = dataclasses.replace(windows, cls_index=zeros)
+    columns = feature_columns(windows.features(), padded=pad_to_max_length)
+    if not has_ids:
+        del columns["example_id"]
+    return columns
+
+
+def _check_ids(rows: list[dict[str, Any]], has_ids: bool, *, is_training: bool) -> None:
+    """Check that ids, which a batch cannot number, are not missing.
+
+    Raises:
+        ExampleError: ids are missing.
+    """
+    missing = sum(row.get("id") in (None, "") for row in rows)
+    if missing and (has_ids or not is_training):
+        raise ExampleError(
+            f"{BATCH}: {missing} of {len(rows)} examples have no id, by which windows and answers "
+            'are matched. Add a column before Dataset.map, such as ds.add_column("id", '
+            "[str(i) for i in range(len(ds))])."
+        )
 
 
 def make_windows(
@@ -140,6 +242,7 @@ def make_windows(
     pad_to_max_length: bool = True,
     long_questions: str = "truncate",
     disable_tqdm: bool = False,
+    warn: Warn = logger.warning,
 ) -> LazyWindows:
     """Split every example into windows of at most `max_seq_length` tokens.
 
@@ -159,6 +262,7 @@ def make_windows(
         long_questions: what to do with questions that leave at most `doc_stride` tokens for a
             longer context. "truncate" shortens them and logs a warning; "refuse" raises.
         disable_tqdm: show no progress bar.
+        warn: logs a warning.
 
     Raises:
         ExampleError: examples are invalid, or questions are too long and are refused or cannot be
@@ -168,7 +272,7 @@ def make_windows(
     backend = _backend(tokenizer)
     if long_questions not in LONG_QUESTIONS:
         raise ValueError(f"long_questions must be one of {LONG_QUESTIONS}, got {long_questions!r}.")
-    max_seq_length = _checked_length(max_seq_length, doc_stride, tokenizer)
+    max_seq_length = _checked_length(max_seq_length, doc_stride, tokenizer, warn)
     texts, answers = _example_columns(examples, labels)
     with plain_encoding(backend, tokenizer.split_special_tokens):
         template = read_template(backend)
@@ -176,7 +280,7 @@ def make_windows(
         contexts = encode_distinct(texts["context"], backend, disable=disable_tqdm)
     total = max_seq_length - template.special_tokens
     if long_questions == "truncate":
-        questions = _truncated(texts["id"], questions, contexts.count, total, doc_stride)
+        questions = _truncated(texts["id"], questions, contexts.count, total, doc_stride, warn)
     room = total - questions.count
     _check_room(texts["id"], questions.count, contexts.count, room, max_seq_length, doc_stride)
     slices = _slice_contexts(contexts.count, room, doc_stride, tokenizer.truncation_side)
@@ -241,7 +345,7 @@ def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
 
 
 def _checked_length(
-    max_seq_length: int, doc_stride: int, tokenizer: PreTrainedTokenizerBase
+    max_seq_length: int, doc_stride: int, tokenizer: PreTrainedTokenizerBase, warn: Warn
 ) -> int:
     if max_seq_length < 1 or doc_stride < 0:
         raise ValueError(
@@ -251,12 +355,17 @@ def _checked_length(
     limit = tokenizer.model_max_length
     if max_seq_length > limit:
         message = "max_seq_length=%d exceeds the model's limit of %d tokens; %d is used."
-        logger.warning(message, max_seq_length, limit, limit)
+        warn(message, max_seq_length, limit, limit)
     return min(max_seq_length, limit)
 
 
 def _truncated(
-    ids: list[str], questions: Tokens, context_tokens: Int64Array, total: int, doc_stride: int
+    ids: list[str],
+    questions: Tokens,
+    context_tokens: Int64Array,
+    total: int,
+    doc_stride: int,
+    warn: Warn,
 ) -> Tokens:
     """Truncate questions that leave at most `doc_stride` tokens for a longer context.
 
@@ -271,7 +380,7 @@ def _truncated(
         return questions
     names = first_few([ids[e] for e in too_long], quoted)
     message = "%d of %d questions are too long for the window and are truncated to %d tokens: %s"
-    logger.warning(message, len(too_long), len(ids), limit, names)
+    warn(message, len(too_long), len(ids), limit, names)
     count = questions.count.copy()
     count[too_long] = limit
     return dataclasses.replace(questions, count=count)
@@ -389,8 +498,8 @@ def _cls_positions(windows: LazyWindows, tokenizer: PreTrainedTokenizerBase) -> 
         if windows.is_left_padded
         else np.zeros(len(windows))
     )
-    if tokenizer.cls_token_id in prefix and tokenizer.cls_token_id != tokenizer.pad_token_id:
-        return (padding + prefix.index(tokenizer.cls_token_id)).astype(np.int32)
+    if _cls_is_in(prefix, tokenizer):
+        return (padding + prefix.index(cast(int, tokenizer.cls_token_id))).astype(np.int32)
     # The CLS token is not in front, or is also the padding token: search all tokens.
     result = np.zeros(len(windows), np.int32)
     for rows in blocks(len(windows), WINDOWS_AT_ONCE):
@@ -401,3 +510,14 @@ def _cls_positions(windows: LazyWindows, tokenizer: PreTrainedTokenizerBase) -> 
         )
         result[rows] = np.where(is_cls.any(axis=1), _first_true(is_cls), _first_true(is_bos))
     return result
+
+
+def _cls_is_in(prefix: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> bool:
+    cls = tokenizer.cls_token_id
+    return cls in prefix and cls != tokenizer.pad_token_id
+
+
+def _cls_is_first(layout: Layout, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether the CLS token is the first token of every window, however long it is."""
+    prefix, _ = layout.template.blocks[0]
+    return not layout.is_left_padded and _cls_is_in(prefix[:1], tokenizer)

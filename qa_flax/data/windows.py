@@ -174,7 +174,7 @@ class Features(Windows):
         return self
 
     def select(self, rows: slice) -> "Features":
-        fields = {name: getattr(self, name) for name in _COLUMNS}
+        fields = {name: getattr(self, name) for name in COLUMNS}
         selected: dict[str, Any] = {
             name: value[rows] for name, value in fields.items() if value is not None
         }
@@ -183,7 +183,7 @@ class Features(Windows):
 
     def to_dataset(self) -> datasets.Dataset:
         """Convert to a data set with Hugging Face's column names, without copying the arrays."""
-        columns = {name: getattr(self, field) for field, name in _COLUMNS.items()}
+        columns = {name: getattr(self, field) for field, name in COLUMNS.items()}
         arrays = {name: arrow_column(value) for name, value in columns.items() if value is not None}
         # Without a fingerprint, datasets would hash all the data.
         return datasets.Dataset(pa.table(arrays), fingerprint=uuid.uuid4().hex[:16])
@@ -209,7 +209,7 @@ class Features(Windows):
         table = arrow_table(dataset)
         arrays: dict[str, Any] = {
             field: numpy_column(_one_per_row(table[name], field), name, clip=field in _LABELS)
-            for field, name in _COLUMNS.items()
+            for field, name in COLUMNS.items()
             if name in table.column_names and field != "example_ids"
         }
         if "attention_mask" not in arrays:
@@ -220,8 +220,7 @@ class Features(Windows):
         return cls(example_ids=[str(id_) for id_ in ids], **arrays)
 
 
-# Field of Features -> column of the data set.
-_COLUMNS = {
+COLUMNS = {
     "input_ids": "input_ids",
     "token_type_ids": "token_type_ids",
     "attention_mask": "attention_mask",
@@ -231,6 +230,7 @@ _COLUMNS = {
     "end_positions": "end_positions",
     "cls_index": "cls_index",
 }
+"""Field of `Features` -> column of a data set."""
 
 _LABELS = ("start_positions", "end_positions")
 _POSITIONS = (*_LABELS, "cls_index")
@@ -248,7 +248,7 @@ def _check_shapes(arrays: dict[str, np.ndarray]) -> None:
     for name in ("attention_mask", "token_type_ids", "offsets"):
         if name in arrays and arrays[name].shape[1] != length:
             raise ValueError(
-                f"column {_COLUMNS[name]} is {arrays[name].shape[1]} tokens wide, but input_ids is "
+                f"column {COLUMNS[name]} is {arrays[name].shape[1]} tokens wide, but input_ids is "
                 f"{length}: every row needs one value for each token."
             )
 
