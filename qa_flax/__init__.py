@@ -34,18 +34,84 @@ if TYPE_CHECKING:
     from qa_flax.train.trainer import Trainer
     from qa_flax.train.training_arguments import TrainingArguments
 
+if TYPE_CHECKING:
+    # isort: off
+    from qa_flax.models.flax_api import (
+        FlaxAutoModelForQuestionAnswering,
+        FlaxAutoModelForQuestionAnswering as FlaxAlbertForQuestionAnswering,
+        FlaxAutoModelForQuestionAnswering as FlaxBartForQuestionAnswering,
+        FlaxAutoModelForQuestionAnswering as FlaxBertForQuestionAnswering,
+        FlaxAutoModelForQuestionAnswering as FlaxBigBirdForQuestionAnswering,
+        FlaxAutoModelForQuestionAnswering as FlaxDistilBertForQuestionAnswering,
+        FlaxAutoModelForQuestionAnswering as FlaxElectraForQuestionAnswering,
+        FlaxAutoModelForQuestionAnswering as FlaxMBartForQuestionAnswering,
+        FlaxAutoModelForQuestionAnswering as FlaxRoFormerForQuestionAnswering,
+        FlaxAutoModelForQuestionAnswering as FlaxRobertaForQuestionAnswering,
+        FlaxAutoModelForQuestionAnswering as FlaxRobertaPreLayerNormForQuestionAnswering,
+        FlaxAutoModelForQuestionAnswering as FlaxXLMRobertaForQuestionAnswering,
+    )
+    from qa_flax.models.model import (
+        AutoModelForQuestionAnswering as AlbertForQuestionAnswering,
+        AutoModelForQuestionAnswering as BartForQuestionAnswering,
+        AutoModelForQuestionAnswering as BertForQuestionAnswering,
+        AutoModelForQuestionAnswering as BigBirdForQuestionAnswering,
+        AutoModelForQuestionAnswering as CamembertForQuestionAnswering,
+        AutoModelForQuestionAnswering as DebertaV2ForQuestionAnswering,
+        AutoModelForQuestionAnswering as DistilBertForQuestionAnswering,
+        AutoModelForQuestionAnswering as ElectraForQuestionAnswering,
+        AutoModelForQuestionAnswering as LongformerForQuestionAnswering,
+        AutoModelForQuestionAnswering as MBartForQuestionAnswering,
+        AutoModelForQuestionAnswering as MPNetForQuestionAnswering,
+        AutoModelForQuestionAnswering as ModernBertForQuestionAnswering,
+        AutoModelForQuestionAnswering as RoFormerForQuestionAnswering,
+        AutoModelForQuestionAnswering as RobertaForQuestionAnswering,
+        AutoModelForQuestionAnswering as RobertaPreLayerNormForQuestionAnswering,
+        AutoModelForQuestionAnswering as XLMRobertaForQuestionAnswering,
+        AutoModelForQuestionAnswering as XLMRobertaXLForQuestionAnswering,
+    )
+    # isort: on
+
 __version__ = "0.2.0"
 
 __all__ = [
+    "AlbertForQuestionAnswering",
     "AutoModelForQuestionAnswering",
+    "BartForQuestionAnswering",
+    "BertForQuestionAnswering",
+    "BigBirdForQuestionAnswering",
+    "CamembertForQuestionAnswering",
+    "DebertaV2ForQuestionAnswering",
+    "DistilBertForQuestionAnswering",
     "EarlyStoppingCallback",
+    "ElectraForQuestionAnswering",
+    "FlaxAlbertForQuestionAnswering",
+    "FlaxAutoModelForQuestionAnswering",
+    "FlaxBartForQuestionAnswering",
+    "FlaxBertForQuestionAnswering",
+    "FlaxBigBirdForQuestionAnswering",
+    "FlaxDistilBertForQuestionAnswering",
+    "FlaxElectraForQuestionAnswering",
+    "FlaxMBartForQuestionAnswering",
+    "FlaxRoFormerForQuestionAnswering",
+    "FlaxRobertaForQuestionAnswering",
+    "FlaxRobertaPreLayerNormForQuestionAnswering",
+    "FlaxXLMRobertaForQuestionAnswering",
+    "LongformerForQuestionAnswering",
     "LoraConfig",
+    "MBartForQuestionAnswering",
+    "MPNetForQuestionAnswering",
+    "ModernBertForQuestionAnswering",
     "PeftModel",
     "QuestionAnsweringModelOutput",
     "QuestionAnsweringTrainer",
+    "RoFormerForQuestionAnswering",
+    "RobertaForQuestionAnswering",
+    "RobertaPreLayerNormForQuestionAnswering",
     "TaskType",
     "Trainer",
     "TrainingArguments",
+    "XLMRobertaForQuestionAnswering",
+    "XLMRobertaXLForQuestionAnswering",
     "get_peft_model",
     "load_examples",
     "postprocess_qa_predictions",
@@ -54,8 +120,8 @@ __all__ = [
     "squad_metric",
 ]
 
+# The module that defines each public name.
 _MODULES = {
-    "AutoModelForQuestionAnswering": "qa_flax.models.model",
     "EarlyStoppingCallback": "transformers",
     "LoraConfig": "qa_flax.models.lora",
     "PeftModel": "qa_flax.models.lora",
@@ -71,7 +137,12 @@ _MODULES = {
     "prepare_validation_features": "qa_flax.data.features",
     "squad_metric": "qa_flax.answers.metrics",
 }
-"""The module that defines each public name."""
+# The model classes, for all families and for one each.
+_MODULES |= {
+    name: f"qa_flax.models.{'flax_api' if name.startswith('Flax') else 'model'}"
+    for name in __all__
+    if name.endswith("ForQuestionAnswering")
+}
 
 
 def __getattr__(name: str) -> Any:

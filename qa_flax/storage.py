@@ -135,10 +135,14 @@ def delete(folder: AnyPath) -> None:
 
 
 def copy(source: AnyPath, target: AnyPath) -> None:
-    """Copy a file, or a folder and its contents; both paths may be local or remote."""
+    """Copy a file, or a folder and its contents; both paths may be local or remote.
+
+    Files are copied in the order of their names, so that the index of a checkpoint
+    (`model.safetensors.index.json`) comes after its shards (`model-00001-of-...`).
+    """
     if source.is_dir():
         target.mkdir(parents=True, exist_ok=True)
-        for child in source.iterdir():
+        for child in sorted(source.iterdir(), key=lambda path: path.name):
             copy(child, target / child.name)
     else:
         with source.open("rb") as reader, target.open("wb") as writer:

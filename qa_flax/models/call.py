@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from qa_flax.models.families import FAMILIES
 from qa_flax.models.output import QuestionAnsweringModelOutput
 from qa_flax.models.qa import SpanLogits
+from qa_flax.models.tensors import is_tensor, tensor_to_numpy
 
 _OFF = (None, False)
 _TRAINING = "dropout is active in Trainer.train only; set dropout rates in the model's config"
@@ -120,7 +121,8 @@ class ModelCall:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if own := [name for name in ("forward", "__call__") if name in vars(cls)]:
+        own = [name for name in ("forward", "__call__", "__init__") if name in vars(cls)]
+        if own and ModelCall not in cls.__bases__:
             raise TypeError(
                 f"{cls.__name__} replaces {own[0]}, which training does not call; give an own loss "
                 "to Trainer(compute_loss_func=...) and use the logits where you call the model"
@@ -193,7 +195,7 @@ class ModelCall:
         loss = None
         if all(positions is not None for positions in labels.values()):
             loss = span_loss(logits, *(_positions(n, x, ids.shape) for n, x in labels.items()))
-        tensors = [x for x in (input_ids, *inputs.values(), *labels.values()) if _is_tensor(x)]
+        tensors = [x for x in (input_ids, *inputs.values(), *labels.values()) if is_tensor(x)]
         output = QuestionAnsweringModelOutput(loss, *logits)
         if tensors:
             output = _as_tensors(output, tensors[0].device)
@@ -247,17 +249,10 @@ def _by_place(
 # ---- inputs --------------------------------------------------------------------------------------
 
 
-def _is_tensor(value: Any) -> bool:
-    """Whether it is a torch tensor, told without importing torch."""
-    kinds = (f"{kind.__module__}.{kind.__name__}" for kind in type(value).__mro__)
-    return "torch.Tensor" in kinds
-
-
 def _array(name: str, value: Any) -> Any:
     """The input as an array of NumPy or JAX (also a traced one); `TypeError` if it is none."""
-    if _is_tensor(value):
-        value = value.detach().cpu()
-        return (value.float() if value.is_floating_point() else value).numpy()
+    if is_tensor(value):
+        return tensor_to_numpy(value)
     if isinstance(value, jax.Array):
         return value
     if isinstance(value, Mapping):

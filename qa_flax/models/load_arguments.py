@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 FIXED_KEYWORDS: dict[str, tuple[tuple[Any, ...], str]] = {
     "from_tf": ((False, None), "convert the checkpoint to safetensors with transformers 4"),
     "from_flax": ((False, None), "convert the checkpoint to safetensors with transformers 4"),
+    "from_pt": ((True, False, None), "leave it out"),
+    "_do_init": ((True, None), "the model holds its parameters; read them with nnx.state(model)"),
     "trust_remote_code": ((False, None), "only the package's own model code is run"),
     "use_safetensors": ((True, None), "convert pickled weights with `qa-flax convert FOLDER`"),
     "output_attentions": ((False, None), "attention weights are not returned"),
@@ -44,6 +46,7 @@ PLACEMENT_KEYWORDS = frozenset(
         "proxies",
         "resume_download",
         "mirror",
+        "input_shape",
     }
 )
 

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from qa_flax.models.dropout import dropout
-from qa_flax.models.files import ADAPTER_CONFIG_FILE, WEIGHTS_FILE, read_json
+from qa_flax.models.files import ADAPTER_CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, read_json
 from qa_flax.models.layers import NO_RNGS, Dense, Fixed, ParamPath, zeros
 from qa_flax.models.weights import NamedParameters
 
@@ -296,9 +296,10 @@ def read_base_model(directory: Path) -> BaseModel:
         ValueError: the directory names none, or it also contains a full model.
     """
     file = directory / ADAPTER_CONFIG_FILE
-    if (directory / WEIGHTS_FILE).is_file():
+    full = [name for name in (WEIGHTS_FILE, INDEX_FILE) if (directory / name).is_file()]
+    if full:
         raise ValueError(
-            f"{directory} contains both a full model ({WEIGHTS_FILE}) and adapters "
+            f"{directory} contains both a full model ({full[0]}) and adapters "
             f"({ADAPTER_CONFIG_FILE}); move one of them to another directory"
         )
     values = read_json(file)

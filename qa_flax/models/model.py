@@ -4,30 +4,28 @@ import copy
 import json
 import logging
 import os
-import shutil
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import ArrayLike, Int
-from safetensors.numpy import save_file
 from transformers import AutoConfig, PreTrainedConfig
 
-from qa_flax import storage
 from qa_flax.models import lora as adapters
+from qa_flax.models import save
 from qa_flax.models.blocks import Stack
 from qa_flax.models.call import ModelCall
+from qa_flax.models.classes import class_for, class_of_family
 from qa_flax.models.families import FAMILIES, Family
 from qa_flax.models.files import (
     ADAPTER_CONFIG_FILE,
-    ADAPTER_WEIGHTS_FILE,
     CONFIG_FILE,
-    WEIGHTS_FILE,
     checkpoint_directory,
     listing,
     read_json,
@@ -46,10 +44,8 @@ from qa_flax.models.weights import (
     named_parameters,
     parameter_arrays,
     stored_arrays,
-    torch_layout,
     with_parameters,
 )
-from qa_flax.storage import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -73,16 +69,33 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         True
     """
 
+    MODEL_TYPE: ClassVar[str | None] = None
+    """The `model_type` of a class for one family; None: all."""
+    NAME_PREFIX: ClassVar[str] = ""
+    """What the names of the classes for one family start with."""
+
     def __init__(
-        self, config: PreTrainedConfig, *, dtype: Any = jnp.float32, lora: LoraConfig | None = None
+        self,
+        config: PreTrainedConfig,
+        *,
+        dtype: Any = jnp.float32,
+        lora: LoraConfig | None = None,
+        seed: int | None = 0,
     ):
-        """Build a model whose parameters are read-only zeros, to be replaced.
+        """Build a model with random weights.
 
         Args:
-            config: transformers' config of a supported `model_type`.
+            config: transformers' config of a supported `model_type`; the model uses a copy of it.
             dtype: the compute dtype, float32 or bfloat16.
-            lora: if given, the encoder is frozen and has these adapters.
+            lora: if given, the encoder is frozen and has these adapters, and `seed` has no effect.
+            seed: seed of the weights. None: the config is not copied, and the parameters are
+                read-only zeros, to be replaced.
         """
+        class_for(type(self), family_of(config), "the config")
+        seed = seed if lora is None else None
+        if seed is not None:
+            warn_of_unread_settings(config, family_of(config).setting_names)
+            config = _qa_config(config)
         family, family_config = _read_config(config)
         self.dtype = compute_dtype(dtype)
         self.encoder: Any = family.encoder(family_config, dtype=self.dtype)
@@ -92,6 +105,9 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         self.lora = lora
         if lora is not None:
             self.encoder = adapters.add_adapters(self.encoder, lora, partial(layer_name, family))
+        if seed is not None:
+            make_array = initial_arrays(family, family_config, seed)
+            nnx.update(self, nnx.state(with_parameters(self, make_array)))
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -147,11 +163,7 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         Raises:
             ValueError: the `model_type` or a setting is not supported.
         """
-        warn_of_unread_settings(config, family_of(config).setting_names)
-        config = _qa_config(config)
-        family, family_config = _read_config(config)
-        make_array = initial_arrays(family, family_config, seed)
-        return with_parameters(cls(config, dtype=dtype), make_array)
+        return class_for(cls, family_of(config), "the config")(config, dtype=dtype, seed=seed)
 
     @classmethod
     def from_pretrained(
@@ -212,13 +224,14 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
             )
             return model.with_adapter(directory)
         config = load_config(directory) if config is None else config
-        names = family_of(config).setting_names
-        warn_of_unread_settings(config, names)
-        config = _qa_config(config_with_keywords(config, keywords, names))
+        family = family_of(config)
+        model_class = class_for(cls, family, str(pretrained_model_name_or_path))
+        warn_of_unread_settings(config, family.setting_names)
+        config = _qa_config(config_with_keywords(config, keywords, family.setting_names))
         if dtype == "auto":
             dtype = getattr(config, "dtype", None) or "float32"
         config.name_or_path = str(pretrained_model_name_or_path)
-        model = cls(config, dtype=dtype)
+        model = model_class(config, dtype=dtype, seed=None)
         make_array = stored_arrays(model, *_read_config(config), directory, seed)
         return with_parameters(model, make_array)
 
@@ -249,8 +262,11 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
 
         It is built from the current `config`.
         """
-        graphdef = nnx.graphdef(type(self)(self.config, dtype=dtype, lora=self.lora))
-        return nnx.merge(graphdef, nnx.state(self))
+        return nnx.merge(nnx.graphdef(self._rebuilt(dtype, self.lora)), nnx.state(self))
+
+    def _rebuilt(self, dtype: Any, lora: LoraConfig | None) -> "AutoModelForQuestionAnswering":
+        """A model without values, of the current `config`."""
+        return type(self)(self.config, dtype=dtype, lora=lora, seed=None)
 
     def graphdef(self, dtype: Any, remat: bool = False) -> nnx.GraphDef:
         """The NNX graph definition for a compute dtype, built from the current `config`.
@@ -258,7 +274,7 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         Models of the same architecture have equal graph definitions with equal hashes, even if
         names or paths in their configs differ. They share compiled programs.
         """
-        model = type(self)(self.config, dtype=dtype, lora=self.lora).with_remat(remat)
+        model = self._rebuilt(dtype, self.lora).with_remat(remat)
         model._config = _NO_CONFIG
         return nnx.graphdef(model)
 
@@ -278,7 +294,7 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         """
         directory = checkpoint_directory(directory)
         config = LoraConfig.from_peft(directory / ADAPTER_CONFIG_FILE)
-        model = type(self)(self.config, dtype=self.dtype, lora=_resolve_lora(config, self))
+        model = self._rebuilt(self.dtype, _resolve_lora(config, self))
         saved = adapters.saved_parameters(_named_parameters(model), config)
         arrays = parameter_arrays(self) | adapter_arrays(directory, saved)
         return with_parameters(model, lambda path, _: arrays[path])
@@ -291,11 +307,23 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         if self.lora is None:
             raise ValueError("the model has no LoRA adapters to merge")
         arrays = adapters.merge_adapters(parameter_arrays(self), self.lora)
-        model = type(self)(self.config, dtype=self.dtype)
+        model = self._rebuilt(self.dtype, None)
         return with_parameters(model, lambda path, _: arrays[path])
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Any] | None = None,
+        safe_serialization: bool = True,
+        max_shard_size: int | str = "50GB",
+        **keywords: Any,
+    ) -> None:
         """Write config.json and model.safetensors (float32), which transformers can load, too.
+
+        Weights larger than `max_shard_size` are written in several files and an index. What an
+        earlier save left of other weights is removed, and a folder never loads a mixture of both.
 
         If the model has LoRA adapters, only these and the span head are written, in PEFT's files
         adapter_config.json and adapter_model.safetensors. Each file is replaced atomically.
@@ -303,33 +331,35 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         Args:
             save_directory: a directory, which is created if necessary, or a folder's URL in a
                 bucket.
+            is_main_process: False: write nothing.
+            state_dict: the arrays or tensors to write instead of the model's own, by their names in
+                a checkpoint.
+            safe_serialization: True; pickles are not written.
+            max_shard_size: the largest size of a file, in bytes or as "5GB", except that a tensor
+                is never divided. Adapters are one file in any case.
+            **keywords: transformers' and PEFT's other keywords, as long as they change nothing.
 
         Raises:
             OSError: a file cannot be written.
+            TypeError: a keyword is unknown.
+            ValueError: a keyword asks for what is not supported.
         """
-        with storage.output_folder(save_directory) as directory:
-            self._write(directory)
-
-    def _write(self, directory: Path) -> None:
-        if self.lora is None:
-            config = copy.deepcopy(self.config)
-            config.architectures = [family_of(config).architecture]
-            config.dtype = "float32"
-            files, text = (CONFIG_FILE, WEIGHTS_FILE), config.to_json_string()
-            named = _named_parameters(self)
-        else:
-            files = (ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE)
+        save.check_keywords({"safe_serialization": safe_serialization} | keywords)
+        if not is_main_process:
+            return
+        named = _named_parameters(self)
+        if self.lora is not None:
+            if state_dict is not None:
+                raise ValueError("save_pretrained: state_dict is not supported with LoRA adapters")
             text = json.dumps(self.lora.to_peft(self.config.name_or_path or None), indent=2)
-            named = adapters.saved_parameters(_named_parameters(self), self.lora)
-        config_file, weights_file = (directory / name for name in files)
-        tensors = {name: torch_layout(path, param[...]) for name, (path, param) in named.items()}
-        with replacing(config_file) as temporary:
-            temporary.write_text(text)
-        with replacing(weights_file) as temporary:
-            # transformers rejects a file whose metadata has no format.
-            save_file(tensors, temporary, metadata={"format": "pt"})
-            # safetensors makes the file readable for its owner only. Use the user's umask instead.
-            shutil.copymode(config_file, temporary)
+            named = adapters.saved_parameters(named, self.lora)
+            save.write_adapter(save_directory, text, named)
+            return
+        config = copy.deepcopy(self.config)
+        config.architectures = [family_of(config).architecture]
+        config.dtype = "float32"
+        text = config.to_json_string()
+        save.write_model(save_directory, text, named, state_dict, max_shard_size)
 
 
 def get_peft_model(
@@ -365,9 +395,13 @@ def get_peft_model(
     config = _resolve_lora(peft_config, model)
     arrays, initial_array = parameter_arrays(model), adapters.initial_adapters(seed)
     return with_parameters(
-        type(model)(model.config, dtype=model.dtype, lora=config),
+        model._rebuilt(model.dtype, config),
         lambda path, shape: arrays[path] if path in arrays else initial_array(path, shape),
     )
+
+
+for _family in FAMILIES.values():
+    class_of_family(AutoModelForQuestionAnswering, _family)
 
 
 def _int32(values: ArrayLike | None) -> jax.Array | None:

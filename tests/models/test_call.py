@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 from loud import batch_of, loud_batch, loud_model
 
-from qa_flax import AutoModelForQuestionAnswering, QuestionAnsweringModelOutput
+from qa_flax import (
+    AutoModelForQuestionAnswering,
+    BertForQuestionAnswering,
+    QuestionAnsweringModelOutput,
+)
 from qa_flax.models.call import FIXED_KEYWORDS, span_loss
 from qa_flax.models.families import FAMILIES
 from qa_flax.models.qa import SpanLogits
@@ -153,11 +157,11 @@ def test_a_config_that_asks_for_hidden_states_is_refused():
         loud_model(0, output_attentions=True)(**loud_batch())
 
 
-def test_a_subclass_with_an_own_forward_is_refused():
-    with pytest.raises(TypeError, match=r"^WithOwnLoss replaces forward, .*compute_loss_func"):
-
-        class WithOwnLoss(AutoModelForQuestionAnswering):
-            def forward(self, **inputs): ...
+@pytest.mark.parametrize("name", ["forward", "__call__", "__init__"])
+@pytest.mark.parametrize("base", [AutoModelForQuestionAnswering, BertForQuestionAnswering])
+def test_a_subclass_with_an_own_forward_is_refused(base, name):
+    with pytest.raises(TypeError, match=rf"^WithOwnLoss replaces {name}, .*compute_loss_func"):
+        type(base)("WithOwnLoss", (base,), {name: lambda self, *inputs: None})
 
 
 IDS = loud_batch()["input_ids"]
