@@ -1,7 +1,7 @@
-"""`qa-flax convert`: convert PyTorch's pickled weights to safetensors (host).
+"""`qa-flax convert`: convert PyTorch's pickled weights or Flax's msgpack to safetensors (host).
 
-This is the only command that needs PyTorch. A pickle can run code when it is loaded, so it is read
-only by this command, and only if it consists of plain tensors.
+Reading a pickle is the only thing that needs PyTorch. It can run code when it is loaded, so it is
+read only by this command, and only if it consists of plain tensors.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from typing import Any
 
 from qa_flax.commands.errors import usage_errors
 
-SUMMARY = "convert pytorch_model.bin to model.safetensors (needs PyTorch)"
+SUMMARY = "convert pytorch_model.bin (needs PyTorch) or flax_model.msgpack to model.safetensors"
 
 PICKLE_FILE = "pytorch_model.bin"
 PICKLE_INDEX_FILE = "pytorch_model.bin.index.json"
@@ -21,8 +21,9 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser; its only argument is the checkpoint's directory."""
     parser = argparse.ArgumentParser(
         prog="qa-flax convert",
-        description="Write model.safetensors next to the pytorch_model.bin of a checkpoint. A "
-        "pickle can run code when it is loaded, so one that holds more than tensors is rejected.",
+        description="Write model.safetensors next to the pytorch_model.bin or flax_model.msgpack "
+        "of a checkpoint. A pickle can run code when it is loaded, so one that holds more than "
+        "tensors is rejected.",
     )
     parser.add_argument("directory", metavar="DIRECTORY", type=Path, help="the checkpoint")
     return parser
@@ -40,29 +41,56 @@ def main(parsed: argparse.Namespace) -> None:
 
 
 def convert(directory: str | os.PathLike[str]) -> Path:
-    """Convert the `pytorch_model.bin` in `directory` to `model.safetensors`.
+    """Convert the weights in `directory` to `model.safetensors`.
 
-    Names, shapes and dtypes do not change. Tensors that share memory are each written in full. The
-    pickle is not deleted.
+    The dtypes do not change, except that bfloat16 in Flax's file becomes float32. PyTorch's tensors
+    that share memory are each written in full; Flax's get PyTorch's names and layout. The original
+    is not deleted.
 
     Args:
-        directory: a checkpoint with `pytorch_model.bin`, or with its shards and
-            `pytorch_model.bin.index.json`.
+        directory: a checkpoint with `pytorch_model.bin` or `flax_model.msgpack`, or with shards of
+            one of them and their index.
 
     Returns:
         The path of `model.safetensors`.
 
     Raises:
-        ModuleNotFoundError: PyTorch is not installed.
-        OSError: there is no `pytorch_model.bin`, or `model.safetensors` already exists.
-        ValueError: a file is not a dict of tensors by name, or would run code when loaded.
+        ModuleNotFoundError: PyTorch is not installed and needed.
+        OSError: there is nothing to convert, or `model.safetensors` already exists.
+        ValueError: a pickle is not a dict of tensors by name or would run code when loaded, a file
+            of Flax is not one or of an unsupported model, or there are weights of both kinds.
     """
-    from qa_flax.models.files import WEIGHTS_FILE
+    from qa_flax.models.files import FLAX_FILE, FLAX_INDEX_FILE, INDEX_FILE, WEIGHTS_FILE
     from qa_flax.storage import replacing
 
     directory = Path(directory)
-    if (directory / WEIGHTS_FILE).exists():
-        raise FileExistsError(f"{directory / WEIGHTS_FILE} already exists; nothing to convert")
+    for name in (WEIGHTS_FILE, INDEX_FILE):
+        if (directory / name).exists():
+            raise FileExistsError(f"{directory / name} already exists; nothing to convert")
+    flax, pickles = (
+        [name for name in names if (directory / name).is_file()]
+        for names in ((FLAX_FILE, FLAX_INDEX_FILE), (PICKLE_FILE, PICKLE_INDEX_FILE))
+    )
+    if flax and pickles:
+        raise ValueError(
+            f"{directory} has both {flax[0]} and {pickles[0]}, which may differ; move the one that "
+            "you do not want to another directory"
+        )
+    with replacing(directory / WEIGHTS_FILE) as temporary:
+        (_convert_flax if flax else _convert_pickles)(directory, temporary)
+    return directory / WEIGHTS_FILE
+
+
+def _convert_flax(directory: Path, file: Path) -> None:
+    from safetensors.numpy import save_file
+
+    from qa_flax.models.flax_checkpoint import flax_tensors
+
+    save_file(flax_tensors(directory), file, {"format": "pt"})
+
+
+def _convert_pickles(directory: Path, file: Path) -> None:
+    files = _files(directory)
     try:
         from safetensors.torch import save_file
     except ModuleNotFoundError as error:
@@ -70,16 +98,14 @@ def convert(directory: str | os.PathLike[str]) -> Path:
             f"reading {PICKLE_FILE} needs PyTorch: pip install 'qa-flax[torch]'"
         ) from error
     tensors: dict[str, Any] = {}
-    for file in _files(directory):
-        tensors |= _tensors(file)
-    with replacing(directory / WEIGHTS_FILE) as temporary:
-        save_file({n: t.clone() for n, t in tensors.items()}, temporary, {"format": "pt"})
-    return directory / WEIGHTS_FILE
+    for pickle in files:
+        tensors |= _tensors(pickle)
+    save_file({n: t.clone() for n, t in tensors.items()}, file, {"format": "pt"})
 
 
 def _files(directory: Path) -> list[Path]:
     """Return the pickle, or the shards that its index names."""
-    from qa_flax.models.files import CONFIG_FILE, listing, shard_names
+    from qa_flax.models.files import CONFIG_FILE, FLAX_FILE, listing, shard_names
 
     if (directory / PICKLE_FILE).is_file():
         return [directory / PICKLE_FILE]
@@ -87,8 +113,8 @@ def _files(directory: Path) -> list[Path]:
     if not index.is_file():
         contents = listing(directory) if directory.is_dir() else "no such directory"
         raise FileNotFoundError(
-            f"{directory} has no {PICKLE_FILE} and no {PICKLE_INDEX_FILE} ({contents}); give the "
-            f"directory that contains one of them and {CONFIG_FILE}"
+            f"{directory} has no {PICKLE_FILE}, no {PICKLE_INDEX_FILE} and no {FLAX_FILE} "
+            f"({contents}); give the directory that contains one of them and {CONFIG_FILE}"
         )
     return [directory / name for name in shard_names(index)]
 

@@ -17,6 +17,9 @@ from qa_flax import storage
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+# The Flax checkpoints of transformers 4.
+FLAX_FILE = "flax_model.msgpack"
+FLAX_INDEX_FILE = "flax_model.msgpack.index.json"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 
@@ -83,9 +86,10 @@ def stored_tensors(directory: Path) -> list[StoredTensor]:
     elif (directory / INDEX_FILE).is_file():
         files = shard_names(directory / INDEX_FILE)
     else:
+        is_flax = any((directory / name).is_file() for name in (FLAX_FILE, FLAX_INDEX_FILE))
         raise FileNotFoundError(
             f"{directory} has no {WEIGHTS_FILE} and no {INDEX_FILE}; it contains: "
-            f"{listing(directory)}. {PICKLE_HELP}"
+            f"{listing(directory)}. {FLAX_HELP if is_flax else PICKLE_HELP}"
         )
     return [tensor for file in files for tensor in _tensors_of(directory / file)]
 
@@ -104,6 +108,8 @@ PICKLE_HELP = (
     "pytorch_model.bin is not read, because a pickle file can run any code. Convert it once: "
     "pip install 'qa-flax[torch]', then: qa-flax convert DIRECTORY"
 )
+
+FLAX_HELP = "Convert Flax's weights once: qa-flax convert DIRECTORY"
 
 
 def shard_names(index: Path) -> list[str]:

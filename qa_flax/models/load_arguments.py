@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 # Keyword -> accepted values, and what to do instead of passing another.
 FIXED_KEYWORDS: dict[str, tuple[tuple[Any, ...], str]] = {
     "from_tf": ((False, None), "convert the checkpoint to safetensors with transformers 4"),
-    "from_flax": ((False, None), "convert the checkpoint to safetensors with transformers 4"),
+    "from_flax": ((False, None), "convert flax_model.msgpack with `qa-flax convert FOLDER`"),
     "from_pt": ((True, False, None), "leave it out"),
     "_do_init": ((True, None), "the model holds its parameters; read them with nnx.state(model)"),
     "trust_remote_code": ((False, None), "only the package's own model code is run"),
