@@ -71,8 +71,16 @@ class Measurements(NamedTuple):
 
 
 def weights_of(model: nnx.Module) -> Weights:
-    """Return a model's weights: every `nnx.Param` is trained, all other variables are fixed."""
-    return Weights(*nnx.split(model, nnx.Param, ...)[1:])
+    """Return a model's weights: every `nnx.Param` is trained, all other variables are fixed.
+
+    Parameters whose paths are in `model.frozen`, if it has that attribute, are fixed, too. The
+    arrays that a step differentiates are its `params`, so it computes no gradient for the others.
+    """
+    frozen = getattr(model, "frozen", frozenset())
+    trained: Any = nnx.Param
+    if frozen:
+        trained = nnx.All(nnx.Param, lambda path, _: tuple(path) not in frozen)
+    return Weights(*nnx.split(model, trained, ...)[1:])
 
 
 def model_inputs(batch: Batch) -> Batch:

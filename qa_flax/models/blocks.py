@@ -126,7 +126,7 @@ class PreNormBlock(Block):
 
 
 # Module paths (regular expressions) -> names in the checkpoints of most families. These tables are
-# parts of `Family.weight_names`.
+# parts of `Family.weight_names`, which says what their order means.
 BLOCK_NAMES = {
     r"layers\.(\d+)\.attention\.(query|key|value)": r"encoder.layer.\1.attention.self.\2",
     r"layers\.(\d+)\.attention\.out": r"encoder.layer.\1.attention.output.dense",
@@ -138,6 +138,11 @@ BLOCK_NAMES = {
 EMBEDDING_NAMES = {
     r"embeddings\.(word|position|token_type)": r"embeddings.\1_embeddings",
     r"embeddings\.norm": r"embeddings.LayerNorm",
+}
+POSITION_LAST_NAMES = {
+    r"embeddings\.(word|token_type)": r"embeddings.\1_embeddings",
+    r"embeddings\.norm": r"embeddings.LayerNorm",
+    r"embeddings\.(position)": r"embeddings.\1_embeddings",
 }
 
 # Checkpoint tensors that question answering does not use: heads of other tasks, and buffers that

@@ -27,7 +27,11 @@ class Family:
     encoder: Callable[..., nnx.Module]
     """(config, *, dtype) -> a module that is called like `encoder.Encoder`."""
     weight_names: Mapping[str, str]
-    """Regular expression of a module's path in the encoder -> its checkpoint name, not prefixed."""
+    """Regular expression of a module's path in the encoder -> its checkpoint name, not prefixed.
+
+    The expressions, and the alternatives in their groups, are in the order in which HF's model
+    lists these modules.
+    """
     prefix: str
     """Prefix of the encoder's weight names in HF's question answering model."""
     architecture: str
@@ -40,6 +44,10 @@ class Family:
     """What may follow input_ids and attention_mask in a call without a name, as in HF's class."""
     unused_weights: tuple[str, ...] = OTHER_TASKS
     """Regular expressions of tensors in checkpoints that question answering does not use."""
+    tied_names: Mapping[str, str] = field(default_factory=dict)
+    """Further names that HF's model has for a tensor -> its name, both not prefixed."""
+    head_first: bool = False
+    """Whether HF's model lists the head's parameters before the encoder's."""
     other_names: Mapping[str, str] = field(default_factory=dict)
     """Alternative name of a tensor -> its usual name; read if a checkpoint lacks the usual one."""
     fixed_arrays: Callable[[Any], Mapping[ParamPath, np.ndarray]] = lambda config: {}

@@ -30,9 +30,11 @@ from qa_flax.models.files import (
     listing,
     read_json,
 )
-from qa_flax.models.layers import BlockConfig, Fixed
+from qa_flax.models.id_limits import check_ids, id_limits
+from qa_flax.models.layers import BlockConfig, ParamPath
 from qa_flax.models.load_arguments import config_with_keywords, warn_of_unread_settings
 from qa_flax.models.lora import LoraConfig
+from qa_flax.models.parameters import ParameterViews
 from qa_flax.models.qa import SpanLogits
 from qa_flax.models.read_hooks import ReadHooks
 from qa_flax.models.torch_methods import TorchMethods
@@ -103,6 +105,9 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         self._config = _HashedByIdentity(config)
         self.training = False
         self.lora = lora
+        self.frozen: frozenset[ParamPath] = frozenset()
+        self.parameter_views = ParameterViews()
+        self.id_limits = id_limits(family_config)
         if lora is not None:
             self.encoder = adapters.add_adapters(self.encoder, lora, partial(layer_name, family))
         if seed is not None:
@@ -138,9 +143,10 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
             `start` and `end`, float32 `[B, L]`.
 
         Raises:
-            ValueError: `L` is larger than the model's number of positions, or the model family does
-                not support `segment_ids`.
+            ValueError: `L` is larger than the model's number of positions, an id is outside the
+                model's tables, or the model family does not support `segment_ids`.
         """
+        check_ids({"input_ids": input_ids, "token_type_ids": token_type_ids}, self.id_limits)
         ids = jnp.asarray(input_ids, jnp.int32)
         mask = jnp.ones_like(ids) if attention_mask is None else _int32(attention_mask)
         optional = map(_int32, (token_type_ids, position_ids, segment_ids))
@@ -246,11 +252,6 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         )
         self.set_params(params)
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """The number of parameters, or of trainable parameters."""
-        kinds = nnx.Param if only_trainable else (nnx.Param, Fixed)
-        return sum(array.size for array in jax.tree.leaves(nnx.state(self, kinds)))
-
     def print_trainable_parameters(self) -> None:
         """Print the numbers of trainable and of all parameters, in PEFT's format."""
         trainable, total = self.num_parameters(only_trainable=True), self.num_parameters()
@@ -262,17 +263,27 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
 
         It is built from the current `config`.
         """
-        return nnx.merge(nnx.graphdef(self._rebuilt(dtype, self.lora)), nnx.state(self))
+        graphdef = nnx.graphdef(self._rebuilt(dtype, self.lora))
+        return nnx.merge(graphdef, nnx.state(self))
 
     def _rebuilt(self, dtype: Any, lora: LoraConfig | None) -> "AutoModelForQuestionAnswering":
-        """A model without values, of the current `config`."""
-        return type(self)(self.config, dtype=dtype, lora=lora, seed=None)
+        """A model without values, of the current `config`, with this one's frozen parameters."""
+        model = type(self)(self.config, dtype=dtype, lora=lora, seed=None)
+        frozen = self.frozen
+        if lora != self.lora:
+            frozen = frozenset(path for path in frozen if not path[-1].startswith("lora_"))
+        if lora is not None and self.lora is None:
+            # As in PEFT, the span head is trained even if it was frozen before.
+            frozen = frozenset(path for path in frozen if path[0] == "encoder")
+        model.frozen = frozen
+        return model
 
     def graphdef(self, dtype: Any, remat: bool = False) -> nnx.GraphDef:
         """The NNX graph definition for a compute dtype, built from the current `config`.
 
         Models of the same architecture have equal graph definitions with equal hashes, even if
-        names or paths in their configs differ. They share compiled programs.
+        names or paths in their configs differ. They share compiled programs. Which parameters are
+        frozen is no part of it: see `device.step.weights_of`.
         """
         model = self._rebuilt(dtype, self.lora).with_remat(remat)
         model._config = _NO_CONFIG
@@ -392,10 +403,10 @@ def get_peft_model(
         raise ValueError(
             "the model already has LoRA adapters; merge_and_unload() returns a model without them"
         )
-    config = _resolve_lora(peft_config, model)
     arrays, initial_array = parameter_arrays(model), adapters.initial_adapters(seed)
+    adapted = model._rebuilt(model.dtype, _resolve_lora(peft_config, model))
     return with_parameters(
-        model._rebuilt(model.dtype, config),
+        adapted,
         lambda path, shape: arrays[path] if path in arrays else initial_array(path, shape),
     )
 

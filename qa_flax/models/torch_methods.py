@@ -1,7 +1,8 @@
 """Methods and attributes that scripts for PyTorch models use and that have a meaning here (host).
 
 PyTorch's models have two modes and live on a device. Here JAX places the weights, and dropout is
-active only in the training step, so most of these methods return the model as it is.
+active only in the training step, so several of these methods return the model as it is. Those that
+concern parameters are in `parts.py`.
 """
 
 from typing import Any
@@ -10,12 +11,88 @@ import numpy as np
 from flax import nnx
 
 from qa_flax.models.blocks import Stack
+from qa_flax.models.families import FAMILIES
+from qa_flax.models.parameters import Tree, parameter_tree
+from qa_flax.models.parts import ModuleMethods, Part, module_attribute
 from qa_flax.models.read_hooks import has_read_hook
+from qa_flax.models.resize import resize_table
 from qa_flax.models.torch_device import Device
 
 
-class TorchMethods:
-    """The part of `torch.nn.Module`'s interface that needs no PyTorch; a mix-in of the model."""
+class TorchMethods(ModuleMethods):
+    """The part of `torch.nn.Module`'s interface that needs no PyTorch; a mix-in of the model.
+
+    `model.bert`, `model.qa_outputs` and so on are `Part`s: what Python does not find in the model
+    is looked up in PyTorch's tree of it.
+    """
+
+    def _tree(self) -> Tree:
+        return parameter_tree(self)
+
+    def _whole(self) -> Any:
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return module_attribute(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._module_names():
+            raise AttributeError(
+                f"model.{name} cannot be replaced: it is a view; write into its parameters "
+                "(model.load_state_dict, p.data = ...), or build a model with another config"
+            )
+        if name == "requires_grad":
+            raise AttributeError(
+                "requires_grad is set on parameters; use model.requires_grad_(...)"
+            )
+        super().__setattr__(name, value)
+
+    def _module_names(self) -> set[str]:
+        """PyTorch's names of the model's own children that are not attributes of this class."""
+        config = getattr(self, "_config", None)  # not yet set while the model is built
+        if config is None:
+            return set()
+        family = FAMILIES[config.value.model_type]
+        names = (family.prefix, *family.head_weight_names.values())
+        return {name.partition(".")[0] for name in names} - {"encoder", "head"}
+
+    @property
+    def base_model_prefix(self) -> str:
+        """The encoder's name in PyTorch's model."""
+        return FAMILIES[self.config.model_type].prefix.removesuffix(".")  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def base_model(self) -> Part:
+        """The encoder; of a model with LoRA adapters, PEFT's `base_model`."""
+        model: Any = self
+        name = self.base_model_prefix if model.lora is None else "base_model"
+        return self._part(name, self._tree()[name])
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> Part:
+        """Change the number of tokens, in the embedding table and in `config.vocab_size`.
+
+        Args:
+            new_num_tokens: the rows of the table; rows are added or removed at its end. None: as
+                many as there are.
+            pad_to_multiple_of: round the number up to a multiple of this.
+            mean_resizing: as in transformers, new rows are drawn close to the mean of the old
+                ones; False: as in a new model. The same call always draws the same.
+
+        Returns:
+            The token embeddings.
+
+        Raises:
+            ValueError: a number is invalid, the model is being trained, or it has LoRA adapters.
+        """
+        resize_table(self, new_num_tokens, pad_to_multiple_of, mean_resizing)
+        return self.get_input_embeddings()
 
     def eval(self, **attributes: Any) -> Any:
         """Return the model. Calling it never uses dropout, in either mode."""

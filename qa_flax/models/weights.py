@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -46,13 +46,32 @@ TRANSPOSED = ("kernel", "lora_a", "lora_b")
 
 def weight_name(path: ParamPath, family: Family, prefix: str = "") -> str:
     """The checkpoint name of the parameter at `path`; an encoder's name starts with `prefix`."""
-    part, *modules, leaf = map(str, path)
+    match, replacement, _ = _module_match(path, family)
+    name = f"{match.expand(replacement)}.{LEAF_NAMES[path[-1]]}"
+    return prefix + name if path[0] == "encoder" else name
+
+
+def listing_order(path: ParamPath, family: Family) -> tuple[Any, ...]:
+    """A key that sorts parameters so that each module's children come in PyTorch's order."""
+    match, _, number = _module_match(path, family)
+    # The pattern has no nested groups; a group is `\d+` or a list of alternatives.
+    choices = [group.split("|") for group in re.findall(r"\(([^()]*)\)", match.re.pattern)]
+    ranks = tuple(
+        int(text) if text.isdigit() else alternatives.index(text)
+        for text, alternatives in zip(match.groups(), choices, strict=True)
+    )
+    in_head = (path[0] == "head") != family.head_first
+    return in_head, number, ranks, list(LEAF_NAMES).index(path[-1])
+
+
+def _module_match(path: ParamPath, family: Family) -> tuple[re.Match[str], str, int]:
+    """The match of the module's pattern, the pattern's replacement, and its place in the table."""
+    part, *modules, _ = map(str, path)
     names = {"encoder": family.weight_names, "head": family.head_weight_names}[part]
     module = ".".join(modules)
-    for pattern, replacement in names.items():
+    for number, (pattern, replacement) in enumerate(names.items()):
         if match := re.fullmatch(pattern, module):
-            name = f"{match.expand(replacement)}.{LEAF_NAMES[leaf]}"
-            return prefix + name if part == "encoder" else name
+            return match, replacement, number
     raise KeyError(
         f"no checkpoint name for the module {module} of the {part}: add it to the weight names of "
         f"the family {family.model_type!r}"
@@ -83,7 +102,8 @@ def torch_layout(path: ParamPath, value: jax.Array) -> np.ndarray:
     return np.ascontiguousarray(array.T if path[-1] in TRANSPOSED else array)
 
 
-def _flax_layout(path: ParamPath, array: np.ndarray) -> np.ndarray:
+def flax_layout(path: ParamPath, array: np.ndarray) -> np.ndarray:
+    """The array of the parameter at `path` in Flax's layout, given PyTorch's."""
     return array.T if path[-1] in TRANSPOSED else array
 
 
@@ -136,7 +156,7 @@ def stored_arrays(
         ValueError: the checkpoint's tensors do not fit the model.
     """
     named = named_parameters(model, family)
-    shapes = {name: _torch_shape(path, p.shape) for name, (path, p) in named.items()}
+    shapes = {name: torch_shape(path, p.shape) for name, (path, p) in named.items()}
     stored = _used_tensors(directory, family, shapes.keys())
     # Without the output layer a checkpoint has no span head, even if it contains the head's other
     # layers: those may belong to another task's head.
@@ -156,7 +176,7 @@ def stored_arrays(
 
     def array(path: ParamPath, shape: tuple[int, ...]) -> np.ndarray:
         tensor = stored.get(weight_name(path, family))
-        return initial(path, shape) if tensor is None else _flax_layout(path, tensor.read())
+        return initial(path, shape) if tensor is None else flax_layout(path, tensor.read())
 
     return array
 
@@ -186,9 +206,9 @@ def _used_tensors(
 def adapter_arrays(directory: Path, named: NamedParameters) -> dict[ParamPath, np.ndarray]:
     """The values of an adapter file by path; `ValueError` if it does not fit `named`."""
     stored = {tensor.name: tensor for tensor in stored_adapter(directory)}
-    shapes = {name: _torch_shape(path, param.shape) for name, (path, param) in named.items()}
+    shapes = {name: torch_shape(path, param.shape) for name, (path, param) in named.items()}
     _check_fit(directory, shapes, stored, ADAPTER_CONFIG_FILE)
-    return {path: _flax_layout(path, stored[name].read()) for name, (path, _) in named.items()}
+    return {path: flax_layout(path, stored[name].read()) for name, (path, _) in named.items()}
 
 
 def _check_fit(
@@ -222,5 +242,6 @@ def _check_fit(
         )
 
 
-def _torch_shape(path: ParamPath, shape: tuple[int, ...]) -> tuple[int, ...]:
+def torch_shape(path: ParamPath, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the parameter at `path` in PyTorch's layout, given Flax's."""
     return shape[::-1] if path[-1] in TRANSPOSED else shape

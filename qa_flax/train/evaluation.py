@@ -149,7 +149,8 @@ class Evaluator:
             wants_inputs: whether to return the token ids, too.
 
         Raises:
-            ValueError: no process has any windows, or only some processes have labels.
+            ValueError: no process has any windows, only some processes have labels, or a token id
+                is outside the model's table.
             Preempted: SIGTERM was received.
         """
         self._events.handler.eval_dataloader = loader
@@ -201,6 +202,7 @@ class Evaluator:
                     search_settings,
                     lambda: self._events.notify("on_prediction_step"),
                     widths,
+                    self._live.model.id_limits,
                 )
                 report.steps, report.bytes_to_host = len(widths), predictions.bytes_to_host
             # The processes finish at different times; each gathering waits for all of them.

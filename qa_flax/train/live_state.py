@@ -42,7 +42,8 @@ class LiveState:
         self._lost: _LostWeights | None = None
         if is_sharded:  # one core may not have the memory for all weights
             with parallel.on_host():
-                model.set_params(weights_of(model).params)
+                for arrays in weights_of(model):
+                    model.set_params(arrays)
 
     @property
     def is_training(self) -> bool:

@@ -28,6 +28,7 @@ from qa_flax.device import parallel
 from qa_flax.device.in_flight import InFlight
 from qa_flax.device.step import EvalOutput, Reduction, Weights
 from qa_flax.distributed import exchange, preemption
+from qa_flax.models.id_limits import IdLimits, check_ids
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def predict_windows(
     settings: SearchSettings | None,
     on_batch: Callable[[], None],
     widths: Sequence[int] | None = None,
+    limits: IdLimits = (),
 ) -> Predictions:
     """Run every window through `step` and return the logits (or candidates) and losses.
 
@@ -72,8 +74,10 @@ def predict_windows(
         on_batch: called when the results of a batch have arrived on the host.
         widths: the width of each batch in tokens. With several processes, which each have their
             own windows, pass `common_widths`; None: the widths that these windows need.
+        limits: the model's `id_limits`; (): the ids are not checked.
 
     Raises:
+        ValueError: an id is outside the model's tables.
         Preempted: SIGTERM was received; it is checked before each batch.
     """
     buffer = _LogitBuffer(windows) if settings is None else _CandidateBuffer(windows, settings)
@@ -97,6 +101,7 @@ def predict_windows(
 
     for batch in eval_batches(windows, parallel.process_core_count(), per_core, nulls, widths):
         preemption.check()
+        check_ids(batch.arrays, limits)
         arrays = parallel.put(batch.arrays)
         width = batch.columns.stop - batch.columns.start
         # The first batch of a width may compile the step, which copies constants to the cores.

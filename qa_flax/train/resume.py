@@ -16,6 +16,7 @@ from qa_flax.device.step import TrainState, weights_of
 from qa_flax.distributed import processes
 from qa_flax.distributed.exchange import barrier, check_shared_folder
 from qa_flax.models.model import AutoModelForQuestionAnswering
+from qa_flax.models.parameters import frozen_names
 from qa_flax.train import checkpoints
 from qa_flax.train.best import set_best_checkpoint
 from qa_flax.train.events import Events
@@ -197,6 +198,7 @@ def conditions_of(
         "windows_digest": data.digest(),
         "model": _config_values(model.config),
         "lora": None if model.lora is None else model.lora.to_peft(None),
+        "frozen": frozen_names(model) or None,
         "fixed_digest": checkpoints.tensors_digest(weights_of(model).fixed),
     }
 

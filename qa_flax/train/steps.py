@@ -13,6 +13,7 @@ from qa_flax.device import parallel
 from qa_flax.device.in_flight import InFlight
 from qa_flax.device.step import Measurements
 from qa_flax.distributed import processes
+from qa_flax.models.id_limits import check_ids
 from qa_flax.train.live_state import LiveState
 
 OnCompiled = Callable[[Any, dict[str, np.ndarray]], None]
@@ -59,9 +60,11 @@ class Steps:
             logged_rate: the learning rate to log; NaN: none.
 
         Raises:
-            ValueError: a callback wrote an array of another shape or dtype into the model.
+            ValueError: an id is outside the model's tables, or a callback wrote an array of another
+                shape or dtype into the model.
             ProcessError: a callback wrote different values in different processes.
         """
+        check_ids(batch.arrays, self._live.model.id_limits)
         rates = np.full(parallel.process_core_count(), learning_rate, np.float32)
         arrays, rates = parallel.put((batch.arrays, rates))
         inputs = self._live.state(), arrays, rates, self._key

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
@@ -21,10 +22,11 @@ from qa_flax.device import parallel
 from qa_flax.device.counters import device_report
 from qa_flax.device.memory import HELP, abstract_state, memory_plan
 from qa_flax.device.programs import train_program
-from qa_flax.device.step import TrainState, weights_of
+from qa_flax.device.step import TrainState, Weights, weights_of
 from qa_flax.distributed import preemption, processes
 from qa_flax.distributed.exchange import broadcast_from_main
 from qa_flax.models.weights import size_without_embeddings
+from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.train import checkpoints
 from qa_flax.train.custom import Custom, OptimizerView, OwnSchedule, as_direction
 from qa_flax.train.events import Events
@@ -120,6 +122,17 @@ def run_training(
     return training.finish(started)
 
 
+def _trained_weights(model: AutoModelForQuestionAnswering) -> Weights:
+    """`weights_of(model)`; `ValueError` if all parameters are frozen."""
+    weights = weights_of(model)
+    if not jax.tree.leaves(weights.params):
+        raise ValueError(
+            "all parameters of the model are frozen (requires_grad=False), so there is nothing to "
+            "train; call requires_grad_(True) on those to train"
+        )
+    return weights
+
+
 def _schedule_and_optimizer(
     args: Any, model: Any, plan: Plan, custom: Custom
 ) -> tuple[Schedule, optax.GradientTransformation]:
@@ -152,7 +165,7 @@ class _Training:
         conditions = conditions_of(args, plan, data, model)
         self._checkpoints = RunCheckpoints(events, live, conditions, actions.save_model)
         with parallel.on_host():
-            params, fixed = weights_of(model)
+            params, fixed = _trained_weights(model)
             state = TrainState(jnp.int32(0), params, fixed, optimizer.init(params))
         abstract = abstract_state(model, optimizer, is_sharded(args))
         events.reset()

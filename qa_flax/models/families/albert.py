@@ -62,12 +62,12 @@ _BLOCK = r"groups\.(\d+)\.(\d+)\."
 _NAME = r"encoder.albert_layer_groups.\1.albert_layers.\2."
 WEIGHT_NAMES = EMBEDDING_NAMES | {
     r"project": r"encoder.embedding_hidden_mapping_in",
+    _BLOCK + r"mlp_norm": _NAME + r"full_layer_layer_norm",
     _BLOCK + r"attention\.(query|key|value)": _NAME + r"attention.\3",
     _BLOCK + r"attention\.out": _NAME + r"attention.dense",
     _BLOCK + r"attention_norm": _NAME + r"attention.LayerNorm",
     _BLOCK + r"up": _NAME + r"ffn",
     _BLOCK + r"down": _NAME + r"ffn_output",
-    _BLOCK + r"mlp_norm": _NAME + r"full_layer_layer_norm",
 }
 UNUSED_WEIGHTS = (*OTHER_TASKS, r"(predictions|sop_classifier)\..*")
 

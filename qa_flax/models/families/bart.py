@@ -254,26 +254,26 @@ class BartModel(BartBaseModel):
         return jnp.full((1, 1), self.first_token, input_ids.dtype)
 
 
+_STACK = r"(encoder|decoder)"
+_LAYER = _STACK + r"\.layers\.(\d+)\."
 WEIGHT_NAMES = {
     r"word": r"shared",
-    r"(..coder)\.position": r"\1.embed_positions",
-    r"(..coder)\.embedding_norm": r"\1.layernorm_embedding",
+    _STACK + r"\.position": r"\1.embed_positions",
     # HF shortens query, key and value to their first letters: q_proj, k_proj, v_proj.
-    r"(..coder)\.layers\.(\d+)\.attention\.(q|k|v|out)\w*": r"\1.layers.\2.self_attn.\3_proj",
-    r"(..coder)\.layers\.(\d+)\.attention_norm": r"\1.layers.\2.self_attn_layer_norm",
-    r"(..coder)\.layers\.(\d+)\.cross_attention\.(q|k|v|out)\w*": (
-        r"\1.layers.\2.encoder_attn.\3_proj"
-    ),
-    r"(..coder)\.layers\.(\d+)\.cross_attention_norm": r"\1.layers.\2.encoder_attn_layer_norm",
-    r"(..coder)\.layers\.(\d+)\.up": r"\1.layers.\2.fc1",
-    r"(..coder)\.layers\.(\d+)\.down": r"\1.layers.\2.fc2",
-    r"(..coder)\.layers\.(\d+)\.mlp_norm": r"\1.layers.\2.final_layer_norm",
+    _LAYER + r"attention\.(k|v|q|out)\w*": r"\1.layers.\2.self_attn.\3_proj",
+    _LAYER + r"attention_norm": r"\1.layers.\2.self_attn_layer_norm",
+    _LAYER + r"cross_attention\.(k|v|q|out)\w*": r"\1.layers.\2.encoder_attn.\3_proj",
+    _LAYER + r"cross_attention_norm": r"\1.layers.\2.encoder_attn_layer_norm",
+    _LAYER + r"up": r"\1.layers.\2.fc1",
+    _LAYER + r"down": r"\1.layers.\2.fc2",
+    _LAYER + r"mlp_norm": r"\1.layers.\2.final_layer_norm",
+    _STACK + r"\.embedding_norm": r"\1.layernorm_embedding",
 }
 # Other names of the shared embedding table: a file that stores it once may use any of these.
-OTHER_NAMES: dict[str, str] = dict.fromkeys(
-    ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
-    "shared.weight",
+TIED_NAMES: dict[str, str] = dict.fromkeys(
+    ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"), "shared.weight"
 )
+OTHER_NAMES: dict[str, str] = TIED_NAMES | {"lm_head.weight": "shared.weight"}
 UNUSED_WEIGHTS = (
     *OTHER_TASKS,
     *map(re.escape, OTHER_NAMES),
@@ -291,5 +291,6 @@ FAMILY = Family(
     architecture="BartForQuestionAnswering",
     positional_inputs=(),
     unused_weights=UNUSED_WEIGHTS,
+    tied_names=TIED_NAMES,
     other_names=OTHER_NAMES,
 )

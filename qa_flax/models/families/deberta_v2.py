@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qa_flax.models.activations import ACTIVATIONS
 from qa_flax.models.attention import along_diagonals, attention, make_attention_mask
-from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES, OTHER_TASKS, PostNormBlock, Stack
+from qa_flax.models.blocks import BLOCK_NAMES, OTHER_TASKS, PostNormBlock, Stack
 from qa_flax.models.configs import EncoderConfig
 from qa_flax.models.dropout import dropout
 from qa_flax.models.family import Family
@@ -306,7 +306,9 @@ class DebertaV2Encoder(nnx.Module):
 
 
 WEIGHT_NAMES = {
-    **EMBEDDING_NAMES,
+    r"embeddings\.(word|position|token_type)": r"embeddings.\1_embeddings",
+    r"embeddings\.project": r"embeddings.embed_proj",
+    r"embeddings\.norm": r"embeddings.LayerNorm",
     **BLOCK_NAMES,
     r"layers\.(\d+)\.attention\.(query|key|value)": r"encoder.layer.\1.attention.self.\2_proj",
     r"layers\.(\d+)\.attention\.position_(key|query)": (
@@ -316,7 +318,6 @@ WEIGHT_NAMES = {
     r"distances_norm": r"encoder.LayerNorm",
     r"convolution\.mix": r"encoder.conv.conv",
     r"convolution\.norm": r"encoder.conv.LayerNorm",
-    r"embeddings\.project": r"embeddings.embed_proj",
 }
 # Many checkpoints contain a position table that their config turns off.
 UNUSED_WEIGHTS = (

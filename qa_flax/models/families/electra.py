@@ -24,7 +24,7 @@ class ElectraEncoder(Encoder):
         super().__init__(config, dtype=dtype, size=config.embedding_size)
 
 
-WEIGHT_NAMES = {r"project": r"embeddings_project"} | EMBEDDING_NAMES | BLOCK_NAMES
+WEIGHT_NAMES = EMBEDDING_NAMES | {r"project": r"embeddings_project"} | BLOCK_NAMES
 UNUSED_WEIGHTS = (
     *OTHER_TASKS,
     r"(discriminator_predictions|generator_predictions|generator_lm_head|sequence_summary)\..*",

@@ -9,7 +9,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from qa_flax.models.attention import attention, in_blocks, with_neighbours
-from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES, OTHER_TASKS, PostNormBlock, Stack
+from qa_flax.models.blocks import (
+    BLOCK_NAMES,
+    OTHER_TASKS,
+    POSITION_LAST_NAMES,
+    PostNormBlock,
+    Stack,
+)
 from qa_flax.models.configs import EncoderConfig
 from qa_flax.models.encoder import PositionsAfterPadding
 from qa_flax.models.family import Family
@@ -226,7 +232,7 @@ class LongformerEncoder(PositionsAfterPadding):
 
 
 WEIGHT_NAMES = (
-    EMBEDDING_NAMES
+    POSITION_LAST_NAMES
     | BLOCK_NAMES
     | {
         r"layers\.(\d+)\.attention\.(query|key|value)_global": (

@@ -40,7 +40,7 @@ class MBartModel(bart.BartBaseModel):
         return jnp.sum(jnp.where(is_last, input_ids[:, None, :], 0), axis=-1)
 
 
-WEIGHT_NAMES = bart.WEIGHT_NAMES | {r"(..coder)\.norm": r"\1.layer_norm"}
+WEIGHT_NAMES = bart.WEIGHT_NAMES | {r"(encoder|decoder)\.norm": r"\1.layer_norm"}
 
 FAMILY = Family(
     "mbart",
@@ -51,5 +51,6 @@ FAMILY = Family(
     architecture="MBartForQuestionAnswering",
     positional_inputs=(),
     unused_weights=bart.UNUSED_WEIGHTS,
+    tied_names=bart.TIED_NAMES,
     other_names=bart.OTHER_NAMES,
 )

@@ -84,7 +84,6 @@ def relative_position_buckets(relative: Int[np.ndarray, " n"]) -> Int[np.ndarray
 
 
 WEIGHT_NAMES = EMBEDDING_NAMES | {
-    r"distance_bias": r"encoder.relative_attention_bias",
     r"layers\.(\d+)\.attention\.query": r"encoder.layer.\1.attention.attn.q",
     r"layers\.(\d+)\.attention\.key": r"encoder.layer.\1.attention.attn.k",
     r"layers\.(\d+)\.attention\.value": r"encoder.layer.\1.attention.attn.v",
@@ -93,6 +92,7 @@ WEIGHT_NAMES = EMBEDDING_NAMES | {
     r"layers\.(\d+)\.up": r"encoder.layer.\1.intermediate.dense",
     r"layers\.(\d+)\.down": r"encoder.layer.\1.output.dense",
     r"layers\.(\d+)\.mlp_norm": r"encoder.layer.\1.output.LayerNorm",
+    r"distance_bias": r"encoder.relative_attention_bias",
 }
 UNUSED_WEIGHTS = (*OTHER_TASKS, r"lm_head\..*")
 

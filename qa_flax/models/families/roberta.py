@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES, OTHER_TASKS
+from qa_flax.models.blocks import BLOCK_NAMES, OTHER_TASKS, POSITION_LAST_NAMES
 from qa_flax.models.configs import EncoderConfig
 from qa_flax.models.encoder import PositionsAfterPadding
 from qa_flax.models.family import Family
@@ -19,7 +19,7 @@ class RobertaEncoder(PositionsAfterPadding):
     """Embeddings whose positions start at the padding token's id + 1, and post-norm blocks."""
 
 
-WEIGHT_NAMES = EMBEDDING_NAMES | BLOCK_NAMES
+WEIGHT_NAMES = POSITION_LAST_NAMES | BLOCK_NAMES
 UNUSED_WEIGHTS = (*OTHER_TASKS, r"lm_head\..*")
 
 _ROBERTA = Family(
@@ -33,6 +33,16 @@ _ROBERTA = Family(
 )
 FAMILY = (
     _ROBERTA,
-    replace(_ROBERTA, model_type="xlm-roberta", architecture="XLMRobertaForQuestionAnswering"),
-    replace(_ROBERTA, model_type="camembert", architecture="CamembertForQuestionAnswering"),
+    replace(
+        _ROBERTA,
+        model_type="xlm-roberta",
+        architecture="XLMRobertaForQuestionAnswering",
+        head_first=True,
+    ),
+    replace(
+        _ROBERTA,
+        model_type="camembert",
+        architecture="CamembertForQuestionAnswering",
+        head_first=True,
+    ),
 )

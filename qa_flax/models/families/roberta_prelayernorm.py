@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES, OTHER_TASKS, PreNormBlock
+from qa_flax.models.blocks import OTHER_TASKS, POSITION_LAST_NAMES, PreNormBlock
 from qa_flax.models.configs import EncoderConfig
 from qa_flax.models.encoder import PositionsAfterPadding
 from qa_flax.models.family import Family
@@ -24,15 +24,15 @@ class RobertaPreLayerNormEncoder(PositionsAfterPadding):
         super().__init__(config, dtype=dtype, block=PreNormBlock, last_norm=True)
 
 
-WEIGHT_NAMES = (
-    EMBEDDING_NAMES
-    | BLOCK_NAMES
-    | {
-        r"layers\.(\d+)\.attention_norm": r"encoder.layer.\1.attention.LayerNorm",
-        r"layers\.(\d+)\.mlp_norm": r"encoder.layer.\1.intermediate.LayerNorm",
-        r"last_norm": r"LayerNorm",
-    }
-)
+WEIGHT_NAMES = POSITION_LAST_NAMES | {
+    r"layers\.(\d+)\.attention\.(query|key|value)": r"encoder.layer.\1.attention.self.\2",
+    r"layers\.(\d+)\.attention\.out": r"encoder.layer.\1.attention.output.dense",
+    r"layers\.(\d+)\.attention_norm": r"encoder.layer.\1.attention.LayerNorm",
+    r"layers\.(\d+)\.mlp_norm": r"encoder.layer.\1.intermediate.LayerNorm",
+    r"layers\.(\d+)\.up": r"encoder.layer.\1.intermediate.dense",
+    r"layers\.(\d+)\.down": r"encoder.layer.\1.output.dense",
+    r"last_norm": r"LayerNorm",
+}
 UNUSED_WEIGHTS = (*OTHER_TASKS, r"lm_head\..*")
 
 FAMILY = Family(

@@ -121,8 +121,8 @@ def fixed_arrays(config: RoFormerConfig) -> dict[ParamPath, np.ndarray]:
 
 
 WEIGHT_NAMES = (
-    {r"project": r"embeddings_project", r"angles": r"encoder.embed_positions"}
-    | EMBEDDING_NAMES
+    EMBEDDING_NAMES
+    | {r"project": r"embeddings_project", r"angles": r"encoder.embed_positions"}
     | BLOCK_NAMES
 )
 UNUSED_WEIGHTS = (*OTHER_TASKS, r"sequence_summary\..*")

@@ -5,7 +5,7 @@ from functools import partial
 
 import jax.numpy as jnp
 
-from qa_flax.models.blocks import BLOCK_NAMES, EMBEDDING_NAMES, OTHER_TASKS, PreNormBlock
+from qa_flax.models.blocks import BLOCK_NAMES, OTHER_TASKS, POSITION_LAST_NAMES, PreNormBlock
 from qa_flax.models.configs import EncoderConfig
 from qa_flax.models.encoder import PositionsAfterPadding
 from qa_flax.models.family import Family
@@ -27,7 +27,7 @@ class XLMRobertaXLEncoder(PositionsAfterPadding):
 
 
 WEIGHT_NAMES = (
-    EMBEDDING_NAMES
+    POSITION_LAST_NAMES
     | BLOCK_NAMES
     | {
         r"layers\.(\d+)\.attention_norm": r"encoder.layer.\1.attention.self_attn_layer_norm",
