@@ -186,11 +186,8 @@ class ModelCall:
         inputs |= _by_place(type(self).__name__, config.model_type, positional, inputs)
         inputs |= {"attention_mask": attention_mask, "segment_ids": segment_ids}
         labels = {"start_positions": start_positions, "end_positions": end_positions}
-        ids = _input_ids(input_ids, getattr(config, "vocab_size", None))
+        ids = _input_ids(input_ids)
         arrays = {n: _beside(n, x, ids.shape) for n, x in inputs.items() if x is not None}
-        types = getattr(config, "type_vocab_size", 0)
-        if types and "token_type_ids" in arrays:
-            _check_range("token_type_ids", arrays["token_type_ids"], "type_vocab_size", types)
         logits = model.span_logits(jnp.asarray(ids, jnp.int32), **arrays, rngs=rngs)
         loss = None
         if all(positions is not None for positions in labels.values()):
@@ -275,7 +272,7 @@ def _integers(name: str, value: Any) -> Any:
     return array
 
 
-def _input_ids(value: Any, vocabulary: int | None) -> Any:
+def _input_ids(value: Any) -> Any:
     if value is None:
         raise ValueError("the model was called without input_ids; pass model(**tokenizer(...))")
     ids = _integers("input_ids", value)
@@ -284,8 +281,6 @@ def _input_ids(value: Any, vocabulary: int | None) -> Any:
             f"input_ids has the shape {list(ids.shape)}; it must be [B, L], one row for each "
             "pair of question and context: tokenizer(..., return_tensors='np') adds the first axis"
         )
-    if vocabulary is not None:
-        _check_range("input_ids", ids, "vocab_size", vocabulary)
     return ids
 
 
@@ -304,20 +299,6 @@ def _beside(name: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
             f"{name} has the shape {list(array.shape)}, which does not fit input_ids of "
             f"{list(shape)}; pass one value for each token"
         ) from error
-
-
-def _check_range(name: str, array: Any, setting: str, size: int) -> None:
-    """Raise `ValueError` for a value that has no vector in the model's table."""
-    if isinstance(array, Tracer) or not array.size:
-        return
-    if not getattr(array, "is_fully_addressable", True):  # it is spread over several processes
-        return
-    smallest, largest = int(np.min(array)), int(np.max(array))
-    if smallest < 0 or largest >= size:
-        raise ValueError(
-            f"{name} contains {smallest if smallest < 0 else largest}, but the model knows only "
-            f"0 to {size - 1} ({setting}={size}); use the tokenizer of this checkpoint"
-        )
 
 
 def _positions(name: str, value: Any, shape: tuple[int, ...]) -> jax.Array:

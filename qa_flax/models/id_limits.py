@@ -33,6 +33,8 @@ def check_ids(inputs: Mapping[str, Any], limits: IdLimits) -> None:
         ids = inputs.get(name)
         if ids is None or isinstance(ids, Tracer):
             continue
+        if not getattr(ids, "is_fully_addressable", True):  # spread over several processes
+            continue
         ids = np.asarray(ids)
         if ids.size and (ids.min() < 0 or ids.max() >= rows):
             wrong = ids.max() if ids.max() >= rows else ids.min()

@@ -341,6 +341,9 @@ class ParameterViews:
     def __hash__(self) -> int:
         return 0
 
+    def __repr__(self) -> str:
+        return "ParameterViews()"
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "ParameterViews":
         return ParameterViews()
 

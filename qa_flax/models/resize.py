@@ -15,9 +15,7 @@ NOISE_VARIANCE = 1e-9
 """The variance of new rows, as a share of the old rows' covariance; transformers' number."""
 
 
-def resize_table(
-    model: Any, size: int | None, multiple: int | None, mean_resizing: bool = True
-) -> None:
+def resize_table(model: Any, size: Any, multiple: Any, mean_resizing: bool = True) -> None:
     """Change the rows of a model's token embedding table and `config.vocab_size`.
 
     Args:

@@ -283,6 +283,11 @@ def save_state(directory: Path, state: PyTree, run: dict[str, Any]) -> None:
     (directory / _RUN).write_text(json.dumps(run, indent=2) + "\n")
 
 
+def load_run(directory: Path) -> dict[str, Any]:
+    """Read `run.json` of a checkpoint."""
+    return json.loads((directory / _RUN).read_text())
+
+
 def load_state(directory: Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
     """Read what `save_state` wrote: the state, with the structure of `like`, and `run.json`.
 
@@ -307,7 +312,7 @@ def load_state(directory: Path, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
             "the saved run."
         )
     leaves = [np.asarray(saved[name]) for name in expected]
-    run = json.loads((directory / _RUN).read_text())
+    run = load_run(directory)
     return jax.tree.unflatten(jax.tree.structure(like), leaves), run
 
 

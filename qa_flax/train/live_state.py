@@ -39,6 +39,7 @@ class LiveState:
         # The value that this class last gave each variable; any other was written by a callback.
         self._model_values: list[Any] = []
         self._is_current = self._is_read = self._has_arrays = False
+        self._has_new_fixed = False
         self._lost: _LostWeights | None = None
         if is_sharded:  # one core may not have the memory for all weights
             with parallel.on_host():
@@ -49,6 +50,11 @@ class LiveState:
     def is_training(self) -> bool:
         """Whether the weights are on the cores."""
         return self._state is not None
+
+    @property
+    def has_new_fixed(self) -> bool:
+        """Whether a callback has written into weights that are not trained."""
+        return self._has_new_fixed
 
     def begin(self, state: TrainState) -> None:
         """Start owning `state`: until `end`, the model's weights are on the cores.
@@ -68,7 +74,7 @@ class LiveState:
         self._state = state
         self._variables = {path: variables[path] for path in _paths(state.weights)}
         set_read_hook(self.model, self._read)
-        self._is_read = False
+        self._is_read = self._has_new_fixed = False
         self._defer_arrays()
 
     def state(self) -> TrainState:
@@ -234,6 +240,7 @@ class LiveState:
         for n, array in arrays.items():
             leaves[n] = parallel.put_state([array], [leaves[n]])[0]
             self._model_values[n] = written[n].get_raw_value()
+        self._has_new_fixed |= max(written) >= len(_leaves(weights.params))
         params, fixed = jax.tree.unflatten(structure, leaves)
         self._state = self._state._replace(params=params, fixed=fixed)
         self._has_arrays = True

@@ -19,6 +19,7 @@ from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.models.parameters import frozen_names
 from qa_flax.train import checkpoints
 from qa_flax.train.best import set_best_checkpoint
+from qa_flax.train.checkpoints import ResumeError
 from qa_flax.train.events import Events
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.plan import Plan, output_dir
@@ -94,6 +95,7 @@ class RunCheckpoints:
             ResumeError: there is none, it does not fit `like`, or it was saved by another run.
         """
         path = checkpoints.find(checkpoint, self._output)
+        self._check_frozen(checkpoints.load_run(path)["conditions"].get("frozen"))
         state, run = checkpoints.load_state(path, like._replace(fixed=()))
         if not accept_changes:
             checkpoints.check_same_run(run["conditions"], self._conditions)
@@ -102,6 +104,15 @@ class RunCheckpoints:
         set_best_checkpoint(trainer_state, self._output)
         self._saved = trainer_state.global_step, run.get("pending", {})
         return state._replace(fixed=like.fixed), run, trainer_state
+
+    def _check_frozen(self, before: list[str] | None) -> None:
+        if before != (now := self._conditions["frozen"]):
+            raise ResumeError(
+                f"resume_from_checkpoint: the frozen parameters (requires_grad=False) were "
+                f"{_joined(before)}, and now are {_joined(now)}; freeze the same ones, because the "
+                "checkpoint has optimizer states of the trained parameters only. To train others, "
+                "load the checkpoint as a model, and start a new run"
+            )
 
     def save(self, run: dict[str, Any], position: Position, callbacks: Any = None) -> None:
         """Save everything needed to resume. The main process writes, and the others wait for it.
@@ -116,8 +127,12 @@ class RunCheckpoints:
         directory = self._output / f"checkpoint-{step}"
         set_best_checkpoint(state, self._output, directory)
         state.stateful_callbacks = self.callback_states() if callbacks is None else callbacks
-        description = run | asdict(position) | {"conditions": self._conditions}
         train_state = None if args.save_only_model else self._live.host_copy()
+        if self._live.has_new_fixed:
+            # Checkpoints do not contain fixed weights: a resumed run must start with these.
+            fixed = weights_of(self._live.model).fixed
+            self._conditions |= {"fixed_digest": checkpoints.tensors_digest(fixed)}
+        description = run | asdict(position) | {"conditions": self._conditions}
         self._live.gather_shards()
         if processes.is_main():
             with checkpoints.new_folder(directory) as folder:
@@ -179,6 +194,10 @@ def restore_callbacks(events: Events) -> bool:
         and callback.early_stopping_patience_counter >= callback.early_stopping_patience
         for callback in callbacks
     )
+
+
+def _joined(names: list[str] | None) -> str:
+    return ", ".join(names or ["none"])
 
 
 def conditions_of(

@@ -128,6 +128,43 @@ def test_labels_outside_and_on_padding_train_as_in_transformers(tmp_path, window
         assert (value - end[name]).abs().max() < 2e-5, name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
+def test_updates_with_frozen_parameters_equal_those_of_transformers(tmp_path, windows, optim):
+    settings = {
+        "max_steps": 5,
+        "learning_rate": 1e-3 if optim == "adamw_torch" else 1e-2,
+        "weight_decay": 0.1,
+        "max_grad_norm": 0.5,
+        "logging_steps": 1,
+        "optim": optim,
+        "train_sampling_strategy": "sequential",
+        "adam_epsilon": 1e-4,
+    }
+    hf, ours = trainers(tmp_path, windows.select(range(14)), **settings)
+    for trainer in (hf, ours):  # the same lines for both models
+        model = trainer.model
+        for parameter in model.base_model.embeddings.parameters():
+            parameter.requires_grad = False
+        for name, parameter in model.named_parameters():
+            if "layer.0.attention" in name or name == "qa_outputs.bias":
+                parameter.requires_grad = False
+    start = {name: p.detach().clone() for name, p in hf.model.named_parameters()}
+    hf.train()
+    ours.train()
+    assert sum(p.requires_grad for p in ours.model.parameters()) == 7
+    for (name, actual), (other, expected) in zip(
+        ours.model.named_parameters(), hf.model.named_parameters(), strict=True
+    ):
+        assert (name, actual.requires_grad) == (other, expected.requires_grad)
+        assert torch.equal(actual.data, start[name]) != actual.requires_grad, name
+        difference = (actual.data - expected).abs().max().item()
+        assert difference < (1e-5 if actual.requires_grad else 1e-30), name
+    for key in ("loss", "grad_norm"):
+        logs = [[log[key] for log in t.state.log_history if key in log] for t in (hf, ours)]
+        np.testing.assert_allclose(logs[1], logs[0], rtol=1e-4)
+
+
 class Recorder(TrainerCallback):
     """Records every event with the step, epoch, control and arguments that a callback gets."""
 

@@ -174,13 +174,13 @@ INVALID = {
     "large id": (
         {"input_ids": [[1, 40]]},
         ValueError,
-        r"contains 40, .* 0 to 39 \(vocab_size=40\)",
+        r"input_ids has the id 40, .* ids 0 to 39 only",
     ),
     "negative id": ({"input_ids": [[-1, 3]]}, ValueError, "contains -1"),
     "large type": (
         {"input_ids": IDS, "token_type_ids": IDS * 0 + 2},
         ValueError,
-        r"token_type_ids contains 2, .*\(type_vocab_size=2\)",
+        r"token_type_ids has the id 2, .* ids 0 to 1 only",
     ),
     "mask": (
         {"input_ids": IDS, "attention_mask": np.ones((ROWS, 4))},
