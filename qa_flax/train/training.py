@@ -25,8 +25,8 @@ from qa_flax.device.programs import train_program
 from qa_flax.device.step import TrainState, Weights, weights_of
 from qa_flax.distributed import preemption, processes
 from qa_flax.distributed.exchange import broadcast_from_main
-from qa_flax.models.weights import size_without_embeddings
 from qa_flax.models.model import AutoModelForQuestionAnswering
+from qa_flax.models.weights import size_without_embeddings
 from qa_flax.train import checkpoints
 from qa_flax.train.custom import Custom, OptimizerView, OwnSchedule, as_direction
 from qa_flax.train.events import Events
