@@ -244,7 +244,7 @@ def _is_copied(reader: FrameType | None) -> bool:
 def used_name(args: Any, name: str) -> str:
     """The name under which the user gave an argument: `no_cuda` for `use_cpu`."""
     used = vars(args).get("_used_old_names", ())
-    return next((old for old in used if OLD_NAMES[old].name == name), name)
+    return next((old for old in used if old in OLD_NAMES and OLD_NAMES[old].name == name), name)
 
 
 # ---- warnings ------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ logs a warning; or `REFUSED`, which raises. The last two give a reason for each 
 """
 
 import logging
-import warnings
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
@@ -278,32 +277,33 @@ def check_values(args: transformers.TrainingArguments) -> None:
     Raises:
         ValueError: a value is invalid, or two arguments contradict each other.
     """
-    _take_checkpointing_options(args)
+    _rename_gradient_checkpointing(args)
     values = {name: getattr(args, name, None) for name in STAND_INS}
     replaced = {name: v for name, v in values.items() if _needs_stand_in(args, name, v)}
     for name in replaced:
         setattr(args, name, STAND_INS[name])
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            transformers.TrainingArguments.__post_init__(args)
+        transformers.TrainingArguments.__post_init__(args)
     finally:
         for name, value in replaced.items():
             setattr(args, name, value)
     args.lr_scheduler_type = SchedulerType(args.lr_scheduler_type)
-    for warning in caught:  # transformers' own ones would point to a line of transformers
-        warn_user(args, str(warning.message), warning.category)
 
 
-def _take_checkpointing_options(args: transformers.TrainingArguments) -> None:
-    """Rename `gradient_checkpointing_kwargs` first, so that transformers does not recommend to.
+def _rename_gradient_checkpointing(args: transformers.TrainingArguments) -> None:
+    """Rename it before transformers does, whose warning would point to a line of transformers.
 
-    They have no effect under either name, and are reported under the one that the user wrote.
+    The options have no effect under either name. They are reported under the one that was given.
     """
-    old, new = "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"
-    if getattr(args, new, ()) is None and (value := getattr(args, old)) is not None:
+    for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+        new = old.replace("gradient", "activation")
+        value = getattr(args, old)
+        if value is None or getattr(args, new, value) is not None:
+            continue
         setattr(args, new, value)
         vars(args).setdefault("_used_old_names", set()).add(old)
+        if old == "gradient_checkpointing":
+            warn_user(args, f"`{old}` is deprecated; use `{new}` instead.")
 
 
 def _needs_stand_in(args: transformers.TrainingArguments, name: str, value: Any) -> bool:

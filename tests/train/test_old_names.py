@@ -138,8 +138,19 @@ def test_warnings_point_to_the_line_that_builds_the_arguments(tmp_path):
     assert [warning.lineno - first for warning in warned] == [0, 1, 2, 3, 4]
 
 
+def test_a_loop_shows_the_warning_of_a_line_once():
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            TrainingArguments("out", no_cuda=True, gradient_checkpointing=True)
+    assert [str(warning.message).split()[0] for warning in warned] == [
+        "no_cuda",
+        "`gradient_checkpointing`",
+    ]
+
+
 def test_warnings_of_transformers_point_there_too():
-    with pytest.warns(FutureWarning, match="gradient_checkpointing. is deprecated") as warned:
+    with pytest.warns(FutureWarning, match="`gradient_checkpointing` is deprecated") as warned:
         args = Derived("out", gradient_checkpointing=True)
     assert [warning.filename for warning in warned] == [__file__]
     assert args.activation_checkpointing is True
