@@ -115,8 +115,10 @@ def int32_array(numbers: np.ndarray, *, clip: bool = False) -> np.ndarray:
     """
     if np.can_cast(numbers.dtype, np.int32) or not numbers.size:
         return numbers.astype(np.int32, copy=False)
-    if numbers.dtype.kind not in "iuf":
-        raise ValueError(f"numbers are required, got {numbers.dtype}.")
+    if clip and numbers.dtype == object and all(isinstance(n, int) for n in numbers.flat):
+        numbers = np.clip(numbers, _INT32.min, _INT32.max)  # Python integers may exceed 64 bits
+    elif numbers.dtype.kind not in "iuf":
+        raise ValueError(f"numbers are required, got {numbers.flat[0]!r}.")
     if numbers.dtype.kind == "f":
         numbers = numbers.astype(np.float64, copy=False)  # float32 cannot hold the largest int32
         if (wrong := numbers[np.isnan(numbers) | (numbers != np.rint(numbers))]).size:

@@ -6,6 +6,7 @@ import pytest
 import tiny
 
 from qa_flax.data.batches import eval_batches, train_batches
+from qa_flax.data.columns import int32_array
 from qa_flax.data.features import make_windows
 from qa_flax.data.labels import describe_labels_outside, labels_inside, required_lengths
 from qa_flax.data.windows import Features
@@ -87,6 +88,15 @@ def test_labels_of_any_size_are_read(numbers, expected):
     assert windows.start_positions.dtype == np.int32
 
 
+def test_python_integers_beyond_64_bits_are_clipped():
+    """A list of labels may have int(1e30), the limit of a tokenizer without one."""
+    clipped = int32_array(np.array([3, int(1e30), -int(1e30)]), clip=True)
+    assert clipped.tolist() == [3, 2**31 - 1, -(2**31)]
+    assert clipped.dtype == np.int32
+    with pytest.raises(ValueError, match="numbers are required, got None"):
+        int32_array(np.array([None, int(1e30)]), clip=True)
+
+
 @pytest.mark.parametrize(
     ("column", "numbers", "message"),
     [
@@ -96,7 +106,7 @@ def test_labels_of_any_size_are_read(numbers, expected):
             "column start_positions: whole numbers are required, got 1.5",
         ),
         ("end_positions", [float("nan"), 2.0], "column end_positions: whole numbers are required"),
-        ("end_positions", ["1", "2"], "column end_positions: numbers are required"),
+        ("end_positions", ["1", "2"], "column end_positions: numbers are required, got '1'"),
         (
             "start_positions",
             [[1, 2], [3, 4]],
