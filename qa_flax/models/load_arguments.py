@@ -22,7 +22,6 @@ FIXED_KEYWORDS: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_safetensors": ((True, None), "convert pickled weights with `qa-flax convert FOLDER`"),
     "output_attentions": ((False, None), "attention weights are not returned"),
     "output_hidden_states": ((False, None), "hidden states are not returned"),
-    "ignore_mismatched_sizes": ((False, None), "a weight of another shape is always an error"),
     "force_download": ((False, None), "delete the file from the Hub's cache"),
     "output_loading_info": ((False, None), "differences are reported in an error"),
     "num_labels": ((2, None), "a span head has two outputs, start and end"),

@@ -185,6 +185,7 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         local_files_only: bool = False,
         torch_dtype: Any = None,
         use_auth_token: str | bool | None = None,
+        ignore_mismatched_sizes: bool = False,
         **keywords: Any,
     ) -> "AutoModelForQuestionAnswering":
         """Load a model from a Hugging Face checkpoint or from a PEFT adapter directory.
@@ -206,6 +207,8 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
             local_files_only: whether to use only files that are already downloaded.
             torch_dtype: `dtype`, by its name in transformers 4.
             use_auth_token: `token`, by its name in transformers 4.
+            ignore_mismatched_sizes: initialise weights that have another shape in the checkpoint
+                from `seed`, with a warning; False: they are an error.
             **keywords: settings of the config to change (`hidden_dropout_prob=0.3`; a family that
                 has another name for it gets the value under that name), and transformers' other
                 keywords as long as they ask for what is the case anyway.
@@ -224,6 +227,7 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         hub["local_files_only"] = local_files_only
         directory = checkpoint_directory(pretrained_model_name_or_path, revision=revision, **hub)
         if (directory / ADAPTER_CONFIG_FILE).is_file():
+            keywords |= {"ignore_mismatched_sizes": ignore_mismatched_sizes}
             base = adapters.read_base_model(directory)
             model = cls.from_pretrained(
                 base.name, config, seed, dtype, revision=base.revision, **hub, **keywords
@@ -238,7 +242,9 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
             dtype = getattr(config, "dtype", None) or "float32"
         config.name_or_path = str(pretrained_model_name_or_path)
         model = model_class(config, dtype=dtype, seed=None)
-        make_array = stored_arrays(model, *_read_config(config), directory, seed)
+        make_array = stored_arrays(
+            model, *_read_config(config), directory, seed, ignore_mismatched_sizes
+        )
         return with_parameters(model, make_array)
 
     def set_params(self, params: Any) -> None:

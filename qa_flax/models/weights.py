@@ -147,9 +147,16 @@ def initial_arrays(family: Family, config: BlockConfig, seed: int) -> MakeArray:
 
 
 def stored_arrays(
-    model: nnx.Module, family: Family, config: BlockConfig, directory: Path, seed: int
+    model: nnx.Module,
+    family: Family,
+    config: BlockConfig,
+    directory: Path,
+    seed: int,
+    ignore_mismatched_sizes: bool = False,
 ) -> MakeArray:
     """The weights of a checkpoint; a missing span head is initialised from `seed`, with a warning.
+
+    With `ignore_mismatched_sizes` so is every weight that has another shape in the checkpoint.
 
     Raises:
         OSError: a file is missing or incomplete.
@@ -171,6 +178,17 @@ def stored_arrays(
             " and ".join(head),
             seed,
         )
+    if ignore_mismatched_sizes:
+        mismatched = [n for n in shapes if n in stored and stored[n].shape != shapes[n]]
+        if mismatched:
+            logger.warning(
+                "%s: %s have other shapes than the model and are newly initialised from seed %d.",
+                directory,
+                ", ".join(mismatched),
+                seed,
+            )
+        stored = {name: tensor for name, tensor in stored.items() if name not in mismatched}
+        shapes = {name: shape for name, shape in shapes.items() if name not in mismatched}
     _check_fit(directory, shapes, stored)
     initial = initial_arrays(family, config, seed)
 

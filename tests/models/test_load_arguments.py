@@ -1,5 +1,7 @@
 """Keywords of transformers' `from_pretrained`."""
 
+import copy
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -111,3 +113,20 @@ def test_a_dropout_rate_that_the_family_does_not_read_is_reported(caplog):
     caplog.clear()
     tiny.model()
     assert caplog.text == ""
+
+
+def test_weights_of_another_shape_are_initialised_on_request(tmp_path, caplog):
+    saved = tiny.model()
+    saved.save_pretrained(tmp_path)
+    config = copy.deepcopy(saved.config)
+    config.vocab_size += 3
+    with pytest.raises(ValueError, match=r"wrong shape: .*word_embeddings"):
+        AutoModelForQuestionAnswering.from_pretrained(tmp_path, config)
+    load = AutoModelForQuestionAnswering.from_pretrained
+    model = load(tmp_path, config, ignore_mismatched_sizes=True)
+    assert "word_embeddings.weight have other shapes than the model" in caplog.text
+    expected, actual = dict(saved.named_parameters()), dict(model.named_parameters())
+    name = "bert.embeddings.word_embeddings.weight"
+    assert actual.pop(name).shape == (saved.config.vocab_size + 3, saved.config.hidden_size)
+    for name, parameter in actual.items():
+        np.testing.assert_array_equal(parameter.numpy(), expected[name].numpy())
