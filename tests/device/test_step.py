@@ -187,7 +187,7 @@ def test_labels_outside_their_rows_take_no_part_in_the_mean(rng, cores, microbat
 
     @jax.value_and_grad
     def mean_loss(params, fixed, inputs):
-        logits = nnx.merge(model.graphdef("float32"), params, fixed)(**inputs)
+        logits = nnx.merge(model.graphdef("float32"), params, fixed).span_logits(**inputs)
         means = []
         for x, labels in zip(
             logits, (valid["start_positions"], valid["end_positions"]), strict=True
