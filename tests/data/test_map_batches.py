@@ -2,6 +2,9 @@
 
 import functools
 import logging
+import os
+import subprocess
+import sys
 
 import datasets
 import numpy as np
@@ -103,32 +106,45 @@ def test_batches_of_other_kinds(rows, kind):
 
 
 @pytest.mark.slow
-def test_several_processes_and_the_cache(rows, tmp_path):
+def test_batch_sizes_and_the_cache(rows, tmp_path):
     rows.to_parquet(tmp_path / "rows.parquet")
     stored = datasets.load_dataset(
         "parquet", data_files=str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path), split="train"
     )
-    settings = {"batched": True, "batch_size": 3, "remove_columns": stored.column_names}
     expected = prepare_train_features(rows, tiny.tokenizer(), **WINDOW, disable_tqdm=True)
+    changes = [{}, {}, {"load_from_cache_file": False}, {"batch_size": 1}, {"batch_size": None}]
     runs = [
         stored.map(
             prepare_train_features,
-            **settings | more,
+            **{"batched": True, "batch_size": 3, "remove_columns": stored.column_names} | more,
             fn_kwargs={"tokenizer": tiny.tokenizer(), **WINDOW},
         )
-        for more in (
-            *(
-                {},
-                {},
-                {"load_from_cache_file": False},
-                {"num_proc": 2, "load_from_cache_file": False},
-            ),
-            *({"batch_size": 1}, {"batch_size": None}),
-        )
+        for more in changes
     ]
     for run in runs:
         assert_equal(run, expected)
     assert runs[0].cache_files == runs[1].cache_files, "not found in the cache"
+
+
+@pytest.mark.slow
+def test_several_processes(rows, tmp_path):
+    """In a process without JAX, which must not be forked."""
+    names = ("rows", "mapped")
+    rows.save_to_disk(tmp_path / "rows")
+    script = f"""
+import datasets, tiny
+from qa_flax import prepare_train_features
+paths = [{str(tmp_path)!r} + "/" + name for name in {names}]
+rows = datasets.load_from_disk(paths[0])
+settings = dict(tokenizer=tiny.tokenizer(), **{WINDOW})
+mapped = rows.map(prepare_train_features, batched=True, batch_size=2, num_proc=2,
+                  remove_columns=rows.column_names, fn_kwargs=settings)
+mapped.save_to_disk(paths[1])
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=120)
+    expected = prepare_train_features(rows, tiny.tokenizer(), **WINDOW, disable_tqdm=True)
+    assert_equal(datasets.load_from_disk(tmp_path / "mapped"), expected)
 
 
 def test_a_notice_is_logged_for_the_first_batch_only(rows, caplog):
