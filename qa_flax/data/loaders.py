@@ -48,12 +48,13 @@ def is_known_collator(collator: Any) -> bool:
     return getattr(type(collator), "__call__", None) in calls  # noqa: B004
 
 
-def as_windows(dataset: Any) -> Windows:
+def as_windows(dataset: Any, pad_token_id: int = 0) -> Windows:
     """Return a data set whose rows never change as windows.
 
     Args:
         dataset: windows, a `datasets.Dataset` with the columns of Hugging Face's features, or a
             list of dicts with these names.
+        pad_token_id: the id of padding tokens, for rows of different lengths.
 
     Raises:
         ValueError: a column is missing or invalid.
@@ -64,8 +65,8 @@ def as_windows(dataset: Any) -> Windows:
         if not dataset:
             nothing = np.zeros((0, 0), np.int32)
             return Features(example_ids=[], input_ids=nothing, attention_mask=nothing)
-        return as_features([stack_rows(dataset, "the list")])
-    return Features.from_dataset(dataset)
+        return as_features([stack_rows(dataset, "the list", pad_token_id)])
+    return Features.from_dataset(dataset, pad_token_id)
 
 
 class Loader:
@@ -78,6 +79,7 @@ class Loader:
         order: the order of the rows in an epoch; None: that of the data set. A stream has its own.
         rows: number of rows in that order; None: all of the data set.
         drop_last: leave out a last batch with fewer rows.
+        pad_token_id: the id of padding tokens, if there is no collator.
         only_used: give the collator only columns that models read (`remove_unused_columns`).
         share: which rows of each batch are this process's, and how many rows it has in all
             processes; None: all of `batch_size`.
@@ -95,12 +97,13 @@ class Loader:
         order: Callable[[int], np.ndarray] | None = None,
         rows: int | None = None,
         drop_last: bool = False,
+        pad_token_id: int = 0,
         only_used: bool = True,
         share: tuple[slice, int] | None = None,
     ):
         check_dataset(dataset, "the data set")
         self.dataset, self.batch_size, self.drop_last = dataset, batch_size, drop_last
-        self.collate_fn = collator
+        self.collate_fn, self._pad_token_id = collator, pad_token_id
         self._order, self._rows, self._only_used = order, rows, only_used
         self._share, self._rows_of_all = share or (slice(None), batch_size)
         self._epoch = 0
@@ -144,7 +147,7 @@ class Loader:
         """Return the data set as windows if its batches can be built from them, else None."""
         if not (is_constant(self.dataset) and is_known_collator(self.collate_fn)):
             return None
-        return as_windows(self.dataset)
+        return as_windows(self.dataset, self._pad_token_id)
 
     def row_lengths(self) -> np.ndarray:
         """Return the number of tokens of each row; every row is read once."""
@@ -159,12 +162,12 @@ class Loader:
 
     def _collate(self, rows: list[Any]) -> Any:
         if self.collate_fn is None:
-            return stack_rows(rows) if rows else {}
+            return stack_rows(rows, pad_token_id=self._pad_token_id) if rows else {}
         if self._only_used:
             rows = [used_columns(row) for row in rows]
         # Without PyTorch, transformers' own collators can only make NumPy arrays.
         if is_known_collator(self.collate_fn) and importlib.util.find_spec("torch") is None:
-            return stack_rows(rows)
+            return stack_rows(rows, pad_token_id=self._pad_token_id)
         return self.collate_fn(rows)
 
 

@@ -117,12 +117,15 @@ def used_columns(row: Any) -> Any:
 # ---- rows -> batches -----------------------------------------------------------------------------
 
 
-def stack_rows(rows: Sequence[Any], what: str = "the data set") -> dict[str, np.ndarray]:
+def stack_rows(
+    rows: Sequence[Any], what: str = "the data set", pad_token_id: int = 0
+) -> dict[str, np.ndarray]:
     """Stack the model's inputs and the labels of some rows, padded on the right to the longest.
 
     Args:
         rows: n dicts. `input_ids` is needed; without `attention_mask` every token counts.
         what: the origin of the rows, for error messages.
+        pad_token_id: the id of padding tokens.
 
     Returns:
         int32 `[n, l]` for inputs and `[n]` for labels.
@@ -145,7 +148,11 @@ def stack_rows(rows: Sequence[Any], what: str = "the data set") -> dict[str, np.
     if "attention_mask" not in columns:
         columns["attention_mask"] = [np.ones_like(ids) for ids in columns["input_ids"]]
     width = max(ids.size for ids in columns["input_ids"])
-    return {name: _stacked(values, name, width, what) for name, values in columns.items()}
+    padding = {"input_ids": pad_token_id}
+    return {
+        name: _stacked(values, name, width, what, padding.get(name, 0))
+        for name, values in columns.items()
+    }
 
 
 def _value(row: Mapping[str, Any], name: str, what: str) -> Any:
@@ -154,12 +161,14 @@ def _value(row: Mapping[str, Any], name: str, what: str) -> Any:
     return row[name]
 
 
-def _stacked(values: list[np.ndarray], name: str, width: int, what: str) -> np.ndarray:
+def _stacked(
+    values: list[np.ndarray], name: str, width: int, what: str, padding: int
+) -> np.ndarray:
     if name in LABELS:
         if any(value.size != 1 for value in values):
             raise DataError(f"{name} of {what} must be one number for each row")
         return np.array([value.reshape(()) for value in values], np.int32)
-    stacked = np.zeros((len(values), width), np.int32)
+    stacked = np.full((len(values), width), padding, np.int32)
     for n, value in enumerate(values):
         stacked[n, : value.size] = value.reshape(-1)
     return stacked

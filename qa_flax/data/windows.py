@@ -189,10 +189,11 @@ class Features(Windows):
         return datasets.Dataset(pa.table(arrays), fingerprint=uuid.uuid4().hex[:16])
 
     @classmethod
-    def from_dataset(cls, dataset: datasets.Dataset) -> "Features":
+    def from_dataset(cls, dataset: datasets.Dataset, pad_token_id: int = 0) -> "Features":
         """Convert a data set with Hugging Face's column names, from `to_dataset` or a user.
 
-        Ragged rows are padded on the right to the longest row (attention mask 0). A token outside
+        Ragged rows are padded on the right to the longest row, with `pad_token_id` and attention
+        mask 0. A token outside
         the context may have the offsets None, [] or (-1, -1). Without a column `attention_mask` no
         token is padding; without a column `example_id` a row's id is its number. A label beyond
         int32 becomes the largest int32, which is outside the window, too. Arrays may be
@@ -212,8 +213,10 @@ class Features(Windows):
             for field, name in COLUMNS.items()
             if name in table.column_names and field != "example_ids"
         }
-        if "attention_mask" not in arrays:
-            arrays["attention_mask"] = _default_mask(table["input_ids"], arrays["input_ids"].shape)
+        is_given = _default_mask(table["input_ids"], arrays["input_ids"].shape)
+        if pad_token_id and not is_given.all():
+            arrays["input_ids"] = np.where(is_given, arrays["input_ids"], np.int32(pad_token_id))
+        arrays.setdefault("attention_mask", is_given)
         _check_shapes(arrays)
         has_ids = "example_id" in table.column_names
         ids = table["example_id"].to_pylist() if has_ids else range(len(table))

@@ -20,6 +20,7 @@ from qa_flax.data.loaders import Loader, rows_of
 from qa_flax.data.rows import check_dataset, is_stream
 from qa_flax.device import parallel
 from qa_flax.distributed import processes
+from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.train.custom import preprocess_logits
 from qa_flax.train.evaluation import EvaluationResult, Evaluator, with_prefix
 from qa_flax.train.overrides import is_replaced
@@ -41,6 +42,15 @@ class DataLoading:
     def args(self) -> transformers.TrainingArguments:
         """The training arguments."""
         raise NotImplementedError
+
+    @property
+    def model(self) -> AutoModelForQuestionAnswering:
+        """The model."""
+        raise NotImplementedError
+
+    @property
+    def _pad_token_id(self) -> int:
+        return getattr(self.model.config, "pad_token_id", None) or 0
 
     @property
     def _evaluator(self) -> Evaluator:
@@ -101,6 +111,7 @@ class DataLoading:
             self._collator,
             order=order,
             drop_last=args.dataloader_drop_last,
+            pad_token_id=self._pad_token_id,
             only_used=args.remove_unused_columns,
             share=(local, rows),
         )
@@ -140,6 +151,7 @@ class DataLoading:
             self._collator,
             order=order,
             rows=rows,
+            pad_token_id=self._pad_token_id,
             only_used=self.args.remove_unused_columns,
         )
 

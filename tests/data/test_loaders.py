@@ -111,6 +111,17 @@ def test_a_collator_gets_only_columns_that_models_read_unless_told_otherwise():
     assert seen[1] - seen[0] == {"example_id", "weight"}
 
 
+def test_rows_of_different_lengths_are_padded_with_the_padding_token():
+    data = rows(5)
+    for dataset in (data, datasets.Dataset.from_list(data), MapStyle(data)):
+        loader = Loader(dataset, 5, pad_token_id=1)
+        (windows,) = [loader.windows()] if loader.windows() else loader_windows(loader, 0)
+        padding = windows.attention_mask == 0
+        assert padding.any()
+        assert (windows.input_ids[padding] == 1).all()
+        assert (windows.input_ids[~padding] > 1).all()
+
+
 def test_windows_can_be_collated():
     windows = prepare_train_features(tiny.examples(answerable=True), tiny.tokenizer(), 64, 16)
     (batch,) = list(Loader(windows, len(windows), numpy_collator))

@@ -176,7 +176,7 @@ INVALID = {
         ValueError,
         r"input_ids has the id 40, .* ids 0 to 39 only",
     ),
-    "negative id": ({"input_ids": [[-1, 3]]}, ValueError, "contains -1"),
+    "negative id": ({"input_ids": [[-1, 3]]}, ValueError, "input_ids has the id -1"),
     "large type": (
         {"input_ids": IDS, "token_type_ids": IDS * 0 + 2},
         ValueError,
