@@ -187,14 +187,16 @@ class ModelCall:
         labels = {"start_positions": start_positions, "end_positions": end_positions}
         ids = _input_ids(input_ids)
         arrays = {n: _beside(n, x, ids.shape) for n, x in inputs.items() if x is not None}
-        logits = model.span_logits(jnp.asarray(ids, jnp.int32), **arrays, rngs=rngs)
+        logits = model.span_logits(ids, **arrays, rngs=rngs)
         loss = None
         if all(positions is not None for positions in labels.values()):
             loss = span_loss(logits, *(_positions(n, x, ids.shape) for n, x in labels.items()))
         tensors = [x for x in (input_ids, *inputs.values(), *labels.values()) if is_tensor(x)]
         output = QuestionAnsweringModelOutput(loss, *logits)
         if tensors:
-            output = _as_tensors(output, tensors[0].device)
+            trained = nnx.to_flat_state(nnx.state(model, nnx.Param))
+            is_trained = any(path not in model.frozen for path, _ in trained)
+            output = _as_tensors(output, tensors[0].device, is_trained)
         return output if _returns_dict(return_dict, config) else output.to_tuple()
 
 
@@ -283,16 +285,17 @@ def _input_ids(value: Any) -> Any:
     return ids
 
 
-def _beside(name: str, value: Any, shape: tuple[int, ...]) -> jax.Array:
-    """An input beside the token ids, as int32 of their `shape`, to which it is broadcast."""
+def _beside(name: str, value: Any, shape: tuple[int, ...]) -> Any:
+    """An input beside the token ids, of integers, broadcast to their `shape`."""
     if name == "attention_mask":
         array = _array(name, value)
-        array = array if jnp.issubdtype(array.dtype, jnp.integer) else array != 0
+        is_integer = jnp.issubdtype(array.dtype, jnp.integer)
+        array = array if is_integer else (array != 0).astype(np.int32)
     else:
         array = _integers(name, value)
     broadcast_to = np.broadcast_to if isinstance(array, np.ndarray) else jnp.broadcast_to
     try:
-        return jnp.asarray(broadcast_to(array, shape), jnp.int32)
+        return broadcast_to(array, shape)
     except ValueError as error:
         raise ValueError(
             f"{name} has the shape {list(array.shape)}, which does not fit input_ids of "
@@ -331,12 +334,17 @@ def span_loss(
     return (terms[0] + terms[1]) / 2
 
 
-def _as_tensors(output: QuestionAnsweringModelOutput, device: Any) -> QuestionAnsweringModelOutput:
-    """The output with torch tensors on `device`, which require gradients where torch's would."""
+def _as_tensors(
+    output: QuestionAnsweringModelOutput, device: Any, is_trained: bool
+) -> QuestionAnsweringModelOutput:
+    """The output with torch tensors on `device`, which require gradients where torch's would.
+
+    `is_trained`: whether a parameter of the model requires gradients.
+    """
     torch: Any = sys.modules["torch"]
     # A copy, because tensors may be changed in place and JAX's arrays may not.
     tensors = [torch.from_numpy(np.array(array)).to(device) for array in output.values()]
-    if torch.is_grad_enabled():
+    if is_trained and torch.is_grad_enabled():
         anchor = torch.zeros((), device=device, requires_grad=True)
         tensors = _refuse_gradients().apply(anchor, *tensors)
     return QuestionAnsweringModelOutput(**dict(zip(output, tensors, strict=True)))

@@ -376,6 +376,8 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         config.architectures = [family_of(config).architecture]
         config.dtype = "float32"
         text = config.to_json_string()
+        if state_dict is not None:
+            state_dict = save.without_ties(state_dict, family_of(config))
         save.write_model(save_directory, text, named, state_dict, max_shard_size)
 
 

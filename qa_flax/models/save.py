@@ -20,6 +20,7 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors.numpy import save_file
 
 from qa_flax import storage
+from qa_flax.models.family import Family
 from qa_flax.models.files import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
@@ -84,6 +85,25 @@ def check_keywords(keywords: Mapping[str, Any]) -> None:
                 f"save_pretrained: {name}={value!r} is not supported (accepted: "
                 f"{', '.join(map(repr, accepted))}): {instead}"
             )
+
+
+def without_ties(state_dict: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """A state dict without the further names that PyTorch's model has for a tensor.
+
+    Raises:
+        ValueError: the values of two names of a tensor differ.
+    """
+    kept = dict(state_dict)
+    for tied, first in family.tied_names.items():
+        tied, first = family.prefix + tied, family.prefix + first
+        if not kept.keys() >= {tied, first}:
+            continue
+        if not np.array_equal(_float32(kept.pop(tied)), _float32(kept[first])):
+            raise ValueError(
+                f"save_pretrained: {tied} and {first} of the state_dict differ, but they are one "
+                "tensor of the model; leave one of them out"
+            )
+    return kept
 
 
 def write_adapter(location: str | os.PathLike[str], config: str, named: NamedParameters) -> None:
@@ -153,8 +173,7 @@ def _checked_state_dict(
     state_dict: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
     """The arrays of a state dict as float32; `ValueError` if they do not have these shapes."""
-    arrays = {n: tensor_to_numpy(x) if is_tensor(x) else x for n, x in state_dict.items()}
-    arrays = {name: np.ascontiguousarray(x, np.float32) for name, x in arrays.items()}
+    arrays = {name: _float32(value) for name, value in state_dict.items()}
     problems = [f"missing: {name}" for name in sorted(shapes.keys() - arrays.keys())]
     problems += [f"unexpected: {name}" for name in sorted(arrays.keys() - shapes.keys())]
     problems += [
@@ -168,6 +187,11 @@ def _checked_state_dict(
             f"first: {problems[0]}); leave it out to save the model's own weights"
         )
     return arrays
+
+
+def _float32(value: Any) -> np.ndarray:
+    array = tensor_to_numpy(value) if is_tensor(value) else value
+    return np.ascontiguousarray(array, np.float32)
 
 
 def _write(

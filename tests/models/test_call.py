@@ -176,6 +176,7 @@ INVALID = {
         ValueError,
         r"input_ids has the id 40, .* ids 0 to 39 only",
     ),
+    "huge id": ({"input_ids": IDS + (1 << 32)}, ValueError, "input_ids has the id 42949"),
     "negative id": ({"input_ids": [[-1, 3]]}, ValueError, "input_ids has the id -1"),
     "large type": (
         {"input_ids": IDS, "token_type_ids": IDS * 0 + 2},
@@ -295,6 +296,9 @@ def test_tensors_require_gradients_as_in_torch_and_backward_says_what_to_do():
     for context in (torch.no_grad, torch.inference_mode):
         with context():
             assert not any(entry.requires_grad for entry in model()(**tensors).values())
+    frozen = loud_model(0).with_dtype("float32")
+    frozen.requires_grad_(False)
+    assert not any(entry.requires_grad for entry in frozen(**tensors).values())
     # Scripts mask logits in place, and the model's own arrays do not change.
     masked = model()(**tensors).start_logits
     masked[:, 0] = -10000.0

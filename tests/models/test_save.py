@@ -215,6 +215,22 @@ def test_a_given_state_dict_is_written(tmp_path):
     assert not (tmp_path / "three").exists()
 
 
+@pytest.mark.parametrize("family", ["bert", "bart"])
+def test_the_model_s_own_state_dict_is_written(family, tmp_path):
+    """BART's has several names for its table of token embeddings."""
+    model = loud_model(0, family=family)
+    state_dict = model.state_dict()
+    model.save_pretrained(tmp_path / "one", state_dict=state_dict)
+    model.save_pretrained(tmp_path / "two")
+    one, two = ((tmp_path / name / SINGLE).read_bytes() for name in ("one", "two"))
+    assert one == two
+    if family == "bart":
+        changed = dict(state_dict)
+        changed["model.encoder.embed_tokens.weight"] = np.ones(changed["model.shared.weight"].shape)
+        with pytest.raises(ValueError, match=r"embed_tokens.weight and model.shared.weight of the"):
+            model.save_pretrained(tmp_path / "two", state_dict=changed)
+
+
 def test_a_state_dict_of_tensors_is_written(tmp_path):
     torch = pytest.importorskip("torch", reason="needs the parity extra")
     loud_model(1).save_pretrained(tmp_path / "one")
