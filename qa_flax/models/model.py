@@ -282,6 +282,7 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
             # As in PEFT, the span head is trained even if it was frozen before.
             frozen = frozenset(path for path in frozen if path[0] == "encoder")
         model.frozen = frozen
+        model._set_remat(self.is_gradient_checkpointing)
         return model
 
     def graphdef(self, dtype: Any, remat: bool = False) -> nnx.GraphDef:

@@ -33,8 +33,14 @@ class TorchMethods(ModuleMethods):
         return self
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        names = set() if name.startswith("_") else self._module_names()
+        # Others are refused without reading the model: libraries look for attributes that only some
+        # models have, and during training a read copies the weights from the cores.
+        if name not in names and (name != "model" or not names):
+            raise AttributeError(
+                f"{type(self).__name__} has no attribute {name!r}; of PyTorch's modules it has "
+                f"{', '.join(sorted(names))}"
+            )
         return module_attribute(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:

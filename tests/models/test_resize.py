@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tiny
+from cases import CASES
 from loud import batch_of, loud_model
 from test_torch_parity import assert_same_logits, load_in_torch, tensors
 from tiny_trainers import arguments
@@ -73,6 +74,8 @@ def test_what_cannot_be_resized_is_refused():
 @pytest.mark.parametrize("size", [48, 33])
 def test_a_resized_model_round_trips_and_computes_as_pytorchs(tmp_path, family, size):
     torch = pytest.importorskip("torch", reason="needs the parity extra")
+    if CASES[family].needs_separators and size < 40:
+        pytest.skip("its separator is the last token")
     small = loud_model(family=family)
     small.save_pretrained(tmp_path / "old")
     model = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "old")
@@ -84,7 +87,8 @@ def test_a_resized_model_round_trips_and_computes_as_pytorchs(tmp_path, family, 
     assert loaded.graphdef("float32") == model.graphdef("float32")
     np.testing.assert_array_equal(table(loaded), table(model))
     batch = batch_of(family)
-    batch["input_ids"] = np.where(batch["input_ids"] == 7, size - 1, batch["input_ids"]) % size
+    ids = batch["input_ids"]
+    batch["input_ids"] = np.where(ids == 7, size - 1, np.where(ids < size, ids, 8))
     with torch.no_grad():
         expected = load_in_torch(tmp_path / "new")(**tensors(batch))
     assert_same_logits(model(**batch), expected, 1e-4)
