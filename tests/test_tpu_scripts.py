@@ -176,7 +176,8 @@ def state_of(bucket: Path) -> dict:
 # ---- real runs that are interrupted --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_preempted_run_is_resumed(tmp_path, checkout, run_arguments, workers):
     cloud = Cloud(tmp_path, checkout, workers, WITHOUT_ENV if workers == 1 else None)
     if workers == 2:
@@ -275,9 +276,9 @@ def count_starts(cloud: Cloud) -> int:
 @pytest.mark.parametrize(
     ("statuses", "tries", "expected", "starts"),
     [
-        ((143, 137, 0), 9, 0, 3),
+        pytest.param((143, 137, 0), 9, 0, 3, marks=pytest.mark.slow),
         ((2, 0), 9, 2, 1),
-        ((1, 1, 1, 0), 9, 1, 3),
+        pytest.param((1, 1, 1, 0), 9, 1, 3, marks=pytest.mark.slow),
         ((143, 143, 0), 2, 143, 2),
     ],
 )

@@ -292,7 +292,7 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         names or paths in their configs differ. They share compiled programs. Which parameters are
         frozen is no part of it: see `device.step.weights_of`.
         """
-        model = self._rebuilt(dtype, self.lora).with_remat(remat)
+        model = type(self)(self.config, dtype=dtype, lora=self.lora, seed=None).with_remat(remat)
         model._config = _NO_CONFIG
         return nnx.graphdef(model)
 

@@ -169,6 +169,7 @@ def test_the_encoder_is_at_most_2_mb_and_has_no_span_head():
     ).all()
 
 
+@pytest.mark.slow
 def test_a_short_pretraining_writes_an_encoder_that_loads(tmp_path, monkeypatch):
     monkeypatch.setattr(make_encoder, "PHASES", (make_encoder.Phase(2, 2, 3, 56),))
     monkeypatch.setattr(make_encoder, "WARMUP", 1)

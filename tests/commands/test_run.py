@@ -144,6 +144,7 @@ def test_pytorch_loads_the_saved_model_and_tokenizer(checkpoint, data, tmp_path)
     assert transformers.AutoTokenizer.from_pretrained(tmp_path).cls_token == "[CLS]"
 
 
+@pytest.mark.slow
 def test_adapters_are_trained_saved_resumed_and_loaded(capfd, checkpoint, data, tmp_path):
     files = [f"--train_file={data / 'v1.json'}", f"--validation_file={data / 'v1.json'}"]
     arguments = [*files, "--lora_r=4", "--lora_alpha=8", "--lora_dropout=0.05", "--save_steps=30"]

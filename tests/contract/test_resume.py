@@ -62,8 +62,8 @@ def copy_until(folder, copy, step):
 CASES["evaluation, best model and accumulation"] = (
     CASES["accumulation"] | CASES["evaluation and best model"]
 )
-# The other cases are slow tests: these two cover all code paths.
-DEFAULT = ("evaluation, best model and accumulation", "plateau")
+# The other cases are slow tests.
+DEFAULT = ("evaluation, best model and accumulation",)
 CASE_PARAMS = [pytest.param(n, marks=[] if n in DEFAULT else [pytest.mark.slow]) for n in CASES]
 
 

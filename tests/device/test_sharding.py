@@ -225,7 +225,7 @@ def run(tmp_path_factory):
     ("before", "after"),
     [
         (True, True),
-        (True, False),
+        pytest.param(True, False, marks=pytest.mark.slow),
         pytest.param(False, True, marks=pytest.mark.slow),
         pytest.param(False, False, marks=pytest.mark.slow),
     ],

@@ -117,6 +117,18 @@ def test_several_processes_have_the_results_of_a_single_one(single, folder, seve
     assert not any("eval metrics" in process.output for process in others)
 
 
+def test_loaders_have_the_rows_of_their_process_and_collators_are_refused(several):
+    results = [results["own_loaders"] for results in several.results]
+    count = len(results)
+    first = [row for result in results for row in result["rows"][0]]
+    assert len(first) == len({tuple(row) for row in first}) == 8
+    for result in results:
+        assert len(result["rows"]) == len(results[0]["rows"])
+        train, evaluate = result["messages"]
+        assert f"train() with {count} processes cannot use data_collator (<lambda>)" in train
+        assert f"evaluation with {count} processes cannot use data_collator" in evaluate
+
+
 def test_the_arguments_know_the_processes_and_let_the_main_one_work_first(several):
     count = len(several.processes)
     for index, results in enumerate(several.results):

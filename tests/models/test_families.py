@@ -70,7 +70,13 @@ def loss_and_gradients(graphdef, params, other_state, batch, start, end):
     return jax.value_and_grad(loss, has_aux=True)(params)
 
 
-@pytest.mark.parametrize("family", derived_families_slow(CASES))
+# Their logits are compared by default, too.
+SLOW_GRADIENTS = (*DERIVED_FAMILIES, "albert", "bart", "big_bird")
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=[pytest.mark.slow] * (f in SLOW_GRADIENTS)) for f in CASES]
+)
 def test_logits_loss_and_every_gradient_equal_pytorch_s(family):
     model = AutoModelForQuestionAnswering.from_pretrained(GOLDEN / family)
     expected = load_file(GOLDEN / family / "expected.safetensors")
@@ -218,6 +224,7 @@ def logits_without_dropout(family):
     return start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "rate"), DROPOUTS)
 def test_each_dropout_rate_works_alone(family, rate):
     changed = dropout_logits(family, **{rate: 0.5})

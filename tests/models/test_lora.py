@@ -12,7 +12,6 @@ from loud import (
     TESTED,
     assert_same_gradients,
     batch_of,
-    derived_families_slow,
     logits_of,
     loud_batch,
     loud_model,
@@ -33,7 +32,7 @@ from qa_flax.models.lora import LoraLinear, dense_layers
 from qa_flax.models.qa import span_losses
 
 # The other families have the same dense layers as BERT, so their tests are slow tests.
-DIFFERENT_LAYERS = {"bert", "albert", "bart", "longformer", "modernbert"}
+DIFFERENT_LAYERS = {"bert", "albert", "modernbert"}
 encoders = pytest.mark.parametrize(
     "family",
     [
@@ -239,7 +238,8 @@ def test_dropout_is_applied_only_to_the_input_of_the_adapter():
     assert abs(kept.mean() - 0.75) < 0.02
 
 
-@pytest.mark.parametrize("family", derived_families_slow(TESTED))
+@pytest.mark.slow
+@pytest.mark.parametrize("family", TESTED)
 def test_every_adapter_of_every_family_gets_the_rngs(family, monkeypatch):
     """Without `rngs` a dense layer has no dropout, and no error shows it."""
     original, has_rngs = LoraLinear.__call__, []
@@ -274,6 +274,7 @@ def test_dropout_is_a_function_of_the_key():
     assert relative_error(run(no_dropout, keys[0]), plain) < 1e-6
 
 
+@pytest.mark.slow
 def test_the_backward_pass_draws_the_same_masks():
     batch, positions = loud_batch(), (jnp.array([3, 0, 1]), jnp.array([5, 1, 1]))
 

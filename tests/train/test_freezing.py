@@ -59,7 +59,7 @@ def test_a_frozen_parameter_has_no_optimizer_state():
     params, fixed = weights_of(model)
     assert {path for path, _ in nnx.to_flat_state(params)} == trained
     assert len(jax.tree.leaves(fixed)) == len(list(model.parameters())) - len(trained)
-    state = optimizer_of(TrainingArguments()).init(params)
+    state = optimizer_of(TrainingArguments(), model).init(params)
     count = model.num_parameters(only_trainable=True)
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == 2 * count + 1
     model.requires_grad_(True)
@@ -97,7 +97,7 @@ def test_frozen_parameters_do_not_change_bit_by_bit(tmp_path, windows, kind):
     assert_only_trained_changed(model, before)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert len(trained) == 16 + 1
-    state = abstract_state(model, optimizer_of(trainer.args), is_sharded=False)
+    state = abstract_state(model, optimizer_of(trainer.args, model), is_sharded=False)
     assert len(jax.tree.leaves(state.params)) == len(trained)
     sizes = [leaf.size for leaf in jax.tree.leaves(state.opt_state)]
     assert sum(sizes) <= 2 * model.num_parameters(only_trainable=True) + 1

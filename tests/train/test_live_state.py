@@ -132,7 +132,9 @@ class Reader(TrainerCallback):
         return on_event
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k != "sharded")) for k in KINDS]
+)
 def test_every_way_to_read_gives_the_latest_weights_at_every_event(
     tmp_path, windows, weights_after, kind
 ):
