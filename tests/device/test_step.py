@@ -176,7 +176,12 @@ def with_labels_outside(batch, rows):
 
 
 @pytest.mark.parametrize(
-    ("cores", "microbatches", "smoothing"), [(1, 1, 0.0), (2, 4, 0.2), (8, 2, 0.0)]
+    ("cores", "microbatches", "smoothing"),
+    [
+        pytest.param(1, 1, 0.0, marks=pytest.mark.slow),
+        (2, 4, 0.2),
+        pytest.param(8, 2, 0.0, marks=pytest.mark.slow),
+    ],
 )
 def test_labels_outside_their_rows_take_no_part_in_the_mean(rng, cores, microbatches, smoothing):
     """They are unevenly distributed over cores and microbatches, and some rows are padding."""

@@ -40,7 +40,11 @@ from qa_flax.models.qa import span_losses
 GOLDEN = Path(__file__).parents[1] / "golden"
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 all_families = pytest.mark.parametrize("family", TESTED)
-main_families = pytest.mark.parametrize("family", derived_families_slow(TESTED))
+# Encoders that differ most in their code; the others are slow tests.
+FAST = ("bert", "bart", "deberta-v2", "modernbert")
+main_families = pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=[pytest.mark.slow] * (f not in FAST)) for f in TESTED]
+)
 
 
 def test_every_family_is_tested():

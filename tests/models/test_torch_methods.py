@@ -48,6 +48,7 @@ def test_the_compute_dtype_can_be_changed(rng):
     assert model.to(torch.device("cpu")).to(torch.bfloat16).dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_what_is_set_after_the_trainer_is_built_is_used(tmp_path):
     windows = prepare_train_features(
         tiny.examples(answerable=True), tiny.tokenizer(), max_seq_length=64, doc_stride=16

@@ -235,7 +235,7 @@ def read_arguments(folder: Path, output: Path) -> dict:
 def own_loaders(folder: Path, output: Path) -> dict:
     """Iterate over the loaders, and use a collator, which several processes cannot share."""
     trainer = library_trainer(output)
-    rows = [batch["input_ids"][:, :8].tolist() for batch in trainer.get_train_dataloader()]
+    rows = [batch["input_ids"].tolist() for batch in trainer.get_train_dataloader()]
     evaluated = len(next(iter(trainer.get_eval_dataloader()))["input_ids"])
     trainer.data_collator = lambda batch: {}
     messages = []

@@ -250,6 +250,7 @@ def test_gradient_checkpointing_gives_the_same_updates(tmp_path, train_windows, 
         np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_only_the_adapters_are_trained(tmp_path, train_windows):
     base = tiny.model(initializer_range=0.05, hidden_dropout_prob=0.1)
     config = LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1)
