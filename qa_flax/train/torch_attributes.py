@@ -4,6 +4,7 @@ from typing import Any
 
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.train.events import Events
+from qa_flax.train.overrides import NOT_CALLED
 
 LABEL_NAMES = ["start_positions", "end_positions"]
 
@@ -53,6 +54,16 @@ class TorchAttributes:
         """The model: nothing is wrapped around it."""
         model: Any = self._events.handler.model
         return model
+
+    def get_num_trainable_parameters(self) -> int:
+        """The number of parameters that are trained."""
+        return self.model_wrapped.num_parameters(only_trainable=True)
+
+    def __getattr__(self, name: str) -> Any:
+        """Name the replacement of a method that only transformers' Trainer has."""
+        if name in NOT_CALLED:
+            raise AttributeError(f"qa_flax's Trainer has no {name}; use {NOT_CALLED[name]} instead")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
 _BUILT_LATER = (

@@ -38,6 +38,18 @@ def test_a_method_that_is_assigned_to_the_trainer_is_refused_by_train(tmp_path):
         trainer.train()
 
 
+def test_calling_a_method_that_only_transformers_has_names_the_replacement(tmp_path):
+    trainer = Trainer(tiny.model(), arguments(tmp_path))
+    with pytest.raises(AttributeError, match="no compute_loss; use compute_loss_func="):
+        trainer.compute_loss(trainer.model, {})
+    with pytest.raises(AttributeError, match="no push_to_hub; use save_model and huggingface_hub"):
+        trainer.push_to_hub()
+    with pytest.raises(AttributeError, match="'Trainer' object has no attribute 'nonsense'"):
+        trainer.nonsense()
+    assert not hasattr(trainer, "training_step")
+    assert trainer.get_num_trainable_parameters() == trainer.model.num_parameters()
+
+
 def test_methods_of_this_trainer_may_be_replaced(tmp_path):
     """evaluate, log and save_model are called during training."""
     calls = []
@@ -80,6 +92,6 @@ def test_the_list_has_every_method_of_transformers_trainer():
     }
     own = {name for name in dir(Trainer) if callable(getattr(Trainer, name))}
     assert names - own - NOT_CALLED.keys() == set()
-    # Called here, so not refused; num_examples can be called, but calls nothing.
-    assert own & NOT_CALLED.keys() == {"num_examples"}
+    # Scripts may call these, but the trainer does not, so they may not be replaced.
+    assert own & NOT_CALLED.keys() == {"num_examples", "get_num_trainable_parameters"}
     assert NOT_CALLED.keys() - names <= {"loss_is_scaled_for_ga"}
