@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from qa_flax.models.families import FAMILIES
 from qa_flax.models.output import QuestionAnsweringModelOutput
-from qa_flax.models.qa import SpanLogits
+from qa_flax.models.qa import SpanLogits, span_terms
 from qa_flax.models.tensors import is_tensor, tensor_to_numpy
 
 _OFF = (None, False)
@@ -324,14 +324,11 @@ def span_loss(
 
     Each is a mean over the rows whose position is inside the row (< l); NaN if there is none.
     """
-    terms = []
-    for values, positions in zip(logits, (start_positions, end_positions), strict=True):
-        is_label = jnp.arange(values.shape[1])[None, :] == positions[:, None]
-        label = jnp.sum(jnp.where(is_label, values, 0.0), axis=1)
-        inside = positions < values.shape[1]
-        losses = jnp.where(inside, jax.nn.logsumexp(values, axis=1) - label, 0.0)
-        terms.append(jnp.sum(losses) / jnp.sum(inside))
-    return (terms[0] + terms[1]) / 2
+    terms = span_terms(logits, start_positions, end_positions)
+    length = logits.start.shape[1]
+    inside = [jnp.sum(positions < length) for positions in (start_positions, end_positions)]
+    means = [jnp.sum(term) / count for term, count in zip(terms, inside, strict=True)]
+    return (means[0] + means[1]) / 2
 
 
 def _as_tensors(

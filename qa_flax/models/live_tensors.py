@@ -33,18 +33,6 @@ def live_tensor(source: Source) -> Any:
     return _tensor_class().of(source)
 
 
-def array_of(value: Any) -> np.ndarray:
-    """A torch tensor of any dtype and device, an array, or a number as a NumPy array."""
-    if not hasattr(value, "detach"):
-        return np.asarray(value)
-    tensor = value.detach()
-    if hasattr(tensor, "cpu"):
-        tensor = tensor.cpu()
-    if "bfloat16" in str(tensor.dtype):  # NumPy has no such dtype
-        tensor = tensor.float()
-    return np.asarray(tensor)
-
-
 class _LiveMethods:
     """What a live tensor does besides `torch.Tensor`, from which its class inherits, too."""
 

@@ -12,8 +12,9 @@ from flax import nnx
 
 from qa_flax.models.families import FAMILIES
 from qa_flax.models.layers import Fixed, ParamPath
-from qa_flax.models.live_tensors import Source, array_of, live_tensor, torch_module
+from qa_flax.models.live_tensors import Source, live_tensor, torch_module
 from qa_flax.models.read_hooks import has_read_hook
+from qa_flax.models.tensors import to_array
 from qa_flax.models.weights import (
     LEAF_NAMES,
     flax_layout,
@@ -154,7 +155,7 @@ class Parameter:
 
     @data.setter
     def data(self, values: Any) -> None:
-        array = array_of(values)
+        array = to_array(values)
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(
                 f"{self._name}: an array of dtype {array.dtype} was assigned; it must be floating "
@@ -215,7 +216,7 @@ class Parameter:
 
     def copy_(self, values: Any, non_blocking: bool = False) -> "Parameter":
         """Write `values`, broadcast to the parameter's shape, into the model."""
-        self.write(np.broadcast_to(array_of(values), self.shape))
+        self.write(np.broadcast_to(to_array(values), self.shape))
         return self
 
     def fill_(self, value: Any) -> "Parameter":
@@ -234,7 +235,7 @@ class Parameter:
             self.data[index] = values
             return
         array = np.array(self.read())
-        array[index] = array_of(values)
+        array[index] = to_array(values)
         self.write(array)
 
     def __iter__(self) -> Iterator[Any]:
@@ -300,7 +301,7 @@ def _in_place(name: str) -> Callable[..., Any]:
         result = getattr(_values(self), name)(_values(operand))
         if result is NotImplemented:
             return result
-        self.write(array_of(result))
+        self.write(to_array(result))
         return self
 
     return apply

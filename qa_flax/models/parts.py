@@ -4,8 +4,9 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from qa_flax.models.live_tensors import array_of, torch_module
+from qa_flax.models.live_tensors import torch_module
 from qa_flax.models.parameters import Parameter, Tree, leaves_of, set_requires_grad
+from qa_flax.models.tensors import to_array
 
 
 class IncompatibleKeys(NamedTuple):
@@ -165,7 +166,7 @@ class ModuleMethods:
         unexpected = [
             name for name in state_dict if name not in views and ".original_module." not in name
         ]
-        arrays = {name: array_of(state_dict[name]) for name in views if name in state_dict}
+        arrays = {name: to_array(state_dict[name]) for name in views if name in state_dict}
         problems = [
             f"size mismatch for {name}: its shape is {list(array.shape)} in the state_dict, "
             f"{list(views[name].shape)} in the model"

@@ -16,3 +16,8 @@ def tensor_to_numpy(tensor: Any) -> np.ndarray:
     """The values of a torch tensor on any device; NumPy has no bfloat16, so floats are float32."""
     tensor = tensor.detach().cpu()
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+def to_array(value: Any) -> np.ndarray:
+    """A torch tensor, an array or a number as a NumPy array."""
+    return tensor_to_numpy(value) if is_tensor(value) else np.asarray(value)

@@ -7,7 +7,8 @@ import pickle
 import numpy as np
 import pytest
 
-from qa_flax.models.live_tensors import Source, array_of, live_tensor
+from qa_flax.models.live_tensors import Source, live_tensor
+from qa_flax.models.tensors import to_array
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install '.[parity]'")
 
@@ -105,6 +106,6 @@ def test_values_of_every_kind_become_arrays():
         jnp.ones(2, jnp.bfloat16),
         [1.0, 1.0],
     ):
-        array = array_of(value)
+        array = to_array(value)
         assert isinstance(array, np.ndarray)
         assert array.astype(np.float32).tolist() == [1.0, 1.0]
