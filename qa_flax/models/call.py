@@ -29,7 +29,7 @@ _INPUT_IDS = "pass input_ids"
 
 _PACKING = "pass segment_ids, the number of each token's window, for packed rows"
 
-# How flash attention is told of packed rows.
+# How flash attention receives packed rows.
 PACKED_ROWS = (
     "cu_seq_lens_q",
     "cu_seq_lens_k",
