@@ -17,6 +17,7 @@ from transformers.training_args import trainer_log_levels
 from qa_flax.train.old_names import OLD_NAMES as OLD_NAMES
 from qa_flax.train.old_names import REMOVED, OldNames, warn_user
 from qa_flax.train.placement import LocalRank, Placement
+from qa_flax.train.regularization import Regularization, invalid_values
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +214,7 @@ STAND_INS = {
 
 @dataclass
 class TrainingArguments(  # pyright: ignore[reportIncompatibleMethodOverride,reportIncompatibleVariableOverride]
-    OldNames, Placement, transformers.TrainingArguments
+    OldNames, Placement, Regularization, transformers.TrainingArguments
 ):
     """transformers' TrainingArguments, with `shard_params` and the names of transformers 4.
 
@@ -389,6 +390,7 @@ def _refuse_unsupported(args: transformers.TrainingArguments) -> None:
         values = [plain_value(v) for v in (value if isinstance(value, list) else [value])]
         if unknown := [v for v in values if v and v not in allowed]:
             problems.append(f"{name}={unknown[0]!r} (allowed: {', '.join(allowed)})")
+    problems += invalid_values(args)
     optim = plain_value(args.optim)
     if getattr(args, "shard_params", False) and optim in NEED_WHOLE_PARAMETERS:
         shardable = ", ".join(name for name in OPTIMIZERS if name not in NEED_WHOLE_PARAMETERS)
