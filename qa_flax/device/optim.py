@@ -4,7 +4,7 @@ A chain returns the direction of an update. The train step multiplies it by minu
 rate (`schedules.py`), so the optimizer's state does not depend on the learning rate.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
@@ -18,6 +18,9 @@ from qa_flax.models.sharding import global_norm
 ParameterNames = frozenset[tuple[str, ...]]
 """Parameters by their paths in the model, such as `("head", "outputs", "kernel")`."""
 
+RateFactors = frozenset[tuple[tuple[str, ...], float]]
+"""Pairs of a parameter's path and the factor of its learning rate."""
+
 
 def decay_mask(params: PyTree, decayed: ParameterNames | None = None) -> PyTree:
     """A tree of booleans: whether weight decay changes a parameter.
@@ -28,12 +31,17 @@ def decay_mask(params: PyTree, decayed: ParameterNames | None = None) -> PyTree:
     """
 
     def decays(path, _leaf) -> bool:
-        names = tuple(str(part.key) for part in path if hasattr(part, "key"))
+        names = _names(path)
         if decayed is not None:
             return names in decayed
         return "bias" not in names and not any(name.lower().endswith("norm") for name in names)
 
     return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """A parameter's path in the model, given that of its array, or of its `Shard`'s array."""
+    return tuple(str(part.key) for part in path if hasattr(part, "key"))
 
 
 @lru_cache(maxsize=64)
@@ -47,6 +55,7 @@ def make_optimizer(
     max_grad_norm: float = 1.0,
     optim_args: str | None = None,
     decayed: ParameterNames | None = None,
+    rate_factors: RateFactors | None = None,
 ) -> optax.GradientTransformation:
     """The optimizer of that name as an optax chain, after clipping by the global norm.
 
@@ -60,6 +69,7 @@ def make_optimizer(
         max_grad_norm: the largest global norm of a gradient; 0: no clipping.
         optim_args: transformers' `optim_args`, such as `"momentum=0.9,nesterov=true"`.
         decayed: the parameters that decay; None: all except biases and normalization layers.
+        rate_factors: of every parameter; None: all parameters have the same learning rate.
 
     Raises:
         ValueError: the optimizer is not supported, or `optim_args` has an invalid argument for it.
@@ -80,7 +90,19 @@ def make_optimizer(
     decay = optax.add_decayed_weights(weight_decay, partial(decay_mask, decayed=decayed))
     settings = {key: read(values[key]) for key, read in allowed.items() if key in values}
     clip = [_clip(max_grad_norm)] if max_grad_norm > 0 else []
-    return optax.chain(*clip, *make(decay, adam, **settings))
+    # Last, so that it scales weight decay, too, as learning rates of parameter groups in PyTorch.
+    scale = [] if rate_factors is None else [_scale_by_path(dict(rate_factors))]
+    return optax.chain(*clip, *make(decay, adam, **settings), *scale)
+
+
+def _scale_by_path(factors: Mapping[tuple[str, ...], float]) -> optax.GradientTransformation:
+    """Multiply each update by its parameter's factor."""
+
+    def scale(updates: PyTree, params: PyTree | None) -> PyTree:
+        scaled = lambda path, update: update * factors[_names(path)]  # noqa: E731
+        return jax.tree_util.tree_map_with_path(scaled, updates)
+
+    return optax.stateless(scale)
 
 
 def _clip(max_norm: float) -> optax.GradientTransformation:

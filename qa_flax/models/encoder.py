@@ -1,7 +1,7 @@
 """Stage 4 of 7: the encoder that most families use or extend (device, JAX)."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import nnx
@@ -27,6 +27,10 @@ class Encoder(nnx.Module):
 
     project: Any = None
     last_norm: Any = None
+
+    beside_layers: ClassVar[Mapping[str, int]] = {"last_norm": -1}
+    """Module outside the stack of layers -> index of the layer to which it belongs; others belong
+    to the embeddings. `depth.py` reads it of every module that holds a `Stack`."""
 
     def __init__(
         self,

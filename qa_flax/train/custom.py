@@ -16,6 +16,7 @@ import transformers
 
 from qa_flax.data.columns import blocks
 from qa_flax.device.step import LossFunction
+from qa_flax.train.layer_rates import layerwise_decay
 from qa_flax.train.plan import is_sharded
 from qa_flax.train.schedules import Schedule
 
@@ -77,6 +78,13 @@ def check_custom(custom: Custom, args: transformers.TrainingArguments) -> None:
         raise ValueError(
             f"label_smoothing_factor={args.label_smoothing_factor} has no effect together with "
             "compute_loss_func; smooth the labels in that function, or set it to 0"
+        )
+    decay = layerwise_decay(args)
+    if custom.optimizer is not None and decay != 1.0:
+        raise ValueError(
+            f"layerwise_lr_decay={decay} has no effect together with an own optimizer, which has "
+            "its own learning rates; set optim= instead of passing an optimizer (an own schedule "
+            "may stay: optimizers=(None, schedule)), or set layerwise_lr_decay to 1.0"
         )
     if custom.optimizer is not None and is_sharded(args):
         raise ValueError(

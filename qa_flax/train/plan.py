@@ -14,6 +14,7 @@ from qa_flax.device.optim import make_optimizer
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.models.sharding import bytes_of
 from qa_flax.storage import AnyPath
+from qa_flax.train.layer_rates import layerwise_decay, rate_factors
 from qa_flax.train.schedules import Schedule, make_schedule
 from qa_flax.train.training_arguments import plain_value
 from qa_flax.train.weight_decay import decayed_parameters
@@ -143,6 +144,7 @@ def optimizer_of(
         max_grad_norm=float(args.max_grad_norm or 0),
         optim_args=args.optim_args,
         decayed=decayed_parameters(model) if weight_decay else None,
+        rate_factors=rate_factors(model, layerwise_decay(args)),
     )
 
 

@@ -155,6 +155,8 @@ class BartStack(nnx.Module):
     With `norm_first` the blocks are pre-norm, and a final norm follows the last block.
     """
 
+    beside_layers: ClassVar = {"norm": -1}
+
     def __init__(
         self, config: BartBaseConfig, *, dtype: jnp.dtype, cross_attention: bool, norm_first: bool
     ):
@@ -186,6 +188,8 @@ class BartBaseModel(nnx.Module):
 
     A subclass defines `first_tokens`, the decoder's first input token.
     """
+
+    run_order: ClassVar = ("encoder", "decoder")
 
     def __init__(self, config: BartBaseConfig, *, dtype: jnp.dtype, norm_first: bool):
         self.position_limit = config.max_position_embeddings

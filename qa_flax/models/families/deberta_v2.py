@@ -246,6 +246,8 @@ class DebertaV2Embeddings(nnx.Module):
 class DebertaV2Encoder(nnx.Module):
     """Post-norm blocks with disentangled attention, which depends on relative positions."""
 
+    beside_layers: ClassVar = {"convolution": 0}
+
     def __init__(self, config: DebertaV2Config, *, dtype: jnp.dtype):
         h = config.hidden_size
         self.config = config

@@ -102,6 +102,8 @@ class ModernBertEncoder(Encoder):
     `position_ids` set the rotary angles only: the local window is counted in tokens of the row.
     """
 
+    beside_layers: ClassVar = {"final_norm": -1}
+
     def __init__(self, config: ModernBertConfig, *, dtype: jnp.dtype):
         super().__init__(
             config, dtype=dtype, block=None, positions=0, types=0, norm_bias=config.norm_bias
