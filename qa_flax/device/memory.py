@@ -16,7 +16,7 @@ class MemoryPlan(NamedTuple):
     """Bytes that a training step needs on each core, all at the same time."""
 
     parameters: int
-    """Trained and fixed parameters, float32."""
+    """Trained and fixed parameters and the average of trained ones, float32."""
     optimizer: int
     gradients: int
     activations: int
@@ -47,7 +47,9 @@ HELP = (
 )
 
 
-def abstract_state(model: Any, optimizer: Any, is_sharded: bool, cores: int = 0) -> TrainState:
+def abstract_state(
+    model: Any, optimizer: Any, is_sharded: bool, cores: int = 0, *, is_averaged: bool = False
+) -> TrainState:
     """The training state on one core, as shapes and dtypes; with `Shard`s if it is sharded.
 
     Args:
@@ -55,13 +57,15 @@ def abstract_state(model: Any, optimizer: Any, is_sharded: bool, cores: int = 0)
         optimizer: an optax optimizer, `optim.make_optimizer`'s.
         is_sharded: whether parameters and optimizer state are sharded over the cores.
         cores: how many cores they are sharded over; 0: those of all processes.
+        is_averaged: whether the state has an average of the parameters.
     """
     params, fixed = jax.eval_shape(lambda: weights_of(model))
     if is_sharded:
         count = cores or parallel.core_count()
         params, fixed = abstract_shards(params, count), abstract_shards(fixed, count)
     step: Any = jax.ShapeDtypeStruct((), jnp.int32)
-    return TrainState(step, params, fixed, jax.eval_shape(optimizer.init, params))
+    average = params if is_averaged else None
+    return TrainState(step, params, fixed, jax.eval_shape(optimizer.init, params), average)
 
 
 def memory_plan(state: TrainState, compiled: Any) -> MemoryPlan:
@@ -79,7 +83,7 @@ def memory_plan(state: TrainState, compiled: Any) -> MemoryPlan:
     # XLA does not report gradients separately; they are as large as the trained parameters.
     buffers = analysis.temp_size_in_bytes + max(0, in_and_out)
     return MemoryPlan(
-        parameters=bytes_of(state.params) + bytes_of(state.fixed),
+        parameters=sum(map(bytes_of, (state.params, state.fixed, state.average))),
         optimizer=bytes_of(state.opt_state),
         gradients=min(gradients, buffers),
         activations=max(0, buffers - gradients),

@@ -23,6 +23,7 @@ def train_program(
     optimizer: optax.GradientTransformation,
     label_smoothing: float,
     loss_function: LossFunction | None = None,
+    ema_decay: float = 0.0,
 ) -> Callable[..., Any]:
     """`make_train_step`'s step over all cores; equal arguments return the same function.
 
@@ -31,8 +32,8 @@ def train_program(
         arrays `[D, ...]`; the measurements are scalars. The state is donated.
         `key_data` is `parallel.put_key`'s.
     """
-    cores = parallel.cores()
-    return _train_program(graphdef, optimizer, label_smoothing, loss_function, cores)
+    settings = label_smoothing, loss_function, ema_decay
+    return _train_program(graphdef, optimizer, *settings, parallel.cores())
 
 
 def eval_program(
@@ -60,9 +61,10 @@ def _train_program(
     optimizer: optax.GradientTransformation,
     label_smoothing: float,
     loss_function: LossFunction | None,
+    ema_decay: float,
     devices: tuple[Any, ...],
 ) -> Callable[..., Any]:
-    step = make_train_step(graphdef, optimizer, label_smoothing, loss_function)
+    step = make_train_step(graphdef, optimizer, label_smoothing, loss_function, ema_decay)
     return parallel.over_cores(
         lambda state, batch, rate, data: step(state, batch, rate, parallel.wrap_key(data)),
         (0, 0, 0, 0),

@@ -56,11 +56,18 @@ class TrainState(NamedTuple):
     params: PyTree
     fixed: PyTree  # returned unchanged by a step
     opt_state: PyTree
+    average: PyTree = None
+    """The moving average of `params` (`ema_decay`), of the same structure; None: there is none."""
 
     @property
     def weights(self) -> Weights:
-        """`params` and `fixed`."""
+        """The weights that are trained: `params` and `fixed`."""
         return Weights(self.params, self.fixed)
+
+    @property
+    def evaluation_weights(self) -> Weights:
+        """The weights that are evaluated and saved: `average`, or without one `params`; `fixed`."""
+        return Weights(self.params if self.average is None else self.average, self.fixed)
 
 
 class Measurements(NamedTuple):
@@ -174,11 +181,25 @@ def _counts(batch: Batch) -> Float[Array, "3"]:
     return jnp.stack([jnp.sum(valid & counted, dtype=jnp.float32) for counted in (valid, *inside)])
 
 
+def _updated_average(state: TrainState, params: PyTree, decay: float) -> PyTree:
+    """The average after an update from `state` to `params`: a * average + (1 - a) * params.
+
+    a is `decay` or, in update t = 1, 2, ..., (1 + t) / (10 + t), whichever is less. Without that a
+    short run would end with an average of mostly its initial weights. None: there is no average.
+    """
+    if state.average is None:
+        return None
+    # 1 - a, so that it is exact for a decay close to 1.
+    weight = jnp.maximum(jnp.float32(1.0 - decay), 9.0 / (11.0 + state.step))
+    return optax.incremental_update(params, state.average, weight)
+
+
 def make_train_step(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     label_smoothing: float = 0.0,
     loss_function: LossFunction | None = None,
+    ema_decay: float = 0.0,
 ) -> Callable[..., tuple[TrainState, Measurements]]:
     """Build the training step of one core: one update from `a` microbatches.
 
@@ -191,6 +212,7 @@ def make_train_step(
             step multiplies by the learning rate.
         label_smoothing: as in `span_terms`.
         loss_function: replaces the loss of spans.
+        ema_decay: of the average of the parameters, if the state has one.
 
     Returns:
         `train_step(state, batch, learning_rate, key) -> (state, measurements)`. The batch's arrays
@@ -225,7 +247,9 @@ def make_train_step(
         direction, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
         measurements = Measurements(loss, global_norm(grads))
-        return TrainState(state.step + 1, params, state.fixed, opt_state), measurements
+        average = _updated_average(state, params, ema_decay)
+        state = TrainState(state.step + 1, params, state.fixed, opt_state, average)
+        return state, measurements
 
     return train_step
 

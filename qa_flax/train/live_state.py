@@ -4,6 +4,9 @@ During training the weights are on the cores, and every update replaces them. Th
 script and its callbacks hold is brought up to date only when it is read, so a training step copies
 nothing to the host. Values that a callback writes into the model are put on the cores before the
 next update.
+
+With an average of the weights (`ema_decay`) the model reads as the average, which is evaluated and
+saved, while training continues with the plain weights. A written value replaces both.
 """
 
 import hashlib
@@ -95,10 +98,12 @@ class LiveState:
             self._defer_arrays()
 
     def evaluation_weights(self) -> Weights:
-        """Return the weights to evaluate with, on the cores: those in training, or the model's."""
-        # Averaged weights (EMA) would be returned from here.
+        """Return the weights to evaluate with, on the cores: those in training, or the model's.
+
+        With an average of the weights in training, it is the average.
+        """
         if self._state is not None:
-            return self.state().weights
+            return self.state().evaluation_weights
         weights = weights_of(self.model)
         abstract = abstract_shards(weights, parallel.core_count()) if self._is_sharded else weights
         return parallel.put_state(weights, abstract)
@@ -121,13 +126,13 @@ class LiveState:
         self._update_model()
 
     def _update_model(self) -> None:
-        """Copy the weights of the latest update into the model.
+        """Copy the weights of the latest update, or their average, into the model.
 
         A replica is copied on its core; shards are all-gathered in the host's memory.
         """
         if self._state is None or self._is_current:
             return
-        params = self._state.params
+        params = self._state.evaluation_weights.params
         # A callback may read the model in a function that JAX traces; the weights are constants
         # there, so they must be concrete arrays.
         with jax.ensure_compile_time_eval():
@@ -143,12 +148,12 @@ class LiveState:
         self._is_current = self._has_arrays = True
 
     def end(self) -> None:
-        """Write the trained weights into the model and let go of the state.
+        """Write the trained weights, or their average, into the model and let go of the state.
 
         Every process must call it.
         """
         if self._state is not None:
-            self._write_to_model(self.state().params)
+            self._write_to_model(self.state().evaluation_weights.params)
 
     def _write_to_model(self, params: Any) -> None:
         params = parallel.gather_state(params)
@@ -157,21 +162,22 @@ class LiveState:
             self.model.set_params(params)
 
     def abandon(self) -> None:
-        """After an error, write the weights into the model if that is possible.
+        """After an error, write the weights, or their average, into the model if possible.
 
         If it is not, every later read of the model raises an error that gives the reason.
         """
         if self._state is None:
             return
+        params = self._state.evaluation_weights.params
         reason = "the failed step had already released them"
         if self._is_sharded and processes.count() > 1:
             # Only all processes together can gather shards, and the others may not arrive.
             reason = f"each of {processes.count()} processes holds only a shard of them"
         # The state's buffers are donated to the step, so a failed step may have deleted them.
-        elif not any(array.is_deleted() for array in jax.tree.leaves(self._state.params)):
+        elif not any(array.is_deleted() for array in jax.tree.leaves(params)):
             try:
                 self._apply_model_writes(in_all_processes=False)
-                self._write_to_model(self._state.params)
+                self._write_to_model(self._state.evaluation_weights.params)
                 return
             except jax.errors.JaxRuntimeError as error:  # the latest update failed on the cores
                 reason = f"could not be copied to the host ({str(error).splitlines()[0]})"
@@ -215,6 +221,7 @@ class LiveState:
     def _apply_model_writes(self, in_all_processes: bool = True) -> None:
         """Put values that were written into the model on the cores.
 
+        They replace the plain weights and the average of them, since the model has only one value.
         Invalid values are removed from the model before the error is raised. The processes compare
         what they have written, unless `in_all_processes` is False.
         """
@@ -242,7 +249,8 @@ class LiveState:
             self._model_values[n] = written[n].get_raw_value()
         self._has_new_fixed |= max(written) >= len(_leaves(weights.params))
         params, fixed = jax.tree.unflatten(structure, leaves)
-        self._state = self._state._replace(params=params, fixed=fixed)
+        average = _with_written(self._state.average, arrays)
+        self._state = self._state._replace(params=params, fixed=fixed, average=average)
         self._has_arrays = True
 
     def _check_structure(self) -> None:
@@ -269,6 +277,21 @@ class _LostWeights:
             f"this model's weights were on the cores when its training failed, and {self._reason}; "
             "load the latest checkpoint with AutoModelForQuestionAnswering.from_pretrained(...)"
         )
+
+
+def _with_written(average: Any, arrays: dict[int, np.ndarray]) -> Any:
+    """The average of the parameters with written values in it.
+
+    Args:
+        average: None: there is none.
+        arrays: the values by their number among the leaves of all weights: parameters, then fixed.
+    """
+    # These copies are not those of the parameters: the step donates the buffers of both.
+    leaves, structure = jax.tree.flatten(average, is_leaf=is_shard)
+    for n, array in arrays.items():
+        if n < len(leaves):
+            leaves[n] = parallel.put_state([array], [leaves[n]])[0]
+    return structure.unflatten(leaves)
 
 
 def _leaves(tree: Any) -> list[Any]:

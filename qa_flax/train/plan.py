@@ -153,6 +153,11 @@ def is_sharded(args: transformers.TrainingArguments) -> bool:
     return bool(getattr(args, "shard_params", False))
 
 
+def ema_decay_of(args: transformers.TrainingArguments) -> float:
+    """`ema_decay`, 0 for none; transformers' own TrainingArguments does not have it."""
+    return float(getattr(args, "ema_decay", None) or 0.0)
+
+
 def wants_device_report(args: transformers.TrainingArguments) -> bool:
     """Whether `debug` has `tpu_metrics_debug`, which asks for a report about the device."""
     options: Any = args.debug

@@ -73,9 +73,11 @@ class Regularization:
     ema_decay: float = field(
         default=0.0,
         metadata={
-            "help": "Evaluate and save an exponential moving average of the weights, with this "
-            "decay for each update, such as 0.999; training itself continues with the plain "
-            "weights. 0: no average."
+            "help": "Evaluate and save an exponential moving average of the weights: update t "
+            "takes the last average times this decay, such as 0.999, but at most (1 + t) / "
+            "(10 + t), plus the new weights times the rest. Training and resuming continue with "
+            "the plain weights; after training the model has the average. It takes the memory of "
+            "one more copy of the trained parameters. 0: no average."
         },
     )
     eval_train_samples: int = field(

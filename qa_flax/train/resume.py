@@ -22,7 +22,7 @@ from qa_flax.train.best import set_best_checkpoint
 from qa_flax.train.checkpoints import ResumeError
 from qa_flax.train.events import Events
 from qa_flax.train.live_state import LiveState
-from qa_flax.train.plan import Plan, output_dir
+from qa_flax.train.plan import Plan, ema_decay_of, output_dir
 from qa_flax.train.train_data import TrainData, data_seed_of
 
 logger = logging.getLogger(__name__)
@@ -95,10 +95,13 @@ class RunCheckpoints:
             ResumeError: there is none, it does not fit `like`, or it was saved by another run.
         """
         path = checkpoints.find(checkpoint, self._output)
-        self._check_frozen(checkpoints.load_run(path)["conditions"].get("frozen"))
-        state, run = checkpoints.load_state(path, like._replace(fixed=()))
+        before = checkpoints.load_run(path)["conditions"]
+        self._check_frozen(before.get("frozen"))
+        saved = like.params if before.get("ema_decay") else None
+        state, run = checkpoints.load_state(path, like._replace(fixed=(), average=saved))
         if not accept_changes:
-            checkpoints.check_same_run(run["conditions"], self._conditions)
+            checkpoints.check_same_run(before, self._conditions)
+        state = _with_average(state, like.average is not None, path)
         trainer_state = TrainerState.load_from_json(str(path / checkpoints.TRAINER_STATE))
         # The folder may have been moved, so the path in the state may be outdated.
         set_best_checkpoint(trainer_state, self._output)
@@ -196,6 +199,28 @@ def restore_callbacks(events: Events) -> bool:
     )
 
 
+def _with_average(state: TrainState, is_averaged: bool, path: Path) -> TrainState:
+    """The loaded state with or without an average, if `accept_changes` has allowed the change.
+
+    An average that the checkpoint does not have starts with its parameters.
+    """
+    if is_averaged and state.average is None:
+        logger.warning(
+            "ema_decay: the run that saved %s kept no average of its weights, so the average "
+            "starts with the weights of that checkpoint.",
+            path,
+        )
+        return state._replace(average=state.params)
+    if not is_averaged and state.average is not None:
+        logger.warning(
+            "ema_decay=0: the average of the weights in %s is dropped; training, evaluation and "
+            "saving continue with the plain weights.",
+            path,
+        )
+        return state._replace(average=None)
+    return state
+
+
 def _joined(names: list[str] | None) -> str:
     return ", ".join(names or ["none"])
 
@@ -218,6 +243,7 @@ def conditions_of(
         "model": _config_values(model.config),
         "lora": None if model.lora is None else model.lora.to_peft(None),
         "frozen": frozen_names(model) or None,
+        "ema_decay": ema_decay_of(args) or None,
         "fixed_digest": checkpoints.tensors_digest(weights_of(model).fixed),
     }
 

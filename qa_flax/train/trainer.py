@@ -192,6 +192,9 @@ class Trainer(DataLoading, TorchAttributes):
     def model(self) -> AutoModelForQuestionAnswering:
         """The model, which at any time has the weights of the latest update.
 
+        With `ema_decay` these are the averaged weights. A value that is written into the model
+        during training replaces both the plain weights and their average.
+
         Setting it while it is being trained raises ValueError.
         """
         return self._live.model
@@ -252,6 +255,9 @@ class Trainer(DataLoading, TorchAttributes):
         accept_changes: bool = False,
     ) -> TrainOutput:
         """Train for `num_train_epochs` epochs, or `max_steps` updates.
+
+        With `ema_decay` the model has the averaged weights afterwards, and a second `train()`
+        starts from them; one that resumes from a checkpoint continues with its plain weights.
 
         Args:
             resume_from_checkpoint: the path of a checkpoint to resume from, or True for the latest

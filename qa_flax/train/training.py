@@ -34,6 +34,7 @@ from qa_flax.train.live_state import LiveState
 from qa_flax.train.loop import Actions, TrainingLoop
 from qa_flax.train.plan import (
     Plan,
+    ema_decay_of,
     is_sharded,
     optimizer_of,
     output_dir,
@@ -166,8 +167,12 @@ class _Training:
         self._checkpoints = RunCheckpoints(events, live, conditions, actions.save_model)
         with parallel.on_host():
             params, fixed = _trained_weights(model)
-            state = TrainState(jnp.int32(0), params, fixed, optimizer.init(params))
-        abstract = abstract_state(model, optimizer, is_sharded(args))
+            ema_decay = ema_decay_of(args)
+            average = params if ema_decay else None
+            state = TrainState(jnp.int32(0), params, fixed, optimizer.init(params), average)
+        abstract = abstract_state(
+            model, optimizer, is_sharded(args), is_averaged=average is not None
+        )
         events.reset()
         self._checkpoints.prepare(bool(resume.checkpoint) or args.save_strategy != "no")
         run: dict[str, Any] = {}
@@ -182,9 +187,10 @@ class _Training:
         self._start: TrainState | None = state
         self._abstract = abstract
         self._reported_memory = 0
+        smoothing = float(args.label_smoothing_factor)
         self._steps = Steps(
             live,
-            train_program(graphdef, optimizer, float(args.label_smoothing_factor), custom.loss),
+            train_program(graphdef, optimizer, smoothing, custom.loss, ema_decay),
             parallel.run_key(args.seed),
             int(state.step),
             partial(self._report_memory, abstract),

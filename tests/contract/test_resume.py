@@ -59,11 +59,12 @@ def copy_until(folder, copy, step):
             shutil.rmtree(path)
 
 
-CASES["evaluation, best model and accumulation"] = (
-    CASES["accumulation"] | CASES["evaluation and best model"]
+CASES["average"] = {"ema_decay": 0.3}
+CASES["evaluation, best model, accumulation and average"] = (
+    CASES["accumulation"] | CASES["evaluation and best model"] | CASES["average"]
 )
 # The other cases are slow tests.
-DEFAULT = ("evaluation, best model and accumulation",)
+DEFAULT = ("evaluation, best model, accumulation and average",)
 CASE_PARAMS = [pytest.param(n, marks=[] if n in DEFAULT else [pytest.mark.slow]) for n in CASES]
 
 
