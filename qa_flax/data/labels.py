@@ -21,6 +21,24 @@ def labels_inside(windows: Windows) -> tuple[Bool[np.ndarray, " n"], Bool[np.nda
     return None if starts is None or ends is None else (starts < length, ends < length)
 
 
+def holds_answer(windows: Windows) -> Bool[np.ndarray, " n"] | None:
+    """Return whether each window's labels mark an answer.
+
+    Both are inside its row then, and they are not both on the token of the null: the CLS token or,
+    without `cls_index`, the first token. None if the windows have no labels.
+    """
+    inside = labels_inside(windows)
+    if inside is None:
+        return None
+    positions = (windows.start_positions, windows.end_positions)
+    starts, ends = (np.maximum(array, 0) for array in positions if array is not None)
+    nulls = [np.zeros(len(windows), np.int32) if windows.cls_index is None else windows.cls_index]
+    if windows.cls_index is None and windows.is_left_padded:
+        nulls.append((windows.padded_length - windows.lengths).astype(np.int32))
+    is_null = np.any([(starts == null) & (ends == null) for null in nulls], axis=0)
+    return inside[0] & inside[1] & ~is_null
+
+
 def required_lengths(windows: Windows) -> Int64[np.ndarray, " n"]:
     """Return how many columns of each window a batch has to hold, counted from the text's side.
 

@@ -99,6 +99,27 @@ def fetch(dataset: Any, indices: Sequence[int]) -> list[Any]:
     return [dataset[index] for index in indices]
 
 
+class ChosenRows:
+    """Some rows of a data set that is not `datasets`'; each is read whenever it is used.
+
+    Args:
+        dataset: a PyTorch `Dataset`, or anything else with rows.
+        rows: the numbers of the rows.
+    """
+
+    def __init__(self, dataset: Any, rows: Sequence[int]):
+        self._dataset, self._rows = dataset, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._dataset[self._rows[index]]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        return fetch(self._dataset, [self._rows[index] for index in indices])
+
+
 def _window_rows(windows: Windows, indices: np.ndarray) -> list[dict[str, Any]]:
     columns: dict[str, Any] = windows.inputs(indices, windows.padded_length)
     for name in LABELS:

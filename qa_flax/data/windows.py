@@ -73,6 +73,11 @@ class Windows(ABC):
     def is_left_padded(self) -> bool:
         """Whether padding precedes the text."""
 
+    @property
+    @abstractmethod
+    def has_offsets(self) -> bool:
+        """Whether the offsets of context tokens are there, which answers are cut out with."""
+
     @abstractmethod
     def inputs(self, rows: RowIndex, width: int) -> dict[str, Rows]:
         """Return the model inputs of some windows, padded to `width` tokens instead of L.
@@ -106,7 +111,7 @@ class Windows(ABC):
         return None
 
     @abstractmethod
-    def select(self, rows: slice) -> "Windows":
+    def select(self, rows: RowIndex) -> "Windows":
         """Return some of the windows."""
 
     def columns(self, width: int) -> slice:
@@ -156,6 +161,10 @@ class Features(Windows):
     def is_left_padded(self) -> bool:
         return bool((self.attention_mask[:, 0] == 0).any())
 
+    @property
+    def has_offsets(self) -> bool:
+        return self.offsets is not None
+
     def inputs(self, rows: RowIndex, width: int) -> dict[str, Rows]:
         columns = self.columns(width)
         names = ("input_ids", "attention_mask", "token_type_ids")
@@ -173,11 +182,12 @@ class Features(Windows):
     def features(self) -> "Features":
         return self
 
-    def select(self, rows: slice) -> "Features":
-        fields = {name: getattr(self, name) for name in COLUMNS}
+    def select(self, rows: RowIndex) -> "Features":
+        fields = {name: getattr(self, name) for name in COLUMNS if name != "example_ids"}
         selected: dict[str, Any] = {
             name: value[rows] for name, value in fields.items() if value is not None
         }
+        selected["example_ids"] = _selected(self.example_ids, rows)
         extras = {name: array[rows] for name, array in (self.extras or {}).items()}
         return dataclasses.replace(Features(**selected), extras=extras or None)
 
@@ -323,6 +333,10 @@ class LazyWindows(Windows):
     def is_left_padded(self) -> bool:
         return self.layout.is_left_padded
 
+    @property
+    def has_offsets(self) -> bool:
+        return len(self.contexts.offsets) == len(self.contexts.ids)
+
     def inputs(self, rows: RowIndex, width: int) -> dict[str, Rows]:
         slices, layout = self.slices[rows], self.layout
         shape = (len(slices.example), width)
@@ -358,11 +372,10 @@ class LazyWindows(Windows):
                 arrays.setdefault(name, np.empty(shape, np.int32))[rows] = values
         return Features(self.example_ids, **arrays, **self._positions())
 
-    def select(self, rows: slice) -> "LazyWindows":
+    def select(self, rows: RowIndex) -> "LazyWindows":
         positions = {name: array[rows] for name, array in self._positions().items()}
-        return dataclasses.replace(
-            self, example_ids=self.example_ids[rows], slices=self.slices[rows], **positions
-        )
+        ids = _selected(self.example_ids, rows)
+        return dataclasses.replace(self, example_ids=ids, slices=self.slices[rows], **positions)
 
     def padded_to(self, length: int) -> "LazyWindows":
         """Return these windows padded to `length` tokens, at least `padded_length`."""
@@ -371,23 +384,25 @@ class LazyWindows(Windows):
         positions = {name: array + shift for name, array in self._positions().items()}
         return dataclasses.replace(self, layout=layout, **positions)
 
-    def to_arrays(self) -> dict[str, np.ndarray]:
+    def to_arrays(self, *, offsets: bool = False) -> dict[str, np.ndarray]:
         """Convert to arrays that can be sent to other processes, for `joined`.
 
-        They contain only what training needs, so they lack the offsets and the layout.
+        They lack the layout and, unless they are asked for, the offsets, which training does not
+        need.
         """
         slices = self.slices
-        return {
+        arrays = {
             "example_ids": np.frombuffer(json.dumps(self.example_ids).encode(), np.uint8),
             "question_ids": self.questions.ids,
             "questions": np.stack([self.questions.first, self.questions.count]),
             "context_ids": self.contexts.ids,
             "contexts": np.stack([self.contexts.first, self.contexts.count]),
             "slices": np.stack([slices.example, slices.start, slices.count]),
-        } | self._positions()
+        }
+        return arrays | self._positions() | ({"offsets": self.contexts.offsets} if offsets else {})
 
     def joined(self, parts: Sequence[Mapping[str, np.ndarray]]) -> "LazyWindows":
-        """Concatenate the windows of all processes; the result has no offsets.
+        """Concatenate the windows of all processes; it has offsets if the parts have.
 
         Args:
             parts: the `to_arrays` of each process. All processes must use the layout of these
@@ -406,7 +421,10 @@ class LazyWindows(Windows):
         return LazyWindows(
             [id_ for part in parts for id_ in json.loads(part["example_ids"].tobytes())],
             _joined_tokens([(part["question_ids"], part["questions"]) for part in parts]),
-            _joined_tokens([(part["context_ids"], part["contexts"]) for part in parts]),
+            _joined_tokens(
+                [(part["context_ids"], part["contexts"]) for part in parts],
+                [part["offsets"] for part in parts if "offsets" in part],
+            ),
             ContextSlices(*np.concatenate(slices, axis=1)),
             self.layout,
             **positions,
@@ -471,14 +489,21 @@ class LazyWindows(Windows):
                 next_ = next_ + count
 
 
-def _joined_tokens(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> Tokens:
-    """Concatenate the tokens of several processes; the result has no offsets.
+def _selected(values: list[str], rows: RowIndex) -> list[str]:
+    return values[rows] if isinstance(rows, slice) else [values[row] for row in rows.tolist()]
+
+
+def _joined_tokens(
+    parts: Sequence[tuple[np.ndarray, np.ndarray]], offsets: Sequence[np.ndarray] = ()
+) -> Tokens:
+    """Concatenate the tokens of several processes.
 
     Args:
         parts: (ids [t], first and count [2, e]) of each process.
+        offsets: int32 [t, 2] of each process; (): the result has none.
     """
     begins = np.cumsum([0] + [len(ids) for ids, _ in parts[:-1]])
     texts = [text + np.array([[b], [0]]) for (_, text), b in zip(parts, begins, strict=True)]
     first, count = np.concatenate(texts, axis=1)
     ids = np.concatenate([ids for ids, _ in parts])
-    return Tokens(ids, np.zeros((0, 2), np.int32), first, count)
+    return Tokens(ids, np.concatenate([np.zeros((0, 2), np.int32), *offsets]), first, count)

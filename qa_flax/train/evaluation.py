@@ -9,8 +9,8 @@ from flax import nnx
 from jaxtyping import Float
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
-from qa_flax.answers.spans import PADDING_LOGIT, Candidates, SearchSettings
-from qa_flax.data.labels import describe_labels_outside, labels_inside
+from qa_flax.answers.spans import PADDING_LOGIT, Candidates, Logits, SearchSettings
+from qa_flax.data.labels import describe_labels_outside, holds_answer, labels_inside
 from qa_flax.data.loaders import Loader, describe, loader_windows
 from qa_flax.data.windows import Windows
 from qa_flax.device.counters import device_report
@@ -45,6 +45,9 @@ class EvaluationResult(NamedTuple):
     """Number of windows in all processes."""
     input_ids: np.ndarray | None
     """Token ids, int32 [N, L], if they were asked for."""
+    hits: Sequence[int] = ()
+    """How many windows hold an answer, and of how many of them the best start token, and the best
+    end token, is the label; () if they were not counted. `metrics` then has the accuracies."""
 
     @property
     def losses(self) -> Float[np.ndarray, " n"] | None:
@@ -207,15 +210,54 @@ class Evaluator:
                 report.steps, report.bytes_to_host = len(widths), predictions.bytes_to_host
             # The processes finish at different times; each gathering waits for all of them.
             inside = [int(is_inside.sum()) for is_inside in labels_inside(windows) or ()]
-            count, *inside = self._shard.sum("windows", [len(windows), *inside])
-            labels, terms, metrics, logits = None, None, {}, predictions.logits
+            hits = count_hits(windows, predictions.logits) if counts_hits(args) else ()
+            count, *sums = self._shard.sum("windows", [len(windows), *inside, *hits])
+            inside, hits = sums[: len(inside)], sums[len(inside) :]
+            labels, terms, logits = None, None, predictions.logits
+            metrics: dict[str, Any] = _accuracies(hits, prefix)
             if predictions.losses is not None:
                 labels = (windows.start_positions, windows.end_positions)
                 terms = all_gather_rows("losses", predictions.losses)
                 metrics[f"{prefix}_loss"] = _mean_loss(terms, inside)
             if gather:
                 labels, logits = all_gather_rows("labels", labels), _all_gather_logits(logits)
-        return EvaluationResult(logits, labels, terms, inside, metrics, count, None)
+        return EvaluationResult(logits, labels, terms, inside, metrics, count, None, hits)
+
+
+def counts_hits(args: Any) -> bool:
+    """Whether evaluation computes the accuracies of starts and ends: with `eval_train_samples`."""
+    return getattr(args, "eval_train_samples", 0) > 0
+
+
+def count_hits(windows: Windows, logits: Logits | Candidates) -> list[int]:
+    """Count the windows that hold an answer, and of these the right starts and ends.
+
+    Args:
+        windows: N windows.
+        logits: start and end logits, float32 [N, L] each, with `PADDING_LOGIT` on padding tokens;
+            or the best tokens of each window.
+
+    Returns:
+        The three counts; [] if the windows have no labels.
+    """
+    holds = holds_answer(windows)
+    if holds is None or windows.start_positions is None or windows.end_positions is None:
+        return []
+    if isinstance(logits, Candidates):
+        starts, ends = logits.tokens.starts[:, 0], logits.tokens.ends[:, 0]
+    else:
+        starts, ends = (array.argmax(axis=1) for array in logits)
+    is_right = (starts == windows.start_positions, ends == windows.end_positions)
+    return [int(holds.sum()), *(int((holds & right).sum()) for right in is_right)]
+
+
+def _accuracies(hits: Sequence[int], prefix: str) -> dict[str, float]:
+    """The accuracies in percent, without any if no window holds an answer."""
+    if not hits or not hits[0]:
+        return {}
+    count, *right = hits
+    names = (f"{prefix}_accuracy_start", f"{prefix}_accuracy_end")
+    return {name: 100.0 * hit / count for name, hit in zip(names, right, strict=True)}
 
 
 def _joined(
@@ -234,8 +276,12 @@ def _joined(
         _concatenated_rows(rows, PADDING_LOGIT)
         for rows in zip(*(p.logits for p in parts), strict=True)
     )
-    labels, terms, metrics = None, None, {}
-    inside = [sum(counts) for counts in zip(*(part.inside for part in parts), strict=True)]
+    labels, terms = None, None
+    inside, hits = (
+        [sum(column) for column in zip(*counts, strict=True)]
+        for counts in ([part.inside for part in parts], [part.hits for part in parts])
+    )
+    metrics: dict[str, Any] = _accuracies(hits, prefix)
     if parts[0].labels is not None:
         labels = tuple(
             np.concatenate(arrays) for arrays in zip(*(p.labels for p in parts), strict=True)
@@ -244,7 +290,7 @@ def _joined(
         metrics[f"{prefix}_loss"] = _mean_loss(terms, inside)
     input_ids = _concatenated_rows(inputs, 0) if inputs else None
     count = sum(part.windows for part in parts)
-    return EvaluationResult(logits, labels, terms, inside, metrics, count, input_ids)
+    return EvaluationResult(logits, labels, terms, inside, metrics, count, input_ids, hits)
 
 
 def _concatenated_rows(arrays: Sequence[np.ndarray], fill: float) -> np.ndarray:

@@ -286,6 +286,13 @@ def check_train_dataset(dataset: Any, args: transformers.TrainingArguments) -> N
             f"train_dataset is a stream ({type(dataset).__name__}), whose length is not known: set "
             "max_steps to the number of updates"
         )
+    if (count := getattr(args, "eval_train_samples", 0)) > 0:
+        raise ValueError(
+            f"eval_train_samples={count} chooses questions among all rows of the training set, "
+            f"which a stream ({type(dataset).__name__}) does not have. Set it to 0 and, to see the "
+            "metrics of training questions, pass eval_dataset as a dict with some of them beside "
+            "the evaluation set"
+        )
     if args.train_sampling_strategy == "group_by_length":
         raise ValueError(
             "train_sampling_strategy='group_by_length' needs the lengths of all rows, which a "

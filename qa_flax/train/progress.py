@@ -21,6 +21,9 @@ _FORMATS = {
 class TrainingProgress(ProgressCallback):
     """transformers' progress bars, with the loss and learning rate of the last finished step."""
 
+    _evaluated: Any = None
+    """The data loader that the evaluation bar is for."""
+
     def on_train_begin(self, args, state, control, **kwargs):
         """Open the training bar; a resumed run starts at its step."""
         super().on_train_begin(args, state, control, **kwargs)
@@ -31,7 +34,11 @@ class TrainingProgress(ProgressCallback):
                 self.current_step = state.global_step
 
     def on_prediction_step(self, args, state, control, eval_dataloader=None, **kwargs):
-        """Advance the evaluation bar, and set its description when it is new."""
+        """Advance the evaluation bar; each data set of an evaluation has its own."""
+        if self.prediction_bar is not None and eval_dataloader is not self._evaluated:
+            self.prediction_bar.close()
+            self.prediction_bar = None
+        self._evaluated = eval_dataloader
         is_new = self.prediction_bar is None
         super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
         if is_new and self.prediction_bar is not None:

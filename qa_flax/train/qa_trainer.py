@@ -13,6 +13,8 @@ from qa_flax.answers.spans import SearchSettings
 from qa_flax.distributed.exchange import broadcast_from_main
 from qa_flax.train.evaluation import Dataset, EvaluationResult, prediction_output, with_prefix
 from qa_flax.train.loading import named
+from qa_flax.train.train_sample import PREFIX as TRAIN_PREFIX
+from qa_flax.train.train_sample import TrainSample, missing_for_answers, select_examples
 from qa_flax.train.trainer import Trainer
 
 
@@ -33,6 +35,9 @@ class QuestionAnsweringTrainer(Trainer):
             host: at 384 tokens a tenth of the bytes. `post_process_function` then gets
             `spans.Candidates` instead of logits, which `postprocess_qa_predictions` accepts, too.
             None: copy all logits.
+        train_examples: the examples that `train_dataset` was made from, for the answers to the
+            training questions that `eval_train_samples` evaluates. `post_process_function` is then
+            called for them, too, with "train" if it has a fourth parameter.
         candidates: deprecated name of `search_settings`.
         **kwargs: as of `Trainer`.
 
@@ -58,10 +63,11 @@ class QuestionAnsweringTrainer(Trainer):
         post_process_function: Callable[..., EvalPrediction] | None = None,
         search_settings: SearchSettings | None = None,
         candidates: SearchSettings | None = None,
+        train_examples: Any = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
-        self.eval_examples = eval_examples
+        self.eval_examples, self.train_examples = eval_examples, train_examples
         self.post_process_function = post_process_function
         if candidates is not None:
             message = "candidates is deprecated; use search_settings instead"
@@ -106,10 +112,12 @@ class QuestionAnsweringTrainer(Trainer):
         examples = self.eval_examples if eval_examples is None else eval_examples
         if isinstance(eval_dataset, str) and eval_examples is None and examples is not None:
             examples = named(examples, eval_dataset, "eval_examples")
+        train_metrics = self._train_metrics(eval_dataset)
         if isinstance(eval_data, Mapping):
-            return self._evaluate_each(eval_data, examples, metric_key_prefix)
+            metrics = self._log_before_several(train_metrics)
+            return metrics | self._evaluate_each(eval_data, examples, metric_key_prefix)
         output = self._evaluate_answers(examples, eval_data, metric_key_prefix)
-        return self._report(output.metrics or {})
+        return self._report((output.metrics or {}) | train_metrics)
 
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -164,6 +172,22 @@ class QuestionAnsweringTrainer(Trainer):
             )
         return metrics
 
+    def _sample_metrics(self, sample: TrainSample) -> dict[str, Any]:
+        is_scored = self._scores_answers()
+        missing = missing_for_answers(sample, self.train_examples) if is_scored else None
+        if is_scored and missing is None:
+            examples = select_examples(self.train_examples, sample.ids or [])
+            output = self._evaluate_answers(examples, sample.dataset, TRAIN_PREFIX, TRAIN_PREFIX)
+            return output.metrics or {}
+        self._events.warn_once("eval_train_samples", missing)
+        stage = (TRAIN_PREFIX,)
+        result = self._logits_of(sample.dataset, TRAIN_PREFIX, stage, is_raw=False, gather=False)
+        return broadcast_from_main("metrics", result.metrics)
+
+    def _scores_answers(self) -> bool:
+        has_functions = self.post_process_function is not None and self.compute_metrics is not None
+        return has_functions and not self.args.prediction_loss_only
+
     def _evaluate_answers(
         self, examples: Any, dataset: Dataset, prefix: str, *stage: str
     ) -> PredictionOutput:
@@ -202,13 +226,12 @@ class QuestionAnsweringTrainer(Trainer):
         self, dataset: Dataset, prefix: str, stage: tuple[str, ...], *, is_raw: bool, gather: bool
     ) -> EvaluationResult:
         """Run the evaluation loop without `compute_metrics`, which takes answers here."""
-        loaders = self.get_test_dataloader if stage else self.get_eval_dataloader
-        loader = loaders(dataset)
+        loader = self._loader_of(dataset, *stage)
         if not self._is_loop_replaced():
             settings = None if is_raw else self.search_settings
             return self._run_evaluation(loader, prefix, settings, gather=gather)
         compute_metrics, self.compute_metrics = self.compute_metrics, None
-        description = "Prediction" if stage else "Evaluation"
+        description = "Prediction" if stage == ("predict",) else "Evaluation"
         try:
             output = self._call_loop(loader, description, prefix, None, None)
         finally:
@@ -216,6 +239,13 @@ class QuestionAnsweringTrainer(Trainer):
         metrics, count = output.metrics or {}, output.num_samples or 0
         logits, labels = output.predictions, output.label_ids
         return EvaluationResult(logits, labels, None, (), metrics, count, None)
+
+    def _loader_of(self, dataset: Dataset, stage: str = "eval") -> Any:
+        if stage == "eval":
+            return self.get_eval_dataloader(dataset)
+        if stage == "predict":
+            return self.get_test_dataloader(dataset)
+        return self._eval_loader(dataset, "train_dataset")
 
 
 def _accepts(function: Callable, positional: int) -> bool:

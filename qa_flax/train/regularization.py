@@ -84,8 +84,10 @@ class Regularization:
         default=0,
         metadata={
             "help": "At each evaluation, also evaluate this many training questions, chosen at "
-            "random once; the metrics are train_exact_match, train_f1, train_accuracy_start and "
-            "so on, beside eval_accuracy_start and eval_accuracy_end. 0: none."
+            "random once, to see how far the model overfits; all if there are fewer. The metrics "
+            "are train_exact_match, train_f1, train_accuracy_start and train_accuracy_end beside "
+            "those of eval_. An accuracy is the percentage, among the windows that hold the "
+            "answer, whose best start (or end) token is the right one. 0: none."
         },
     )
 

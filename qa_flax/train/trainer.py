@@ -40,6 +40,8 @@ from qa_flax.train.plan import output_dir as _output_dir
 from qa_flax.train.progress import readable_metrics
 from qa_flax.train.torch_attributes import TorchAttributes
 from qa_flax.train.train_data import train_data
+from qa_flax.train.train_sample import PREFIX as TRAIN_PREFIX
+from qa_flax.train.train_sample import TrainSample, TrainSampler, metrics_to_log
 from qa_flax.train.training import Resume, TrainerActions, run_training
 from qa_flax.train.training_arguments import (
     TrainingArguments,
@@ -151,6 +153,7 @@ class Trainer(DataLoading, TorchAttributes):
         self.split_by_node = split_by_node
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
         self._custom = make_custom(args, compute_loss_func, optimizers, optimizer_cls_and_kwargs)
+        self._train_sampler = TrainSampler()
         self._argument_callbacks = own = ArgumentCallbacks(args)
         handler = CallbackHandler(
             [DefaultFlowCallback, *own.reports, *(callbacks or []), own.progress],
@@ -331,8 +334,9 @@ class Trainer(DataLoading, TorchAttributes):
             ValueError: there is no evaluation data set, or it has no windows.
         """
         eval_data = self._select_eval_dataset(eval_dataset)
+        train_metrics = self._train_metrics(eval_dataset)
         if isinstance(eval_data, Mapping):
-            metrics: dict[str, Any] = {}
+            metrics = self._log_before_several(train_metrics)
             for name, dataset in eval_data.items():
                 metrics |= self.evaluate(dataset, ignore_keys, f"{metric_key_prefix}_{name}")
             return metrics
@@ -340,7 +344,7 @@ class Trainer(DataLoading, TorchAttributes):
         loader = self.get_eval_dataloader(eval_data)
         loss_only = True if self.compute_metrics is None else None
         output = self._call_loop(loader, "Evaluation", metric_key_prefix, loss_only, ignore_keys)
-        return self._report(self._loop_metrics(output, metric_key_prefix, started))
+        return self._report(self._loop_metrics(output, metric_key_prefix, started) | train_metrics)
 
     def predict(
         self,
@@ -374,6 +378,52 @@ class Trainer(DataLoading, TorchAttributes):
         metrics = dict(output.metrics or {})
         metrics |= self._speed(prefix, started, output.num_samples or 0)
         return broadcast_from_main("metrics", metrics)
+
+    # ---- training questions beside the evaluation set --------------------------------------------
+
+    def _train_metrics(self, eval_dataset: Any) -> dict[str, Any]:
+        """The metrics of `eval_train_samples` training questions with the weights of the moment.
+
+        They are computed before those of the evaluation set, so that files that post-processing
+        writes and what callbacks see (`eval_dataloader`) are those of the evaluation set.
+
+        Args:
+            eval_dataset: as `evaluate` got it; {} is returned unless it is the trainer's own.
+        """
+        count = getattr(self.args, "eval_train_samples", 0)
+        is_own = eval_dataset is None or eval_dataset is self.eval_dataset
+        if count <= 0 or not (is_own or isinstance(eval_dataset, str)):
+            return {}
+        if self.train_dataset is None:
+            message = "the trainer has no train_dataset, so there are no metrics of its questions"
+            self._events.warn_once("eval_train_samples", message)
+            return {}
+        check_train_dataset(self.train_dataset, self.args)
+        sample = self._train_sampler.sample(self.train_dataset, count, self.args.seed)
+        shard, self._shard = self._shard, DatasetShard(is_split=False)  # each process has them all
+        try:
+            return metrics_to_log(self._sample_metrics(sample))
+        except Exception as error:
+            error.add_note(
+                f"This happened while the training questions of eval_train_samples={count} were "
+                "evaluated. 0 evaluates none."
+            )
+            raise
+        finally:
+            self._shard = shard
+
+    def _sample_metrics(self, sample: TrainSample) -> dict[str, Any]:
+        """The metrics of training questions, in every process the main one's."""
+        loader = self._eval_loader(sample.dataset, "train_dataset")
+        loss_only = True if self.compute_metrics is None else None
+        output = self._call_loop(loader, "Evaluation", TRAIN_PREFIX, loss_only, None)
+        return broadcast_from_main("metrics", dict(output.metrics or {}))
+
+    def _log_before_several(self, train_metrics: dict[str, Any]) -> dict[str, Any]:
+        """Log the training questions' metrics once, before those of several evaluation sets."""
+        if train_metrics:
+            self.log(dict(train_metrics))
+        return train_metrics
 
     def _report(self, metrics: dict[str, Any]) -> dict[str, Any]:
         self.log(metrics)

@@ -98,6 +98,7 @@ def train_evaluate_predict(folder: Path, output: Path) -> dict:
         "--optim=sgd",
         "--save_strategy=no",
         "--pad_to_max_length=False",
+        "--eval_train_samples=4",
         "--include_num_input_tokens_seen=True",
     )
     return run(*parse_arguments(arguments))
@@ -183,6 +184,7 @@ def library_trainer(output: Path, **changes) -> QuestionAnsweringTrainer:
         train_dataset=prepare_train_features(examples, tokenizer, disable_tqdm=True, **WINDOW),
         eval_dataset=prepare_validation_features(examples, tokenizer, disable_tqdm=True, **WINDOW),
         eval_examples=examples,
+        train_examples=examples,
         post_process_function=post_process,
         compute_metrics=compute_metrics,
         callbacks=callbacks,
@@ -191,7 +193,7 @@ def library_trainer(output: Path, **changes) -> QuestionAnsweringTrainer:
 
 def in_a_script(folder: Path, output: Path) -> dict:
     """Evaluate and predict with the library, and predict a single window; all data everywhere."""
-    trainer = library_trainer(output)
+    trainer = library_trainer(output, eval_train_samples=5)
     metrics = trainer.evaluate()
     post_process_function, trainer.post_process_function = trainer.post_process_function, None
     single = trainer.predict(trainer.eval_dataset.select([0]))

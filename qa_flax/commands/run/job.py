@@ -121,7 +121,8 @@ def make_post_processing(
     compatible = settings.hf_compatible
 
     def post_process(examples, features, predictions, stage="eval") -> EvalPrediction:
-        with _gathered_files(output_dir) as folder:
+        # Every process has all training questions of `eval_train_samples`: no files of parts.
+        with _gathered_files(None if stage == "train" else output_dir) as folder:
             answers = find_answers(
                 examples,
                 features,
@@ -246,6 +247,7 @@ def _prepare(
         train_dataset=stages["train"].windows if "train" in stages else None,
         eval_dataset=stages["eval"].windows if "eval" in stages else None,
         eval_examples=stages["eval"].examples if "eval" in stages else None,
+        train_examples=examples_by_stage.get("train"),
         processing_class=tokenizer,
         post_process_function=make_post_processing(data_args, training_args.output_dir),
         compute_metrics=make_compute_metrics(data_args),
@@ -320,8 +322,9 @@ def _stage(
     lengths, counts = zip(*sizes, strict=True)
     windows = windows.padded_to(max(lengths))
     if stage == "train" and processes.count() > 1:
+        has_answers = training_args.eval_train_samples > 0
         windows = windows.joined(
-            exchange.all_gather_arrays("training windows", windows.to_arrays())
+            exchange.all_gather_arrays("training windows", windows.to_arrays(offsets=has_answers))
         )
     return Stage(part, windows, sum(counts))
 
