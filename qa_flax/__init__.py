@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from qa_flax.answers.postprocess import postprocess_qa_predictions
     from qa_flax.data.examples import load_examples
     from qa_flax.data.features import prepare_train_features, prepare_validation_features
+    from qa_flax.data.splits import fold_examples, split_examples
     from qa_flax.models.lora import LoraConfig, PeftModel, TaskType
     from qa_flax.models.model import AutoModelForQuestionAnswering, get_peft_model
     from qa_flax.models.output import QuestionAnsweringModelOutput
@@ -112,11 +113,13 @@ __all__ = [
     "TrainingArguments",
     "XLMRobertaForQuestionAnswering",
     "XLMRobertaXLForQuestionAnswering",
+    "fold_examples",
     "get_peft_model",
     "load_examples",
     "postprocess_qa_predictions",
     "prepare_train_features",
     "prepare_validation_features",
+    "split_examples",
     "squad_metric",
 ]
 
@@ -130,11 +133,13 @@ _MODULES = {
     "TaskType": "qa_flax.models.lora",
     "Trainer": "qa_flax.train.trainer",
     "TrainingArguments": "qa_flax.train.training_arguments",
+    "fold_examples": "qa_flax.data.splits",
     "get_peft_model": "qa_flax.models.model",
     "load_examples": "qa_flax.data.examples",
     "postprocess_qa_predictions": "qa_flax.answers.postprocess",
     "prepare_train_features": "qa_flax.data.features",
     "prepare_validation_features": "qa_flax.data.features",
+    "split_examples": "qa_flax.data.splits",
     "squad_metric": "qa_flax.answers.metrics",
 }
 # The model classes, for all families and for one each.

@@ -18,10 +18,12 @@ ROOT = Path(__file__).parents[1]
 HOST_NAMES = [
     "EarlyStoppingCallback",
     "TrainingArguments",
+    "fold_examples",
     "load_examples",
     "postprocess_qa_predictions",
     "prepare_train_features",
     "prepare_validation_features",
+    "split_examples",
     "squad_metric",
 ]
 

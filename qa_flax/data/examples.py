@@ -129,10 +129,9 @@ def _example(row: Row, number: int, report: "_Report", misaligned: str, required
     texts, starts = _parse_answers(raw_answers, id_, report)
     for k, (text, start) in enumerate(zip(texts, starts, strict=True)):
         starts[k] = _aligned_start(context, text, start, id_, report, misaligned)
-    title = row.get("title")
     return {
         "id": id_,
-        "title": title if isinstance(title, str) and _is_unicode(title) else "",
+        "title": _title(row.get("title")),
         "context": context,
         "question": question,
         "answers": {"text": texts, "answer_start": starts},
@@ -153,6 +152,13 @@ def _id_text(value: object) -> str:
     # pandas stores a column of integers with missing values as floats: 7.0 is the id "7".
     text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     return text if _is_unicode(text) else text.encode("unicode_escape").decode("ascii")
+
+
+def _title(value: object) -> str:
+    """Return a title, which may be a number; "" if there is none that can be stored."""
+    if isinstance(value, int | float) and not _is_missing(value):
+        return _id_text(value)
+    return value if isinstance(value, str) and _is_unicode(value) else ""
 
 
 def _text(value: object, column: str, id_: str, report: "_Report") -> str:
