@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from qa_flax.data.examples import load_examples
     from qa_flax.data.features import prepare_train_features, prepare_validation_features
     from qa_flax.data.splits import fold_examples, split_examples
+    from qa_flax.models.averaged import average_models
     from qa_flax.models.lora import LoraConfig, PeftModel, TaskType
     from qa_flax.models.model import AutoModelForQuestionAnswering, get_peft_model
     from qa_flax.models.output import QuestionAnsweringModelOutput
@@ -113,6 +114,7 @@ __all__ = [
     "TrainingArguments",
     "XLMRobertaForQuestionAnswering",
     "XLMRobertaXLForQuestionAnswering",
+    "average_models",
     "fold_examples",
     "get_peft_model",
     "load_examples",
@@ -133,6 +135,7 @@ _MODULES = {
     "TaskType": "qa_flax.models.lora",
     "Trainer": "qa_flax.train.trainer",
     "TrainingArguments": "qa_flax.train.training_arguments",
+    "average_models": "qa_flax.models.averaged",
     "fold_examples": "qa_flax.data.splits",
     "get_peft_model": "qa_flax.models.model",
     "load_examples": "qa_flax.data.examples",

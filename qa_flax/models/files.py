@@ -22,6 +22,8 @@ FLAX_FILE = "flax_model.msgpack"
 FLAX_INDEX_FILE = "flax_model.msgpack.index.json"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
+# Lists the folds of a cross-validation, whose models are in the folders fold-1 and so on.
+FOLDS_FILE = "folds.json"
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,30 @@ def checkpoint_directory(source: str | os.PathLike[str], **hub: Any) -> Path:
             f"{source} is not a local directory, and no model of that name could be downloaded "
             f"from the Hugging Face Hub: {reason}"
         ) from error
+
+
+def is_folds(directory: Path) -> bool:
+    """Whether a folder has the results of a cross-validation, and no model of its own."""
+    own = (CONFIG_FILE, ADAPTER_CONFIG_FILE)
+    return (directory / FOLDS_FILE).is_file() and not any((directory / n).is_file() for n in own)
+
+
+def fold_directories(directory: Path) -> list[Path]:
+    """The folders of the models of all folds that `folds.json` lists.
+
+    Raises:
+        OSError: a folder is missing.
+        ValueError: the file is invalid.
+    """
+    file = directory / FOLDS_FILE
+    try:
+        numbers = [int(fold["fold"]) for fold in read_json(file)["folds"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file} has no list of folds; it is not of qa-flax run") from error
+    folders = [directory / f"fold-{number}" for number in numbers]
+    if missing := [folder.name for folder in folders if not folder.is_dir()]:
+        raise FileNotFoundError(f"{file} lists {', '.join(missing)}, missing from {directory}")
+    return folders
 
 
 def stored_tensors(directory: Path) -> list[StoredTensor]:

@@ -27,6 +27,8 @@ from qa_flax.models.files import (
     ADAPTER_CONFIG_FILE,
     CONFIG_FILE,
     checkpoint_directory,
+    fold_directories,
+    is_folds,
     listing,
     read_json,
 )
@@ -191,7 +193,8 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         """Load a model from a Hugging Face checkpoint or from a PEFT adapter directory.
 
         A span head that the checkpoint lacks is initialised, with a warning in the log. For a
-        directory of LoRA adapters, the base model that it names is loaded with these adapters.
+        directory of LoRA adapters, the base model that it names is loaded with these adapters; for
+        one with folds.json, the average of the folds' models (`average_models`).
 
         Args:
             pretrained_model_name_or_path: a directory, the URL of a folder in a bucket, or a name
@@ -204,7 +207,7 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
             revision: branch, tag or commit on the hub.
             token: the hub's access token; True: the token of `hf auth login`.
             cache_dir: the folder for downloads; default: the hub's cache.
-            local_files_only: whether to use only files that are already downloaded.
+            local_files_only: use only files that are already downloaded.
             torch_dtype: `dtype`, by its name in transformers 4.
             use_auth_token: `token`, by its name in transformers 4.
             ignore_mismatched_sizes: initialise weights that have another shape in the checkpoint
@@ -221,18 +224,19 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
             ValueError: the model type, a setting or the weights are not supported, or the weights
                 do not fit the config; the message lists all differences.
         """
-        token = use_auth_token if token is None else token
         dtype = dtype if torch_dtype is None else torch_dtype
-        hub: dict[str, Any] = {"token": token, "cache_dir": cache_dir}
-        hub["local_files_only"] = local_files_only
+        hub: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+        hub["token"] = use_auth_token if token is None else token
         directory = checkpoint_directory(pretrained_model_name_or_path, revision=revision, **hub)
+        same = {"ignore_mismatched_sizes": ignore_mismatched_sizes, **hub, **keywords}
+        load = partial(cls.from_pretrained, config=config, seed=seed, dtype=dtype, **same)
         if (directory / ADAPTER_CONFIG_FILE).is_file():
-            keywords |= {"ignore_mismatched_sizes": ignore_mismatched_sizes}
             base = adapters.read_base_model(directory)
-            model = cls.from_pretrained(
-                base.name, config, seed, dtype, revision=base.revision, **hub, **keywords
-            )
-            return model.with_adapter(directory)
+            return load(base.name, revision=base.revision).with_adapter(directory)
+        if is_folds(directory):
+            from qa_flax.models.averaged import average_models
+
+            return average_models([load(folder) for folder in fold_directories(directory)])
         config = load_config(directory) if config is None else config
         family = family_of(config)
         model_class = class_for(cls, family, str(pretrained_model_name_or_path))

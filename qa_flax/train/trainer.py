@@ -22,6 +22,7 @@ from qa_flax.device import parallel
 from qa_flax.device.step import LossFunction
 from qa_flax.distributed import failure, preemption, processes
 from qa_flax.distributed.exchange import broadcast_from_main
+from qa_flax.models.averaged import refuse
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.storage import AnyPath
 from qa_flax.train import checkpoints
@@ -281,6 +282,7 @@ class Trainer(DataLoading, TorchAttributes):
             FloatingPointError: the loss or gradient norm is not finite; the message has the step.
             Preempted: SIGTERM was received (a `SystemExit` of status 143). A checkpoint was saved.
         """
+        refuse(self.model, "trained")
         self._check_overrides()
         self._apply_changed_arguments()
         check_evaluation(self.args, self.eval_dataset)
