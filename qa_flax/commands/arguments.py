@@ -110,6 +110,33 @@ class DataArguments:
         default=None,
         metadata={"help": "Data for --do_predict, in the same formats; answers are optional."},
     )
+    validation_split: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the training data, such as 0.1, to keep for evaluation instead of a "
+            "validation file. Questions about one text are never separated (see split_by). The "
+            "choice depends on data_seed, or on seed without one; max_train_samples and "
+            "max_eval_samples apply after it."
+        },
+    )
+    folds: int | None = field(
+        default=None,
+        metadata={
+            "help": "Cross-validation with this many trainings: each part of the training data is "
+            "the evaluation data of one of them. Results, mean and standard deviation are in "
+            "folds.json, the models in fold-1, fold-2 and so on in output_dir. The models together "
+            "answer the test data (do_predict)."
+        },
+    )
+    split_by: str = field(
+        default="auto",
+        metadata={
+            "help": "What validation_split and folds never separate: questions about the same "
+            "context, or about contexts with the same title. auto: title if the data has several "
+            "titles, else context.",
+            "choices": ["auto", "title", "context"],
+        },
+    )
     max_seq_length: int = field(
         default=384,
         metadata={
@@ -221,6 +248,38 @@ class DataArguments:
         for name in ("n_best_size", "max_answer_length"):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"--{name} is {value}; it must be at least 1")
+        self._check_split()
+
+    def _check_split(self) -> None:
+        share, folds = self.validation_split, self.folds
+        if share is not None and not 0 < share < 1:
+            raise ValueError(
+                f"--validation_split is {share}; it is a share of the training data and must be "
+                "above 0 and below 1, such as 0.1"
+            )
+        if folds is not None and folds < 2:
+            raise ValueError(f"--folds is {folds}; cross-validation needs at least 2")
+        if share is not None and folds is not None:
+            raise ValueError(
+                "--folds and --validation_split exclude each other: every fold is evaluated on its "
+                "own part of the training data; remove one of them"
+            )
+        flag = "--folds" if folds is not None else "--validation_split"
+        if share is None and folds is None:
+            if self.split_by != "auto":
+                raise ValueError(
+                    "--split_by has no effect without --validation_split or --folds; add one of "
+                    "them, or remove it"
+                )
+        elif self.validation_file is not None:
+            raise ValueError(
+                f"{flag} takes the evaluation data from the training data, but --validation_file "
+                "names other evaluation data; remove one of them"
+            )
+        elif self.train_file is None and self.dataset_name is None:
+            raise ValueError(
+                f"{flag} splits the training data; give it with --train_file or --dataset_name"
+            )
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from qa_flax.models.lora import LoraConfig
@@ -164,7 +165,7 @@ def _require_same_architecture(
 def _map(function: Callable[[Any], SpanLogits], stacked: Any) -> SpanLogits:
     """Apply a function to each item of stacked arrays, and stack the results."""
     leaves = jax.tree.leaves(stacked)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
         # A loop in the program, which is compiled for one model and has the memory of one.
         return jax.lax.map(function, stacked)
     # Outside a compiled function, that loop would be compiled at every call.

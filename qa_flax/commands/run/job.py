@@ -2,7 +2,7 @@
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,9 @@ from qa_flax.answers.spans import SearchSettings
 from qa_flax.commands.arguments import DataArguments, DistributedArguments, ModelArguments
 from qa_flax.commands.env.report import start
 from qa_flax.commands.errors import usage_errors
-from qa_flax.data.examples import load_examples
+from qa_flax.commands.run.folds import cross_validate
+from qa_flax.commands.run.output import print_on_main
+from qa_flax.commands.run.split import check_stages, examples_by_stage
 from qa_flax.data.features import make_windows
 from qa_flax.data.windows import Windows
 from qa_flax.device import parallel
@@ -88,8 +90,23 @@ def _run(
 ) -> dict[str, Any]:
     with usage_errors(ValueError, OSError):
         check_training_arguments(training_args)
-        _check_data_arguments(data_args, training_args)
-        trainer, stages = _prepare(model_args, data_args, training_args)
+        check_stages(data_args, training_args)
+    if data_args.folds is not None:
+        return cross_validate(model_args, data_args, training_args, _run_stages)
+    with usage_errors(ValueError, OSError):
+        examples = examples_by_stage(model_args, data_args, training_args)
+    return _run_stages(model_args, data_args, training_args, examples)
+
+
+def _run_stages(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    examples: Mapping[str, datasets.Dataset],
+) -> dict[str, Any]:
+    """Train, evaluate and predict with the examples of each stage, and write the files."""
+    with usage_errors(ValueError, OSError):
+        trainer, stages = _prepare(model_args, data_args, training_args, examples)
         if processes.is_main():
             output_dir(training_args).mkdir(parents=True, exist_ok=True)
     metrics: dict[str, Any] = {}
@@ -105,7 +122,7 @@ def _run(
     )
     # Wait for the slowest process: JAX's own barrier at shutdown has a shorter timeout.
     exchange.barrier("the end of the run")
-    _print_on_main(f"All files are in {training_args.output_dir}")
+    print_on_main(f"All files are in {training_args.output_dir}")
     return metrics
 
 
@@ -198,21 +215,11 @@ def make_compute_metrics(data_args: DataArguments) -> Callable[[EvalPrediction],
 # ---- preparation ---------------------------------------------------------------------------------
 
 
-def _check_data_arguments(data_args: DataArguments, training_args: TrainingArguments) -> None:
-    if not (training_args.do_train or training_args.do_eval or training_args.do_predict):
-        raise ValueError("nothing to do: give --do_train, --do_eval or --do_predict")
-    for stage, split in _SPLITS.items():
-        file = getattr(data_args, f"{split}_file")
-        if getattr(training_args, f"do_{stage}") and not (file or data_args.dataset_name):
-            raise ValueError(f"--do_{stage} needs --{split}_file or --dataset_name")
-
-
-# Stage (--do_STAGE) -> split of the data set (--SPLIT_file).
-_SPLITS = {"train": "train", "eval": "validation", "predict": "test"}
-
-
 def _prepare(
-    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    examples_by_stage: Mapping[str, datasets.Dataset],
 ) -> tuple[QuestionAnsweringTrainer, dict[str, Stage]]:
     hub = {"revision": model_args.model_revision, "token": model_args.token}
     hub["cache_dir"] = model_args.cache_dir
@@ -220,7 +227,7 @@ def _prepare(
     config = None
     if model_args.config_name is not None:
         config = AutoConfig.from_pretrained(_local(model_args.config_name), **hub)
-    # Load the model before the data: an invalid checkpoint fails before the slow tokenization.
+    # Load the model first: an invalid checkpoint fails before the slow tokenization.
     with parallel.on_host() if training_args.shard_params else nullcontext():
         model = AutoModelForQuestionAnswering.from_pretrained(
             source,
@@ -232,11 +239,6 @@ def _prepare(
     if model_args.lora_r:
         model = get_peft_model(model, _lora_config(model_args), training_args.seed)
     tokenizer = AutoTokenizer.from_pretrained(_local(model_args.tokenizer_name or source), **hub)
-    examples_by_stage = {
-        stage: _load(stage, model_args, data_args)
-        for stage in _SPLITS
-        if getattr(training_args, f"do_{stage}")
-    }
     stages = {}
     for stage, examples in examples_by_stage.items():
         stages[stage] = _stage(stage, examples, tokenizer, data_args, training_args)
@@ -270,27 +272,6 @@ def _lora_config(model_args: ModelArguments) -> LoraConfig:
         lora_dropout=model_args.lora_dropout,
         target_modules="all-linear" if targets == ["all-linear"] else targets,
     )
-
-
-def _load(stage: str, model_args: ModelArguments, data_args: DataArguments) -> datasets.Dataset:
-    split = _SPLITS[stage]
-    file = getattr(data_args, f"{split}_file")
-    hub = {"cache_dir": model_args.cache_dir, "token": model_args.token}
-    source = (
-        {"source": file}
-        if file
-        else {
-            "source": data_args.dataset_name,
-            "config_name": data_args.dataset_config_name,
-            "split": split,
-            **hub,
-        }
-    )
-    examples = load_examples(
-        **source, misaligned=data_args.misaligned_answers, require_answers=stage == "train"
-    )
-    limit = getattr(data_args, f"max_{stage}_samples")
-    return examples if limit is None else examples.select(range(min(limit, len(examples))))
 
 
 def _stage(
@@ -334,7 +315,7 @@ def _stage(
 
 def _train(trainer: QuestionAnsweringTrainer, stage: Stage, accept_changes: bool) -> dict[str, Any]:
     trained, total = trainer.model.num_parameters(True), trainer.model.num_parameters()
-    _print_on_main(
+    print_on_main(
         f"Training {trained:,} of {total:,} parameters ({trained / total:.2%}); the optimizer "
         f"state takes {optimizer_bytes(trainer.args, trainer.model):,} bytes on each core"
     )
@@ -363,7 +344,7 @@ def _checkpoint(args: Any) -> str | bool | None:
         "latest checkpoint", None if latest is None else str(latest)
     )
     if latest is not None:
-        _print_on_main(
+        print_on_main(
             f"Resuming from {latest}; --overwrite_output_dir trains from the beginning instead",
             sys.stderr,
         )
@@ -386,8 +367,3 @@ def _finish(
     trainer.log_metrics(split, metrics)
     trainer.save_metrics(split, metrics)
     return metrics
-
-
-def _print_on_main(line: str, file: Any = None) -> None:
-    if processes.is_main():
-        print(line, file=file, flush=True)
