@@ -4,6 +4,7 @@ A method that a subclass replaces is called as in transformers. What the replace
 be a PyTorch `DataLoader`, or anything else that yields batches whenever it is iterated (host).
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from functools import cache
@@ -16,6 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, speed_met
 
 from qa_flax.answers.spans import SearchSettings
 from qa_flax.data.batches import epoch_order
+from qa_flax.data.leakage import describe_shared_windows
 from qa_flax.data.loaders import Loader, rows_of
 from qa_flax.data.rows import check_dataset, is_stream
 from qa_flax.device import parallel
@@ -25,6 +27,8 @@ from qa_flax.train.custom import preprocess_logits
 from qa_flax.train.evaluation import EvaluationResult, Evaluator, with_prefix
 from qa_flax.train.overrides import is_replaced
 from qa_flax.train.train_data import data_seed_of
+
+logger = logging.getLogger(__name__)
 
 
 class DataLoading:
@@ -37,6 +41,10 @@ class DataLoading:
     preprocess_logits_for_metrics: Any
     split_by_node: bool
     _collator: Any = None
+    _compared_datasets: Any = ()
+
+    warns_of_leakage = True
+    """Whether to warn of validation questions about contexts of the training set."""
 
     @property
     def args(self) -> transformers.TrainingArguments:
@@ -164,6 +172,28 @@ class DataLoading:
                 "evaluate() needs an eval_dataset; pass one to evaluate() or to the trainer"
             )
         return eval_dataset
+
+    def _warn_of_leakage(self, eval_dataset: Any) -> None:
+        """Warn of validation questions about contexts of the training set, once for each data set.
+
+        Args:
+            eval_dataset: a data set, or a dict of several.
+        """
+        if isinstance(eval_dataset, Mapping):
+            for dataset in eval_dataset.values():
+                self._warn_of_leakage(dataset)
+            return
+        pair = self.train_dataset, eval_dataset
+        if not self.warns_of_leakage or any(part is None for part in pair):
+            return
+        is_part = self.split_by_node and processes.count() > 1
+        if is_part or not processes.is_main():
+            return
+        if any(train is pair[0] and other is pair[1] for train, other in self._compared_datasets):
+            return
+        self._compared_datasets = (*self._compared_datasets, pair)
+        if (line := describe_shared_windows(*pair)) is not None:
+            logger.warning("%s", line)
 
     # ---- the evaluation loop ---------------------------------------------------------------------
 

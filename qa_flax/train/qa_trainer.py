@@ -116,6 +116,7 @@ class QuestionAnsweringTrainer(Trainer):
         if isinstance(eval_data, Mapping):
             metrics = self._log_before_several(train_metrics)
             return metrics | self._evaluate_each(eval_data, examples, metric_key_prefix)
+        self._warn_of_leakage(eval_data)
         output = self._evaluate_answers(examples, eval_data, metric_key_prefix)
         return self._report((output.metrics or {}) | train_metrics)
 

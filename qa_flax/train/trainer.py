@@ -288,6 +288,7 @@ class Trainer(DataLoading, TorchAttributes):
         check_evaluation(self.args, self.eval_dataset)
         if not is_replaced(self, "evaluate"):
             check_best_metric(self.args, self.eval_dataset, self.compute_metrics is not None)
+        self._warn_of_leakage(self.eval_dataset)
         loader = self.get_train_dataloader()
         data = train_data(loader, self.model, self._custom.loss is not None)
         if self.model_init is not None:
@@ -342,6 +343,7 @@ class Trainer(DataLoading, TorchAttributes):
             for name, dataset in eval_data.items():
                 metrics |= self.evaluate(dataset, ignore_keys, f"{metric_key_prefix}_{name}")
             return metrics
+        self._warn_of_leakage(eval_data)
         started = time.time()
         loader = self.get_eval_dataloader(eval_data)
         loss_only = True if self.compute_metrics is None else None

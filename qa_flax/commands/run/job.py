@@ -256,6 +256,7 @@ def _prepare(
         search_settings=search_settings(data_args) if data_args.gather == "topk" else None,
         split_by_node=True,
     )
+    trainer.warns_of_leakage = False  # `examples_by_stage` has compared the texts
     return trainer, stages
 
 
