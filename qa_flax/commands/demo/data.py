@@ -10,7 +10,7 @@ most of their names never occur in training. The data depends only on the seed.
 """
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from string import Formatter
 from typing import Any
@@ -259,18 +259,18 @@ def make_stories(
         heldout: number of held-out stories.
     """
     rng = random.Random(seed)
-    train_names = _draw_names(rng, exclude=())
-    new_names = _draw_names(rng, exclude={n for names in train_names.values() for n in names})
+    train_names = draw_names(rng, exclude=())
+    new_names = draw_names(rng, exclude={n for names in train_names.values() for n in names})
     heldout_names = {
         kind: rng.sample(names, NAMES // 2) + rng.sample(new_names[kind], NAMES // 2)
         for kind, names in train_names.items()
     }
-    training = [_story(rng, train_names) for _ in range(train)]
+    training = [make_story(rng, train_names) for _ in range(train)]
     facts = {fact.key for story in training for fact in story.facts}
     questions = {text for story in training for text in story.possible_questions()}
     heldout_stories: list[Story] = []
     while len(heldout_stories) < heldout:
-        story = _story(rng, heldout_names)
+        story = make_story(rng, heldout_names)
         if facts.isdisjoint(fact.key for fact in story.facts) and questions.isdisjoint(
             story.possible_questions()
         ):
@@ -303,7 +303,7 @@ def _qa(question: Question, name: str) -> dict[str, Any]:
 # --- names -------------------------------------------------------------------------------------
 
 
-def _draw_names(rng: random.Random, exclude: Iterable[str]) -> Names:
+def draw_names(rng: random.Random, exclude: Iterable[str]) -> Names:
     """Draw `NAMES` different invented names of each kind, none of them in `exclude`."""
     exclude, names = set(exclude), {}
     for kind in ("person", "ship", "town"):
@@ -328,16 +328,29 @@ def _name(rng: random.Random, kind: str) -> str:
 # --- stories -----------------------------------------------------------------------------------
 
 
-def _story(rng: random.Random, names: Names) -> Story:
+def make_story(
+    rng: random.Random,
+    names: Names,
+    relations: Sequence[Relation] = RELATIONS,
+    unanswerable: float = UNANSWERABLE,
+) -> Story:
+    """Generate a story whose facts have three of the relations.
+
+    Args:
+        rng: the source of all choices.
+        names: invented names of each kind, from `draw_names`.
+        relations: the kinds of facts, at least three.
+        unanswerable: probability of a question without an answer.
+    """
     cast = {kind: rng.sample(names[kind], count) for kind, count in CAST.items()}
     facts = [
         fact
-        for relation in rng.sample(RELATIONS, 3)
+        for relation in rng.sample(relations, 3)
         for fact in _facts(rng, relation, cast, count=rng.choice((1, 2)))
     ]
     rng.shuffle(facts)
     context, starts = _write_context(rng, facts)
-    questions = _ask(rng, facts, starts, QUESTIONS)
+    questions = _ask(rng, facts, starts, QUESTIONS, unanswerable)
     invented = {name for group in cast.values() for name in group}
     values = {value for fact in facts for value in fact.values.values()}
     return Story(context, facts, questions, values & invented)
@@ -380,7 +393,11 @@ def _write_context(rng: random.Random, facts: list[Fact]) -> tuple[str, list[dic
 
 
 def _ask(
-    rng: random.Random, facts: list[Fact], starts: list[dict[str, int]], count: int
+    rng: random.Random,
+    facts: list[Fact],
+    starts: list[dict[str, int]],
+    count: int,
+    unanswerable_share: float,
 ) -> list[Question]:
     """Draw up to `count` questions for different slots; a few have no answer in the story."""
     unanswerable = _unanswerable(facts)
@@ -391,7 +408,7 @@ def _ask(
     ]
     questions = []
     for fact, slot, start in rng.sample(answers, min(count, len(answers))):
-        if unanswerable and rng.random() < UNANSWERABLE:
+        if unanswerable and rng.random() < unanswerable_share:
             text = unanswerable.pop(rng.randrange(len(unanswerable)))
             questions.append(Question(text, "", -1))
         else:
