@@ -15,6 +15,7 @@ from transformers.integrations.integration_utils import (
 )
 from transformers.trainer_callback import CallbackHandler, PrinterCallback
 
+from qa_flax.train.early_stopping import update_callback
 from qa_flax.train.progress import progress_callback
 from qa_flax.train.training_arguments import (
     check_training_arguments,
@@ -66,8 +67,12 @@ class KnownArguments:
         }
 
 
+EARLY_STOPPING = frozenset({"early_stopping_patience", "early_stopping_threshold"})
+"""The names of the arguments of early stopping."""
+
+
 class ArgumentCallbacks:
-    """The callbacks that the arguments ask for: those of `report_to`, and the progress."""
+    """The callbacks that the arguments ask for: of `report_to`, early stopping, the progress."""
 
     def __init__(self, args: transformers.TrainingArguments):
         self.reports = _reports(args)
@@ -94,6 +99,8 @@ class ArgumentCallbacks:
             new = _progress(args)
             callbacks[:] = [new if c is self.progress else c for c in callbacks]
             self.progress = new
+        if changed & EARLY_STOPPING:
+            update_callback(callbacks, args)
         _set_tensorboard_folder(callbacks, args)
 
 

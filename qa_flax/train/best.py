@@ -22,6 +22,13 @@ def check_evaluation(args: transformers.TrainingArguments, eval_dataset: Any) ->
         ValueError: there is no data set for `eval_strategy`, or no metric for
             `save_strategy="best"`.
     """
+    patience = getattr(args, "early_stopping_patience", None)
+    if patience is not None and eval_dataset is None:
+        raise ValueError(
+            f"early_stopping_patience={patience!r} needs an eval_dataset to evaluate on; pass one "
+            "to the trainer (command line: --validation_file), or set early_stopping_patience=None "
+            "(command line: leave --early_stopping_patience out)"
+        )
     if args.eval_strategy != "no" and eval_dataset is None:
         raise ValueError(
             f"eval_strategy={plain_value(args.eval_strategy)!r} needs an eval_dataset; pass one to "
@@ -51,7 +58,7 @@ def check_best_metric(
         return
     names = eval_dataset if isinstance(eval_dataset, Mapping) else None
     available = ["eval_loss"] if names is None else [f"eval_{name}_loss" for name in names]
-    if _metric_name(args) not in available:
+    if metric_name(args) not in available:
         raise MetricError(
             f"metric_for_best_model={args.metric_for_best_model!r}: without compute_metrics "
             f"evaluation returns only {', '.join(available)}"
@@ -64,7 +71,7 @@ def followed_metric(args: transformers.TrainingArguments, metrics: dict[str, Any
     Raises:
         MetricError: `metrics` does not have it.
     """
-    name = _metric_name(args)
+    name = metric_name(args)
     if name not in metrics:
         raise MetricError(
             f"metric_for_best_model={args.metric_for_best_model!r}: evaluation returned no {name}; "
@@ -108,6 +115,7 @@ def set_best_checkpoint(
             state.best_model_checkpoint = str(best)
 
 
-def _metric_name(args: transformers.TrainingArguments) -> str:
+def metric_name(args: transformers.TrainingArguments) -> str:
+    """The name of `metric_for_best_model` among the metrics of an evaluation."""
     name = args.metric_for_best_model or "loss"
     return name if name.startswith("eval_") else f"eval_{name}"

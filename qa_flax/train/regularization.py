@@ -3,9 +3,12 @@
 `TrainingArguments` inherits these fields, so `qa-flax run` has them as flags of the same names.
 """
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -61,14 +64,18 @@ class Regularization:
     early_stopping_patience: int | None = field(
         default=None,
         metadata={
-            "help": "Stop when metric_for_best_model (default: eval_loss) has not improved for "
-            "this many evaluations, and keep the best model. It sets load_best_model_at_end, and "
-            "eval_strategy and save_strategy to the same value."
+            "help": "Stop when metric_for_best_model (default: loss, of the evaluation data) has "
+            "not improved for this many evaluations, and keep the best model. It sets "
+            "load_best_model_at_end, and eval_strategy and save_strategy to the same value: each "
+            "epoch, unless eval_strategy or eval_steps is given. Needs evaluation data."
         },
     )
     early_stopping_threshold: float = field(
         default=0.0,
-        metadata={"help": "How much the metric must improve to count, for early stopping."},
+        metadata={
+            "help": "An evaluation counts as an improvement for early stopping only if it is "
+            "better than the best one so far by more than this."
+        },
     )
     ema_decay: float = field(
         default=0.0,
@@ -107,13 +114,84 @@ _RANGES: dict[str, tuple[str, Any]] = {
 
 
 def invalid_values(args: Any) -> list[str]:
-    """Describe each of these arguments whose value is outside its range."""
-    return [
+    """Describe each of these arguments whose value is outside its range, or has no effect."""
+    problems = [
         f"{name}={value!r}: it must be {allowed}"
         for name, (allowed, is_valid) in _RANGES.items()
         if (value := getattr(args, name, None)) is not None
         and not (_is_number(value) and is_valid(value))
     ]
+    threshold = getattr(args, "early_stopping_threshold", None)
+    if threshold and getattr(args, "early_stopping_patience", None) is None:
+        problems.append(
+            f"early_stopping_threshold={threshold!r}: it has no effect without "
+            "early_stopping_patience"
+        )
+    return problems
+
+
+def set_for_early_stopping(args: Any) -> None:
+    """Set the arguments that `early_stopping_patience` needs, and log those that it changes.
+
+    Without a patience, those that an earlier one has set get their former values again, unless
+    they have been changed since.
+    """
+    patience = getattr(args, "early_stopping_patience", None)
+    if patience is None:
+        _unset(args, vars(args).pop("_set_by_early_stopping", {}))
+        return
+    before = {name: getattr(args, name) for name in _needed_by_early_stopping(args)}
+    needed = {n: v for n, v in _needed_by_early_stopping(args).items() if v != before[n]}
+    if not needed:
+        return
+    record = dict(vars(args).get("_set_by_early_stopping", {}))  # a copy of args may share it
+    for name, value in needed.items():
+        former, _ = record.get(name, (before[name], None))
+        record[name] = former, value
+        setattr(args, name, value)
+    vars(args)["_set_by_early_stopping"] = record
+    logger.warning("early_stopping_patience=%r sets %s.", patience, _assignments(needed))
+
+
+def _unset(args: Any, record: dict[str, tuple[Any, Any]]) -> None:
+    """Give arguments their former values, if they still have those of the record."""
+    former = {name: old for name, (old, new) in record.items() if getattr(args, name) == new}
+    for name, value in former.items():
+        setattr(args, name, value)
+    if "metric_for_best_model" in former:
+        args.greater_is_better = None  # it was derived from the metric
+    if former:
+        logger.warning("early_stopping_patience=None resets %s.", _assignments(former))
+
+
+def _assignments(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={_plain(value)!r}" for name, value in values.items())
+
+
+def remove_evaluation(args: Any) -> None:
+    """Change arguments of a training that evaluates into those of a run that does not train."""
+    vars(args).pop("_set_by_early_stopping", None)
+    args.early_stopping_patience, args.early_stopping_threshold = None, 0.0
+    args.load_best_model_at_end, args.eval_strategy = False, "no"
+
+
+def _needed_by_early_stopping(args: Any) -> dict[str, Any]:
+    """What other arguments must be: every evaluation is saved, and the best one loaded."""
+    evaluation = _plain(args.eval_strategy)
+    if evaluation == "no":
+        evaluation = "steps" if args.eval_steps else "epoch"
+    # "best" saves after each evaluation that is the best so far, which is enough.
+    saving = "best" if _plain(args.save_strategy) == "best" else evaluation
+    needed = {"eval_strategy": evaluation, "save_strategy": saving}
+    if saving == "steps":
+        # Without eval_steps transformers evaluates when it logs.
+        needed["save_steps"] = args.eval_steps or args.logging_steps
+    metric = args.metric_for_best_model or "loss"
+    return needed | {"load_best_model_at_end": True, "metric_for_best_model": metric}
+
+
+def _plain(value: Any) -> Any:
+    return getattr(value, "value", value)
 
 
 def _is_number(value: Any) -> bool:

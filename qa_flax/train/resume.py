@@ -189,7 +189,8 @@ def restore_callbacks(events: Events) -> bool:
     if missing:
         logger.warning(
             "The checkpoint has the state of callbacks that this trainer does not have: %s. "
-            "Training continues without them; pass them in callbacks=[...] to use them.",
+            "Training continues without them; pass them in callbacks=[...] to use them "
+            "(EarlyStoppingCallback: or set early_stopping_patience).",
             ", ".join(missing),
         )
     return any(

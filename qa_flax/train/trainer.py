@@ -26,9 +26,10 @@ from qa_flax.models.averaged import refuse
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.storage import AnyPath
 from qa_flax.train import checkpoints
-from qa_flax.train.argument_changes import ArgumentCallbacks, KnownArguments
+from qa_flax.train.argument_changes import EARLY_STOPPING, ArgumentCallbacks, KnownArguments
 from qa_flax.train.best import check_best_metric, check_evaluation
 from qa_flax.train.custom import check_custom, make_custom
+from qa_flax.train.early_stopping import prefer_script_callback
 from qa_flax.train.evaluation import Dataset, DatasetShard, Evaluator, prediction_output
 from qa_flax.train.events import Events
 from qa_flax.train.live_state import LiveState
@@ -163,7 +164,7 @@ class Trainer(DataLoading, TorchAttributes):
             None,
             None,
         )
-        own.update(handler, args, set())
+        own.update(handler, args, set(EARLY_STOPPING))
         self._known_arguments.remember(args)
         self._events = Events(args, handler)
         self._use_model(model)
@@ -240,6 +241,7 @@ class Trainer(DataLoading, TorchAttributes):
     def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
         """Add a callback, given as an object or as a class."""
         self.callback_handler.add_callback(callback)
+        prefer_script_callback(self.callback_handler.callbacks, self.args)
 
     def pop_callback(self, callback: TrainerCallback | type[TrainerCallback]):
         """Remove and return a callback, or the first one of a class; None if there is none."""

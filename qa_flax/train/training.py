@@ -29,6 +29,7 @@ from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.models.weights import size_without_embeddings
 from qa_flax.train import checkpoints
 from qa_flax.train.custom import Custom, OptimizerView, OwnSchedule, as_direction
+from qa_flax.train.early_stopping import describe_late_stop, describe_stop
 from qa_flax.train.events import Events
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.loop import Actions, TrainingLoop
@@ -255,8 +256,8 @@ class _Training:
         metrics["total_flos"] = state.total_flos
         metrics["train_loss"] = self._steps.mean_loss()
         metrics = broadcast_from_main("training metrics", metrics)
-        if args.load_best_model_at_end:
-            self._load_best_model()
+        is_best_loaded = bool(args.load_best_model_at_end) and self._load_best_model()
+        self._report_early_stop(is_best_loaded)
         self._actions.log(metrics)
         best = state.best_model_checkpoint
         if args.save_total_limit == 1 and best is not None and processes.is_main():
@@ -269,26 +270,34 @@ class _Training:
         run = {"counters": self._steps.counters(), "schedule": self._schedule.state_dict()}
         self._checkpoints.save(run, position, callback_states)
 
-    def _load_best_model(self) -> None:
+    def _report_early_stop(self, is_best_loaded: bool) -> None:
+        callbacks, state = self._events.handler.callbacks, self._events.state
+        line = describe_stop(callbacks, self._args, state, is_best_loaded=is_best_loaded)
+        if line is not None and self._events.control.should_training_stop and processes.is_main():
+            logger.warning("%s.", line)
+
+    def _load_best_model(self) -> bool:
+        """Load it and return True, or log a warning if there is none."""
         best, model = self._events.state.best_model_checkpoint, self._live.model
         if best is None:
             logger.warning(
                 "load_best_model_at_end: no checkpoint of a best model was saved, so the model "
                 "keeps its latest weights."
             )
-            return
+            return False
         if not storage.path(best).is_dir():
             logger.warning(
                 "load_best_model_at_end: %s does not exist any more, so the model keeps its latest "
                 "weights.",
                 best,
             )
-            return
+            return False
         metric = self._events.state.best_metric
         logger.info("Loading the best model from %s (metric %s).", best, metric)
         load = model.from_pretrained if model.lora is None else model.with_adapter
         with parallel.on_host() if is_sharded(self._args) else nullcontext():
             model.set_params(weights_of(load(best)).params)
+        return True
 
     def _batches(self, epoch: int, skip: int) -> Iterator[HostBatch]:
         return self._data.batches(self._args, epoch, skip)
@@ -299,6 +308,9 @@ class _Training:
         state.max_steps, state.num_train_epochs = plan.updates, plan.epochs
         state.train_batch_size = self._args.per_device_train_batch_size
         state.compute_steps(self._args, plan.updates)
+        if processes.is_main():
+            late = describe_late_stop(handler.callbacks, self._args, state, plan)
+            self._events.warn_once("training", late)
         view: Any = OptimizerView(self._args, self._schedule)
         handler.optimizer, handler.train_dataloader = view, loader
         handler.lr_scheduler = self._schedule  # pyright: ignore[reportAttributeAccessIssue]

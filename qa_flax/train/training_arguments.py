@@ -17,7 +17,11 @@ from transformers.training_args import trainer_log_levels
 from qa_flax.train.old_names import OLD_NAMES as OLD_NAMES
 from qa_flax.train.old_names import REMOVED, OldNames, warn_user
 from qa_flax.train.placement import LocalRank, Placement
-from qa_flax.train.regularization import Regularization, invalid_values
+from qa_flax.train.regularization import (
+    Regularization,
+    invalid_values,
+    set_for_early_stopping,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -279,6 +283,7 @@ def check_values(args: transformers.TrainingArguments) -> None:
         ValueError: a value is invalid, or two arguments contradict each other.
     """
     _rename_gradient_checkpointing(args)
+    set_for_early_stopping(args)
     values = {name: getattr(args, name, None) for name in STAND_INS}
     replaced = {name: v for name, v in values.items() if _needs_stand_in(args, name, v)}
     for name in replaced:

@@ -353,6 +353,10 @@ def test_invalid_adapter_targets_are_refused(capfd, checkpoint, data, tmp_path):
         (["--validation_file=x.json", "--do_eval", "--n_best_size=0"], "--n_best_size is 0"),
         (["--validation_file=x.json", "--do_train"], "--do_train needs --train_file"),
         (
+            ["--train_file=x.json", "--do_train", "--early_stopping_patience=3"],
+            "--early_stopping_patience 3 needs --validation_file",
+        ),
+        (
             [
                 "--train_file=x.json",
                 "--do_train",

@@ -119,7 +119,8 @@ def test_a_resumed_run_of_adapters_equals_an_uninterrupted_run(tmp_path, example
             other.train(resume_from_checkpoint=folder / "checkpoint-1")
 
 
-def test_a_resumed_run_stops_early_at_the_same_step(tmp_path, examples, tokenizer):
+@pytest.mark.parametrize("by", ["argument", pytest.param("callback", marks=pytest.mark.slow)])
+def test_a_resumed_run_stops_early_at_the_same_step(tmp_path, examples, tokenizer, caplog, by):
     """The checkpoint has the count of evaluations without improvement."""
     changes = {
         "learning_rate": 0.0,
@@ -130,6 +131,8 @@ def test_a_resumed_run_stops_early_at_the_same_step(tmp_path, examples, tokenize
     }
 
     def trainer(folder):
+        if by == "argument":
+            return trainer_in(folder, examples, tokenizer, early_stopping_patience=3, **changes)
         callback = EarlyStoppingCallback(early_stopping_patience=3)
         return trainer_in(folder, examples, tokenizer, [callback], **changes)
 
@@ -139,7 +142,10 @@ def test_a_resumed_run_stops_early_at_the_same_step(tmp_path, examples, tokenize
     for step in (2, 4):
         copy_until(tmp_path / "uninterrupted", tmp_path / f"{step}", step)
         resumed = trainer(tmp_path / f"{step}")
+        caplog.clear()
         resumed.train(resume_from_checkpoint=True)
+        assert "Stopped at step 4 of 6: eval_f1 has not improved for 3 evaluations; " in caplog.text
+        assert "the model is that of step 1 (eval_f1 " in caplog.text
         assert_same_run(uninterrupted, resumed)
 
 

@@ -97,6 +97,7 @@ def train_evaluate_predict(folder: Path, output: Path) -> dict:
         "--learning_rate=0.5",
         "--optim=sgd",
         "--save_strategy=no",
+        "--ema_decay=0.5",
         "--pad_to_max_length=False",
         "--eval_train_samples=4",
         "--include_num_input_tokens_seen=True",
@@ -278,9 +279,10 @@ def uninterrupted(folder: Path, output: Path) -> dict:
 
 def sharded(folder: Path, output: Path) -> dict:
     """Train with parameters sharded over the cores of all processes, save, and resume."""
+    changes = {"shard_params": True, "ema_decay": 0.5}
     halfway = {"save_steps": 2, "max_steps": 2, "disable_tqdm": False}
-    library_trainer(output, shard_params=True, **halfway).train()
-    trainer = library_trainer(output, shard_params=True)
+    library_trainer(output, **changes, **halfway).train()
+    trainer = library_trainer(output, **changes)
     trainer.train(resume_from_checkpoint=True)
     metrics = trainer.evaluate()
     if processes.is_main():

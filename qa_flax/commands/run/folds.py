@@ -27,6 +27,7 @@ from qa_flax.models.files import (
 )
 from qa_flax.storage import AnyPath
 from qa_flax.train.plan import output_dir
+from qa_flax.train.regularization import remove_evaluation
 from qa_flax.train.train_data import data_seed_of
 from qa_flax.train.training_arguments import TrainingArguments
 
@@ -164,7 +165,7 @@ def _predict(
     )
     args = copy.copy(training_args)
     args.do_train = args.do_eval = False
-    args.eval_strategy = "no"
+    remove_evaluation(args)
     print_on_main(f"The models of all {data_args.folds} folds answer the test data together")
     return run_stages(model, data_args, args, test)
 

@@ -42,7 +42,10 @@ def check_stages(data_args: DataArguments, training_args: TrainingArguments) -> 
         is_needed = getattr(training_args, f"do_{stage}") and not (is_split and stage == "eval")
         if is_needed and not (file or data_args.dataset_name):
             other = ", or --validation_split" if stage == "eval" else ""
-            raise ValueError(f"--do_{stage} needs --{split}_file or --dataset_name{other}")
+            asked, patience = f"--do_{stage}", training_args.early_stopping_patience
+            if stage == "eval" and patience is not None:  # it sets do_eval
+                asked = f"--early_stopping_patience {patience}"
+            raise ValueError(f"{asked} needs --{split}_file or --dataset_name{other}")
 
 
 def examples_by_stage(
