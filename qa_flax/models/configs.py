@@ -32,6 +32,8 @@ class SharedConfig:
     initializer_range: float
 
     NAMES: ClassVar[Mapping[str, str]] = {}
+    SPLIT: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Setting of most families -> further settings of this family that are part of it."""
     REQUIRED: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod

@@ -5,7 +5,7 @@ count as embeddings, unless `beside_layers` of the module that holds the stack s
 belong to. A module that holds several stacks has their order in `run_order`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -36,7 +36,7 @@ class Depth(NamedTuple):
         """The level of the span head."""
         return self.layers + 1
 
-    def paths(self, levels: range | frozenset[int]) -> frozenset[ParamPath]:
+    def paths(self, levels: Container[int]) -> frozenset[ParamPath]:
         """The paths of all parameters on these levels."""
         return frozenset(path for path, level in self.levels.items() if level in levels)
 

@@ -5,7 +5,7 @@ its encoder is used for several model types. `families/__init__.py` collects the
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,9 @@ from flax import nnx
 from qa_flax.models.blocks import OTHER_TASKS
 from qa_flax.models.layers import BlockConfig, ParamPath, initial_array
 from qa_flax.models.qa import HEAD_WEIGHT_NAMES, SpanHead
+
+DROPOUT_RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+"""Dropout rates of embeddings and layer outputs, of attention weights, and before the span head."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,23 @@ class Family:
     initial_array: Callable[..., np.ndarray] = initial_array
     """(path, shape, config, random) -> initial values of a parameter, float32."""
 
+    def own_names(self, name: str) -> tuple[str, ...]:
+        """The settings of config.json that a setting's name in most families stands for.
+
+        A dropout rate (`DROPOUT_RATES`) that changes nothing in this family stands for none.
+        """
+        config = self._config_class
+        if name in DROPOUT_RATES and name not in {field.name for field in fields(config)}:
+            return ()
+        return config.NAMES.get(name, name), *config.SPLIT.get(name, ())
+
     @property
-    def setting_names(self) -> Mapping[str, str]:
-        """Name of a setting in most families -> its name in this family's config.json."""
-        config = getattr(self.read_config, "__self__", None)
-        ambiguous = getattr(config, "AMBIGUOUS", ())
-        names = getattr(config, "NAMES", {})
-        return {name: own for name, own in names.items() if name not in ambiguous}
+    def dropout_settings(self) -> tuple[str, ...]:
+        """The dropout rates in config.json that change something in this family."""
+        names = self._config_class.NAMES
+        rates = [f.name for f in fields(self._config_class) if "dropout" in f.name]
+        return tuple(names.get(rate, rate) for rate in rates)
+
+    @property
+    def _config_class(self) -> Any:
+        return getattr(self.read_config, "__self__")  # noqa: B009

@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from qa_flax.models.family import DROPOUT_RATES, Family
+
 logger = logging.getLogger(__name__)
 
 # Keyword -> accepted values, and what to do instead of passing another.
@@ -51,15 +53,15 @@ PLACEMENT_KEYWORDS = frozenset(
 
 
 def config_with_keywords(
-    config: PreTrainedConfig, keywords: Mapping[str, Any], setting_names: Mapping[str, str]
+    config: PreTrainedConfig, keywords: Mapping[str, Any], family: Family
 ) -> PreTrainedConfig:
     """Return the config with the settings that are given as keywords.
 
     Args:
         config: transformers' config; a copy is changed.
         keywords: further keyword arguments of `from_pretrained`.
-        setting_names: the family's names of settings that most families name differently, as
-            `hidden_dropout_prob` -> `dropout`.
+        family: has its own names for settings that most families name differently, such as
+            `dropout` for `hidden_dropout_prob`.
 
     Raises:
         ValueError: a keyword is neither a setting of the config nor a known keyword, or its value
@@ -77,34 +79,49 @@ def config_with_keywords(
                     f"{', '.join(map(repr, accepted))}): {instead}"
                 )
             continue
-        name = setting_name(config, keyword, setting_names)
-        if name is None:
-            dropouts = ", ".join(n for n in vars(config) if "dropout" in n)
-            hint = f"; its dropout rates: {dropouts}" if "dropout" in keyword else ""
+        if keyword in DROPOUT_RATES and value is None:  # the config's own, as most configs have it
+            continue
+        if keyword in DROPOUT_RATES and not (isinstance(value, int | float) and 0 <= value < 1):
+            raise ValueError(
+                f"from_pretrained: {keyword}={value!r}: it must be at least 0 and below 1"
+            )
+        names = own_settings(config, keyword, family)
+        if not names and keyword in DROPOUT_RATES:
+            raise ValueError(f"from_pretrained: {keyword}={value!r}: {no_such_dropout(family)}")
+        if not names:
+            rates = ", ".join(family.dropout_settings)
+            hint = f"; its dropout rates: {rates}" if "dropout" in keyword else ""
             raise ValueError(
                 f"from_pretrained: {keyword} is neither a keyword of from_pretrained nor a setting "
                 f"of a {config.model_type} config{hint}"
             )
-        setattr(config, name, value)
+        for name in names:
+            setattr(config, name, value)
     return config
 
 
-def setting_name(
-    config: PreTrainedConfig, name: str, setting_names: Mapping[str, str]
-) -> str | None:
-    """The config's own name of a setting, or None if it has no such setting."""
-    own = setting_names.get(name, name)
+def own_settings(config: PreTrainedConfig, name: str, family: Family) -> tuple[str, ...]:
+    """The config's own names of a setting; none if it has no such setting, or none that acts."""
     known = AutoConfig.for_model(config.model_type)
-    return next((n for n in (own, name) if hasattr(known, n)), None)
+    own = family.own_names(name)
+    if own and all(hasattr(known, n) for n in own):
+        return own
+    return (name,) if own and hasattr(known, name) else ()
 
 
-def warn_of_unread_settings(config: PreTrainedConfig, setting_names: Mapping[str, str]) -> None:
+def no_such_dropout(family: Family) -> str:
+    """Say that a family has no dropout at a place, and which rates it has."""
+    rates = ", ".join(family.dropout_settings)
+    return f"{family.architecture} has no such dropout; the dropout rates that it has: {rates}"
+
+
+def warn_of_unread_settings(config: PreTrainedConfig, family: Family) -> None:
     """Warn of a dropout rate that was set on a config whose family does not read that name."""
     known = AutoConfig.for_model(config.model_type)
     for name in config.to_dict():
         if "dropout" in name and not hasattr(known, name):
-            own = setting_names.get(name)
-            rates = [own] if own else [n for n in known.to_dict() if "dropout" in n]
+            own = family.own_names(name)
+            rates = own if own and own != (name,) else family.dropout_settings
             logger.warning(
                 "%s has no effect on a %s config, which does not have this setting; it has: %s.",
                 name,

@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,7 +37,7 @@ from qa_flax.models.id_limits import check_ids, id_limits
 from qa_flax.models.layers import BlockConfig, ParamPath
 from qa_flax.models.load_arguments import config_with_keywords, warn_of_unread_settings
 from qa_flax.models.lora import LoraConfig
-from qa_flax.models.parameters import ParameterViews
+from qa_flax.models.parameters import ParameterViews, SetByArguments
 from qa_flax.models.qa import SpanLogits
 from qa_flax.models.read_hooks import ReadHooks
 from qa_flax.models.torch_methods import TorchMethods
@@ -98,7 +99,7 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         class_for(type(self), family_of(config), "the config")
         seed = seed if lora is None else None
         if seed is not None:
-            warn_of_unread_settings(config, family_of(config).setting_names)
+            warn_of_unread_settings(config, family_of(config))
             config = _qa_config(config)
         family, family_config = _read_config(config)
         self.dtype = compute_dtype(dtype)
@@ -108,6 +109,7 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         self.training = False
         self.lora = lora
         self.frozen: frozenset[ParamPath] = frozenset()
+        self.set_by_arguments = SetByArguments()
         self.parameter_views = ParameterViews()
         self.id_limits = id_limits(family_config)
         if lora is not None:
@@ -240,8 +242,8 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         config = load_config(directory) if config is None else config
         family = family_of(config)
         model_class = class_for(cls, family, str(pretrained_model_name_or_path))
-        warn_of_unread_settings(config, family.setting_names)
-        config = _qa_config(config_with_keywords(config, keywords, family.setting_names))
+        warn_of_unread_settings(config, family)
+        config = _qa_config(config_with_keywords(config, keywords, family))
         if dtype == "auto":
             dtype = getattr(config, "dtype", None) or "float32"
         config.name_or_path = str(pretrained_model_name_or_path)
@@ -278,7 +280,9 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
 
     def _rebuilt(self, dtype: Any, lora: LoraConfig | None) -> "AutoModelForQuestionAnswering":
         """A model without values, of the current `config`, with this one's frozen parameters."""
-        model = type(self)(self.config, dtype=dtype, lora=lora, seed=None)
+        # A config of its own: arguments may change the dropout rates of one of the two models.
+        config = copy.deepcopy(self.config)
+        model = type(self)(config, dtype=dtype, lora=lora, seed=None)
         frozen = self.frozen
         if lora != self.lora:
             frozen = frozenset(path for path in frozen if not path[-1].startswith("lora_"))
@@ -286,6 +290,8 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
             # As in PEFT, the span head is trained even if it was frozen before.
             frozen = frozenset(path for path in frozen if path[0] == "encoder")
         model.frozen = frozen
+        by_arguments = self.set_by_arguments
+        model.set_by_arguments = replace(by_arguments, frozen=by_arguments.frozen & frozen)
         model._set_remat(self.is_gradient_checkpointing)
         return model
 

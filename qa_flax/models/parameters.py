@@ -3,7 +3,8 @@
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -413,6 +414,24 @@ def leaves_of(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
 # ---- freezing ------------------------------------------------------------------------------------
 
 
+class ChangedSetting(NamedTuple):
+    """A setting of the config, and its values before and after arguments changed it."""
+
+    name: str
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True)
+class SetByArguments:
+    """What training arguments have changed in a model, and may change back; an attribute of it."""
+
+    frozen: frozenset[ParamPath] = frozenset()
+    """The parameters in `model.frozen` that arguments froze, not the script."""
+    settings: tuple[ChangedSetting, ...] = ()
+    """The settings of `model.config` that arguments changed."""
+
+
 def set_requires_grad(model: Any, views: Iterable[Parameter], value: bool) -> None:
     """Freeze or unfreeze parameters; `trainer.train()` reads it when it starts.
 
@@ -433,6 +452,9 @@ def set_requires_grad(model: Any, views: Iterable[Parameter], value: bool) -> No
             )
         logger.warning("requires_grad=True has no effect on the fixed table %s.", names)
     paths = {view.path for view in views if not view.is_fixed}
+    by_arguments = model.set_by_arguments
+    # What a script sets is its own: changed arguments leave it.
+    model.set_by_arguments = replace(by_arguments, frozen=by_arguments.frozen - paths)
     frozen = model.frozen - paths if value else model.frozen | paths
     if frozen == model.frozen:
         return
@@ -443,6 +465,27 @@ def set_requires_grad(model: Any, views: Iterable[Parameter], value: bool) -> No
             "stages: set requires_grad, then call train() of a new Trainer"
         )
     model.frozen = frozenset(frozen)
+
+
+def freeze_by_arguments(model: Any, paths: Iterable[ParamPath]) -> None:
+    """Freeze the parameters that arguments name, and unfreeze those that earlier ones named.
+
+    What a script has frozen stays frozen. Parameters that are never trained are left out.
+
+    Raises:
+        ValueError: the model is being trained.
+    """
+    trained = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    wanted = frozenset(path for path, _ in trained).intersection(paths)
+    own = model.frozen - model.set_by_arguments.frozen
+    if own | wanted == model.frozen:
+        return
+    if has_read_hook(model):
+        raise ValueError(
+            "this model is being trained already; wait until that training has finished"
+        )
+    model.frozen = own | wanted
+    model.set_by_arguments = replace(model.set_by_arguments, frozen=wanted - own)
 
 
 def frozen_names(model: Any) -> list[str]:

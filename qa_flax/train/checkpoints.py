@@ -18,7 +18,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -368,12 +368,7 @@ def check_same_run(before: dict[str, Any], now: dict[str, Any]) -> None:
     Raises:
         ResumeError: they differ; the message lists every difference.
     """
-    names = sorted(before.keys() | now.keys())
-    differences = [
-        f"{name}: {before.get(name)!r} in the checkpoint, {now.get(name)!r} now"
-        for name in names
-        if before.get(name) != now.get(name)
-    ]
+    differences = _differences(before, now)
     if differences:
         raise ResumeError(
             "resume_from_checkpoint: this run differs from the one that saved the checkpoint:\n  "
@@ -381,3 +376,15 @@ def check_same_run(before: dict[str, Any], now: dict[str, Any]) -> None:
             + "\nRestore these settings, or resume anyway with train(..., accept_changes=True) (on "
             "the command line, --accept_changes)."
         )
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Describe each value that differs, of a setting within a dict of settings only that one."""
+    texts: list[str] = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            texts += _differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            texts.append(f"{prefix}{name}: {old!r} in the checkpoint, {new!r} now")
+    return texts

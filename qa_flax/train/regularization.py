@@ -5,6 +5,7 @@
 
 import logging
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,8 @@ class Regularization:
         default=None,
         metadata={
             "help": "Dropout probability of embeddings and layer outputs, by whatever name the "
-            "model's config has for it; default: the model's own."
+            "model's config has for it (ModernBERT: embedding_dropout and mlp_dropout); default: "
+            "the model's own."
         },
     )
     attention_probs_dropout_prob: float | None = field(
@@ -32,8 +34,8 @@ class Regularization:
     classifier_dropout: float | None = field(
         default=None,
         metadata={
-            "help": "Dropout probability before the span head, for families that have one there; "
-            "default: the model's own."
+            "help": "Dropout probability before the span head. Only DistilBERT (qa_dropout) and "
+            "ModernBERT have one there; other families refuse it. Default: the model's own."
         },
     )
     layerwise_lr_decay: float = field(
@@ -48,11 +50,17 @@ class Regularization:
         default=None,
         metadata={
             "help": "Layers that are not trained, such as 0-3 or 0,1,5. They are counted from 0, "
-            "the layer after the embeddings; a range includes both ends."
+            "the layer after the embeddings; a range includes both ends. In an encoder-decoder "
+            "the decoder's layers follow the encoder's. In Python also a number or a list. With "
+            "LoRA: the adapters in these layers."
         },
     )
     freeze_embeddings: bool = field(
-        default=False, metadata={"help": "Do not train the embeddings."}
+        default=False,
+        metadata={
+            "help": "Do not train the embeddings, and what else comes before the layers: "
+            "projections to the hidden size and tables of relative positions."
+        },
     )
     reinit_layers: int = field(
         default=0,
@@ -127,7 +135,38 @@ def invalid_values(args: Any) -> list[str]:
             f"early_stopping_threshold={threshold!r}: it has no effect without "
             "early_stopping_patience"
         )
+    try:
+        layer_numbers(getattr(args, "freeze_layers", None))
+    except ValueError as error:
+        problems.append(str(error))
     return problems
+
+
+def layer_numbers(freeze_layers: Any) -> frozenset[int]:
+    """Read the argument `freeze_layers`.
+
+    Args:
+        freeze_layers: text such as "0-3" or "0,1,5-7", a number, several of these, or None.
+
+    Returns:
+        The numbers of the layers, from 0.
+
+    Raises:
+        ValueError: the value has another form.
+    """
+    if freeze_layers is None:
+        return frozenset()
+    is_several = isinstance(freeze_layers, list | tuple | set | frozenset | range)
+    parts: list[Any] = list(freeze_layers) if is_several else [freeze_layers]
+    texts = [text for part in parts for text in str(part).split(",")]
+    matches = [re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", text, re.A) for text in texts]
+    ranges = [(int(m[1]), int(m[2] or m[1])) for m in matches if m]
+    if len(ranges) < len(texts) or any(first > last for first, last in ranges):
+        raise ValueError(
+            f"freeze_layers={freeze_layers!r}: it must have numbers of layers from 0, and ranges "
+            "with the smaller number first, separated by commas, such as 2, 0-3 or 0,1,5"
+        )
+    return frozenset(n for first, last in ranges for n in range(first, last + 1))
 
 
 def set_for_early_stopping(args: Any) -> None:

@@ -111,10 +111,11 @@ class RunCheckpoints:
     def _check_frozen(self, before: list[str] | None) -> None:
         if before != (now := self._conditions["frozen"]):
             raise ResumeError(
-                f"resume_from_checkpoint: the frozen parameters (requires_grad=False) were "
-                f"{_joined(before)}, and now are {_joined(now)}; freeze the same ones, because the "
-                "checkpoint has optimizer states of the trained parameters only. To train others, "
-                "load the checkpoint as a model, and start a new run"
+                "resume_from_checkpoint: the frozen parameters (requires_grad=False, "
+                f"freeze_layers, freeze_embeddings) were {_joined(before)}, and now are "
+                f"{_joined(now)}; freeze the same ones, because the checkpoint has optimizer "
+                "states of the trained parameters only. To train others, load the checkpoint as a "
+                "model, and start a new run"
             )
 
     def save(self, run: dict[str, Any], position: Position, callbacks: Any = None) -> None:

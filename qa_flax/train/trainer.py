@@ -34,6 +34,7 @@ from qa_flax.train.evaluation import Dataset, DatasetShard, Evaluator, predictio
 from qa_flax.train.events import Events
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.loading import DataLoading, check_eval_dataset, check_train_dataset
+from qa_flax.train.model_arguments import apply_model_arguments, check_model_arguments
 from qa_flax.train.model_card import model_card
 from qa_flax.train.old_names import used_name
 from qa_flax.train.overrides import check_overrides, is_replaced
@@ -142,6 +143,7 @@ class Trainer(DataLoading, TorchAttributes):
         args = TrainingArguments(output_dir="trainer_output") if args is None else args
         self._known_arguments = KnownArguments()
         self._known_arguments.check(args, set())
+        check_model_arguments(args, model)
         check_evaluation(args, eval_dataset)
         check_eval_dataset(eval_dataset)
         if train_dataset is not None:
@@ -295,6 +297,7 @@ class Trainer(DataLoading, TorchAttributes):
         data = train_data(loader, self.model, self._custom.loss is not None)
         if self.model_init is not None:
             self.model = self._new_model()
+        apply_model_arguments(self.args, self.model)
         self._update_graphdefs()
         actions = TrainerActions(self.evaluate, self.save_model, self.log)
         self.is_in_train = True
@@ -578,6 +581,7 @@ class Trainer(DataLoading, TorchAttributes):
         check_custom(self._custom, args)
         _apply_to_process(args)
         if not self._live.is_training:
+            check_model_arguments(args, self.model)
             self._argument_callbacks.update(self.callback_handler, args, changed)
             if "shard_params" in changed:
                 self._use_model(self.model)

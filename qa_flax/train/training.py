@@ -129,8 +129,9 @@ def _trained_weights(model: AutoModelForQuestionAnswering) -> Weights:
     weights = weights_of(model)
     if not jax.tree.leaves(weights.params):
         raise ValueError(
-            "all parameters of the model are frozen (requires_grad=False), so there is nothing to "
-            "train; call requires_grad_(True) on those to train"
+            "all parameters of the model are frozen (requires_grad=False, freeze_layers, "
+            "freeze_embeddings), so there is nothing to train; call requires_grad_(True) on those "
+            "to train"
         )
     return weights
 

@@ -282,6 +282,8 @@ def check_values(args: transformers.TrainingArguments) -> None:
     Raises:
         ValueError: a value is invalid, or two arguments contradict each other.
     """
+    if problems := invalid_values(args):
+        raise ValueError("; ".join(problems))
     _rename_gradient_checkpointing(args)
     set_for_early_stopping(args)
     values = {name: getattr(args, name, None) for name in STAND_INS}
@@ -395,7 +397,6 @@ def _refuse_unsupported(args: transformers.TrainingArguments) -> None:
         values = [plain_value(v) for v in (value if isinstance(value, list) else [value])]
         if unknown := [v for v in values if v and v not in allowed]:
             problems.append(f"{name}={unknown[0]!r} (allowed: {', '.join(allowed)})")
-    problems += invalid_values(args)
     optim = plain_value(args.optim)
     if getattr(args, "shard_params", False) and optim in NEED_WHOLE_PARAMETERS:
         shardable = ", ".join(name for name in OPTIMIZERS if name not in NEED_WHOLE_PARAMETERS)

@@ -9,6 +9,8 @@ import tiny
 from transformers import AutoConfig, BertConfig, DistilBertConfig
 
 from qa_flax import AutoModelForQuestionAnswering
+from qa_flax.models.families import FAMILIES
+from qa_flax.models.load_arguments import config_with_keywords
 
 
 @pytest.fixture(scope="module")
@@ -78,17 +80,47 @@ def test_other_keywords_are_refused_by_name(bert, keywords, message):
         load(bert, **keywords)
 
 
-def test_hidden_dropout_of_modernbert_is_ambiguous():
-    config = AutoConfig.for_model("modernbert")
-    from qa_flax.models.families import FAMILIES
-    from qa_flax.models.load_arguments import config_with_keywords
+# The settings that each dropout rate stands for, written by hand from transformers' model code.
+USUAL = {
+    "hidden_dropout_prob": ("hidden_dropout_prob",),
+    "attention_probs_dropout_prob": ("attention_probs_dropout_prob",),
+    "classifier_dropout": (),
+}
+BART = {
+    "hidden_dropout_prob": ("dropout",),
+    "attention_probs_dropout_prob": ("attention_dropout",),
+    "classifier_dropout": (),
+}
+RATES = dict.fromkeys(FAMILIES, USUAL) | {
+    "bart": BART,
+    "mbart": BART,
+    "distilbert": BART | {"classifier_dropout": ("qa_dropout",)},
+    "modernbert": {
+        "hidden_dropout_prob": ("embedding_dropout", "mlp_dropout"),
+        "attention_probs_dropout_prob": ("attention_dropout",),
+        "classifier_dropout": ("classifier_dropout",),
+    },
+}
 
-    names = FAMILIES["modernbert"].setting_names
-    with pytest.raises(ValueError, match=r"its dropout rates: .*embedding_dropout.*mlp_dropout"):
-        config_with_keywords(config, {"hidden_dropout_prob": 0.1}, names)
-    changed = config_with_keywords(config, {"attention_probs_dropout_prob": 0.1}, names)
-    assert changed.attention_dropout == 0.1
-    assert config.attention_dropout == 0.0
+
+@pytest.mark.parametrize("rate", USUAL)
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_dropout_rates_of_every_family(family, rate):
+    """The training arguments of these names are tested to agree in train/test_dropout_rates.py."""
+    config = AutoConfig.for_model(family)
+    names = RATES[family][rate]
+    if not names:
+        with pytest.raises(ValueError, match=rf"{rate}=0.37: \w+ForQuestionAnswering has no such"):
+            config_with_keywords(config, {rate: 0.37}, FAMILIES[family])
+        assert config_with_keywords(config, {rate: None}, FAMILIES[family]) is not config
+        return
+    changed = config_with_keywords(config, {rate: 0.37}, FAMILIES[family]).to_dict()
+    before = config.to_dict()
+    assert {name for name in changed if changed[name] != before[name]} == set(names)
+    assert {changed[name] for name in names} == {0.37}
+    for value in (1.0, -0.1, "0.1", float("nan")):
+        with pytest.raises(ValueError, match=f"{rate}=.*: it must be at least 0 and below 1"):
+            config_with_keywords(config, {rate: value}, FAMILIES[family])
 
 
 @pytest.mark.parametrize("name", ["float16", "float32", "bfloat16"])

@@ -1,4 +1,4 @@
-"""`requires_grad = False`: no gradient, no optimizer state, and unchanged by training."""
+"""`requires_grad = False` and `freeze_layers`: no gradient, no optimizer state, no change."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,9 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from cases import CASES
 from flax import nnx
+from tiny_families import family_model, family_windows
 from tiny_trainers import arguments
 from transformers import TrainerCallback
 
@@ -14,7 +16,9 @@ from qa_flax import LoraConfig, Trainer, TrainingArguments, get_peft_model, prep
 from qa_flax.device import parallel
 from qa_flax.device.memory import abstract_state
 from qa_flax.device.step import TrainState, make_train_step, weights_of
+from qa_flax.models.depth import depth_of
 from qa_flax.train.checkpoints import ResumeError
+from qa_flax.train.model_arguments import apply_model_arguments
 from qa_flax.train.plan import optimizer_of
 
 SETTINGS = {"max_steps": 3, "learning_rate": 1e-2, "weight_decay": 0.1, "logging_steps": 1}
@@ -286,3 +290,134 @@ def test_a_run_that_wrote_into_frozen_parameters_is_resumed_only_with_those(tmp_
         trainer.train(resume_from_checkpoint=checkpoint)
     trainer = trainer_of(tmp_path, frozen_model(), windows, **settings)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+# ---- freeze_layers and freeze_embeddings ---------------------------------------------------------
+
+
+def frozen_by(model, **settings):
+    """The names of the parameters that these arguments freeze."""
+    apply_model_arguments(TrainingArguments(**settings), model)
+    return {name for name, p in model.named_parameters() if not p.requires_grad}
+
+
+@pytest.mark.parametrize(
+    ("value", "layers"),
+    [
+        ("0-1", (0, 1)),
+        ("2", (2,)),
+        ("0, 2 - 3", (0, 2, 3)),
+        (1, (1,)),
+        ([0, 2], (0, 2)),
+        (range(3), (0, 1, 2)),
+        (["0-1", 3], (0, 1, 3)),
+        ([], ()),
+        (None, ()),
+    ],
+)
+def test_freeze_layers_names_layers_by_numbers_and_ranges(value, layers):
+    model = tiny.model(num_hidden_layers=4)
+    names = [name for name, _ in model.named_parameters()]
+    expected = {n for n in names for k in layers if n.startswith(f"bert.encoder.layer.{k}.")}
+    assert frozen_by(model, freeze_layers=value) == expected
+    assert len(expected) == 16 * len(layers)
+
+
+@pytest.mark.parametrize("value", ["3-1", "a", "", "1,", "-1", "0-", "1.5", True, 2.0, [None]])
+def test_malformed_layers_are_refused_when_the_arguments_are_built(value):
+    with pytest.raises(ValueError, match=r"freeze_layers=.*: it must have numbers of layers"):
+        TrainingArguments(freeze_layers=value)
+
+
+def test_layers_beyond_the_model_are_refused_by_the_trainer(tmp_path, windows):
+    settings = {"freeze_layers": "0,2-4"}
+    message = "freeze_layers='0,2-4': this bert model has 4 layers, with numbers from 0 to 3"
+    with pytest.raises(ValueError, match=message):
+        trainer_of(tmp_path, tiny.model(num_hidden_layers=4), windows, **settings)
+    message = (
+        r"freeze_layers='1': albert shares the weights of its layers, .* has 1 group of layers"
+    )
+    model = family_model("albert", num_hidden_layers=6, num_hidden_groups=1)
+    with pytest.raises(ValueError, match=message):
+        trainer_of(tmp_path, model, windows, freeze_layers="1")
+    trainer = trainer_of(tmp_path, tiny.model(), windows)
+    trainer.args.freeze_layers = "1"
+    with pytest.raises(ValueError, match="freeze_layers='1': this bert model has 1 layers"):
+        trainer.train()
+
+
+def test_changed_arguments_unfreeze_only_what_arguments_froze():
+    model = tiny.model(num_hidden_layers=3)
+    model.bert.encoder.layer[0].requires_grad_(False)
+    own = {name for name, p in model.named_parameters() if not p.requires_grad}
+    both = frozen_by(model, freeze_layers="0-1", freeze_embeddings=True)
+    assert len(both) == 2 * 16 + 5
+    assert frozen_by(model, freeze_layers="2") == own | {
+        name for name, _ in model.named_parameters() if ".layer.2." in name
+    }
+    # What the script freezes meanwhile is its own, even if an argument has frozen it already.
+    model.bert.encoder.layer[2].output.requires_grad_(False)
+    kept = frozen_by(model)
+    assert kept > own
+    assert len(kept) == len(own) + 4
+    copy = model.with_dtype("bfloat16")
+    assert frozen_by(copy) == kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted(CASES))
+def test_frozen_layers_of_every_family_do_not_change(tmp_path, family):
+    model, windows = family_model(family), family_windows()
+    depth, before = depth_of(model), {p.path: np.array(p) for p in model.parameters()}
+    frozen = {depth.head - 1, 0}
+    trainer = trainer_of(
+        tmp_path, model, windows, freeze_layers=depth.layers - 1, freeze_embeddings=True
+    )
+    trainer.train()
+    for parameter in model.parameters():
+        path = parameter.path
+        is_frozen = depth.levels[path] in frozen
+        assert parameter.requires_grad == (not is_frozen and not parameter.is_fixed)
+        if is_frozen:
+            np.testing.assert_array_equal(np.asarray(parameter), before[path])
+        elif path[-1] == "kernel" and not parameter.is_fixed:
+            assert not np.array_equal(np.asarray(parameter), before[path]), path
+    state = abstract_state(model, optimizer_of(trainer.args, model), is_sharded=False)
+    sizes = [leaf.size for leaf in jax.tree.leaves(state.opt_state)]
+    assert sum(sizes) == 2 * model.num_parameters(only_trainable=True) + 1
+    # Without the arguments, everything is trained again.
+    trainer.args.freeze_layers, trainer.args.freeze_embeddings = None, False
+    trainer.train()
+    assert not model.frozen
+    for parameter in model.parameters():
+        if parameter.path[-1] == "kernel":
+            changed = not np.array_equal(np.asarray(parameter), before[parameter.path])
+            assert changed, parameter
+
+
+@pytest.mark.slow
+def test_freeze_layers_freezes_adapters(tmp_path, windows):
+    base = tiny.model(num_hidden_layers=2, initializer_range=0.05)
+    model = get_peft_model(base, LoraConfig(r=2, target_modules=["query"]))
+    before = values(model)
+    settings = {"freeze_layers": "0", "freeze_embeddings": True}
+    trainer_of(tmp_path, model, windows, **settings).train()
+    assert_only_trained_changed(model, before)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 + 2
+    assert all(".layer.1." in name or "qa_outputs" in name for name in trained)
+
+
+@pytest.mark.slow
+def test_a_run_with_frozen_layers_is_resumed_with_the_same(tmp_path, windows):
+    settings = {"max_steps": 4, "save_steps": 2, "save_strategy": "steps", "freeze_layers": "0"}
+    make = lambda: tiny.model(num_hidden_layers=2, hidden_dropout_prob=0.2)  # noqa: E731
+    whole = trainer_of(tmp_path, make(), windows, **settings)
+    whole.train()
+    resumed = trainer_of(tmp_path, make(), windows, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert_same_run_of_few_arrays(whole, resumed)
+    other = trainer_of(tmp_path, make(), windows, **(settings | {"freeze_layers": None}))
+    message = r"freeze_layers, freeze_embeddings\) were bert.encoder.layer.0, and now are none"
+    with pytest.raises(ResumeError, match=message):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

@@ -33,6 +33,7 @@ from qa_flax.models.model import AutoModelForQuestionAnswering, get_peft_model
 from qa_flax.train import checkpoints
 from qa_flax.train.best import MetricError
 from qa_flax.train.checkpoints import ResumeError
+from qa_flax.train.model_arguments import apply_model_arguments
 from qa_flax.train.plan import optimizer_bytes, output_dir
 from qa_flax.train.qa_trainer import QuestionAnsweringTrainer
 from qa_flax.train.training_arguments import (
@@ -315,6 +316,7 @@ def _stage(
 
 
 def _train(trainer: QuestionAnsweringTrainer, stage: Stage, accept_changes: bool) -> dict[str, Any]:
+    apply_model_arguments(trainer.args, trainer.model)
     trained, total = trainer.model.num_parameters(True), trainer.model.num_parameters()
     print_on_main(
         f"Training {trained:,} of {total:,} parameters ({trained / total:.2%}); the optimizer "

@@ -19,7 +19,7 @@ from qa_flax.models.qa import SpanHead
 class DistilBertConfig(SharedConfig):
     """The fields of a DistilBERT config.json that affect the result; `NAMES` has HF's names."""
 
-    qa_dropout: float
+    classifier_dropout: float
     sinusoidal_pos_embds: bool
     pad_token_id: int | None
 
@@ -31,6 +31,7 @@ class DistilBertConfig(SharedConfig):
         "hidden_act": "activation",
         "hidden_dropout_prob": "dropout",
         "attention_probs_dropout_prob": "attention_dropout",
+        "classifier_dropout": "qa_dropout",
     }
 
     @property
@@ -56,7 +57,7 @@ class DistilBertHead(SpanHead):
     """The span head, with dropout at the rate `qa_dropout` before it."""
 
     def __init__(self, config: DistilBertConfig, *, dtype: jnp.dtype):
-        super().__init__(config, dtype=dtype, dropout_rate=config.qa_dropout)
+        super().__init__(config, dtype=dtype, dropout_rate=config.classifier_dropout)
 
 
 def fixed_arrays(config: DistilBertConfig) -> dict[ParamPath, np.ndarray]:

@@ -54,8 +54,8 @@ class ModernBertConfig:
     layer_norm_eps: float
     pad_token_id: int | None
 
-    # Its own names for the dropout of the embeddings and of the mlp are two settings.
-    AMBIGUOUS: ClassVar = frozenset({"hidden_dropout_prob"})
+    # The dropout rates of the embeddings and of the mlp are two settings.
+    SPLIT: ClassVar = {"hidden_dropout_prob": ("mlp_dropout",)}
     NAMES: ClassVar = {
         "hidden_act": "hidden_activation",
         "hidden_dropout_prob": "embedding_dropout",
