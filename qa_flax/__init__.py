@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from qa_flax.models.lora import LoraConfig, PeftModel, TaskType
     from qa_flax.models.model import AutoModelForQuestionAnswering, get_peft_model
     from qa_flax.models.output import QuestionAnsweringModelOutput
+    from qa_flax.train.learning_curves import learning_curves
     from qa_flax.train.qa_trainer import QuestionAnsweringTrainer
     from qa_flax.train.trainer import Trainer
     from qa_flax.train.training_arguments import TrainingArguments
@@ -117,6 +118,7 @@ __all__ = [
     "average_models",
     "fold_examples",
     "get_peft_model",
+    "learning_curves",
     "load_examples",
     "postprocess_qa_predictions",
     "prepare_train_features",
@@ -138,6 +140,7 @@ _MODULES = {
     "average_models": "qa_flax.models.averaged",
     "fold_examples": "qa_flax.data.splits",
     "get_peft_model": "qa_flax.models.model",
+    "learning_curves": "qa_flax.train.learning_curves",
     "load_examples": "qa_flax.data.examples",
     "postprocess_qa_predictions": "qa_flax.answers.postprocess",
     "prepare_train_features": "qa_flax.data.features",

@@ -19,6 +19,7 @@ HOST_NAMES = [
     "EarlyStoppingCallback",
     "TrainingArguments",
     "fold_examples",
+    "learning_curves",
     "load_examples",
     "postprocess_qa_predictions",
     "prepare_train_features",

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,8 @@ from qa_flax.train.custom import check_custom, make_custom
 from qa_flax.train.early_stopping import prefer_script_callback
 from qa_flax.train.evaluation import Dataset, DatasetShard, Evaluator, prediction_output
 from qa_flax.train.events import Events
+from qa_flax.train.learning_curves import FILE as CURVES_FILE
+from qa_flax.train.learning_curves import has_curves, learning_curves
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.loading import DataLoading, check_eval_dataset, check_train_dataset
 from qa_flax.train.model_arguments import apply_model_arguments, check_model_arguments
@@ -52,6 +55,8 @@ from qa_flax.train.training_arguments import (
     set_log_level,
     trains_in_bfloat16,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer(DataLoading, TorchAttributes):
@@ -303,7 +308,7 @@ class Trainer(DataLoading, TorchAttributes):
         self.is_in_train = True
         try:
             with preemption.sigterm_handled():
-                return run_training(
+                output = run_training(
                     self._events,
                     self._live,
                     data,
@@ -313,6 +318,8 @@ class Trainer(DataLoading, TorchAttributes):
                     actions,
                     self._custom,
                 )
+            self._save_curves_of_training()
+            return output
         finally:
             self.is_in_train = False
 
@@ -472,11 +479,30 @@ class Trainer(DataLoading, TorchAttributes):
                 tokenizer.save_pretrained(folder)
 
     def save_state(self) -> None:
-        """Write `trainer_state.json` into `args.output_dir`; only the main process writes."""
+        """Write `trainer_state.json` into `args.output_dir`; only the main process writes.
+
+        After a training it also writes `learning_curves.svg`, a picture of what was logged.
+        """
         if not processes.is_main():
             return
         with storage.output_folder(_output_dir(self.args)) as folder:
             self.state.save_to_json(str(folder / checkpoints.TRAINER_STATE))
+        if has_curves(self.state.log_history):
+            self._save_curves()
+
+    def _save_curves(self) -> None:
+        curves = learning_curves(self.state, title=self.args.run_name)
+        curves.save(_output_dir(self.args) / CURVES_FILE)
+
+    def _save_curves_of_training(self) -> None:
+        """Write the picture if there were evaluations, and the training writes files anyway."""
+        if not processes.is_main() or not has_curves(self.state.log_history, "eval_"):
+            return
+        try:
+            if self.args.save_strategy != "no" or _output_dir(self.args).exists():
+                self._save_curves()
+        except OSError as error:  # the training is not lost for a picture
+            logger.warning("%s could not be written: %s", CURVES_FILE, error)
 
     def save_metrics(self, split: str, metrics: dict[str, Any], combined: bool = True) -> None:
         """Write `<split>_results.json` into `args.output_dir`; only the main process writes.
