@@ -14,6 +14,7 @@ from transformers import DataCollatorWithPadding, TrainerCallback
 from qa_flax import (
     QuestionAnsweringTrainer,
     Trainer,
+    load_examples,
     prepare_train_features,
     prepare_validation_features,
 )
@@ -350,6 +351,26 @@ def test_prediction_loss_only_returns_no_predictions(tmp_path, windows):
     loop = trainer.evaluation_loop(trainer.get_eval_dataloader(windows), "x", False)
     assert loop.num_samples == len(loop.predictions[0]) == len(windows)
     assert trainer.num_examples(trainer.get_eval_dataloader(windows)) == len(windows)
+
+
+def test_shared_contexts_are_warned_of_once_for_each_evaluation_set(tmp_path, windows, caplog):
+    other = prepare_validation_features(tiny.examples(), tiny.tokenizer(), **WINDOW)
+    new = [row | {"context": "So " + row["context"], "answers": []} for row in tiny.rows()]
+    new = prepare_validation_features(load_examples(new), tiny.tokenizer(), **WINDOW)
+    args = arguments(tmp_path, max_steps=2, eval_strategy="steps", eval_steps=1)
+    sets = {"new": new, "other": other}
+    trainer = Trainer(tiny.model(), args, train_dataset=windows, eval_dataset=sets)
+    trainer.train()
+    trainer.evaluate()
+    (line,) = [record.getMessage() for record in caplog.records if "contexts" in record.message]
+    assert line.startswith("12 of 12 validation questions (ids q0, q1, q2, q3, q4, ...) are about")
+    assert "(11 of them are themselves in the training set)" in line
+    trainer.evaluate(windows)
+    assert "are the training set" in caplog.records[-1].getMessage()
+    count = len(caplog.records)
+    trainer.evaluate(new)
+    trainer.evaluate(windows)
+    assert len(caplog.records) == count
 
 
 @pytest.mark.slow

@@ -164,7 +164,8 @@ def _predict(
         lora_target_modules=None,
     )
     args = copy.copy(training_args)
-    args.do_train = args.do_eval = False
+    args.do_train = args.do_eval = args.eval_on_start = False
+    args.save_strategy, args.metric_for_best_model = "no", None
     remove_evaluation(args)
     print_on_main(f"The models of all {data_args.folds} folds answer the test data together")
     return run_stages(model, data_args, args, test)

@@ -28,6 +28,7 @@ from qa_flax.data.features import make_windows
 from qa_flax.data.windows import Windows
 from qa_flax.device import parallel
 from qa_flax.distributed import exchange, failure, preemption, processes
+from qa_flax.models.averaged import refuse
 from qa_flax.models.lora import LoraConfig
 from qa_flax.models.model import AutoModelForQuestionAnswering, get_peft_model
 from qa_flax.train import checkpoints
@@ -237,6 +238,8 @@ def _prepare(
             dtype="bfloat16" if trains_in_bfloat16(training_args) else model_args.dtype,
             **hub,
         )
+    if training_args.do_train:
+        refuse(model, "trained")
     if model_args.lora_r:
         model = get_peft_model(model, _lora_config(model_args), training_args.seed)
     tokenizer = AutoTokenizer.from_pretrained(_local(model_args.tokenizer_name or source), **hub)
