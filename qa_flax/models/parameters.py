@@ -430,6 +430,8 @@ class SetByArguments:
     """The parameters in `model.frozen` that arguments froze, not the script."""
     settings: tuple[ChangedSetting, ...] = ()
     """The settings of `model.config` that arguments changed."""
+    reinitialized: int = 0
+    """How many of the last layers were initialized anew."""
 
 
 def set_requires_grad(model: Any, views: Iterable[Parameter], value: bool) -> None:

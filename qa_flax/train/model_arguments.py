@@ -10,6 +10,7 @@ from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.models.parameters import freeze_by_arguments
 from qa_flax.train.dropout_rates import dropout_settings, set_dropout
 from qa_flax.train.freezing import frozen_paths
+from qa_flax.train.reinitialize import reinit_paths
 
 
 def check_model_arguments(args: Any, model: AutoModelForQuestionAnswering) -> None:
@@ -24,6 +25,7 @@ def check_model_arguments(args: Any, model: AutoModelForQuestionAnswering) -> No
     """
     dropout_settings(args, model)
     frozen_paths(args, model)
+    reinit_paths(args, model)
 
 
 def apply_model_arguments(args: Any, model: AutoModelForQuestionAnswering) -> None:

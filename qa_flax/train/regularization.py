@@ -65,8 +65,8 @@ class Regularization:
     reinit_layers: int = field(
         default=0,
         metadata={
-            "help": "Initialize the last N layers anew before training (Zhang et al. 2021, "
-            "arXiv 2006.05987)."
+            "help": "Initialize the last N layers anew from the seed before training (Zhang et al. "
+            "2021, arXiv 2006.05987), once for each model; not when a run is resumed."
         },
     )
     early_stopping_patience: int | None = field(

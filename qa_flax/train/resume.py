@@ -21,8 +21,10 @@ from qa_flax.train import checkpoints
 from qa_flax.train.best import set_best_checkpoint
 from qa_flax.train.checkpoints import ResumeError
 from qa_flax.train.events import Events
+from qa_flax.train.layer_rates import layerwise_decay
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.plan import Plan, ema_decay_of, output_dir
+from qa_flax.train.reinitialize import reinit_count
 from qa_flax.train.train_data import TrainData, data_seed_of
 
 logger = logging.getLogger(__name__)
@@ -245,7 +247,10 @@ def conditions_of(
         "model": _config_values(model.config),
         "lora": None if model.lora is None else model.lora.to_peft(None),
         "frozen": frozen_names(model) or None,
+        # None, as in checkpoints of versions without these arguments.
         "ema_decay": ema_decay_of(args) or None,
+        "layerwise_lr_decay": None if layerwise_decay(args) == 1.0 else layerwise_decay(args),
+        "reinit_layers": reinit_count(args) or None,
         "fixed_digest": checkpoints.tensors_digest(weights_of(model).fixed),
     }
 

@@ -44,6 +44,7 @@ from qa_flax.train.overrides import check_overrides, is_replaced
 from qa_flax.train.plan import is_sharded
 from qa_flax.train.plan import output_dir as _output_dir
 from qa_flax.train.progress import readable_metrics
+from qa_flax.train.reinitialize import reinitialize
 from qa_flax.train.torch_attributes import TorchAttributes
 from qa_flax.train.train_data import train_data
 from qa_flax.train.train_sample import PREFIX as TRAIN_PREFIX
@@ -305,6 +306,8 @@ class Trainer(DataLoading, TorchAttributes):
         apply_model_arguments(self.args, self.model)
         self._update_graphdefs()
         actions = TrainerActions(self.evaluate, self.save_model, self.log)
+        if not resume_from_checkpoint:
+            reinitialize(self.args, self.model)
         self.is_in_train = True
         try:
             with preemption.sigterm_handled():

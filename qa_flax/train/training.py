@@ -42,6 +42,7 @@ from qa_flax.train.plan import (
     schedule_of,
     wants_device_report,
 )
+from qa_flax.train.reinitialize import mark_reinitialized
 from qa_flax.train.resume import (
     Position,
     RunCheckpoints,
@@ -182,6 +183,7 @@ class _Training:
             state, run, events.state = self._checkpoints.load(
                 resume.checkpoint, state, resume.accept_changes
             )
+            mark_reinitialized(args, model)  # before the checkpoint was saved
         self._was_stopped = False  # whether early stopping had ended the run that is resumed
         if run:
             self._schedule.load_state_dict(run["schedule"])
