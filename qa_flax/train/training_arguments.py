@@ -234,6 +234,21 @@ class TrainingArguments(  # pyright: ignore[reportIncompatibleMethodOverride,rep
         overwrite_output_dir: start from the beginning, even if `output_dir` has checkpoints
             (command line only; `Trainer.train` resumes only when asked to).
         optim: also `"lamb"`, which transformers does not have.
+        hidden_dropout_prob: dropout probability of embeddings and layer outputs, set in the
+            model's config under its family's own name when a training starts; None: the model's.
+        attention_probs_dropout_prob: as `hidden_dropout_prob`, of the attention weights.
+        classifier_dropout: as `hidden_dropout_prob`, before the span head; only DistilBERT and
+            ModernBERT have a dropout there.
+        layerwise_lr_decay: the span head has the full learning rate, the last layer this factor of
+            it, the layer before the factor squared, and so on to the embeddings.
+        freeze_layers: numbers of layers that are not trained, such as `"0-3"`, `"0,1,5"`, 2 or
+            `[0, 1]`. Layer 0 follows the embeddings, and ranges include both ends.
+        freeze_embeddings: do not train the embeddings and what else comes before the layers.
+        reinit_layers: how many of the last layers are initialized anew, once for each model.
+        early_stopping_patience: stop after this many evaluations without improvement.
+        early_stopping_threshold: how much the metric must improve to count.
+        ema_decay: evaluate and save a moving average of the weights with this decay; 0: none.
+        eval_train_samples: evaluate this many training questions, too, at each evaluation.
 
     Raises:
         ValueError: a value is invalid, or two arguments contradict each other.

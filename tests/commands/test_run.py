@@ -204,6 +204,34 @@ def test_repeating_a_command_resumes_the_run(capfd, checkpoint, data, tmp_path):
     assert "Training: 3 steps\n" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--hidden_dropout_prob=1.5", "hidden_dropout_prob=1.5: it must be at least 0 and below 1"),
+        ("--layerwise_lr_decay=0", "layerwise_lr_decay=0.0: it must be above 0 and at most 1"),
+        ("--freeze_layers=3-1", "freeze_layers='3-1': it must have numbers of layers from 0"),
+        ("--freeze_layers=0-1", "freeze_layers='0-1': this bert model has 1 layers"),
+        ("--reinit_layers=2", "reinit_layers=2: this bert model has 1 layers"),
+        ("--classifier_dropout=0.1", "classifier_dropout=0.1: BertForQuestionAnswering has no"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_reported_in_a_line(
+    checkpoint, data, tmp_path, capfd, argument, message
+):
+    with pytest.raises(SystemExit) as exit_:
+        run(checkpoint, tmp_path, f"--train_file={data / 'v1.json'}", "--do_train", argument)
+    assert exit_.value.code == 2
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(f"qa-flax: error: {message}")
+
+
+@pytest.mark.slow
+def test_the_number_of_trained_parameters_is_that_after_freezing(checkpoint, data, tmp_path, capfd):
+    settings = (f"--train_file={data / 'v1.json'}", "--do_train", "--max_steps=1")
+    run(checkpoint, tmp_path, *settings, "--freeze_layers=0", "--freeze_embeddings")
+    assert "Training 66 of " in capfd.readouterr().out
+
+
 def test_the_arguments_have_the_defaults_of_run_qa():
     """The defaults of the newest PyTorch and Flax scripts; `max_val_samples` is an older name."""
     required = ["--model_name_or_path=m", "--output_dir=o", "--dataset_name=d"]
