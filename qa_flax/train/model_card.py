@@ -9,6 +9,7 @@ from transformers.trainer_callback import TrainerState
 
 from qa_flax import storage
 from qa_flax.device import parallel
+from qa_flax.train.plan import ema_decay_of
 from qa_flax.train.training_arguments import plain_value, trains_in_bfloat16
 
 
@@ -79,6 +80,7 @@ def _hyperparameters(args: transformers.TrainingArguments) -> dict[str, Any]:
         "num_epochs": args.num_train_epochs,
         "training_steps": args.max_steps if args.max_steps > 0 else None,
         "label_smoothing_factor": args.label_smoothing_factor or None,
+        "ema_decay": ema_decay_of(args) or None,
         "mixed_precision_training": "bfloat16" if trains_in_bfloat16(args) else None,
     }
     return {name: value for name, value in values.items() if value is not None}

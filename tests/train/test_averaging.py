@@ -142,6 +142,8 @@ def test_the_average_is_what_is_read_evaluated_and_saved(tmp_path, windows, kind
     for actual, average in zip(record.values, expected, strict=True):
         assert_close(actual, average)
     assert_close(values(model), expected[-1])
+    trainer.create_model_card()
+    assert f"- ema_decay: {DECAY}\n" in (tmp_path / "README.md").read_text()
     for saved, average in zip(saved_params(tmp_path, kind, "average"), expected[1:], strict=True):
         assert_close(saved, {path: average[path] for path in saved})
 
