@@ -2,10 +2,12 @@
 
 import logging
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import transformers
+from tqdm import tqdm
 from transformers.trainer_callback import CallbackHandler, TrainerControl, TrainerState
 
 from qa_flax.distributed import processes
@@ -73,4 +75,9 @@ class Events:
         line = f"{subject}: {message}"
         if message is not None and line not in self._warnings:
             self._warnings.add(line)
-            logger.warning("%s", line)
+            self.warn(line)
+
+    def warn(self, message: str) -> None:
+        """Log a warning on a line of its own, above the progress bars."""
+        with tqdm.external_write_mode(file=sys.stderr):
+            logger.warning("%s", message)

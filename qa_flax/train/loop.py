@@ -7,6 +7,7 @@ from qa_flax.data.batches import HostBatch
 from qa_flax.distributed import preemption
 from qa_flax.train.best import followed_metric, update_best
 from qa_flax.train.events import Events
+from qa_flax.train.overfitting import warn_of_overfitting
 from qa_flax.train.plan import Plan
 from qa_flax.train.progress import set_progress
 from qa_flax.train.resume import Flags, Position
@@ -154,6 +155,7 @@ class TrainingLoop:
             self._before_evaluation = history, flags, self._actions.callback_states()
             with self._steps.paused():
                 is_best = update_best(self._args, events.state, self.evaluate())
+            warn_of_overfitting(events)
             self._before_evaluation = None
             if self._args.save_strategy == "best":
                 events.control.should_save = is_best

@@ -19,6 +19,8 @@ from qa_flax.train.schedules import Schedule, make_schedule
 from qa_flax.train.training_arguments import plain_value
 from qa_flax.train.weight_decay import decayed_parameters
 
+_DEFAULT_STEPS = 500  # transformers' default of logging_steps
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -115,6 +117,34 @@ class Plan:
         if args.max_steps > 0 or self.windows is None:
             return args.max_steps * self.rows * self.accumulation
         return self.windows * args.num_train_epochs
+
+
+def logging_steps_of(args: transformers.TrainingArguments, updates: int) -> int | None:
+    """The updates between two logs of a short training, about a twentieth of it.
+
+    With transformers' default of 500 it would log no loss. None: `logging_steps` holds, because it
+    was set, or the training has fewer than 10 or at least as many updates as it says.
+    """
+    is_default = args.logging_steps == _DEFAULT_STEPS
+    if plain_value(args.logging_strategy) != "steps" or not is_default:
+        return None
+    return max(1, round(updates / 20)) if 10 <= updates < _DEFAULT_STEPS else None
+
+
+def describe_few_evaluations(args: transformers.TrainingArguments, updates: int) -> str | None:
+    """Return a warning if `eval_steps` is more than all updates, so that none is evaluated before.
+
+    transformers' default of `eval_steps` is `logging_steps`, 500.
+    """
+    steps = args.eval_steps
+    if plain_value(args.eval_strategy) != "steps" or steps is None or not 10 <= updates < steps:
+        return None
+    return (
+        f"eval_strategy='steps' with eval_steps={steps:g}, but the training has only {updates} "
+        "updates, so it is evaluated once, after the last one. Set "
+        f"eval_steps={max(1, round(updates / 10))}, or eval_strategy='epoch' for an evaluation "
+        "after each epoch"
+    )
 
 
 def schedule_of(args: transformers.TrainingArguments, updates: int) -> Schedule:

@@ -299,6 +299,12 @@ class Trainer(DataLoading, TorchAttributes):
         if not is_replaced(self, "evaluate"):
             check_best_metric(self.args, self.eval_dataset, self.compute_metrics is not None)
         self._warn_of_leakage(self.eval_dataset)
+        if getattr(self.args, "eval_train_samples", 0) and self.args.eval_strategy == "no":
+            message = (
+                "eval_strategy='no' evaluates nothing during the training; eval_strategy='epoch' "
+                "shows the training questions after each epoch"
+            )
+            self._events.warn_once("eval_train_samples", message)
         loader = self.get_train_dataloader()
         data = train_data(loader, self.model, self._custom.loss is not None)
         if self.model_init is not None:

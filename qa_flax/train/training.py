@@ -35,8 +35,10 @@ from qa_flax.train.live_state import LiveState
 from qa_flax.train.loop import Actions, TrainingLoop
 from qa_flax.train.plan import (
     Plan,
+    describe_few_evaluations,
     ema_decay_of,
     is_sharded,
+    logging_steps_of,
     optimizer_of,
     output_dir,
     schedule_of,
@@ -109,6 +111,9 @@ def run_training(
     training = _Training(events, live, data, loader, graphdef, resume, actions, custom)
     if custom.loss is None and processes.is_main():
         events.warn_once("training", data.describe_labels_outside())
+    if processes.is_main():
+        message = describe_few_evaluations(events.args, events.state.max_steps)
+        events.warn_once("training", message)
     started, first_step = time.time(), events.state.global_step
     try:
         with device_report("training", wants_device_report(events.args)) as report:
@@ -314,6 +319,8 @@ class _Training:
         if processes.is_main():
             late = describe_late_stop(handler.callbacks, self._args, state, plan)
             self._events.warn_once("training", late)
+        if (steps := logging_steps_of(self._args, plan.updates)) is not None:
+            state.logging_steps = steps
         view: Any = OptimizerView(self._args, self._schedule)
         handler.optimizer, handler.train_dataloader = view, loader
         handler.lr_scheduler = self._schedule  # pyright: ignore[reportAttributeAccessIssue]

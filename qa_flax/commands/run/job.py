@@ -90,6 +90,7 @@ def run(
 def _run(
     model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
 ) -> dict[str, Any]:
+    vars(training_args)["_is_command_line"] = True  # messages name arguments with dashes
     with usage_errors(ValueError, OSError):
         check_training_arguments(training_args)
         check_stages(data_args, training_args)
