@@ -5,6 +5,7 @@ Each distinct text is tokenized once. A long text is split into overlapping chun
 
 import dataclasses
 import itertools
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,9 @@ import numpy as np
 from jaxtyping import Int32, Int64
 from tokenizers import Encoding, Tokenizer
 from tqdm import tqdm
+
+from qa_flax.data.interrupts import interrupts_deferred
+from qa_flax.data.screen import shows_bar
 
 BATCH_CHARACTERS = 1 << 20  # bounds the tokenizer's memory (about 100 bytes a token)
 CHUNK_SIZE = 1 << 18  # characters; longer texts are split into chunks of this size
@@ -34,21 +38,28 @@ class Tokens:
 
 
 def encode_distinct(texts: list[str], backend: Tokenizer, *, disable: bool) -> Tokens:
-    """Tokenize texts without special tokens, with a progress bar unless `disable`."""
+    """Tokenize texts without special tokens.
+
+    Unless `disable`, a terminal or a notebook shows a progress bar, and a log one line at the end.
+    """
+    is_log = not (disable or shows_bar())
     index = {text: n for n, text in enumerate(dict.fromkeys(texts))}
     ids, offsets = [np.zeros(0, np.int32)], [np.zeros((0, 2), np.int32)]
-    with tqdm(total=len(texts), desc="Tokenizing", unit="ex", disable=disable) as bar:
+    with tqdm(total=len(texts), desc="Tokenizing", unit="ex", disable=disable or is_log) as bar:
         for batch in _batches(list(index)):
             if len(batch[0]) > CHUNK_SIZE:
                 encoded = [_encode_long(batch[0], backend)]
             else:
-                encodings = backend.encode_batch(batch, add_special_tokens=False)
+                with interrupts_deferred():  # the interrupt would be lost
+                    encodings = backend.encode_batch(batch, add_special_tokens=False)
                 encoded = map(_ids_and_offsets, encodings)
             for text_ids, text_offsets in encoded:
                 ids.append(text_ids)
                 offsets.append(text_offsets)
             bar.update(len(texts) * len(batch) // len(index))
         bar.update(bar.total - bar.n)
+    if is_log:
+        print(f"Tokenizing: 100%, {len(texts)}/{len(texts)} texts", file=sys.stderr)
     count = np.array([len(tokens) for tokens in ids[1:]], np.int64)
     row = np.array([index[text] for text in texts], np.int64)
     first = np.cumsum(count) - count

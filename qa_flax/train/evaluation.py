@@ -22,6 +22,7 @@ from qa_flax.train.events import Events, plain_metrics
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.plan import wants_device_report
 from qa_flax.train.prediction import common_widths, predict_windows, reduction
+from qa_flax.train.progress import close_bars
 from qa_flax.train.train_data import refuse_several_processes
 
 Dataset = Any
@@ -156,6 +157,7 @@ class Evaluator:
                 is outside the model's table.
             Preempted: SIGTERM was received.
         """
+        close_bars(self._events.handler, training=False)  # of an evaluation that was interrupted
         self._events.handler.eval_dataloader = loader
         windows = loader.windows() if isinstance(loader, Loader) else None
         if windows is not None:

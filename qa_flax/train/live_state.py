@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from qa_flax.data.interrupts import interrupts_deferred
 from qa_flax.device import parallel
 from qa_flax.device.step import TrainState, Weights, weights_of
 from qa_flax.distributed import ProcessError, processes
@@ -53,6 +54,11 @@ class LiveState:
     def is_training(self) -> bool:
         """Whether the weights are on the cores."""
         return self._state is not None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a failed step has taken the weights with it; reading the model says why."""
+        return self._lost is not None
 
     @property
     def has_new_fixed(self) -> bool:
@@ -157,9 +163,10 @@ class LiveState:
 
     def _write_to_model(self, params: Any) -> None:
         params = parallel.gather_state(params)
-        self._detach()
-        with parallel.on_host() if self._is_sharded else nullcontext():
-            self.model.set_params(params)
+        with interrupts_deferred():  # the model has the weights before or those after, whole
+            self._detach()
+            with parallel.on_host() if self._is_sharded else nullcontext():
+                self.model.set_params(params)
 
     def abandon(self) -> None:
         """After an error, write the weights, or their average, into the model if possible.

@@ -1,11 +1,18 @@
-"""Progress of a training: bars on a terminal, plain lines in a log (host)."""
+"""Progress of a training: bars on a terminal, a table in a notebook, lines in a log (host)."""
 
 import sys
 import time
 from datetime import timedelta
 from typing import Any
 
-from transformers.trainer_callback import ProgressCallback, TrainerCallback, TrainerState
+from transformers.trainer_callback import (
+    CallbackHandler,
+    ProgressCallback,
+    TrainerCallback,
+    TrainerState,
+)
+
+from qa_flax.data.screen import in_notebook, shows_nested_bars
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -49,7 +56,7 @@ class TrainingProgress(ProgressCallback):
         super().on_step_end(args, state, control, **kwargs)
         progress = progress_of(state)
         if self.training_bar is not None and progress:
-            self.training_bar.set_postfix(_formatted(progress))
+            self.training_bar.set_postfix(formatted(progress))
 
 
 class TrainingLines(ProgressCallback):
@@ -83,7 +90,7 @@ class TrainingLines(ProgressCallback):
             self._last_line = now
             per_step = (now - self._first[0]) / (state.global_step - self._first[1])
             remaining = per_step * (state.max_steps - state.global_step)
-            values = ", ".join(f"{name} {value}" for name, value in _formatted(progress).items())
+            values = ", ".join(f"{name} {value}" for name, value in formatted(progress).items())
             _print(f"step {state.global_step}/{state.max_steps}, {remaining:.0f} s left, {values}")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -116,11 +123,33 @@ def progress_of(state: TrainerState) -> dict[str, float]:
 
 
 def progress_callback() -> type[TrainerCallback]:
-    """The callback class to use: bars if stderr is a terminal, otherwise lines."""
-    return TrainingProgress if sys.stderr.isatty() else TrainingLines
+    """The callback class to use: a table in a notebook, bars on a terminal, otherwise lines."""
+    if in_notebook():
+        from qa_flax.train.notebook import NotebookProgress  # imports IPython
+
+        return NotebookProgress
+    return TrainingProgress if shows_nested_bars() else TrainingLines
 
 
-def _formatted(progress: dict[str, float]) -> dict[str, str]:
+def close_bars(handler: CallbackHandler, *, training: bool) -> None:
+    """After an error or Ctrl-C, close the progress bars, which have no event for it.
+
+    The next training or evaluation would otherwise go on with them.
+
+    Args:
+        handler: of the callbacks.
+        training: whether a training has ended, not only an evaluation.
+    """
+    names = ("prediction_bar", "training_bar") if training else ("prediction_bar",)
+    for callback in handler.callbacks:
+        for name in names if isinstance(callback, ProgressCallback) else ():
+            if (bar := getattr(callback, name, None)) is not None:
+                bar.close()
+                setattr(callback, name, None)
+
+
+def formatted(progress: dict[str, float]) -> dict[str, str]:
+    """The label and the text of each value of the last finished step."""
     return {
         label: format(progress[name], spec)
         for name, (label, spec) in _FORMATS.items()

@@ -17,6 +17,7 @@ from qa_flax.distributed import processes
 from qa_flax.distributed.exchange import barrier, check_shared_folder
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.models.parameters import frozen_names
+from qa_flax.storage import AnyPath
 from qa_flax.train import checkpoints
 from qa_flax.train.best import set_best_checkpoint
 from qa_flax.train.checkpoints import ResumeError
@@ -159,6 +160,13 @@ class RunCheckpoints:
         """
         step = self._events.state.global_step
         return not step or (step, pending) == self._saved
+
+    @property
+    def latest(self) -> AnyPath | None:
+        """The checkpoint that this run saved last or resumed from, if it can be resumed from."""
+        if self._saved is None or self._args.save_only_model:
+            return None
+        return self._output / f"checkpoint-{self._saved[0]}"
 
     def callback_states(self) -> Any:
         """The states of the callbacks and the control, in the form of `trainer_state.json`."""

@@ -3,12 +3,13 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 
 from qa_flax.data.batches import HostBatch
+from qa_flax.data.interrupts import interrupts_deferred
 from qa_flax.device import parallel
 from qa_flax.device.in_flight import InFlight
 from qa_flax.device.step import Measurements
@@ -31,6 +32,9 @@ class Steps:
         key: JAX key from which the dropout masks of the run are drawn.
         finished_steps: number of updates that a resumed run has already done.
         on_compiled: see `OnCompiled`.
+
+    Attributes:
+        started: number of updates that the weights have, those of a resumed run included.
     """
 
     def __init__(
@@ -47,7 +51,7 @@ class Steps:
         self._compiled: dict[Any, Callable] = {}  # the step for each set of batch shapes
         self._in_flight = InFlight[tuple[float, int]]()
         self._clock = _Clock()
-        self._finished_steps = finished_steps
+        self._finished_steps = self.started = finished_steps
         self._run_loss, self._log_loss = _Mean(), _Mean()  # of the run; since the latest log
         self._last: dict[str, float] = {}
 
@@ -69,14 +73,15 @@ class Steps:
         arrays, rates = parallel.put((batch.arrays, rates))
         inputs = self._live.state(), arrays, rates, self._key
         shapes = tuple((name, array.shape) for name, array in arrays.items())
-        if shapes in self._compiled:
-            with parallel.no_implicit_transfers():
-                state, measurements = self._compiled[shapes](*inputs)
-        else:
+        is_new = shapes not in self._compiled
+        if is_new:
             self._compiled[shapes] = self._compile(inputs, batch.arrays)
-            state, measurements = self._compiled[shapes](*inputs)
-        self._live.replace(state)
-        self._in_flight.add((logged_rate, batch.windows), measurements)
+        with interrupts_deferred():
+            with nullcontext() if is_new else parallel.no_implicit_transfers():
+                state, measurements = self._compiled[shapes](*inputs)
+            self._live.replace(state)
+            self.started += 1
+            self._in_flight.add((logged_rate, batch.windows), measurements)
 
     def _compile(self, inputs: tuple[Any, ...], arrays: dict[str, np.ndarray]) -> Callable:
         """Compile the step for a new batch shape, so that its memory is reported before it runs."""

@@ -18,6 +18,7 @@ from transformers.trainer_utils import TrainOutput, speed_metrics
 
 from qa_flax import storage
 from qa_flax.data.batches import HostBatch
+from qa_flax.data.interrupts import interrupts_deferred
 from qa_flax.device import parallel
 from qa_flax.device.counters import device_report
 from qa_flax.device.memory import HELP, abstract_state, memory_plan
@@ -44,6 +45,7 @@ from qa_flax.train.plan import (
     schedule_of,
     wants_device_report,
 )
+from qa_flax.train.progress import close_bars
 from qa_flax.train.reinitialize import mark_reinitialized
 from qa_flax.train.resume import (
     Position,
@@ -121,9 +123,13 @@ def run_training(
             report.steps = events.state.global_step - first_step
             report.bytes_to_host = report.steps * BYTES_PER_STEP
         live.end()
-    except BaseException:
+    except BaseException as error:
         # The model gets the weights trained so far after any error, Ctrl-C included.
-        live.abandon()
+        with interrupts_deferred():
+            live.abandon()
+            close_bars(events.handler, training=True)
+        if isinstance(error, KeyboardInterrupt):
+            training.report_interrupt()
         raise
     if preempted is not None:
         raise preempted
@@ -274,6 +280,25 @@ class _Training:
         self._events.notify("on_train_end")
         return TrainOutput(state.global_step, metrics["train_loss"], metrics)
 
+    def report_interrupt(self) -> None:
+        """After Ctrl-C, log what is kept, and how to go on."""
+        if not processes.is_main() or self._live.is_lost:  # reading the model gives the reason
+            return
+        step, checkpoint = self._steps.started, self._checkpoints.latest
+        resume = (
+            "it has saved no checkpoint to resume from (save_strategy, save_steps)"
+            if checkpoint is None
+            else f"train(resume_from_checkpoint=True) resumes from {checkpoint}"
+        )
+        logger.warning(
+            "Training was interrupted after step %d of %d. The model has the weights of step %d: "
+            "it can be evaluated and saved. train() trains them further in a new run; %s.",
+            step,
+            self._events.state.max_steps,
+            step,
+            resume,
+        )
+
     def _save(self, position: Position, callback_states: Any) -> None:
         run = {"counters": self._steps.counters(), "schedule": self._schedule.state_dict()}
         self._checkpoints.save(run, position, callback_states)
@@ -304,7 +329,9 @@ class _Training:
         logger.info("Loading the best model from %s (metric %s).", best, metric)
         load = model.from_pretrained if model.lora is None else model.with_adapter
         with parallel.on_host() if is_sharded(self._args) else nullcontext():
-            model.set_params(weights_of(load(best)).params)
+            params = weights_of(load(best)).params
+            with interrupts_deferred():
+                model.set_params(params)
         return True
 
     def _batches(self, epoch: int, skip: int) -> Iterator[HostBatch]:
