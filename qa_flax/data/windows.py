@@ -58,6 +58,14 @@ class Windows(ABC):
     def __len__(self) -> int:
         return len(self.example_ids)
 
+    def __repr__(self) -> str:
+        labels = "without labels" if self.start_positions is None else "with labels"
+        examples = len(set(self.example_ids))
+        return (
+            f"{type(self).__name__}({len(self)} windows of {self.padded_length} tokens from "
+            f"{examples} examples, {labels})"
+        )
+
     @property
     @abstractmethod
     def padded_length(self) -> int:
@@ -126,7 +134,7 @@ class Windows(ABC):
 # --- Array rows ----------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Features(Windows):
     """Windows as a struct of arrays, with one row for each window.
 
@@ -302,7 +310,7 @@ class Layout:
     has_token_types: bool
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class LazyWindows(Windows):
     """Windows as slices of the tokens of questions and contexts; rows are built when needed.
 

@@ -5,6 +5,8 @@ active only in the training step, so several of these methods return the model a
 concern parameters are in `parts.py`.
 """
 
+import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,22 @@ class TorchMethods(ModuleMethods):
 
     def _whole(self) -> Any:
         return self
+
+    def __repr__(self) -> str:
+        """The parts with their sizes: the end of a notebook's cell and `print` show it.
+
+        `flax.nnx.display(model)` shows every module.
+        """
+        model: Any = self
+        sizes: Counter[str] = Counter()
+        for name, parameter in self.named_parameters():
+            names = name.removeprefix("base_model.model.").split(".")
+            sizes[".".join(names[:-1][:2])] += math.prod(parameter.shape)
+        lines = [f"  ({name}): {size:,} parameters" for name, size in sizes.items()]
+        trained = self.num_parameters(only_trainable=True)
+        adapters = "" if model.lora is None else f", with LoRA adapters of rank {model.lora.r}"
+        end = f") {sizes.total():,} parameters, {trained:,} trained, in {model.dtype}{adapters}"
+        return "\n".join((f"{type(self).__name__}(", *lines, end))
 
     def __getattr__(self, name: str) -> Any:
         names = set() if name.startswith("_") else self._module_names()
