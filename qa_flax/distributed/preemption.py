@@ -27,6 +27,9 @@ class Preempted(SystemExit):
     def __init__(self):
         super().__init__(STATUS)
 
+    def __str__(self) -> str:
+        return "stopped by SIGTERM; a training is resumed by train(resume_from_checkpoint=True)"
+
 
 @dataclass
 class _State:
