@@ -44,6 +44,7 @@ TESTED_ELSEWHERE = {
     "train/best": "by runs that look for the best model, contract/test_resume.py",
     "train/events": "beside transformers' own events, contract/test_hf_trainer.py",
     "train/loop": "by the trainer that calls it, test_trainer.py, contract/test_resume.py",
+    "train/model_arguments": "by what they change, test_freezing.py, test_dropout_rates.py",
     "train/model_card": "by a run that leaves one, commands/test_run.py",
     "train/qa_trainer": "with the base class, test_trainer.py",
     "train/steps": "by the trainer that runs them, test_trainer.py, contract/test_resume.py",

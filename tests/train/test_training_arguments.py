@@ -8,6 +8,7 @@ import transformers
 from transformers.trainer_utils import SchedulerType
 
 from qa_flax import TrainingArguments
+from qa_flax.train.regularization import Regularization
 from qa_flax.train.training_arguments import (
     COUNTS,
     OLD_NAMES,
@@ -30,6 +31,7 @@ def test_additional_fields_are_the_old_names_and_the_flags_of_this_package():
     inherited = {f.name for f in dataclasses.fields(transformers.TrainingArguments)}
     additional = {f.name for f in dataclasses.fields(TrainingArguments)} - inherited
     package_flags = {"overwrite_output_dir", "shard_params"}
+    package_flags |= {f.name for f in dataclasses.fields(Regularization)}
     assert additional == OLD_NAMES.keys() | REMOVED.keys() | package_flags
 
 
