@@ -79,5 +79,5 @@ class Events:
 
     def warn(self, message: str) -> None:
         """Log a warning on a line of its own, above the progress bars."""
-        with tqdm.external_write_mode(file=sys.stderr):
+        with tqdm.external_write_mode(file=sys.stderr, nolock=True):
             logger.warning("%s", message)

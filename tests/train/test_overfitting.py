@@ -130,8 +130,9 @@ def test_a_resumed_run_does_not_warn_again(tmp_path, caplog):
 
     def warnings(*callbacks, resume=None, **changes):
         caplog.clear()
-        settings = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 10} | changes
-        args = arguments(tmp_path, save_strategy="steps", save_steps=5, **settings)
+        settings = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 10}
+        settings |= {"save_strategy": "steps", "save_steps": 5} | changes
+        args = arguments(tmp_path, **settings)
         few = windows.select(range(2))
         trainer = Trainer(
             tiny.model(), args, train_dataset=few, eval_dataset=few, callbacks=[Worse, *callbacks]
@@ -143,5 +144,5 @@ def test_a_resumed_run_does_not_warn_again(tmp_path, caplog):
 
     assert len(warnings()) == 1
     assert warnings(resume=str(tmp_path / "checkpoint-5")) == []
-    early = {"metric_for_best_model": "loss", "load_best_model_at_end": True, "save_steps": 1}
+    early = {"metric_for_best_model": "loss", "load_best_model_at_end": True}
     assert warnings(EarlyStoppingCallback(9), **early) == []
