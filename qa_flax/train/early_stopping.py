@@ -68,23 +68,22 @@ def describe_late_stop(
         callbacks: of the trainer.
         args: the arguments.
         state: with the number of updates, and of those between two evaluations.
-        plan: the number of epochs.
+        plan: the number of updates in an epoch.
     """
     if not any(isinstance(callback, EarlyStoppingCallback) for callback in callbacks):
         return None
     patience: int = getattr(args, "early_stopping_patience", 0)
-    if args.eval_strategy == "epoch":
-        count = plan.epochs if plan.has_length else 1
-    else:
-        count = state.max_steps // max(1, int(state.eval_steps))
-    # The first evaluation is always the best so far.
-    if patience + 1 < count:
+    is_by_epoch = args.eval_strategy == "epoch"
+    interval = plan.updates_per_epoch if is_by_epoch else max(1, int(state.eval_steps))
+    earliest = (patience + 1) * interval  # the first evaluation is always the best so far
+    if earliest < state.max_steps:
         return None
     return (
-        f"early_stopping_patience={patience} cannot stop this training before its end: it has "
-        f"{_counted(count, 'evaluation')}, and would stop after {patience + 1} at the earliest. "
-        "Raise num_train_epochs, evaluate more often (eval_strategy steps and "
-        "eval_steps), or lower early_stopping_patience. The best model is kept in any case"
+        f"early_stopping_patience={patience} cannot stop this training before its end: the "
+        f"{_counted(patience + 1, 'evaluation')} that this takes end at step {earliest}, and the "
+        f"training has {_counted(state.max_steps, 'update')}. Raise num_train_epochs, evaluate "
+        "more often (eval_strategy steps and eval_steps), or lower the patience. The best model is "
+        "kept in any case"
     )
 
 

@@ -1,6 +1,5 @@
 """`early_stopping_patience` stops the training, keeps the best model, and says what it sets."""
 
-import dataclasses
 import re
 
 import jax
@@ -12,8 +11,7 @@ from flax import nnx
 from tiny_trainers import arguments, trainer_in
 from transformers import TrainerCallback
 
-from qa_flax import Trainer, TrainingArguments, prepare_train_features
-from qa_flax.train.training_arguments import check_training_arguments
+from qa_flax import Trainer, prepare_train_features
 
 SET_BY_DEFAULT = {
     "eval_strategy": "epoch",
@@ -40,83 +38,6 @@ def windows(tokenizer, examples):
 
 
 # ---- the arguments -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected", "line"),
-    [
-        (
-            {"save_strategy": "steps"},
-            SET_BY_DEFAULT,
-            "eval_strategy='epoch', save_strategy='epoch', load_best_model_at_end=True, "
-            "metric_for_best_model='loss'",
-        ),
-        (
-            {"eval_strategy": "steps", "eval_steps": 30, "metric_for_best_model": "exact_match"},
-            {"save_strategy": "steps", "save_steps": 30, "greater_is_better": True},
-            "save_strategy='steps', save_steps=30, load_best_model_at_end=True",
-        ),
-        (
-            {"eval_strategy": "steps", "logging_steps": 7, "save_strategy": "steps"},
-            {"eval_steps": 7, "save_steps": 7},
-            "save_steps=7, load_best_model_at_end=True, metric_for_best_model='loss'",
-        ),
-        (
-            {"eval_strategy": "steps", "eval_steps": 0.1, "save_strategy": "epoch"},
-            {"save_strategy": "steps", "save_steps": 0.1},
-            "save_strategy='steps', save_steps=0.1, load_best_model_at_end=True, "
-            "metric_for_best_model='loss'",
-        ),
-        (
-            {"eval_steps": 20},  # without a strategy it would have no effect
-            {"eval_strategy": "steps", "save_strategy": "steps", "save_steps": 20},
-            "eval_strategy='steps', save_strategy='steps', save_steps=20, "
-            "load_best_model_at_end=True, metric_for_best_model='loss'",
-        ),
-        (
-            {"eval_strategy": "steps", "eval_steps": 9, "save_strategy": "best"},
-            {"eval_strategy": "steps", "save_strategy": "best", "save_steps": 500},
-            "load_best_model_at_end=True, metric_for_best_model='loss'",
-        ),
-        (
-            {"save_strategy": "epoch", "eval_strategy": "epoch", "load_best_model_at_end": True},
-            SET_BY_DEFAULT,
-            "metric_for_best_model='loss'",
-        ),
-    ],
-)
-def test_a_patience_sets_what_it_needs_and_says_what_it_changed(caplog, changes, expected, line):
-    settings = {"save_strategy": "no"} | changes
-    args = TrainingArguments(output_dir="out", early_stopping_patience=2, **settings)
-    check_training_arguments(args)
-    expected = expected | {"load_best_model_at_end": True, "do_eval": True}
-    assert {name: getattr(args, name) for name in expected} == expected
-    assert [r.getMessage() for r in caplog.records] == [f"early_stopping_patience=2 sets {line}."]
-    caplog.clear()
-    copy = dataclasses.replace(args, seed=1)  # nothing is left to set
-    assert {name: getattr(copy, name) for name in expected} == expected
-    assert not caplog.records
-
-
-def test_without_a_patience_nothing_is_set(caplog):
-    args, expected = TrainingArguments(output_dir="out"), transformers.TrainingArguments("out")
-    for name in (*SET_BY_DEFAULT, "save_steps", "eval_steps", "do_eval"):
-        assert getattr(args, name) == getattr(expected, name), name
-    assert not caplog.records
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "problem"),
-    [
-        ("early_stopping_threshold", 0.5, "it has no effect without early_stopping_patience"),
-        ("early_stopping_patience", 0, "it must be a whole number of at least 1"),
-        ("early_stopping_patience", 2.5, "it must be a whole number of at least 1"),
-    ],
-)
-def test_an_invalid_value_is_refused(name, value, problem):
-    args = TrainingArguments(output_dir="out", **{name: value})
-    with pytest.raises(ValueError, match=f"{name}={value}: {problem}"):
-        check_training_arguments(args)
 
 
 def test_a_patience_needs_an_evaluation_set(tmp_path, windows):
@@ -234,9 +155,7 @@ def test_a_training_that_goes_on_to_its_end_is_not_reported_as_stopped(
     trainer.train()
     assert trainer.state.global_step == 4
     assert not [text for text in caplog.messages if "Stopped" in text]
-    warning = (
-        r"early_stopping_patience=3 cannot stop this training before its end: it has 4 evaluations"
-    )
+    warning = r"early_stopping_patience=3 cannot stop this training before its end: .* at step 4,"
     assert re.search(warning, caplog.text)
     # The same trainer, without a patience, and with one that is too short to matter before.
     trainer.args.early_stopping_patience = 1
