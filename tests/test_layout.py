@@ -48,6 +48,7 @@ TESTED_ELSEWHERE = {
     "train/model_card": "by a run that leaves one, commands/test_run.py",
     "train/qa_trainer": "with the base class, test_trainer.py",
     "train/steps": "by the trainer that runs them, test_trainer.py, contract/test_resume.py",
+    "train/train_questions": "with the questions that it evaluates, train/test_train_sample.py",
     "train/train_data": "by trainings on every kind of data set, test_loading.py",
     "train/training": "by the trainer that calls it, test_trainer.py",
 }

@@ -36,7 +36,7 @@ from qa_flax.train.events import Events
 from qa_flax.train.learning_curves import FILE as CURVES_FILE
 from qa_flax.train.learning_curves import has_curves, learning_curves
 from qa_flax.train.live_state import LiveState
-from qa_flax.train.loading import DataLoading, check_eval_dataset, check_train_dataset
+from qa_flax.train.loading import check_eval_dataset, check_train_dataset
 from qa_flax.train.model_arguments import apply_model_arguments, check_model_arguments
 from qa_flax.train.model_card import model_card
 from qa_flax.train.old_names import used_name
@@ -47,8 +47,7 @@ from qa_flax.train.progress import readable_metrics
 from qa_flax.train.reinitialize import reinitialize
 from qa_flax.train.torch_attributes import TorchAttributes
 from qa_flax.train.train_data import train_data
-from qa_flax.train.train_sample import PREFIX as TRAIN_PREFIX
-from qa_flax.train.train_sample import TrainSample, TrainSampler, metrics_to_log
+from qa_flax.train.train_questions import TrainQuestions
 from qa_flax.train.training import Resume, TrainerActions, run_training
 from qa_flax.train.training_arguments import (
     TrainingArguments,
@@ -60,7 +59,7 @@ from qa_flax.train.training_arguments import (
 logger = logging.getLogger(__name__)
 
 
-class Trainer(DataLoading, TorchAttributes):
+class Trainer(TrainQuestions, TorchAttributes):
     """Train a question answering model on all cores, and compute its logits and metrics.
 
     The arguments have the names and meanings of transformers' Trainer. The model is trained in
@@ -163,7 +162,6 @@ class Trainer(DataLoading, TorchAttributes):
         self.split_by_node = split_by_node
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
         self._custom = make_custom(args, compute_loss_func, optimizers, optimizer_cls_and_kwargs)
-        self._train_sampler = TrainSampler()
         self._argument_callbacks = own = ArgumentCallbacks(args)
         handler = CallbackHandler(
             [DefaultFlowCallback, *own.reports, *(callbacks or []), own.progress],
@@ -299,12 +297,7 @@ class Trainer(DataLoading, TorchAttributes):
         if not is_replaced(self, "evaluate"):
             check_best_metric(self.args, self.eval_dataset, self.compute_metrics is not None)
         self._warn_of_leakage(self.eval_dataset)
-        if getattr(self.args, "eval_train_samples", 0) and self.args.eval_strategy == "no":
-            message = (
-                "eval_strategy='no' evaluates nothing during the training; eval_strategy='epoch' "
-                "shows the training questions after each epoch"
-            )
-            self._events.warn_once("eval_train_samples", message)
+        self._report_unused_samples()
         loader = self.get_train_dataloader()
         data = train_data(loader, self.model, self._custom.loss is not None)
         if self.model_init is not None:
@@ -404,52 +397,6 @@ class Trainer(DataLoading, TorchAttributes):
         metrics |= self._speed(prefix, started, output.num_samples or 0)
         return broadcast_from_main("metrics", metrics)
 
-    # ---- training questions beside the evaluation set --------------------------------------------
-
-    def _train_metrics(self, eval_dataset: Any) -> dict[str, Any]:
-        """The metrics of `eval_train_samples` training questions with the weights of the moment.
-
-        They are computed before those of the evaluation set, so that files that post-processing
-        writes and what callbacks see (`eval_dataloader`) are those of the evaluation set.
-
-        Args:
-            eval_dataset: as `evaluate` got it; {} is returned unless it is the trainer's own.
-        """
-        count = getattr(self.args, "eval_train_samples", 0)
-        is_own = eval_dataset is None or eval_dataset is self.eval_dataset
-        if count <= 0 or not (is_own or isinstance(eval_dataset, str)):
-            return {}
-        if self.train_dataset is None:
-            message = "the trainer has no train_dataset, so there are no metrics of its questions"
-            self._events.warn_once("eval_train_samples", message)
-            return {}
-        check_train_dataset(self.train_dataset, self.args)
-        sample = self._train_sampler.sample(self.train_dataset, count, self.args.seed)
-        shard, self._shard = self._shard, DatasetShard(is_split=False)  # each process has them all
-        try:
-            return metrics_to_log(self._sample_metrics(sample))
-        except Exception as error:
-            error.add_note(
-                f"This happened while the training questions of eval_train_samples={count} were "
-                "evaluated. 0 evaluates none."
-            )
-            raise
-        finally:
-            self._shard = shard
-
-    def _sample_metrics(self, sample: TrainSample) -> dict[str, Any]:
-        """The metrics of training questions, in every process the main one's."""
-        loader = self._eval_loader(sample.dataset, "train_dataset")
-        loss_only = True if self.compute_metrics is None else None
-        output = self._call_loop(loader, "Evaluation", TRAIN_PREFIX, loss_only, None)
-        return broadcast_from_main("metrics", dict(output.metrics or {}))
-
-    def _log_before_several(self, train_metrics: dict[str, Any]) -> dict[str, Any]:
-        """Log the training questions' metrics once, before those of several evaluation sets."""
-        if train_metrics:
-            self.log(dict(train_metrics))
-        return train_metrics
-
     def _report(self, metrics: dict[str, Any]) -> dict[str, Any]:
         self.log(metrics)
         self._events.notify("on_evaluate", metrics)
@@ -504,14 +451,16 @@ class Trainer(DataLoading, TorchAttributes):
         curves.save(_output_dir(self.args) / CURVES_FILE)
 
     def _save_curves_of_training(self) -> None:
-        """Write the picture if there were evaluations, and the training writes files anyway."""
-        if not processes.is_main() or not has_curves(self.state.log_history, "eval_"):
-            return
-        try:
-            if self.args.save_strategy != "no" or _output_dir(self.args).exists():
+        """Write the picture if training questions were evaluated, and files are written anyway.
+
+        A training with transformers' arguments only leaves the files that it leaves there.
+        """
+        is_seen = processes.is_main() and has_curves(self.state.log_history, "train_")
+        if is_seen and (self.args.save_strategy != "no" or _output_dir(self.args).exists()):
+            try:
                 self._save_curves()
-        except OSError as error:  # the training is not lost for a picture
-            logger.warning("%s could not be written: %s", CURVES_FILE, error)
+            except OSError as error:  # the training is not lost for a picture
+                logger.warning("%s could not be written: %s", CURVES_FILE, error)
 
     def save_metrics(self, split: str, metrics: dict[str, Any], combined: bool = True) -> None:
         """Write `<split>_results.json` into `args.output_dir`; only the main process writes.

@@ -169,5 +169,7 @@ def test_a_training_leaves_the_picture_where_it_leaves_files(tmp_path):
     again.evaluate()
     again.save_state()
     assert picture.read_text() == before
+    # train() leaves the files of transformers', unless training questions are evaluated.
     (tmp_path / "exists").mkdir()
-    assert trained(tmp_path / "exists")[1].exists()
+    assert not trained(tmp_path / "exists")[1].exists()
+    assert trained(tmp_path / "exists", eval_train_samples=2)[1].exists()
