@@ -22,39 +22,22 @@ from qa_flax.data.loaders import Loader, rows_of
 from qa_flax.data.rows import check_dataset, is_stream
 from qa_flax.device import parallel
 from qa_flax.distributed import processes
-from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.train.custom import preprocess_logits
 from qa_flax.train.evaluation import EvaluationResult, Evaluator, with_prefix
 from qa_flax.train.overrides import is_replaced
+from qa_flax.train.shared_attributes import SharedAttributes
 from qa_flax.train.train_data import data_seed_of
 
 logger = logging.getLogger(__name__)
 
 
-class DataLoading:
+class DataLoading(SharedAttributes):
     """The part of `Trainer` that makes batches; see there for the arguments."""
 
-    train_dataset: Any
-    eval_dataset: Any
-    processing_class: Any
-    compute_metrics: Any
-    preprocess_logits_for_metrics: Any
-    split_by_node: bool
-    _collator: Any = None
     _compared_datasets: Any = ()
 
     warns_of_leakage = True
     """Whether to warn of validation questions about contexts of the training set."""
-
-    @property
-    def args(self) -> transformers.TrainingArguments:
-        """The training arguments."""
-        raise NotImplementedError
-
-    @property
-    def model(self) -> AutoModelForQuestionAnswering:
-        """The model."""
-        raise NotImplementedError
 
     @property
     def _pad_token_id(self) -> int:

@@ -4,7 +4,6 @@ from typing import Any
 
 from qa_flax.distributed.exchange import broadcast_from_main
 from qa_flax.train.evaluation import DatasetShard
-from qa_flax.train.events import Events
 from qa_flax.train.loading import DataLoading, check_train_dataset
 from qa_flax.train.train_sample import PREFIX, TrainSample, TrainSampler, metrics_to_log
 
@@ -12,13 +11,8 @@ from qa_flax.train.train_sample import PREFIX, TrainSample, TrainSampler, metric
 class TrainQuestions(DataLoading):
     """The part of `Trainer` for `eval_train_samples`; see there for the arguments."""
 
-    _events: Events
     _shard: DatasetShard
     _sampler: TrainSampler | None = None
-
-    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
-        """See `Trainer`."""
-        raise NotImplementedError
 
     def _report_unused_samples(self) -> None:
         """Warn before a training during which `eval_train_samples` has no effect."""

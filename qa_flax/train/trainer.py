@@ -1,7 +1,6 @@
 """`Trainer`: the API of Hugging Face's Trainer. It calls the stages and computes nothing (host)."""
 
 import inspect
-import json
 import logging
 import os
 import time
@@ -18,32 +17,25 @@ from transformers.trainer_callback import (
 )
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
-from qa_flax import storage
 from qa_flax.device import parallel
 from qa_flax.device.step import LossFunction
 from qa_flax.distributed import failure, preemption, processes
 from qa_flax.distributed.exchange import broadcast_from_main
 from qa_flax.models.averaged import refuse
 from qa_flax.models.model import AutoModelForQuestionAnswering
-from qa_flax.storage import AnyPath
-from qa_flax.train import checkpoints
 from qa_flax.train.argument_changes import EARLY_STOPPING, ArgumentCallbacks, KnownArguments
 from qa_flax.train.best import check_best_metric, check_evaluation
 from qa_flax.train.custom import check_custom, make_custom
 from qa_flax.train.early_stopping import prefer_script_callback
 from qa_flax.train.evaluation import Dataset, DatasetShard, Evaluator, prediction_output
 from qa_flax.train.events import Events
-from qa_flax.train.learning_curves import FILE as CURVES_FILE
-from qa_flax.train.learning_curves import has_curves, learning_curves
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.loading import check_eval_dataset, check_train_dataset
 from qa_flax.train.model_arguments import apply_model_arguments, check_model_arguments
-from qa_flax.train.model_card import model_card
 from qa_flax.train.old_names import used_name
+from qa_flax.train.output_files import OutputFiles
 from qa_flax.train.overrides import check_overrides, is_replaced
 from qa_flax.train.plan import is_sharded
-from qa_flax.train.plan import output_dir as _output_dir
-from qa_flax.train.progress import readable_metrics
 from qa_flax.train.reinitialize import reinitialize
 from qa_flax.train.torch_attributes import TorchAttributes
 from qa_flax.train.train_data import train_data
@@ -59,7 +51,7 @@ from qa_flax.train.training_arguments import (
 logger = logging.getLogger(__name__)
 
 
-class Trainer(TrainQuestions, TorchAttributes):
+class Trainer(TrainQuestions, OutputFiles, TorchAttributes):
     """Train a question answering model on all cores, and compute its logits and metrics.
 
     The arguments have the names and meanings of transformers' Trainer. The model is trained in
@@ -402,7 +394,7 @@ class Trainer(TrainQuestions, TorchAttributes):
         self._events.notify("on_evaluate", metrics)
         return metrics
 
-    # ---- files and log ---------------------------------------------------------------------------
+    # ---- log ---------------------------------------------------------------------------------
 
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Add `epoch` to `logs`, append them to `state.log_history` and notify the callbacks.
@@ -412,113 +404,6 @@ class Trainer(TrainQuestions, TorchAttributes):
             start_time: accepted for compatibility and ignored.
         """
         self._events.log(logs)
-
-    def save_model(self, output_dir: str | os.PathLike | None = None) -> None:
-        """Save the model (or its LoRA adapters) and the tokenizer in the format of transformers.
-
-        It may be called during training, in a callback: it saves the weights of the latest update.
-        Only the main process writes; with `shard_params` every process must call it.
-
-        Args:
-            output_dir: the folder or bucket URL to write to; None: `args.output_dir`.
-        """
-        self._live.gather_shards()
-        if not processes.is_main():
-            return
-        directory = _output_dir(self.args) if output_dir is None else output_dir
-        with storage.output_folder(directory) as folder:
-            self.model.save_pretrained(folder)
-            tokenizer = self.processing_class
-            if tokenizer is None:  # as in transformers, that of a collator is saved, too
-                tokenizer = getattr(self._collator, "tokenizer", None)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
-
-    def save_state(self) -> None:
-        """Write `trainer_state.json` into `args.output_dir`; only the main process writes.
-
-        After a training it also writes `learning_curves.svg`, a picture of what was logged.
-        """
-        if not processes.is_main():
-            return
-        with storage.output_folder(_output_dir(self.args)) as folder:
-            self.state.save_to_json(str(folder / checkpoints.TRAINER_STATE))
-        if has_curves(self.state.log_history):
-            self._save_curves()
-
-    def _save_curves(self) -> None:
-        curves = learning_curves(self.state, title=self.args.run_name)
-        curves.save(_output_dir(self.args) / CURVES_FILE)
-
-    def _save_curves_of_training(self) -> None:
-        """Write the picture if training questions were evaluated, and files are written anyway.
-
-        A training with transformers' arguments only leaves the files that it leaves there.
-        """
-        is_seen = processes.is_main() and has_curves(self.state.log_history, "train_")
-        if is_seen and (self.args.save_strategy != "no" or _output_dir(self.args).exists()):
-            try:
-                self._save_curves()
-            except OSError as error:  # the training is not lost for a picture
-                logger.warning("%s could not be written: %s", CURVES_FILE, error)
-
-    def save_metrics(self, split: str, metrics: dict[str, Any], combined: bool = True) -> None:
-        """Write `<split>_results.json` into `args.output_dir`; only the main process writes.
-
-        Args:
-            split: such as `train`, `eval` or `predict`.
-            metrics: values by name, which must be JSON values.
-            combined: whether to merge them into `all_results.json` as well.
-        """
-        if not processes.is_main():
-            return
-        directory = _output_dir(self.args)
-        _write_json(directory / f"{split}_results.json", metrics)
-        if combined:
-            path = directory / "all_results.json"
-            previous = json.loads(path.read_text()) if path.exists() else {}
-            _write_json(path, previous | metrics)
-
-    def create_model_card(self, **kwargs: Any) -> None:
-        """Write the model card `README.md` into `args.output_dir`; only the main process writes.
-
-        Args:
-            **kwargs: as in transformers, such as `language`, `tags` or `finetuned_from`.
-        """
-        if not processes.is_main():
-            return
-        card = model_card(self.args, self.state, **kwargs)
-        storage.write_text(_output_dir(self.args) / "README.md", card)
-
-    def is_local_process_zero(self) -> bool:
-        """Whether this process is the main one of its machine; here, of the whole run."""
-        return processes.is_main()
-
-    def is_world_process_zero(self) -> bool:
-        """Whether this process is the main one, which writes the files."""
-        return processes.is_main()
-
-    def log_metrics(self, split: str, metrics: dict[str, Any]) -> None:
-        """Print the metrics, one a line, sorted by name; only the main process prints.
-
-        Args:
-            split: the heading, such as `train` or `eval`.
-            metrics: values by name.
-        """
-        if not processes.is_main():
-            return
-        texts = {name: str(value) for name, value in self.metrics_format(metrics).items()}
-        name_width, width = (
-            max(map(len, texts), default=0),
-            max(map(len, texts.values()), default=0),
-        )
-        print(f"***** {split} metrics *****")
-        for name, text in sorted(texts.items()):
-            print(f"  {name:<{name_width}} = {text:>{width}}")
-
-    def metrics_format(self, metrics: dict[str, Any]) -> dict[str, Any]:
-        """Return the metrics as `log_metrics` prints them: times as h:mm:ss, floats rounded."""
-        return readable_metrics(metrics)
 
     # ---- the model ----------------------------------------------------------------------------
 
@@ -601,7 +486,3 @@ def _require_model(model: Any) -> AutoModelForQuestionAnswering:
             "qa_flax.AutoModelForQuestionAnswering.from_pretrained(...)"
         )
     return model
-
-
-def _write_json(path: AnyPath, values: dict[str, Any]) -> None:
-    storage.write_text(path, json.dumps(values, indent=4, sort_keys=True))
