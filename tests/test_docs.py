@@ -163,7 +163,7 @@ TRAINS_IN_ONE_PROCESS = "README.md"
 @pytest.mark.parametrize(
     "block",
     [
-        pytest.param(block, marks=[] if block.page == TRAINS_IN_ONE_PROCESS else [pytest.mark.slow])
+        pytest.param(block, marks=[] if block == RUN_BY_BASH[0] else [pytest.mark.slow])
         for block in RUN_BY_BASH
     ],
     ids=str,
