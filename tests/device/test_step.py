@@ -90,12 +90,13 @@ def by_pmap(step, state, batch, key):
 
 @pytest.mark.parametrize(
     ("cores", "microbatches", "wrap", "valid_rows"),
-    [(1, 1, by_vmap, 11), (2, 8, by_vmap, 1), (8, 2, by_pmap, 11)]
+    [(1, 1, by_vmap, 11), (8, 2, by_pmap, 11)]
     + [
         pytest.param(*layout, marks=pytest.mark.slow)
         for layout in (
             *((cores, 1, by_vmap, rows) for cores in (1, 2, 8) for rows in (16, 11, 1)),
-            *((1, 4, by_vmap, 11), (2, 2, by_vmap, 16), (8, 1, by_pmap, 16), (8, 1, by_pmap, 1)),
+            *((1, 4, by_vmap, 11), (2, 2, by_vmap, 16), (2, 8, by_vmap, 1)),
+            *((8, 1, by_pmap, 16), (8, 1, by_pmap, 1)),
         )
         if layout != (1, 1, by_vmap, 11)
     ],

@@ -198,6 +198,7 @@ def test_bf16_full_eval_evaluates_in_bfloat16(tmp_path, windows, caplog):
     assert 1e-4 < difference < 0.1 * np.abs(logits["f32"]).max()
 
 
+@pytest.mark.slow
 def test_tpu_metrics_debug_prints_a_device_report(tmp_path, windows, capsys):
     args = arguments(
         tmp_path, debug=["tpu_metrics_debug"], eval_strategy="epoch", max_steps=3, seed=17
