@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from qa_flax.commands.demo.data import RELATIONS, Question, Story, draw_names, make_story
 
 SOURCE_RELATIONS, TARGET_RELATIONS = RELATIONS[:5], RELATIONS[5:]
-SOURCE_STORIES = 800
+SOURCE_STORIES = 1000
 TRAIN_STORIES, HELDOUT_STORIES = 75, 125  # each story has 4 questions
 WRONG = 0.05  # share of the training questions whose answer is wrong
 
