@@ -98,12 +98,16 @@ def test_seeds_are_left_out_only_if_they_do_not_fit(monkeypatch):
     clock = study._Clock(100.0)
     with clock.measured("seed"):
         now = 20.0
-    assert clock.has_time_for(seeds=1, ablations=6)  # 20 + 20 + 6 * 10
-    assert not clock.has_time_for(seeds=1, ablations=7)
+    assert clock.has_time_for(seeds=1, ablations=9)  # 20 + 15 + 9 * 6.75
+    assert not clock.has_time_for(seeds=1, ablations=10)
+    with clock.measured("seed"):
+        now = 40.0
+    assert clock.has_time_for(seeds=1, ablations=4)  # 40 + 20 + 4 * 9
+    assert not clock.has_time_for(seeds=1, ablations=5)
     with clock.measured("ablation"):
-        now = 25.0
-    assert clock.has_time_for(seeds=1, ablations=11)
-    assert not clock.has_time_for(seeds=1, ablations=12)
+        now = 45.0
+    assert clock.has_time_for(seeds=0, ablations=11)
+    assert not clock.has_time_for(seeds=0, ablations=12)
 
 
 @pytest.mark.parametrize(
