@@ -1,4 +1,4 @@
-"""`qa-flax run --validation_split`: which examples are trained on, and what is said about it."""
+"""`qa-flax run --validation_split`: which examples are trained on, and what is reported."""
 
 import json
 

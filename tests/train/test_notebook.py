@@ -214,7 +214,7 @@ _ = open("own.json", "w").write(json.dumps({"data": rows}))
 
 
 def test_an_interrupted_training_keeps_its_weights_whenever_it_comes(shell):
-    """Ten times at random: a step must not lose them, and each training goes on from the last."""
+    """Ten times at random: a step must not lose them, and each training continues from the last."""
     shell.run("model = tiny.model(); losses = [trainer_of(model).evaluate()['eval_loss']]")
     for seconds in random.Random(0).choices([0.0, 0.1, 0.2, 0.4, 0.8], k=10):
         cell = shell.run(
