@@ -10,8 +10,11 @@ from flax import nnx
 from transformers.trainer_utils import EvalPrediction
 
 from qa_flax import (
+    LoraConfig,
     QuestionAnsweringTrainer,
+    Trainer,
     TrainingArguments,
+    get_peft_model,
     postprocess_qa_predictions,
     prepare_train_features,
     prepare_validation_features,
@@ -29,6 +32,20 @@ RUN = {
     "learning_rate": 3e-3,
     "warmup_steps": 2,
     "weight_decay": 0.01,
+}
+# For runs whose weights are looked at after each update.
+UPDATES = 2
+WATCHED = {
+    "max_steps": UPDATES,
+    "gradient_accumulation_steps": 2,
+    "learning_rate": 1e-2,
+    "lr_scheduler_type": "constant",  # runs of different max_steps share their first updates
+    "weight_decay": 0.01,
+    "logging_steps": 1,
+    "eval_strategy": "steps",
+    "eval_steps": UPDATES,
+    "save_strategy": "steps",
+    "save_steps": UPDATES,
 }
 
 
@@ -69,6 +86,39 @@ def trainer_in(folder, examples, tokenizer, callbacks=None, model=None, **change
         compute_metrics=compute_metrics,
         callbacks=callbacks,
     )
+
+
+def base_model():
+    return tiny.model(initializer_range=0.05, hidden_dropout_prob=0.2)
+
+
+def model_with_adapters():
+    config = LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.1)
+    return get_peft_model(base_model(), config)
+
+
+def watched_windows():
+    """Labelled windows for `watched_trainer`."""
+    return prepare_train_features(
+        tiny.examples(answerable=True), tiny.tokenizer(), disable_tqdm=True, **WINDOW
+    )
+
+
+def watched_trainer(folder, model, windows, callbacks=None, **changes):
+    """A trainer with the arguments `WATCHED`, which evaluates five windows."""
+    return Trainer(
+        model,
+        arguments(folder, **(WATCHED | changes)),
+        train_dataset=windows,
+        eval_dataset=windows.select(range(5)),
+        callbacks=callbacks,
+    )
+
+
+def values(model):
+    """All variables of the model as NumPy arrays, by path."""
+    state = nnx.to_flat_state(nnx.state(model))
+    return {path: np.array(variable[...]) for path, variable in state}
 
 
 def assert_same_run(expected, actual):

@@ -5,13 +5,17 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tiny
 from flax import nnx
 from safetensors.numpy import load_file
-from tiny_trainers import arguments
+from tiny_trainers import (
+    base_model,
+    model_with_adapters,
+    values,
+    watched_trainer,
+    watched_windows,
+)
 from transformers import TrainerCallback
 
-from qa_flax import LoraConfig, Trainer, get_peft_model, prepare_train_features
 from qa_flax.device.memory import abstract_state, memory_plan
 from qa_flax.device.optim import make_optimizer
 from qa_flax.device.step import weights_of
@@ -22,27 +26,7 @@ from qa_flax.train import checkpoints
 UPDATES, DECAY = 4, 0.3
 # The warm-up (1 + t) / (10 + t) is below the decay in the first two of the four updates.
 FACTORS = [2 / 11, 3 / 12, DECAY, DECAY]
-SETTINGS = {
-    "max_steps": UPDATES,
-    "gradient_accumulation_steps": 2,
-    "learning_rate": 1e-2,
-    "lr_scheduler_type": "constant",  # runs of different max_steps share their first updates
-    "weight_decay": 0.01,
-    "logging_steps": 1,
-    "eval_strategy": "steps",
-    "eval_steps": 1,
-    "save_strategy": "steps",
-    "save_steps": 1,
-}
-
-
-def base_model():
-    return tiny.model(initializer_range=0.05, hidden_dropout_prob=0.2)
-
-
-def model_with_adapters():
-    config = LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.1)
-    return get_peft_model(base_model(), config)
+SETTINGS = {"max_steps": UPDATES, "eval_steps": 1, "save_steps": 1}
 
 
 KINDS = {
@@ -61,20 +45,11 @@ def frozen(model):
 
 @pytest.fixture(scope="module")
 def windows():
-    lengths = {"max_seq_length": 64, "doc_stride": 16, "disable_tqdm": True}
-    return prepare_train_features(tiny.examples(answerable=True), tiny.tokenizer(), **lengths)
+    return watched_windows()
 
 
 def trainer_of(folder, model, windows, callbacks=None, **changes):
-    args = arguments(folder, **(SETTINGS | changes))
-    data = {"train_dataset": windows, "eval_dataset": windows.select(range(5))}
-    return Trainer(model, args, **data, callbacks=callbacks)
-
-
-def values(model):
-    """All variables of the model as NumPy arrays, by path."""
-    state = nnx.to_flat_state(nnx.state(model))
-    return {path: np.array(variable[...]) for path, variable in state}
+    return watched_trainer(folder, model, windows, callbacks, **(SETTINGS | changes))
 
 
 class Record(TrainerCallback):

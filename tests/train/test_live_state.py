@@ -7,13 +7,20 @@ import logging
 import jax
 import numpy as np
 import pytest
-import tiny
 from flax import nnx
 from safetensors.numpy import load_file
-from tiny_trainers import arguments
+from tiny_trainers import (
+    UPDATES,
+    arguments,
+    base_model,
+    model_with_adapters,
+    values,
+    watched_trainer,
+    watched_windows,
+)
 from transformers import TrainerCallback
 
-from qa_flax import LoraConfig, Trainer, get_peft_model, prepare_train_features
+from qa_flax import LoraConfig, Trainer, get_peft_model
 from qa_flax.device import parallel
 from qa_flax.device.step import weights_of
 from qa_flax.train import live_state
@@ -33,28 +40,6 @@ EVENTS = (
     "on_epoch_end",
     "on_train_end",
 )
-UPDATES = 2
-SETTINGS = {
-    "max_steps": UPDATES,
-    "gradient_accumulation_steps": 2,
-    "learning_rate": 1e-2,
-    "lr_scheduler_type": "constant",  # runs of different max_steps share their first updates
-    "logging_steps": 1,
-    "eval_strategy": "steps",
-    "eval_steps": 2,
-    "save_strategy": "steps",
-    "save_steps": 2,
-}
-
-
-def base_model():
-    return tiny.model(initializer_range=0.05, hidden_dropout_prob=0.1)
-
-
-def model_with_adapters():
-    config = LoraConfig(r=2, target_modules="all-linear", lora_dropout=0.1)
-    return get_peft_model(base_model(), config)
-
 
 KINDS = {
     "replicated": (base_model, {}),
@@ -65,24 +50,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def windows():
-    lengths = {"max_seq_length": 64, "doc_stride": 16, "disable_tqdm": True}
-    return prepare_train_features(tiny.examples(answerable=True), tiny.tokenizer(), **lengths)
-
-
-def trainer_of(folder, model, windows, callbacks=None, **changes):
-    return Trainer(
-        model,
-        arguments(folder, **(SETTINGS | changes)),
-        train_dataset=windows,
-        eval_dataset=windows.select(range(5)),
-        callbacks=callbacks,
-    )
-
-
-def values(model):
-    """All variables of the model as NumPy arrays, by path."""
-    state = nnx.to_flat_state(nnx.state(model))
-    return {path: np.array(variable[...]) for path, variable in state}
+    return watched_windows()
 
 
 def same(one, other):
@@ -101,7 +69,7 @@ def weights_after(tmp_path_factory, windows):
             for updates in range(1, UPDATES + 1):
                 folder = tmp_path_factory.mktemp(kind)
                 changes = changes | {"max_steps": updates, "save_strategy": "no"}
-                trainer = trainer_of(folder, make(), windows, **changes, eval_strategy="no")
+                trainer = watched_trainer(folder, make(), windows, **changes, eval_strategy="no")
                 trainer.train()
                 cache[kind].append(values(trainer.model))
             for earlier, later in zip(cache[kind], cache[kind][1:], strict=False):
@@ -133,7 +101,7 @@ class Reader(TrainerCallback):
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k != "sharded")) for k in KINDS]
+    "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k != "replicated")) for k in KINDS]
 )
 def test_every_way_to_read_gives_the_latest_weights_at_every_event(
     tmp_path, windows, weights_after, kind
@@ -169,12 +137,13 @@ def test_every_way_to_read_gives_the_latest_weights_at_every_event(
         for actual, desired in zip(predictions, logits[updates], strict=True):
             np.testing.assert_allclose(actual, desired, rtol=0, atol=2e-5, err_msg=where)
 
-    trainer = trainer_of(tmp_path, model, windows, [Reader(read)], **changes)
+    trainer = watched_trainer(tmp_path, model, windows, [Reader(read)], **changes)
     trainer.train()
     assert all(counts.values()), counts
     assert same(values(model), expected[UPDATES])
 
 
+@pytest.mark.slow
 def test_reading_after_one_update_does_not_change_the_next(tmp_path, windows, weights_after):
     """The model is read in several ways, after the first update only."""
 
@@ -186,7 +155,7 @@ def test_reading_after_one_update_does_not_change_the_next(tmp_path, windows, we
             model(np.ones((1, 4), np.int32))
 
     model = base_model()
-    trainer_of(tmp_path, model, windows, [Reader(read)]).train()
+    watched_trainer(tmp_path, model, windows, [Reader(read)]).train()
     assert same(values(model), weights_after("replicated")[UPDATES])
 
 
@@ -198,7 +167,7 @@ def test_a_function_that_jax_traces_can_read_the_model(tmp_path, windows, weight
             bias = jax.jit(lambda: kwargs["model"].head.outputs.bias[...] * 1)
             biases[updates] = np.asarray(bias())
 
-    trainer_of(tmp_path, base_model(), windows, [Reader(read)]).train()
+    watched_trainer(tmp_path, base_model(), windows, [Reader(read)]).train()
     for updates, bias in biases.items():
         expected = weights_after("replicated")[updates]["head", "outputs", "bias"]
         np.testing.assert_array_equal(bias, expected)
@@ -226,7 +195,7 @@ def test_no_weights_are_copied_unless_the_model_is_read(tmp_path, windows, monke
             copies_after[state.global_step] = list(copies)
 
     changes = {"save_strategy": "no", "eval_strategy": "no"}
-    trainer_of(tmp_path, base_model(), windows, [Count], **changes).train()
+    watched_trainer(tmp_path, base_model(), windows, [Count], **changes).train()
     assert copies_after == {1: [], 2: []}
     assert copies == ["gather_state"]  # into the model, at the end of the training
 
@@ -234,7 +203,9 @@ def test_no_weights_are_copied_unless_the_model_is_read(tmp_path, windows, monke
 def test_an_implicit_transfer_to_the_cores_is_an_error(tmp_path, windows, monkeypatch):
     """The transfer guard stops the second step if its arrays are still on the host."""
     monkeypatch.setattr(parallel, "put", lambda tree: tree)
-    trainer = trainer_of(tmp_path, base_model(), windows, eval_strategy="no", save_strategy="no")
+    trainer = watched_trainer(
+        tmp_path, base_model(), windows, eval_strategy="no", save_strategy="no"
+    )
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         trainer.train()
 
@@ -256,12 +227,11 @@ WRITERS = {
 }
 
 
-# Each writer and each kind once; the other pairs are slow tests.
+# The other pairs are slow tests.
 DEFAULT = {
     ("by index", "replicated"),
     ("an old variable", "replicated"),
     ("an old variable by index", "lora"),
-    ("nnx.update", "sharded"),
 }
 WRITING = [
     pytest.param(*pair, marks=[] if pair in DEFAULT else [pytest.mark.slow])
@@ -290,13 +260,13 @@ def test_training_continues_from_the_weights_a_callback_writes(tmp_path, windows
 
     model = without_dropout(make)
     kernel = model.head.outputs.kernel
-    trainer = trainer_of(tmp_path, model, rows, [Reader(read)], max_steps=2, **changes)
+    trainer = watched_trainer(tmp_path, model, rows, [Reader(read)], max_steps=2, **changes)
     trainer.train()
     assert (start["head", "outputs", "kernel"] == 0.5).all()
 
     fresh = without_dropout(make)
     nnx.update(fresh, nnx.from_flat_state({p: nnx.Param(a) for p, a in start.items()}))
-    fresh_trainer = trainer_of(tmp_path, fresh, rows, max_steps=1, **changes)
+    fresh_trainer = watched_trainer(tmp_path, fresh, rows, max_steps=1, **changes)
     assert fresh_trainer.evaluate(rows)["eval_loss"] == losses["written"]
     fresh_trainer.train()
     for path, array in values(fresh).items():
@@ -323,7 +293,7 @@ def test_invalid_writes_are_refused_and_the_model_is_unchanged(
             kwargs["model"].head.outputs.bias.set_value(np.zeros(3, np.float32))
 
     model = make()
-    trainer = trainer_of(tmp_path, model, windows, [Reader(read)], **changes)
+    trainer = watched_trainer(tmp_path, model, windows, [Reader(read)], **changes)
     message = (
         r"a callback wrote an array of shape \(3,\) .* head.outputs.bias; the shape must be \(2,\)"
     )
@@ -335,7 +305,7 @@ def test_invalid_writes_are_refused_and_the_model_is_unchanged(
         if event == "on_step_end" and updates == 1:
             kwargs["model"].head = base_model().head
 
-    trainer = trainer_of(tmp_path, make(), windows, [Reader(replace)], **changes)
+    trainer = watched_trainer(tmp_path, make(), windows, [Reader(replace)], **changes)
     with pytest.raises(ValueError, match="replaced modules or variables of the model"):
         trainer.train()
 
@@ -363,7 +333,7 @@ def test_after_an_error_the_model_has_the_latest_weights(
             raise error
 
     model = make()
-    trainer = trainer_of(tmp_path, model, windows, [Reader(read)], **changes)
+    trainer = watched_trainer(tmp_path, model, windows, [Reader(read)], **changes)
     with pytest.raises(error):
         trainer.train()
     assert same(values(model), weights_after(kind)[2])
@@ -375,7 +345,7 @@ def test_reading_lost_weights_is_an_error(tmp_path, windows, monkeypatch):
     """The step fails after the state was donated to it, so no weights are left."""
     model = base_model()
     kernel = model.head.outputs.kernel
-    trainer = trainer_of(tmp_path, model, windows, eval_strategy="no", save_strategy="no")
+    trainer = watched_trainer(tmp_path, model, windows, eval_strategy="no", save_strategy="no")
 
     def fail(live, state):
         jax.tree.map(lambda array: array.delete(), live._state)
@@ -394,12 +364,12 @@ def test_a_model_cannot_be_trained_twice_at_the_same_time(tmp_path, windows):
     def read(event, updates, kwargs):
         if event == "on_step_end" and updates == 1:
             with pytest.raises(ValueError, match="is being trained already"):
-                trainer_of(tmp_path / "inner", model, windows).train()
+                watched_trainer(tmp_path / "inner", model, windows).train()
             with pytest.raises(ValueError, match="cannot be replaced while the model is trained"):
                 trainer.model = base_model()
 
     model = base_model()
-    trainer = trainer_of(tmp_path, model, windows, [Reader(read)])
+    trainer = watched_trainer(tmp_path, model, windows, [Reader(read)])
     trainer.train()
     trainer.model = other = base_model()
     assert trainer.callback_handler.model is trainer.model is other
@@ -410,7 +380,7 @@ def test_reading_logs_nothing(tmp_path, windows, caplog):
         values(kwargs["model"])
 
     with caplog.at_level(logging.WARNING):
-        trainer = trainer_of(tmp_path, base_model(), windows, [Reader(read)])
+        trainer = watched_trainer(tmp_path, base_model(), windows, [Reader(read)])
         trainer.warns_of_leakage = False  # it is evaluated on its training set
         trainer.train()
     assert not caplog.records
