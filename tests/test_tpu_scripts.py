@@ -279,7 +279,7 @@ def count_starts(cloud: Cloud) -> int:
         pytest.param((143, 137, 0), 9, 0, 3, marks=pytest.mark.slow),
         ((2, 0), 9, 2, 1),
         pytest.param((1, 1, 1, 0), 9, 1, 3, marks=pytest.mark.slow),
-        ((143, 143, 0), 2, 143, 2),
+        pytest.param((143, 143, 0), 2, 143, 2, marks=pytest.mark.slow),
     ],
 )
 def test_babysit_retries_by_exit_status(tmp_path, checkout, statuses, tries, expected, starts):
@@ -360,6 +360,7 @@ def test_a_signal_to_babysit_stops_the_run_and_deletes_the_tpu(tmp_path, checkou
     assert cloud.resources() == []
 
 
+@pytest.mark.slow
 def test_stop_fails_after_stop_seconds(tmp_path, checkout):
     cloud = Cloud(tmp_path, checkout, qa_flax='[[ $1 == run ]] || exit 0; trap "" TERM; sleep 30')
     cloud.run("create.sh")

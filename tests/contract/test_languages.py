@@ -29,7 +29,7 @@ THRESHOLDS = [0.0, 2.5, -2.5]
 FORMS = ["rows", "data set", "features", "windows"]
 
 # The other pairs run with `pytest -m slow`.
-DEFAULT = {("en", "word_piece"), ("zh", "metaspace"), ("ar", "byte_level")}
+DEFAULT = {("en", "word_piece"), ("zh", "metaspace")}
 PAIRS = [
     pytest.param(pair, id="-".join(pair), marks=[] if pair in DEFAULT else [pytest.mark.slow])
     for pair in itertools.product(["en", "de", "es", "zh", "ar"], KINDS)

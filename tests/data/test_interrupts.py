@@ -19,6 +19,14 @@ def press_ctrl_c() -> None:
         pass
 
 
+@pytest.fixture(autouse=True)
+def _a_terminal_s_handler():
+    """Python's own handler: a shell starts processes in the background without one."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
 def test_ctrl_c_acts_when_the_outermost_context_exits():
     done = []
     handler = signal.getsignal(signal.SIGINT)

@@ -224,7 +224,7 @@ def run(tmp_path_factory):
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        (True, True),
+        pytest.param(True, True, marks=pytest.mark.slow),
         pytest.param(True, False, marks=pytest.mark.slow),
         pytest.param(False, True, marks=pytest.mark.slow),
         pytest.param(False, False, marks=pytest.mark.slow),

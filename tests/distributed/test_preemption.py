@@ -68,7 +68,7 @@ CASES = {
 
 
 # Slow; the other cases, and those of several processes, cover the same code.
-SLOW = ("training", "evaluating", "evaluating the second set")
+SLOW = ("compiling", "training", "evaluating", "evaluating the second set")
 
 
 @pytest.mark.parametrize(

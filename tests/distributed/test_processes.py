@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,9 +47,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def single(folder):
-    """The results of each job in this process alone, which has eight cores."""
-    jobs = (train_evaluate_predict, one_question, in_a_script)
-    return {job.__name__: job(folder, folder / "single" / job.__name__) for job in jobs}
+    """`single(job)`: the results of a job in this process alone, which has eight cores."""
+    return cache(lambda job: job(folder, folder / "single" / job.__name__))
 
 
 def without_times(metrics):
@@ -56,10 +56,7 @@ def without_times(metrics):
 
 
 class Several(NamedTuple):
-    """Several processes that were stopped and resumed, then ran all jobs.
-
-    The last job is `fail`, in which process 1 raises an error.
-    """
+    """Several processes that have run a list of jobs."""
 
     folder: Path
     results: list[dict]
@@ -67,58 +64,104 @@ class Several(NamedTuple):
     seconds_to_exit: float
 
 
-@pytest.fixture(
-    scope="module",
-    params=[(2, 2), pytest.param((4, 2), marks=pytest.mark.slow)],
-    ids=lambda sizes: "{}-{}".format(*sizes),
-)
+SIZES = (2, 2), (4, 2)
+
+
+def with_sizes(*slow):
+    return {
+        "params": [
+            pytest.param(size, marks=[pytest.mark.slow] if size in slow else [], id=f"{size[0]}")
+            for size in SIZES
+        ],
+        "scope": "module",
+    }
+
+
+@pytest.fixture(**with_sizes(SIZES[1]))
 def several(request, tmp_path_factory, folder):
+    """Processes that were stopped and resumed. In the last job, `fail`, process 1 has an error."""
     count, cores = request.param
+    shared = shared_folder(tmp_path_factory, folder)
+    exited = stop_all(shared, count, cores, "evaluating", "main", timeout=180.0 * count)
+    return results_of("main", shared, exited)
+
+
+@pytest.fixture(**with_sizes(*SIZES))
+def several_with_more_jobs(request, tmp_path_factory, folder):
+    count, cores = request.param
+    shared = shared_folder(tmp_path_factory, folder)
+    (exited,) = launch("more", count=count, cores=cores, folder=shared, timeout=180.0 * count)
+    return results_of("more", shared, exited)
+
+
+def shared_folder(tmp_path_factory, folder):
     shared = tmp_path_factory.mktemp("several")
     for name in ("checkpoint", "data"):
         (shared / name).symlink_to(folder / name)
-    exited = stop_all(shared, count, cores, "evaluating", "all", timeout=180.0 * count)
-    files = [shared / f"all-{index}.json" for index in range(count)]
+    return shared
+
+
+def results_of(jobs, shared, exited):
+    files = [shared / f"{jobs}-{index}.json" for index in range(len(exited))]
     assert all(file.exists() for file in files), "\n".join(p.output[-3000:] for p in exited)
     seconds = time.time() - max(file.stat().st_mtime for file in files)
     return Several(shared, [json.loads(file.read_text()) for file in files], exited, seconds)
 
 
+# ---- the same results ----------------------------------------------------------------------------
+
+
+def assert_same_metrics(job, single, several):
+    results = [results[job.__name__] for results in several.results]
+    assert all(result == results[0] for result in results), "processes or times differ"
+    expected, actual = without_times(single(job)), without_times(results[0])
+    assert actual == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert expected.keys() == actual.keys()
+
+
+def assert_same_files(job, folder, several):
+    roots = folder / "single" / job.__name__, several.folder / job.__name__
+    names = {path.name for path in roots[0].iterdir()}
+    assert {path.name for path in roots[1].iterdir()} == names
+    for name in ("eval_predictions.json", "predict_predictions.json"):
+        if name in names:
+            expected, actual = (root / name for root in roots)
+            assert actual.read_bytes() == expected.read_bytes()
+    initial = load_file(folder / "checkpoint" / "model.safetensors")
+    expected, actual = (load_file(root / "model.safetensors") for root in roots)
+    for name, array in expected.items():
+        np.testing.assert_allclose(actual[name], array, rtol=0, atol=2e-6, err_msg=name)
+    assert any(abs(expected[name] - initial[name]).max() > 1e-2 for name in expected)
+
+
 def test_several_processes_have_the_results_of_a_single_one(single, folder, several):
-    roots = folder / "single", several.folder
-    for job, metrics in single.items():
-        for results in several.results:
-            assert results[job] == several.results[0][job], f"{job}: processes or times differ"
-        expected, actual = without_times(metrics), without_times(several.results[0][job])
-        assert actual == pytest.approx(expected, rel=1e-5, abs=1e-6), job
-        assert expected.keys() == actual.keys()
-    for job in ("train_evaluate_predict", "one_question"):
-        names = {path.name for path in (roots[0] / job).iterdir()}
-        assert {path.name for path in (roots[1] / job).iterdir()} == names
-        for name in ("eval_predictions.json", "predict_predictions.json"):
-            if name in names:
-                expected, actual = (root / job / name for root in roots)
-                assert actual.read_bytes() == expected.read_bytes()
-    for job in ("train_evaluate_predict", "one_question"):
-        initial = load_file(folder / "checkpoint" / "model.safetensors")
-        expected, actual = (load_file(root / job / "model.safetensors") for root in roots)
-        for name, array in expected.items():
-            np.testing.assert_allclose(actual[name], array, rtol=0, atol=2e-6, err_msg=name)
-        assert any(abs(expected[name] - initial[name]).max() > 1e-2 for name in expected)
-    expected, actual = (np.load(root / "in_a_script" / "logits.npz") for root in roots)
+    assert_same_metrics(train_evaluate_predict, single, several)
+    assert_same_files(train_evaluate_predict, folder, several)
+    error = several.results[0]["time_out"]["error"]
+    assert "process 0 timed out after 1 s waiting for process 1 (test)" in error
+    main, *others = several.processes
+    assert main.output.count("***** eval metrics *****") == 1
+    assert not any("eval metrics" in process.output for process in others)
+
+
+def test_one_question_has_the_results_of_a_single_process(single, folder, several_with_more_jobs):
+    assert_same_metrics(one_question, single, several_with_more_jobs)
+    assert_same_files(one_question, folder, several_with_more_jobs)
+
+
+def test_a_script_gets_the_logits_of_a_single_process(single, folder, several_with_more_jobs):
+    assert_same_metrics(in_a_script, single, several_with_more_jobs)
+    expected, actual = (
+        np.load(root / "in_a_script" / "logits.npz")
+        for root in (folder / "single", several_with_more_jobs.folder)
+    )
     for name in ("start", "end", "labels", "single"):
         np.testing.assert_array_equal(actual[name], expected[name], err_msg=name)
     assert len(expected["start"]) > len(expected["single"]) == 1
 
-    error = several.results[0]["time_out"]["error"]
-    assert "process 0 timed out after 1 s waiting for process 1 (test)" in error
-    main, *others = several.processes
-    assert main.output.count("***** eval metrics *****") == 2
-    assert not any("eval metrics" in process.output for process in others)
 
-
-def test_loaders_have_the_rows_of_their_process_and_collators_are_refused(several):
-    results = [results["own_loaders"] for results in several.results]
+def test_loaders_have_the_rows_of_their_process_and_collators_are_refused(several_with_more_jobs):
+    results = [results["own_loaders"] for results in several_with_more_jobs.results]
     count = len(results)
     first = [row for result in results for row in result["rows"][0]]
     assert len(first) == len({tuple(row) for row in first}) == 8
@@ -147,17 +190,19 @@ def test_the_arguments_know_the_processes_and_let_the_main_one_work_first(severa
         }
 
 
-def test_the_model_can_be_read_and_modified_in_every_process(several):
-    count = len(several.processes)
-    for results in several.results:
+def test_the_model_can_be_read_and_modified_in_every_process(several_with_more_jobs):
+    count = len(several_with_more_jobs.processes)
+    for results in several_with_more_jobs.results:
         assert results["access_model"]["is_expected"] == [True, True]
         assert results["access_model"]["is_modified"]
         error = results["write_different_weights"]["error"]
         assert "wrote different weights into the model" in error
         assert "head.outputs.bias" in error
         for job, name in (("access_model", "final_sums"), ("access_sharded_model", "losses")):
-            assert results[job][name] == several.results[0][job][name]
-    main, other, *_ = (results["access_sharded_model"] for results in several.results)
+            assert results[job][name] == several_with_more_jobs.results[0][job][name]
+    main, other, *_ = (
+        results["access_sharded_model"] for results in several_with_more_jobs.results
+    )
     assert main["sum 1"] != main["sum 2"]
     assert (len(main["errors"]), other["errors"]) == (2, [])  # once after each update
     assert f"each of {count} processes holds a shard of this model's weights" in main["errors"][0]

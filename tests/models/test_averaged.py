@@ -36,6 +36,7 @@ def mean_log_probabilities(logits, mask):
     return np.log(total / len(logits))
 
 
+@pytest.mark.slow
 def test_the_logits_are_the_logarithms_of_the_mean_probabilities():
     models = [tiny.model(seed) for seed in range(3)]
     average, (inputs, mask) = average_models(models), inputs_and_mask()

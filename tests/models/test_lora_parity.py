@@ -45,8 +45,8 @@ def assert_same_logits(ours, output):
         assert relative_error(getattr(ours, name), expected) < 1e-5
 
 
-# One of each kind of encoder; the others are slow tests.
-FAST = ("bert", "modernbert")
+# The others are slow tests.
+FAST = ("bert",)
 FAMILY = [pytest.param(name, marks=[] if name in FAST else [pytest.mark.slow]) for name in TESTED]
 
 

@@ -386,19 +386,21 @@ def time_out(folder: Path, output: Path) -> dict:
 
 
 JOBS = {
-    "all": [
+    "main": [
         resumed,
         uninterrupted,
         train_evaluate_predict,
+        read_arguments,
+        time_out,
+        fail,
+    ],
+    "more": [
         one_question,
         in_a_script,
-        read_arguments,
         own_loaders,
         access_model,
         access_sharded_model,
         write_different_weights,
-        time_out,
-        fail,
     ],
     "preempted": [preempted],
     "resumed": [resumed, uninterrupted],

@@ -67,6 +67,7 @@ def test_tensorboard_has_the_logged_values(tmp_path, windows, monkeypatch):
     assert texts >= {"args", "model_config"}
 
 
+@pytest.mark.slow
 def test_weights_and_biases_has_the_logged_values(tmp_path, windows, monkeypatch):
     import wandb
     from wandb.proto.wandb_internal_pb2 import Record
