@@ -5,6 +5,8 @@ downloads a file or folder, and `output_folder` uploads a local folder.
 """
 
 import atexit
+import json
+import math
 import os
 import shutil
 import tempfile
@@ -124,6 +126,27 @@ def write_text(file: AnyPath, text: str) -> None:
         return
     with replacing(file) as temporary:
         temporary.write_text(text)
+
+
+def json_text(value: Any, **settings: Any) -> str:
+    """Return a value as JSON. NaN and infinite numbers, which JSON does not have, become `null`.
+
+    Args:
+        value: dicts, lists, strings, numbers, booleans and None.
+        settings: arguments of `json.dumps`, such as `indent`.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **settings)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False, **settings)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def delete(folder: AnyPath) -> None:

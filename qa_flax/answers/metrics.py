@@ -95,6 +95,19 @@ def squad_metric(
     return _squad_v1(predictions, references, normalized)
 
 
+def metric_names(version_2_with_negative: bool) -> list[str]:
+    """Return the names of all scores that `squad_metric` can return."""
+    gold: list[list[str]] = [["a"], []] if version_2_with_negative else [["a"]]
+    ids = [str(n) for n in range(len(gold))]
+    return list(
+        squad_metric(
+            [{"id": id_, "prediction_text": ""} for id_ in ids],
+            [{"id": id_, "answers": {"text": text}} for id_, text in zip(ids, gold, strict=True)],
+            version_2_with_negative,
+        )
+    )
+
+
 def _squad_v1(predictions: list, references: list, normalized: "_Normalized") -> dict[str, float]:
     """Return the scores of `evaluate-v1.1.py`."""
     without_gold = [row["id"] for row in references if len(row["answers"]["text"]) == 0]

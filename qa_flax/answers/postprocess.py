@@ -17,6 +17,7 @@ The table lists the cases that differ. "v2" means `version_2_with_negative=True`
 | v2, the first example has no windows | UnboundLocalError | largest float | largest float |
 | null prediction's logits | token 0's, even if it is padding | the same | the CLS token's |
 | NaN logits | NaN first, then Python's sort | the same; all NaN are equal | replaced by -10000 |
+| no logit of an example is finite | the text of token 0 | the same | largest float |
 | infinite logits | NaN probabilities | the same | replaced by +-10000 |
 | duplicate example ids | the last one's answer, in the first one's place | the same | ValueError |
 | whitespace around a text | unchanged | unchanged | removed |
@@ -42,7 +43,14 @@ import numpy as np
 
 from qa_flax import storage
 from qa_flax.answers.files import ChunkAnswers, answer_files
-from qa_flax.answers.spans import Candidates, Chunk, Logits, SearchSettings, make_searches
+from qa_flax.answers.spans import (
+    PADDING_LOGIT,
+    Candidates,
+    Chunk,
+    Logits,
+    SearchSettings,
+    make_searches,
+)
 from qa_flax.data.messages import first_few
 from qa_flax.data.tables import ExampleRows, FeatureRows, example_source, span_source
 
@@ -171,11 +179,11 @@ def find_answers(
         for search in make_searches(ids, windows, predictions, settings):
             contexts = example_table.contexts(search.examples)
             keys = [ids[row] for row in search.examples.tolist()]
-            chunk = search.n_best() if write else search.best()
+            chunk = _without_nan(search.n_best() if write else search.best(), settings)
             chunk_answers = _choose(chunk, contexts, settings, null_score_diff_threshold)
             if not write and chunk_answers.has_blank:
                 # A best span has no text, so a later span of the n-best list may be the answer.
-                chunk = search.n_best()
+                chunk = _without_nan(search.n_best(), settings)
                 chunk_answers = _choose(chunk, contexts, settings, null_score_diff_threshold)
             answers.texts.update(zip(keys, chunk_answers.texts, strict=True))
             if chunk_answers.null_odds is not None:
@@ -187,6 +195,21 @@ def find_answers(
 
 
 # ------------------------------------------------------------------------------------ answers
+
+
+def _without_nan(chunk: Chunk, settings: SearchSettings) -> Chunk:
+    """Remove the spans of examples that have no finite logits: their order means nothing.
+
+    Their answers are "". Nothing is removed with `hf_compatible`.
+    """
+    spans = chunk.spans
+    is_replaced = (spans.start_logits == PADDING_LOGIT) & (spans.end_logits == PADDING_LOGIT)
+    if settings.hf_compatible or not is_replaced.any():
+        return chunk
+    counts = np.diff(chunk.bounds)
+    has_logits = np.bincount(spans.owner[~is_replaced], minlength=len(counts)) > 0
+    bounds = np.concatenate([[0], np.cumsum(np.where(has_logits, counts, 0))])
+    return chunk._replace(spans=spans.take(has_logits[spans.owner]), bounds=bounds)
 
 
 def _choose(

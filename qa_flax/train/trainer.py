@@ -151,6 +151,7 @@ class Trainer(TrainQuestions, OutputFiles, TorchAttributes):
         self.processing_class = processing_class if processing_class is not None else tokenizer
         self.data_collator = data_collator
         self.compute_metrics = compute_metrics
+        self.nonfinite_windows = {}
         self.split_by_node = split_by_node
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
         self._custom = make_custom(args, compute_loss_func, optimizers, optimizer_cls_and_kwargs)
@@ -287,7 +288,7 @@ class Trainer(TrainQuestions, OutputFiles, TorchAttributes):
         self._apply_changed_arguments()
         check_evaluation(self.args, self.eval_dataset)
         if not is_replaced(self, "evaluate"):
-            check_best_metric(self.args, self.eval_dataset, self.compute_metrics is not None)
+            check_best_metric(self.args, self.eval_dataset, self.compute_metrics)
         self._warn_of_leakage(self.eval_dataset)
         self._report_unused_samples()
         loader = self.get_train_dataloader()

@@ -98,7 +98,7 @@ def cross_validate(
     summary = _summary(results)
     if processes.is_main():
         _copy_tokenizer(folder / "fold-1", folder)
-        storage.write_text(folder / FOLDS_FILE, json.dumps(summary, indent=2) + "\n")
+        storage.write_text(folder / FOLDS_FILE, storage.json_text(summary, indent=2) + "\n")
         print("\n".join(table(summary)), flush=True)
     exchange.barrier("the results of all folds")
     means = summary["mean"] | {f"{name}_std": value for name, value in summary["std"].items()}
@@ -132,7 +132,7 @@ def _run_fold(
     results |= {"eval_examples": len(stages["eval"]), **metrics}
     content = {"results": results, "conditions": dict(conditions)}
     if processes.is_main():
-        storage.write_text(folder / FOLD_FILE, json.dumps(content, indent=2) + "\n")
+        storage.write_text(folder / FOLD_FILE, storage.json_text(content, indent=2) + "\n")
     gc.collect()  # the weights and optimizer state of this fold, before the next one's are made
     return content
 

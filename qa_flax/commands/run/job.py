@@ -15,7 +15,7 @@ from transformers.trainer_utils import EvalPrediction
 
 from qa_flax import storage
 from qa_flax.answers.files import merge_files
-from qa_flax.answers.metrics import squad_metric
+from qa_flax.answers.metrics import metric_names, squad_metric
 from qa_flax.answers.postprocess import find_answers
 from qa_flax.answers.spans import SearchSettings
 from qa_flax.commands.arguments import DataArguments, DistributedArguments, ModelArguments
@@ -126,7 +126,20 @@ def _run_stages(
     # Wait for the slowest process: JAX's own barrier at shutdown has a shorter timeout.
     exchange.barrier("the end of the run")
     print_on_main(f"All files are in {training_args.output_dir}")
+    _refuse_nonfinite(trainer.nonfinite_windows)
     return metrics
+
+
+def _refuse_nonfinite(windows: Mapping[str, int]) -> None:
+    """Let the command fail, after all files are written, if logits were not finite."""
+    counts = [f"{count} windows ({stage})" for stage, count in windows.items() if count]
+    if counts:
+        raise FloatingPointError(
+            f"the logits of {' and '.join(counts)} are NaN or infinite, so there are no answers "
+            "from these windows, and scores and losses that include them are wrong or null. The "
+            "files were written. Look for NaN in the model's parameters; if there is none, use "
+            "--dtype float32 without --bf16"
+        )
 
 
 def make_post_processing(
@@ -212,6 +225,8 @@ def make_compute_metrics(data_args: DataArguments) -> Callable[[EvalPrediction],
             no_answer_threshold=threshold,
         )
 
+    # With them a wrong --metric_for_best_model is found before the training.
+    compute_metrics.metric_names = metric_names(data_args.version_2_with_negative)  # pyright: ignore[reportFunctionMemberAccess]
     return compute_metrics
 
 
