@@ -4,9 +4,55 @@ Arguments that Hugging Face's run_qa.py also has keep its names and defaults.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
+
+from qa_flax.commands import argument_file
+from qa_flax.train.argument_ranges import Range, at_least
+
+_COUNT = at_least(1)
+_OPTIONAL_COUNT = at_least(1, optional=True)
+_RANGES = {
+    "lora_r": at_least(0),
+    "lora_alpha": Range("a number above 0", lambda v: v > 0),
+    "lora_dropout": Range("at least 0 and below 1", lambda v: 0 <= v < 1),
+    "validation_split": Range(
+        "a share of the training data, above 0 and below 1, such as 0.1",
+        lambda v: 0 < v < 1,
+        is_optional=True,
+    ),
+    "folds": Range(
+        "at least 2 for cross-validation", lambda v: v >= 2, is_whole=True, is_optional=True
+    ),
+    "max_seq_length": _COUNT,
+    "doc_stride": at_least(0),
+    "preprocessing_num_workers": _OPTIONAL_COUNT,
+    "max_train_samples": _OPTIONAL_COUNT,
+    "max_eval_samples": _OPTIONAL_COUNT,
+    "max_predict_samples": _OPTIONAL_COUNT,
+    "null_score_diff_threshold": Range("a finite number", lambda v: True),
+    "n_best_size": _COUNT,
+    "max_answer_length": _COUNT,
+    "num_processes": _OPTIONAL_COUNT,
+    "process_id": at_least(0, optional=True),
+    "initialization_timeout": Range("above 0", lambda v: v > 0),
+}
+
+
+def _check_ranges(arguments: Any) -> None:
+    """Refuse numbers outside their ranges.
+
+    Raises:
+        ValueError: names each of them.
+    """
+    problems = [
+        f"--{name} is {value}; it must be {range_.allowed}"
+        for name, range_ in _RANGES.items()
+        if hasattr(arguments, name) and not range_.contains(value := getattr(arguments, name))
+    ]
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
 @dataclass
@@ -78,8 +124,7 @@ class ModelArguments:
     )
 
     def __post_init__(self):
-        if self.lora_r < 0:
-            raise ValueError(f"--lora_r is {self.lora_r}; it must not be below 0")
+        _check_ranges(self)
         if self.lora_target_modules and not self.lora_r:
             raise ValueError("--lora_target_modules has no effect without --lora_r")
         if self.trust_remote_code:
@@ -245,20 +290,11 @@ class DataArguments:
             raise ValueError(
                 "no data: set --train_file, --validation_file, --test_file or --dataset_name"
             )
-        for name in ("n_best_size", "max_answer_length"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"--{name} is {value}; it must be at least 1")
+        _check_ranges(self)
         self._check_split()
 
     def _check_split(self) -> None:
         share, folds = self.validation_split, self.folds
-        if share is not None and not 0 < share < 1:
-            raise ValueError(
-                f"--validation_split is {share}; it is a share of the training data and must be "
-                "above 0 and below 1, such as 0.1"
-            )
-        if folds is not None and folds < 2:
-            raise ValueError(f"--folds is {folds}; cross-validation needs at least 2")
         if share is not None and folds is not None:
             raise ValueError(
                 "--folds and --validation_split exclude each other: every fold is evaluated on its "
@@ -328,17 +364,15 @@ class DistributedArguments:
             raise ValueError(
                 f"arguments without effect unless --distributed is set: {', '.join(flags)}"
             )
-        if self.initialization_timeout <= 0:
-            raise ValueError(
-                f"--initialization_timeout is {self.initialization_timeout}; it must be above 0"
-            )
+        _check_ranges(self)
 
 
 def dataclass_parser(*kinds: Any, **options: Any) -> argparse.ArgumentParser:
     """Build a parser with one argument for each field of the given dataclasses.
 
-    `parse_args(...).dataclasses` is a tuple with one instance of each dataclass. A single argument
-    that ends in .json, .yaml or .yml is read as a file with the values of all arguments.
+    `parse_args(...).dataclasses` is a tuple with one instance of each dataclass. A first argument
+    that ends in .json, .yaml or .yml is a file with values of arguments; the arguments after it
+    take precedence over the file's.
 
     Args:
         kinds: dataclasses as transformers' `HfArgumentParser` takes them.
@@ -346,21 +380,26 @@ def dataclass_parser(*kinds: Any, **options: Any) -> argparse.ArgumentParser:
     """
     from transformers import HfArgumentParser  # imported here because it is slow
 
+    # Before the parser replaces the annotations that argparse cannot use.
+    hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
+
     class Parser(HfArgumentParser):
         def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride]
             self, args: Sequence[str] | None = None, namespace: None = None
         ) -> argparse.Namespace:
             argv = list(args or ())
-            if len(argv) == 1 and argv[0].endswith(".json"):
-                parsed = self.parse_json_file(argv[0])
-            elif len(argv) == 1 and argv[0].endswith((".yaml", ".yml")):
-                parsed = self.parse_yaml_file(argv[0])
-            else:
-                *parsed, unknown = self.parse_args_into_dataclasses(
-                    argv, return_remaining_strings=True, look_for_args_file=False
-                )
-                if unknown:
-                    self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            if argv and argv[0].endswith(argument_file.SUFFIXES):
+                self._use_file(argument_file.read(argv.pop(0), self, hints))
+            *parsed, unknown = self.parse_args_into_dataclasses(
+                argv, return_remaining_strings=True, look_for_args_file=False
+            )
+            if unknown:
+                self.error(f"unrecognized arguments: {' '.join(unknown)}")
             return argparse.Namespace(dataclasses=tuple(parsed))
+
+        def _use_file(self, values: Mapping[str, Any]) -> None:
+            self.set_defaults(**values)
+            for action in self._actions:
+                action.required = action.required and action.dest not in values
 
     return Parser(list(kinds), **options)

@@ -279,6 +279,7 @@ def make_windows(
         questions = encode_distinct(texts["question"], backend, disable=True)
         contexts = encode_distinct(texts["context"], backend, disable=disable_tqdm)
     total = max_seq_length - template.special_tokens
+    _check_stride(max_seq_length, doc_stride, total, contexts.count)
     if long_questions == "truncate":
         questions = _truncated(texts["id"], questions, contexts.count, total, doc_stride, warn)
     room = total - questions.count
@@ -357,6 +358,23 @@ def _checked_length(
         message = "max_seq_length=%d exceeds the model's limit of %d tokens; %d is used."
         warn(message, max_seq_length, limit, limit)
     return min(max_seq_length, limit)
+
+
+def _check_stride(max_seq_length: int, doc_stride: int, total: int, contexts: Int64Array) -> None:
+    """Check that a window of a long context can advance, whatever the question.
+
+    Raises:
+        ValueError: the overlap of windows leaves no room for a question and a further token.
+    """
+    if total - doc_stride < 2 and (contexts >= total).any():
+        special = max_seq_length - total
+        lower = f"lower doc_stride below {total - 1}, or " if total > 1 else ""
+        raise ValueError(
+            f"doc_stride={doc_stride} is too large for max_seq_length={max_seq_length}: beside "
+            f"{special} special tokens a window has room for {max(total, 0)} tokens, which are the "
+            "question, the doc_stride tokens that it shares with the window before, and at least "
+            f"one more; {lower}raise max_seq_length above {special + doc_stride + 1}"
+        )
 
 
 def _truncated(

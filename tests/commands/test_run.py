@@ -377,7 +377,10 @@ def test_invalid_adapter_targets_are_refused(capfd, checkpoint, data, tmp_path):
         (["--do_eval"], "no data"),
         (["--learning_rate=fast"], "invalid float value: 'fast'"),
         (["--validation_file=x.json"], "nothing to do"),
-        (["--train_file=x.json", "--lora_r=-1"], "--lora_r is -1; it must not be below 0"),
+        (
+            ["--train_file=x.json", "--lora_r=-1"],
+            "--lora_r is -1; it must be a whole number of at least 0",
+        ),
         (
             ["--train_file=x.json", "--lora_target_modules=query"],
             "--lora_target_modules has no effect without --lora_r",

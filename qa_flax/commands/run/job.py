@@ -37,6 +37,7 @@ from qa_flax.train.checkpoints import ResumeError
 from qa_flax.train.model_arguments import apply_model_arguments
 from qa_flax.train.plan import optimizer_bytes, output_dir
 from qa_flax.train.qa_trainer import QuestionAnsweringTrainer
+from qa_flax.train.trackers import tracker_callbacks
 from qa_flax.train.training_arguments import (
     TrainingArguments,
     check_training_arguments,
@@ -94,6 +95,7 @@ def _run(
     with usage_errors(ValueError, OSError):
         check_training_arguments(training_args)
         check_stages(data_args, training_args)
+        tracker_callbacks(training_args)  # a missing tracker is found before any work
     if data_args.folds is not None:
         return cross_validate(model_args, data_args, training_args, _run_stages)
     with usage_errors(ValueError, OSError):

@@ -37,6 +37,12 @@ def check_stages(data_args: DataArguments, training_args: TrainingArguments) -> 
         print_on_main(f"--{flag} sets --do_eval: the part that is split off is evaluated")
     if not (training_args.do_train or training_args.do_eval or training_args.do_predict):
         raise ValueError("nothing to do: give --do_train, --do_eval or --do_predict")
+    epochs = training_args.num_train_epochs
+    if training_args.do_train and training_args.max_steps < 0 and not epochs > 0:
+        raise ValueError(
+            f"--num_train_epochs is {epochs}, so nothing would be trained; give a number above 0, "
+            "or leave --do_train out"
+        )
     for stage, split in SPLITS.items():
         file = getattr(data_args, f"{split}_file")
         is_needed = getattr(training_args, f"do_{stage}") and not (is_split and stage == "eval")
