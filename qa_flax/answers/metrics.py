@@ -38,6 +38,7 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 from qa_flax.data.messages import first_few
+from qa_flax.ranges import NUMBER, check_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ def squad_metric(
     if not references:
         raise ValueError("references is empty: pass at least one question with its answers")
     normalized = _Normalized(language)
+    check_numbers({"no_answer_threshold": NUMBER}, no_answer_threshold=no_answer_threshold)
     if version_2_with_negative:
         return _squad_v2(predictions, references, no_answer_threshold, normalized)
     return _squad_v1(predictions, references, normalized)

@@ -53,6 +53,7 @@ from qa_flax.answers.spans import (
 )
 from qa_flax.data.messages import first_few
 from qa_flax.data.tables import ExampleRows, FeatureRows, example_source, span_source
+from qa_flax.ranges import NUMBER, at_least
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +160,7 @@ def find_answers(
     Arguments and errors are those of `postprocess_qa_predictions`.
     """
     logger.setLevel(log_level)
-    _check_arguments(settings, output_dir)
+    _check_arguments(settings, null_score_diff_threshold, output_dir)
     windows, example_table = span_source(features), example_source(examples)
     predictions = _check_predictions(predictions, len(windows), settings)
     ids = example_table.ids()
@@ -295,11 +296,21 @@ def _texts(chunk: Chunk, contexts: list[str], rows: np.ndarray) -> list[str]:
 # ------------------------------------------------------------------------------------- checks
 
 
-def _check_arguments(settings: SearchSettings, output_dir: str | os.PathLike | None) -> None:
-    for name in ("n_best_size", "max_answer_length"):
-        value = getattr(settings, name)
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+_RANGES = {
+    "n_best_size": at_least(1),
+    "max_answer_length": at_least(1),
+    # Infinity: every question is answered.
+    "null_score_diff_threshold": NUMBER,
+}
+
+
+def _check_arguments(
+    settings: SearchSettings, threshold: float, output_dir: str | os.PathLike | None
+) -> None:
+    values = settings._asdict() | {"null_score_diff_threshold": threshold}
+    for name, range_ in _RANGES.items():
+        if not range_.contains(values[name]):
+            raise ValueError(f"{name} is {values[name]!r}; it must be {range_.allowed}")
     if output_dir is None or storage.is_remote(output_dir):
         return  # a bucket has no empty folders: writing a file creates its folder
     if not Path(output_dir).is_dir():

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from qa_flax.commands import argument_file
-from qa_flax.train.argument_ranges import Range, at_least
+from qa_flax.ranges import BELOW_1, NUMBER, POSITIVE, Range, at_least
 
 _COUNT = at_least(1)
-_OPTIONAL_COUNT = at_least(1, optional=True)
+_OPTIONAL_COUNT = at_least(1).or_none()
 _RANGES = {
     "lora_r": at_least(0),
-    "lora_alpha": Range("a number above 0", lambda v: v > 0),
-    "lora_dropout": Range("at least 0 and below 1", lambda v: 0 <= v < 1),
+    "lora_alpha": POSITIVE,
+    "lora_dropout": BELOW_1,
     "validation_split": Range(
         "a share of the training data, above 0 and below 1, such as 0.1",
         lambda v: 0 < v < 1,
@@ -31,12 +31,12 @@ _RANGES = {
     "max_train_samples": _OPTIONAL_COUNT,
     "max_eval_samples": _OPTIONAL_COUNT,
     "max_predict_samples": _OPTIONAL_COUNT,
-    "null_score_diff_threshold": Range("a finite number", lambda v: True),
+    "null_score_diff_threshold": NUMBER,
     "n_best_size": _COUNT,
     "max_answer_length": _COUNT,
     "num_processes": _OPTIONAL_COUNT,
-    "process_id": at_least(0, optional=True),
-    "initialization_timeout": Range("above 0", lambda v: v > 0),
+    "process_id": at_least(0).or_none(),
+    "initialization_timeout": POSITIVE,
 }
 
 

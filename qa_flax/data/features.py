@@ -41,6 +41,7 @@ from qa_flax.data.windows import (
     Positions,
     Rows,
 )
+from qa_flax.ranges import at_least, check_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -345,14 +346,13 @@ def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     return cast(Tokenizer, tokenizer.backend_tokenizer)
 
 
+_RANGES = {"max_seq_length": at_least(1), "doc_stride": at_least(0)}
+
+
 def _checked_length(
     max_seq_length: int, doc_stride: int, tokenizer: PreTrainedTokenizerBase, warn: Warn
 ) -> int:
-    if max_seq_length < 1 or doc_stride < 0:
-        raise ValueError(
-            "max_seq_length must be at least 1 and doc_stride at least 0; got "
-            f"{max_seq_length} and {doc_stride}."
-        )
+    check_numbers(_RANGES, max_seq_length=max_seq_length, doc_stride=doc_stride)
     limit = tokenizer.model_max_length
     if max_seq_length > limit:
         message = "max_seq_length=%d exceeds the model's limit of %d tokens; %d is used."
@@ -364,12 +364,12 @@ def _check_stride(max_seq_length: int, doc_stride: int, total: int, contexts: In
     """Check that a window of a long context can advance, whatever the question.
 
     Raises:
-        ValueError: the overlap of windows leaves no room for a question and a further token.
+        ExampleError: the overlap of windows leaves no room for a question and a further token.
     """
     if total - doc_stride < 2 and (contexts >= total).any():
         special = max_seq_length - total
         lower = f"lower doc_stride below {total - 1}, or " if total > 1 else ""
-        raise ValueError(
+        raise ExampleError(
             f"doc_stride={doc_stride} is too large for max_seq_length={max_seq_length}: beside "
             f"{special} special tokens a window has room for {max(total, 0)} tokens, which are the "
             "question, the doc_stride tokens that it shares with the window before, and at least "

@@ -17,6 +17,9 @@ from qa_flax.models.dropout import dropout
 from qa_flax.models.files import ADAPTER_CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, read_json
 from qa_flax.models.layers import NO_RNGS, Dense, Fixed, ParamPath, zeros
 from qa_flax.models.weights import NamedParameters
+from qa_flax.ranges import BELOW_1, NUMBER, SEED, at_least, check_numbers
+
+_RANGES = {"r": at_least(1), "lora_alpha": NUMBER, "lora_dropout": BELOW_1}
 
 logger = logging.getLogger(__name__)
 
@@ -114,10 +117,7 @@ class LoraConfig:
         self._check()
 
     def _check(self) -> None:
-        if self.r < 1:
-            raise ValueError(f"r={self.r}: the rank of LoRA adapters must be at least 1")
-        if not 0.0 <= self.lora_dropout < 1.0:
-            raise ValueError(f"lora_dropout={self.lora_dropout}: it must be at least 0 and below 1")
+        check_numbers(_RANGES, r=self.r, lora_alpha=self.lora_alpha, lora_dropout=self.lora_dropout)
         for name, supported in (("task_type", ("QUESTION_ANS", None)), ("bias", ("none",))):
             if (value := getattr(self, name)) not in supported:
                 choices = ", ".join(map(repr, supported))
@@ -438,6 +438,7 @@ def initial_adapters(seed: int) -> Callable[[ParamPath, tuple[int, ...]], np.nda
     As in PEFT, A is Kaiming uniform with a = sqrt(5), and B is zero. An adapter with these values
     does not change the model's output.
     """
+    check_numbers({"seed": SEED}, seed=seed)
     random = np.random.default_rng(seed)
 
     def array(path: ParamPath, shape: tuple[int, ...]) -> np.ndarray:

@@ -26,6 +26,7 @@ from qa_flax.models.files import (
     stored_tensors,
 )
 from qa_flax.models.layers import BlockConfig, Fixed, ParamPath
+from qa_flax.ranges import SEED, check_numbers
 
 # (path, shape) of a parameter -> its float32 values.
 MakeArray = Callable[[ParamPath, tuple[int, ...]], np.ndarray]
@@ -134,6 +135,7 @@ def size_without_embeddings(model: nnx.Module) -> int:
 
 def initial_arrays(family: Family, config: BlockConfig, seed: int) -> MakeArray:
     """Randomly initialised weights; the same `seed` gives the same weights on any hardware."""
+    check_numbers({"seed": SEED}, seed=seed)
     # NumPy's generator also needs no compilation.
     random = np.random.default_rng(seed)
     fixed = family.fixed_arrays(config)
