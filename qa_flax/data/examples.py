@@ -1,6 +1,5 @@
 """Stage 1 of 7: rows -> checked examples; one message lists all problems with their ids (host)."""
 
-import ast
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +8,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
+from qa_flax.data.cells import is_missing, parse_cell, parse_literal
 from qa_flax.data.messages import first_few
 from qa_flax.data.readers import INT32_MAX, ExampleError, Row, read
 
@@ -78,7 +78,7 @@ def load_examples(
     """
     if misaligned not in MISALIGNED:
         raise ValueError(f"misaligned must be one of {MISALIGNED}, got {misaligned!r}.")
-    name, rows = read(source, split, config_name, load_dataset_kwargs)
+    name, rows, _ = read(source, split, config_name, load_dataset_kwargs, bad_rows="refuse")
     return check_rows(name, rows, misaligned=misaligned, require_answers=require_answers)
 
 
@@ -120,11 +120,11 @@ def check_rows(
 def _example(row: Row, number: int, report: "_Report", misaligned: str, required: bool) -> Row:
     """Convert a row to the columns of `FEATURES`, and add its problems to `report`."""
     id_ = row.get("id")
-    id_ = f"row-{number}" if _is_missing(id_) or id_ == "" else _id_text(id_)
+    id_ = f"row-{number}" if is_missing(id_) or id_ == "" else _id_text(id_)
     context = _text(row.get("context"), "context", id_, report)
     question = _text(row.get("question"), "question", id_, report)
     raw_answers = _raw_answers(row)
-    if required and _is_missing(raw_answers):
+    if required and is_missing(raw_answers):
         report.add("no answers (for training, an unanswerable question needs an empty list)", id_)
     texts, starts = _parse_answers(raw_answers, id_, report)
     for k, (text, start) in enumerate(zip(texts, starts, strict=True)):
@@ -136,11 +136,6 @@ def _example(row: Row, number: int, report: "_Report", misaligned: str, required
         "question": question,
         "answers": {"text": texts, "answer_start": starts},
     }
-
-
-def _is_missing(value: object) -> bool:
-    """Return whether a value is None, or NaN, which table readers use for an empty cell."""
-    return value is None or (isinstance(value, float) and value != value)
 
 
 def _is_unicode(text: str) -> bool:
@@ -156,13 +151,13 @@ def _id_text(value: object) -> str:
 
 def _title(value: object) -> str:
     """Return a title, which may be a number; "" if there is none that can be stored."""
-    if isinstance(value, int | float) and not _is_missing(value):
+    if isinstance(value, int | float) and not is_missing(value):
         return _id_text(value)
     return value if isinstance(value, str) and _is_unicode(value) else ""
 
 
 def _text(value: object, column: str, id_: str, report: "_Report") -> str:
-    if _is_missing(value):
+    if is_missing(value):
         report.add(f"{column} is missing", id_)
     elif not isinstance(value, str):
         report.add(f"{column} must be a string, got {type(value).__name__}", id_)
@@ -179,43 +174,17 @@ def _raw_answers(row: Row) -> Any:
     """Return the `answers` value, or build it from the columns `answer_text` and `answer_start`."""
     if "answers" in row or "answer_text" not in row:
         return row.get("answers")
-    text, start = _parse_cell(row["answer_text"]), _parse_cell(row.get("answer_start"))
-    if _is_missing(text) and _is_missing(start):
+    text, start = parse_cell(row["answer_text"]), parse_cell(row.get("answer_start"))
+    if is_missing(text) and is_missing(start):
         return None
     return {"text": text, "answer_start": start}
-
-
-def _parse_cell(value: Any) -> Any:
-    """Parse a cell that contains a list in JSON or Python syntax; return other cells unchanged."""
-    is_list = isinstance(value, str) and value.lstrip().startswith("[")
-    return _parse_literal(value) if is_list else value
-
-
-def _parse_literal(text: str) -> Any:
-    """Parse JSON or a Python literal, also with pandas' `array(...)`; else return the text."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return ast.literal_eval(_WithoutArrays().visit(ast.parse(text.strip(), mode="eval")))
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
-
-
-class _WithoutArrays(ast.NodeTransformer):
-    """Replaces `array([...], dtype=...)`, as pandas writes NumPy arrays to CSV, by `[...]`."""
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        is_array = isinstance(node.func, ast.Name) and node.func.id == "array" and node.args
-        return self.visit(node.args[0]) if is_array else node
 
 
 def _parse_answers(raw: Any, id_: str, report: "_Report") -> tuple[list[str], list[int]]:
     """Return the texts and starts of the answers, from any of the supported layouts."""
     if isinstance(raw, str):
-        raw = _parse_literal(raw) if raw.strip() else None
-    if _is_missing(raw):
+        raw = parse_literal(raw) if raw.strip() else None
+    if is_missing(raw):
         return [], []
     if isinstance(raw, Sequence) and not isinstance(raw, str):
         if not all(isinstance(a, Mapping) and {"text", "answer_start"} <= a.keys() for a in raw):
@@ -245,7 +214,7 @@ _MALFORMED = (
 
 
 def _as_list(value: Any) -> list[Any]:
-    if _is_missing(value):
+    if is_missing(value):
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qa_flax import storage
+from qa_flax.data.rejected import RejectedRow
 
 FORMATS = (
     "nested SQuAD JSON, flat JSON, JSONL, CSV/TSV, Parquet, a hub id, a datasets.Dataset or a list "
@@ -29,8 +30,14 @@ class ExampleError(ValueError):
 
 
 def read(
-    source: Any, split: str | None, config_name: str | None, kwargs: dict[str, Any]
-) -> tuple[str, list[Row]]:
+    source: Any,
+    split: str | None = None,
+    config_name: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    columns: Mapping[str, str] | None = None,
+    bad_rows: str = "refuse",
+) -> tuple[str, list[Row], list[RejectedRow]]:
     """Read all rows of a source.
 
     Args:
@@ -38,14 +45,25 @@ def read(
         split: the split of a hub id or `DatasetDict`, if there are several.
         config_name: the configuration of a hub id.
         kwargs: further arguments of `datasets.load_dataset`.
+        columns: the source's own names of the columns question, context, answers and id, by these.
+        bad_rows: what to do with lines that are no rows. "refuse" raises; "skip" leaves them out.
 
     Returns:
-        The source's name for messages, and its rows as dicts.
+        The source's name for messages, its rows as dicts with the columns id, title, context,
+        question, answers (or answer_text and answer_start) and is_impossible as far as it has them,
+        and the lines that were left out. A missing value is None.
 
     Raises:
         FileNotFoundError: `source` looks like a path, but there is no such file.
-        ExampleError: the source cannot be read.
+        ExampleError: the source cannot be read, or lines of it cannot and are refused.
     """
+    name, rows = _read(source, split, config_name, dict(kwargs or {}))
+    return name, rows, []
+
+
+def _read(
+    source: Any, split: str | None, config_name: str | None, kwargs: dict[str, Any]
+) -> tuple[str, list[Row]]:
     if isinstance(source, str | os.PathLike):
         if storage.is_remote(source):
             return str(source), _read_file(storage.local_copy(source))
@@ -111,7 +129,16 @@ def arrow_table(dataset: datasets.Dataset) -> pa.Table:
     return cast(pa.Table, rows)
 
 
-_USED_COLUMNS = ("id", "title", "context", "question", "answers", "answer_text", "answer_start")
+_USED_COLUMNS = (
+    "id",
+    "title",
+    "context",
+    "question",
+    "answers",
+    "answer_text",
+    "answer_start",
+    "is_impossible",
+)
 
 
 def _table_rows(dataset: datasets.Dataset) -> list[Row]:
@@ -217,7 +244,11 @@ def _nested(name: str, articles: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
         for p, paragraph in enumerate(_objects(name, article, "paragraphs", f"data[{a}]")):
             location = f"data[{a}].paragraphs[{p}]"
             for qa in _objects(name, paragraph, "qas", location):
-                row = {key: qa[key] for key in ("id", "question", "answers") if key in qa}
+                row = {
+                    key: qa[key]
+                    for key in ("id", "question", "answers", "is_impossible")
+                    if key in qa
+                }
                 row |= {"title": article.get("title")}
                 yield row | ({"context": paragraph["context"]} if "context" in paragraph else {})
 
