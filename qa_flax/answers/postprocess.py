@@ -43,7 +43,7 @@ import numpy as np
 from qa_flax import storage
 from qa_flax.answers.files import ChunkAnswers, answer_files
 from qa_flax.answers.spans import Candidates, Chunk, Logits, SearchSettings, make_searches
-from qa_flax.data.messages import first_few
+from qa_flax.data.messages import first_few, quoted
 from qa_flax.data.tables import ExampleRows, FeatureRows, example_source, span_source
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ def find_answers(
     logger.info(
         "Post-processing %d example predictions split into %d features.", len(ids), len(windows)
     )
-    answers = Answers(OrderedDict(), {}, {})
+    answers, missing = Answers(OrderedDict(), {}, {}), []
     with ExitStack() as stack:
         stack.enter_context(np.errstate(invalid="ignore", over="ignore"))
         write = None
@@ -169,6 +169,7 @@ def find_answers(
             files = answer_files(folder, prefix, settings.version_2_with_negative)
             write = stack.enter_context(files)
         for search in make_searches(ids, windows, predictions, settings):
+            missing += [ids[row] for row in search.without_windows().tolist()]
             contexts = example_table.contexts(search.examples)
             keys = [ids[row] for row in search.examples.tolist()]
             chunk = search.n_best() if write else search.best()
@@ -183,6 +184,14 @@ def find_answers(
                 answers.null_odds.update(zip(keys, chunk_answers.null_odds, strict=True))
             if write:
                 write(keys, chunk, contexts, chunk_answers)
+    if missing:
+        logger.warning(
+            "%d of %d examples have no features, so they have no prediction and count as wrong if "
+            "they have an answer: ids %s. Pass the examples that the features were made from.",
+            len(missing),
+            len(ids),
+            first_few(missing, quoted),
+        )
     return answers
 
 

@@ -207,11 +207,21 @@ class DataArguments:
         },
     )
     misaligned_answers: str = field(
-        default="keep",
+        default="drop",
         metadata={
-            "help": "What to do with answers that do not occur in the context at their "
-            "answer_start: keep them and warn, repair answer_start, or refuse the data.",
-            "choices": ["keep", "repair", "refuse"],
+            "help": "What to do with answers that are not in the context at their answer_start. "
+            "drop: train on the nearest place where their text occurs, or not at all if it occurs "
+            "nowhere; evaluate on them as they are. keep: train on what is at their answer_start. "
+            "repair: move them, also to other spellings of their text. refuse the data.",
+            "choices": ["drop", "keep", "repair", "refuse"],
+        },
+    )
+    bad_rows: str = field(
+        default="refuse",
+        metadata={
+            "help": "What to do with rows that cannot be used: refuse the data, or skip them and "
+            "write them with the reasons to rejected.jsonl in output_dir.",
+            "choices": ["refuse", "skip"],
         },
     )
 
@@ -221,6 +231,14 @@ class DataArguments:
             "help": "What to do with questions that leave no room for the context in the window: "
             "truncate them and warn, or refuse the data.",
             "choices": ["truncate", "refuse"],
+        },
+    )
+    language: str | None = field(
+        default=None,
+        metadata={
+            "help": "Score answers with the rules of MLQA's scorer for this language, as qa-flax "
+            "score --language does, instead of SQuAD's.",
+            "choices": ["ar", "de", "en", "es", "hi", "vi", "zh"],
         },
     )
     hf_compatible: bool = field(

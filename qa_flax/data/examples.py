@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool
 
 from qa_flax import storage
 from qa_flax.data import alignment
@@ -20,7 +23,7 @@ from qa_flax.data.answers import (
     read_is_impossible,
 )
 from qa_flax.data.cells import is_missing
-from qa_flax.data.readers import ExampleError, Row, read
+from qa_flax.data.readers import ExampleError, Row, arrow_table, read
 from qa_flax.data.rejected import RejectedRow, json_lines
 from qa_flax.data.report import Note, Report, RowReport, counts_line
 
@@ -142,7 +145,7 @@ class LoadedExamples:
     """How many examples differ from their rows: answers were moved, placed or left out."""
     rejected: list[RejectedRow]
     """The rows that were left out."""
-    has_impossible: bool
+    says_none: bool
     """Whether a row says with `is_impossible` that it has no answer, and has none."""
 
     def counts(self) -> str:
@@ -219,6 +222,12 @@ def keeps_misaligned(examples: Any) -> bool:
     return is_dataset and _KEEPS in (examples.info.description or "")
 
 
+def has_answers(examples: datasets.Dataset) -> Bool[np.ndarray, " e"]:
+    """Return whether each example has an answer; `examples` is a result of `load_examples`."""
+    texts = arrow_table(examples.select_columns("answers"))["answers"].combine_chunks()
+    return pc.list_value_length(pc.struct_field(texts, "text")).to_numpy(zero_copy_only=False) > 0
+
+
 # --- All rows ------------------------------------------------------------------------------------
 
 
@@ -238,7 +247,7 @@ def _check(
     report = Report(name, len(rows), skips=skips)
     columns: dict[str, list[Any]] = {key: [] for key in FEATURES}
     ids: set[str] = set()
-    has_impossible = False
+    says_none = False
     for number, row in enumerate(rows):
         row_report = report.row(_id(row, number))
         example = _example(row, row_report, misaligned, require_answers)
@@ -247,7 +256,7 @@ def _check(
         if not report.add(row, row_report):
             continue
         ids.add(row_report.id)
-        has_impossible |= not example["answers"]["text"] and _is_marked_impossible(row)
+        says_none |= row_report.says_none
         for key, value in example.items():
             columns[key].append(value)
     report.finish(misaligned, warn)
@@ -256,9 +265,7 @@ def _check(
         pa.table(columns, schema=FEATURES.arrow_schema),
         info=datasets.DatasetInfo(description=description),
     )
-    return LoadedExamples(
-        name, examples, report.repaired, [*rejected, *report.rejected], has_impossible
-    )
+    return LoadedExamples(name, examples, report.repaired, [*rejected, *report.rejected], says_none)
 
 
 def _require_columns(name: str, rows: list[Row], require_answers: bool) -> None:
@@ -340,23 +347,17 @@ def _answers(row: Row, context: str, report: RowReport, required: bool) -> list[
         report.problems.append(str(error))
         return []
     report.notes += [Note.BLANK] * answers.has_blank + [Note.ANSWER] * len(answers.answers)
+    is_impossible = None
     try:
         is_impossible = read_is_impossible(row)
     except AnswerError:
         report.notes.append(Note.UNREADABLE)
-        return answers.answers
+    report.says_none = is_impossible is True and not answers.answers
     if is_impossible and answers.answers:
         report.notes.append(Note.HAS_ANSWER)
     if is_impossible is False and not answers.answers:
         report.notes.append(Note.HAS_NONE)
     return answers.answers
-
-
-def _is_marked_impossible(row: Row) -> bool:
-    try:
-        return read_is_impossible(row) is True
-    except AnswerError:
-        return False
 
 
 def _placed(context: str, answer: Answer, report: RowReport, misaligned: str) -> Answer:
@@ -379,7 +380,7 @@ def _placed(context: str, answer: Answer, report: RowReport, misaligned: str) ->
     if misaligned == "repair" and similar is not None:
         report.notes += [Note.MOVED, Note.RESPELLED]
         return Answer(context[slice(*similar)], similar.start)
-    report.notes.append(Note.MISALIGNED)
+    report.notes += [Note.MISALIGNED] + [Note.NEGATIVE] * (start < 0)
     if nearest is None:
         report.notes += [Note.NOWHERE] + [Note.SIMILAR] * (similar is not None)
     return answer

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import datasets
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
@@ -23,6 +23,7 @@ from qa_flax.data.columns import blocks, ranges
 from qa_flax.data.examples import (
     MISALIGNED,
     check_rows,
+    has_answers,
     is_checked,
     keeps_misaligned,
     load_examples,
@@ -30,6 +31,7 @@ from qa_flax.data.examples import (
 from qa_flax.data.labels import (
     NO_ANSWER,
     UNKNOWN_PLACE,
+    UNPLACED,
     answer_span,
     describe_answers_without_window,
 )
@@ -44,7 +46,6 @@ from qa_flax.data.map_batches import (
 )
 from qa_flax.data.messages import first_few, quoted
 from qa_flax.data.readers import ExampleError, arrow_table
-from qa_flax.data.rows import OUTSIDE_WINDOW
 from qa_flax.data.tokens import Template, Tokens, encode_distinct, plain_encoding, read_template
 from qa_flax.data.windows import (
     WINDOWS_AT_ONCE,
@@ -212,8 +213,12 @@ def _prepare_batch(
     examples = check_rows(
         BATCH, rows, misaligned=misaligned or "drop", require_answers=bool(labels), warn=warn
     )
-    has_answers, has_ids = any(name in batch for name in ANSWER_COLUMNS), "id" in batch
+    is_labelled, has_ids = any(name in batch for name in ANSWER_COLUMNS), "id" in batch
     _check_ids(rows, has_ids, is_training=labels is True)
+    if labels is True and is_map_batch(batch):
+        learnable = _can_learn(examples)
+        if learnable.any():  # else the windows' labels are outside: no batch may have no rows
+            examples = examples.select(np.flatnonzero(learnable))
     if not pad_to_max_length and tokenizer.padding_side == "left":
         raise ValueError(
             "pad_to_max_length=False needs all examples at once if the tokenizer pads on the left, "
@@ -223,8 +228,7 @@ def _prepare_batch(
     windows = make_windows(
         examples,
         tokenizer,
-        labels=has_answers if labels is None else labels,
-        leaves_out=labels is True and is_map_batch(batch) and _has_example_to_learn(examples),
+        labels=is_labelled if labels is None else labels,
         disable_tqdm=True,
         warn=warn,
         **settings,
@@ -236,15 +240,6 @@ def _prepare_batch(
     if not has_ids:
         del columns["example_id"]
     return columns
-
-
-def _has_example_to_learn(examples: datasets.Dataset) -> bool:
-    """Return whether any example has no answer, or one that occurs in its context."""
-    misaligned = "keep" if keeps_misaligned(examples) else "drop"
-    return any(
-        answer_span(example["context"], example["answers"], misaligned=misaligned) != UNKNOWN_PLACE
-        for example in examples.to_list()
-    )
 
 
 def _check_ids(rows: list[dict[str, Any]], has_ids: bool, *, is_training: bool) -> None:
@@ -370,14 +365,44 @@ def _example_columns(
     if not is_left_out.any():
         return columns, spans
     kept = np.flatnonzero(~is_left_out)
-    if not len(kept):
-        raise ExampleError(
-            f"no answer of the {len(spans)} examples occurs in its context (ids "
-            f"{first_few(columns['id'], quoted)}), so there is nothing to train on: correct the "
-            'answers, or let misaligned="repair" look for other spellings.'
-        )
+    if not (spans[kept] >= 0).any():
+        raise _nothing_to_learn(columns["id"])
     columns = {name: [values[e] for e in kept.tolist()] for name, values in columns.items()}
     return columns, spans[kept]
+
+
+def learnable_examples(examples: datasets.Dataset) -> datasets.Dataset:
+    """Return the examples without those that `make_windows` leaves out of training.
+
+    Args:
+        examples: a result of `load_examples`.
+
+    Raises:
+        ExampleError: none with an answer is left.
+    """
+    kept = _can_learn(examples)
+    if kept.all():
+        return examples
+    learnable = examples.select(np.flatnonzero(kept))
+    if not has_answers(learnable).any():
+        raise _nothing_to_learn(examples["id"][:])
+    return learnable
+
+
+def _can_learn(examples: datasets.Dataset) -> Bool[np.ndarray, " e"]:
+    """Return whether each example has no answer, or one whose text occurs in its context."""
+    misaligned = "keep" if keeps_misaligned(examples) else "drop"
+    rows = arrow_table(examples.select_columns(["context", "answers"])).to_pylist()
+    spans = [answer_span(r["context"], r["answers"], misaligned=misaligned) for r in rows]
+    return np.array([span != UNKNOWN_PLACE for span in spans], bool)
+
+
+def _nothing_to_learn(ids: list[str]) -> ExampleError:
+    return ExampleError(
+        f"no answer of the {len(ids)} examples occurs in its context (ids "
+        f"{first_few(ids, quoted)}), so there is nothing to train on: correct the answers, or let "
+        'misaligned="repair" look for other spellings.'
+    )
 
 
 # --- Checks: clearer errors than the tokenizer's -------------------------------------------------
@@ -534,7 +559,7 @@ def _label(
         starts[rows] = np.where(has_answer, _last_true(can_start), cls_index[rows])
         ends[rows] = np.where(has_answer, _first_true(can_end), cls_index[rows])
     is_unknown = (answers == UNKNOWN_PLACE).all(axis=1)
-    starts[is_unknown] = ends[is_unknown] = OUTSIDE_WINDOW
+    starts[is_unknown] = ends[is_unknown] = UNPLACED
     return starts, ends
 
 

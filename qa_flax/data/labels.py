@@ -13,12 +13,15 @@ from jaxtyping import Bool, Int64
 
 from qa_flax.data import alignment
 from qa_flax.data.messages import first_few, quoted
+from qa_flax.data.rows import OUTSIDE_WINDOW
 from qa_flax.data.windows import Windows
 
 NO_ANSWER = (-1, -1)
 """The span to label of an example without an answer."""
 UNKNOWN_PLACE = (-2, -2)
 """The span to label of an example with answers that do not occur in its context."""
+UNPLACED = OUTSIDE_WINDOW - 1
+"""The label of these: outside every window, and reported when the examples are loaded."""
 
 
 def answer_span(
@@ -96,8 +99,15 @@ def describe_labels_outside(windows: Windows) -> str | None:
     inside = labels_inside(windows)
     if inside is None or (inside[0].all() and inside[1].all()):
         return None
-    starts, ends = (int((~is_inside).sum()) for is_inside in inside)
-    rows = np.flatnonzero(~(inside[0] & inside[1]))
+    outside = [~is_inside for is_inside in inside]
+    for is_outside, positions in zip(
+        outside, (windows.start_positions, windows.end_positions), strict=True
+    ):
+        is_outside &= positions != UNPLACED
+    starts, ends = (int(is_outside.sum()) for is_outside in outside)
+    rows = np.flatnonzero(outside[0] | outside[1])
+    if not len(rows):
+        return None
     ids = dict.fromkeys(windows.example_ids[row] for row in rows.tolist())
     return (
         f"{starts} start and {ends} end labels of {len(windows)} windows are at position "
@@ -156,6 +166,6 @@ def describe_long_answers(windows: Windows, limit: int) -> str | None:
         return None
     return (
         f"{len(long_ids)} of {len(set(ids[held].tolist()))} answers have more than "
-        f"max_answer_length={limit} tokens and can never be given: ids "
-        f"{first_few(long_ids, quoted)}. Raise max_answer_length."
+        f"{limit} tokens and can never be given: ids {first_few(long_ids, quoted)}. Raise "
+        "max_answer_length."
     )

@@ -15,6 +15,7 @@ class Note(Enum):
 
     ANSWER = "an answer"
     MISALIGNED = "an answer that is not at its answer_start"
+    NEGATIVE = "one of these whose answer_start is negative"
     NOWHERE = "one of these whose text does not occur in the context"
     SIMILAR = "one of these whose text occurs in another spelling"
     MOVED = "an answer that was moved to where its text occurs"
@@ -39,6 +40,8 @@ class RowReport:
     notes: list[Note] = field(default_factory=list)
     tries_spellings: bool = True
     """Whether to look for answers in other spellings only to report how many there are."""
+    says_none: bool = False
+    """Whether the row says with `is_impossible` that it has no answer, and has none."""
 
 
 class Report:
@@ -139,6 +142,9 @@ class Report:
         elsewhere, similar = total - len(nowhere), len(self._notes[Note.SIMILAR])
         if misaligned == "keep":
             line = "They are used as they are, for training, too."
+            if negative := self._notes[Note.NEGATIVE]:
+                line += f" Those with a negative one, {summary(negative)}, are trained on as with"
+                line += ' misaligned="drop".'
             return [line, f"{_REPAIR}."] if elsewhere or similar else [line]
         lines = []
         if elsewhere:
