@@ -101,6 +101,12 @@ def load_stage(stage: str, model_args: ModelArguments, data_args: DataArguments)
     )
     loaded = read_examples(
         **source,
+        columns={
+            "question": data_args.question_column,
+            "context": data_args.context_column,
+            "answers": data_args.answer_column,
+            "id": data_args.id_column,
+        },
         misaligned=data_args.misaligned_answers,
         bad_rows=data_args.bad_rows,
         require_answers=stage == "train",
