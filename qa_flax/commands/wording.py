@@ -12,12 +12,20 @@ _FLAGS = {
     "bad_rows": "bad_rows",
     "long_questions": "long_questions",
     "version_2_with_negative": "version_2_with_negative",
+    "question_column": "question_column",
+    "context_column": "context_column",
+    "answer_column": "answer_column",
+    "id_column": "id_column",
 }
-_NUMBERS = ("max_seq_length", "doc_stride", "max_answer_length")
+# Those whose names are no words of their own, so that they are also translated without a value.
+_NAMES = (
+    *("max_seq_length", "doc_stride", "max_answer_length"),
+    *(name for name in _FLAGS if name.endswith("_column")),
+)
 
-_TEXT_VALUE = re.compile(rf"(?<![-\w])({'|'.join(_FLAGS)})=([\"'])([\w|]+)\2")
+_TEXT_VALUE = re.compile(rf"(?<![-\w])({'|'.join(_FLAGS)})=([\"'])([^\"'\n]+)\2")
 _TRUE = re.compile(rf"(?<![-\w])({'|'.join(_FLAGS)})=True\b")
-_NAME = re.compile(rf"(?<![-\w])({'|'.join(_NUMBERS)})(?![\w=])")
+_NAME = re.compile(rf"(?<![-\w])({'|'.join(_NAMES)})(?![\w=])")
 
 
 def in_flags(message: str) -> str:

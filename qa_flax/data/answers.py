@@ -4,6 +4,7 @@ One rule says what "no answer" is: no answers at all, None, NaN, an empty list, 
 blank. A row may still say that a question has an answer, or none, with `is_impossible`.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -98,10 +99,12 @@ def _raw_answers(row: Row, context: str | None) -> Any:
         value = _plain(row[column])
         if _is_verbatim(value, start, context):
             return {"text": value, "answer_start": start}
-        if isinstance(value, str) and not _is_absent(value):
-            value = _parse_text(value, context)
-        if _is_absent(value):
+        if _is_absent_text(value, context):
             continue
+        if isinstance(value, str):
+            value = _parse_text(value, context)
+            if _is_absent(value):
+                continue
         items = value if isinstance(value, list | tuple) else [value]
         if _is_absent(start) or any(isinstance(item, Mapping) for item in items):
             return value
@@ -173,6 +176,16 @@ def _plain(value: Any) -> Any:
 def _is_absent(value: Any) -> bool:
     """Return whether a value is None, NaN, or what tables write for an empty cell."""
     return is_missing(value) or (isinstance(value, str) and value.strip().lower() in _ABSENT)
+
+
+def _is_absent_text(value: Any, context: str | None) -> bool:
+    """Return whether a text is absent; "None" is a text if the context has that word."""
+    if not isinstance(value, str) or not value.strip():
+        return _is_absent(value)
+    if context is None:
+        return False
+    is_word = re.search(rf"(?<!\w){re.escape(value.strip())}(?!\w)", context)
+    return _is_absent(value) and not is_word
 
 
 def _is_blank(value: Any) -> bool:

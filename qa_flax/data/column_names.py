@@ -59,10 +59,17 @@ class ColumnNames:
     Args:
         source: what messages call the source.
         chosen: the source's own names of some of `CHOSEN`, by these.
+        needs_text: whether a source without questions or without contexts is refused.
     """
 
-    def __init__(self, source: str, chosen: Mapping[str, str | None] | None = None):
-        self.source = source
+    def __init__(
+        self,
+        source: str,
+        chosen: Mapping[str, str | None] | None = None,
+        *,
+        needs_text: bool = True,
+    ):
+        self.source, self.needs_text = source, needs_text
         self.chosen = {key: name for key, name in (chosen or {}).items() if name is not None}
         self._by_keys: dict[tuple[Any, ...], dict[Any, str]] = {}
         self._kinds: dict[tuple[Any, ...], frozenset[str]] = {}

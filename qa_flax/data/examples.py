@@ -23,9 +23,10 @@ from qa_flax.data.answers import (
     read_is_impossible,
 )
 from qa_flax.data.cells import is_missing
+from qa_flax.data.messages import first_few
 from qa_flax.data.readers import ExampleError, Row, arrow_table, read
 from qa_flax.data.rejected import RejectedRow, json_lines
-from qa_flax.data.report import Note, Report, RowReport, counts_line
+from qa_flax.data.report import Note, Report, RowReport, counts_line, summary
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +224,54 @@ def check_rows(
     Raises:
         ExampleError: rows are invalid.
     """
-    return _check(name, rows, [], misaligned, "refuse", require_answers, warn).examples
+    return _check(name, rows, [], misaligned, None, require_answers, warn).examples
+
+
+def read_references(
+    source: Any, *, warn: Callable[..., None] = logger.warning
+) -> list[dict[str, Any]]:
+    """Read the ids and the texts of the answers of a source, all that scoring needs.
+
+    As in the official scorers, `answer_start`, questions and contexts may be missing or wrong, and
+    an id may be repeated.
+
+    Args:
+        source: see `load_examples`.
+        warn: logs a warning.
+
+    Returns:
+        `{"id": str, "answers": {"text": [str, ...]}}` for each row.
+
+    Raises:
+        FileNotFoundError: ``source`` looks like a path, but there is no such file.
+        ExampleError: the data cannot be read, or has no answers.
+    """
+    name, rows, _ = read(source, needs_text=False)
+    if not rows:
+        raise ExampleError(f"{name}: contains no examples. Check the path.")
+    if not any(column in row for row in rows for column in ANSWER_COLUMNS):
+        columns = dict.fromkeys(str(key) for row in rows for key in row)
+        raise ExampleError(
+            f"{name}: there are no answers to compare with; columns found: "
+            f"{first_few(list(columns)) or 'none'}. Give the data with its answers."
+        )
+    report = Report(name, len(rows))
+    references, repeated = [], []
+    ids: set[str] = set()
+    for number, row in enumerate(rows):
+        row_report = report.row(_id(row, number))
+        answers = _answers(row, None, row_report, required=False)
+        report.add(row, row_report)
+        texts = [answer.text for answer in answers]
+        references.append({"id": row_report.id, "answers": {"text": texts}})
+        repeated += [row_report.id] if row_report.id in ids else []
+        ids.add(row_report.id)
+    report.finish("keep", warn)
+    if repeated:
+        message = "%s: ids that occur several times: %s. As in the official scorers, %s."
+        rule = "v1.1 counts each of these questions, and v2.0 only the last one of an id"
+        warn(message, name, summary(repeated), rule)
+    return references
 
 
 def is_checked(examples: Any) -> bool:
@@ -255,7 +303,7 @@ def _check(
     rows: list[Row],
     rejected: list[RejectedRow],
     misaligned: str,
-    bad_rows: str,
+    bad_rows: str | None,  # None: refused, and there is no choice
     require_answers: bool,
     warn: Callable[..., None],
 ) -> LoadedExamples:
@@ -263,7 +311,7 @@ def _check(
         raise ExampleError(f"{name}: contains no examples. Check the path and the split.")
     _require_columns(name, rows, require_answers)
     skips = bad_rows == "skip"
-    report = Report(name, len(rows), skips=skips)
+    report = Report(name, len(rows), skips=skips, can_skip=bad_rows is not None)
     columns: dict[str, list[Any]] = {key: [] for key in FEATURES}
     ids: set[str] = set()
     says_none = False
@@ -354,8 +402,8 @@ def _text(value: object, column: str, report: RowReport) -> str:
     return ""
 
 
-def _answers(row: Row, context: str, report: RowReport, required: bool) -> list[Answer]:
-    """Return the answers of a row."""
+def _answers(row: Row, context: str | None, report: RowReport, required: bool) -> list[Answer]:
+    """Return the answers of a row; without a context, only their texts are read."""
     if required and not any(column in row for column in ANSWER_COLUMNS):
         report.problems.append(
             "no answers (for training, an unanswerable question needs an empty list)"

@@ -54,6 +54,7 @@ def read(
     *,
     columns: Mapping[str, str | None] | None = None,
     bad_rows: str = "refuse",
+    needs_text: bool = True,
 ) -> tuple[str, list[Row], list[RejectedRow]]:
     """Read all rows of a source.
 
@@ -64,6 +65,7 @@ def read(
         kwargs: further arguments of `datasets.load_dataset`.
         columns: the source's own names of the columns question, context, answers and id, by these;
             None: as they are called here.
+        needs_text: whether a source without questions or without contexts is refused.
         bad_rows: what to do with lines that are no rows. "refuse" raises; "skip" leaves them out.
 
     Returns:
@@ -78,7 +80,7 @@ def read(
     """
     if bad_rows not in BAD_ROWS:
         raise ValueError(f"bad_rows must be one of {BAD_ROWS}, got {bad_rows!r}.")
-    found = _read(source, split, config_name, dict(kwargs or {}), columns)
+    found = _read(source, split, config_name, dict(kwargs or {}), columns, needs_text)
     name = found.name
     if found.rejected and bad_rows == "refuse":
         raise ExampleError(_refusal(found))
@@ -89,7 +91,7 @@ def read(
             first_few([f'"{key}" ({count})' for key, count in found.unused_twice.items()]),
         )
     rows = found.columns.rename(found.rows)
-    if rows:
+    if rows and needs_text:
         require(name, rows)
     return name, [cleaned(row, is_text=found.is_text) for row in rows], found.rejected
 
@@ -100,11 +102,12 @@ def _read(
     config_name: str | None,
     kwargs: dict[str, Any],
     chosen: Mapping[str, str | None] | None,
+    needs_text: bool,
 ) -> Rows:
     """Read a source with its own names of columns."""
     if isinstance(source, str | os.PathLike):
         name = str(source)
-        columns = ColumnNames(name, chosen)
+        columns = ColumnNames(name, chosen, needs_text=needs_text)
         path = _local_path(source)
         if path is not None:
             return _read_file(name, path, columns)
@@ -250,7 +253,7 @@ def _arrow_rows(table: pa.Table, columns: ColumnNames) -> Rows:
     names = table.column_names
     columns.check(names)
     used = columns.mapping(names)
-    if not {"question", "context"} <= set(used.values()):
+    if columns.needs_text and not {"question", "context"} <= set(used.values()):
         # One row with all column names is enough for the error message about missing columns.
         found.rows = [dict.fromkeys(names)] * min(table.num_rows, 1)
         return found

@@ -51,10 +51,11 @@ class Report:
         name: what messages call the source.
         rows: number of rows.
         skips: whether rows with problems are left out; otherwise `finish` raises.
+        can_skip: whether the caller could ask for that.
     """
 
-    def __init__(self, name: str, rows: int, *, skips: bool):
-        self.name, self.rows, self.skips = name, rows, skips
+    def __init__(self, name: str, rows: int, *, skips: bool = False, can_skip: bool = False):
+        self.name, self.rows, self.skips, self.can_skip = name, rows, skips, can_skip
         self.rejected: list[RejectedRow] = []
         self.repaired = 0
         self._problems: dict[str, list[str]] = {}  # problem -> ids of its rows
@@ -100,7 +101,7 @@ class Report:
         some = "none" if self.skips else "some"
         verb = "can" if self.skips else "cannot"
         advice = "Correct or remove these rows"
-        if not self.skips:
+        if self.can_skip and not self.skips:
             advice += ', or leave them out with bad_rows="skip"'
         hint = ""
         if misaligned == "refuse" and any("answer_start" in problem for problem in self._problems):
