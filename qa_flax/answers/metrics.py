@@ -117,8 +117,7 @@ def _squad_v1(predictions: list, references: list, normalized: "_Normalized") ->
         raise ValueError(
             f"{len(without_gold)} of {len(references)} questions have no gold answer "
             f"({first_few(without_gold)}), which SQuAD v1.1 cannot score: pass "
-            "version_2_with_negative=True (--version_2_with_negative on the command line), or "
-            "remove these questions"
+            "version_2_with_negative=True, or remove these questions"
         )
     texts = {row["id"]: row["prediction_text"] for row in predictions}
     unanswered = [row["id"] for row in references if row["id"] not in texts]

@@ -51,7 +51,7 @@ from qa_flax.answers.spans import (
     SearchSettings,
     make_searches,
 )
-from qa_flax.data.messages import first_few
+from qa_flax.data.messages import first_few, quoted
 from qa_flax.data.tables import ExampleRows, FeatureRows, example_source, span_source
 from qa_flax.ranges import NUMBER, at_least
 
@@ -169,7 +169,7 @@ def find_answers(
     logger.info(
         "Post-processing %d example predictions split into %d features.", len(ids), len(windows)
     )
-    answers = Answers(OrderedDict(), {}, {})
+    answers, missing = Answers(OrderedDict(), {}, {}), []
     with ExitStack() as stack:
         stack.enter_context(np.errstate(invalid="ignore", over="ignore"))
         write = None
@@ -178,6 +178,7 @@ def find_answers(
             files = answer_files(folder, prefix, settings.version_2_with_negative)
             write = stack.enter_context(files)
         for search in make_searches(ids, windows, predictions, settings):
+            missing += [ids[row] for row in search.without_windows().tolist()]
             contexts = example_table.contexts(search.examples)
             keys = [ids[row] for row in search.examples.tolist()]
             chunk = _without_nan(search.n_best() if write else search.best(), settings)
@@ -192,6 +193,14 @@ def find_answers(
                 answers.null_odds.update(zip(keys, chunk_answers.null_odds, strict=True))
             if write:
                 write(keys, chunk, contexts, chunk_answers)
+    if missing:
+        logger.warning(
+            "%d of %d examples have no features, so they have no prediction and count as wrong if "
+            "they have an answer: ids %s. Pass the examples that the features were made from.",
+            len(missing),
+            len(ids),
+            first_few(missing, quoted),
+        )
     return answers
 
 

@@ -145,7 +145,8 @@ class DataArguments:
     train_file: str | None = field(
         default=None,
         metadata={
-            "help": "Training data: a SQuAD JSON (nested or flat), JSONL, CSV or Parquet file."
+            "help": "Training data: a SQuAD JSON (nested or flat), JSONL, CSV or Parquet file, "
+            "also compressed (.gz, .bz2, .xz)."
         },
     )
     validation_file: str | None = field(
@@ -154,6 +155,24 @@ class DataArguments:
     test_file: str | None = field(
         default=None,
         metadata={"help": "Data for --do_predict, in the same formats; answers are optional."},
+    )
+    question_column: str | None = field(
+        default=None,
+        metadata={"help": "Name of the column with the questions, if it is not question."},
+    )
+    context_column: str | None = field(
+        default=None,
+        metadata={"help": "Name of the column with the contexts, if it is not context."},
+    )
+    answer_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of the column with the answers, if it is not answers: their text and "
+            "start, or the text alone."
+        },
+    )
+    id_column: str | None = field(
+        default=None, metadata={"help": "Name of the column with the ids, if it is not id."}
     )
     validation_split: float | None = field(
         default=None,
@@ -252,11 +271,21 @@ class DataArguments:
         },
     )
     misaligned_answers: str = field(
-        default="keep",
+        default="drop",
         metadata={
-            "help": "What to do with answers that do not occur in the context at their "
-            "answer_start: keep them and warn, repair answer_start, or refuse the data.",
-            "choices": ["keep", "repair", "refuse"],
+            "help": "What to do with answers that are not in the context at their answer_start. "
+            "drop: train on the nearest place where their text occurs, or not at all if it occurs "
+            "nowhere; evaluate on them as they are. keep: train on what is at their answer_start. "
+            "repair: move them, also to other spellings of their text. refuse the data.",
+            "choices": ["drop", "keep", "repair", "refuse"],
+        },
+    )
+    bad_rows: str = field(
+        default="refuse",
+        metadata={
+            "help": "What to do with rows that cannot be used: refuse the data, or skip them and "
+            "write them with the reasons to rejected.jsonl in output_dir.",
+            "choices": ["refuse", "skip"],
         },
     )
 
@@ -266,6 +295,14 @@ class DataArguments:
             "help": "What to do with questions that leave no room for the context in the window: "
             "truncate them and warn, or refuse the data.",
             "choices": ["truncate", "refuse"],
+        },
+    )
+    language: str | None = field(
+        default=None,
+        metadata={
+            "help": "Score answers with the rules of MLQA's scorer for this language, as qa-flax "
+            "score --language does, instead of SQuAD's.",
+            "choices": ["ar", "de", "en", "es", "hi", "vi", "zh"],
         },
     )
     hf_compatible: bool = field(

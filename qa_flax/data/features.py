@@ -14,19 +14,34 @@ from typing import Any, cast
 
 import datasets
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from qa_flax.data.answers import ANSWER_COLUMNS
 from qa_flax.data.columns import blocks, ranges
-from qa_flax.data.examples import FEATURES as EXAMPLE_COLUMNS
-from qa_flax.data.examples import check_rows, load_examples
+from qa_flax.data.examples import (
+    MISALIGNED,
+    check_rows,
+    has_answers,
+    is_checked,
+    keeps_misaligned,
+    load_examples,
+)
+from qa_flax.data.labels import (
+    NO_ANSWER,
+    UNKNOWN_PLACE,
+    UNPLACED,
+    answer_span,
+    describe_answers_without_window,
+)
 from qa_flax.data.map_batches import (
     BATCH,
     Warn,
     batch_rows,
     feature_columns,
     is_batch,
+    is_map_batch,
     warn_once_per_map,
 )
 from qa_flax.data.messages import first_few, quoted
@@ -65,17 +80,20 @@ def prepare_train_features(
         tokenizer: see `make_windows`.
         max_seq_length: tokens in a window.
         doc_stride: tokens that two neighbouring windows of an example share.
-        settings: `pad_to_max_length`, `long_questions` or `disable_tqdm` of `make_windows`.
+        settings: `misaligned`, `pad_to_max_length`, `long_questions` or `disable_tqdm` of
+            `make_windows`.
 
     Returns:
-        A data set with a row for each window and Hugging Face's columns. L is `max_seq_length`, or
-        the length of the longest window with `pad_to_max_length=False`.
+        A data set with a row for each window and Hugging Face's columns. An example has no windows
+        if it has answers, but none whose text occurs in its context (see `misaligned`). L is
+        `max_seq_length`, or the length of the longest window with `pad_to_max_length=False`.
 
         - `input_ids`, `attention_mask` and, if the model has them, `token_type_ids`: int32 [L].
         - `offset_mapping`: int32 [L, 2], start and end of each token in the context, in code
           points; (-1, -1) outside the context.
         - `start_positions`, `end_positions`: int32, first and last token of the example's first
-          answer; both the CLS token if the window does not contain the whole answer.
+          answer; both the CLS token if the window does not contain the whole answer. A warning
+          counts the answers that no window contains.
         - `example_id`: str.
         - `cls_index`: int32, position of the CLS token; only if it is not always the first token.
 
@@ -108,7 +126,7 @@ def prepare_train_features(
     lengths = {"max_seq_length": max_seq_length, "doc_stride": doc_stride}
     if is_batch(examples):
         return _prepare_batch(examples, tokenizer, labels=True, **lengths, **settings)
-    windows = make_windows(examples, tokenizer, labels=True, **lengths, **settings)
+    windows = make_windows(examples, tokenizer, labels=True, leaves_out=True, **lengths, **settings)
     return windows.features().to_dataset()
 
 
@@ -131,7 +149,7 @@ def prepare_validation_features(
         tokenizer: see `make_windows`.
         max_seq_length: tokens in a window.
         doc_stride: tokens that two neighbouring windows of an example share.
-        settings: `labels`, `pad_to_max_length`, `long_questions` or `disable_tqdm` of
+        settings: `labels`, `misaligned`, `pad_to_max_length`, `long_questions` or `disable_tqdm` of
             `make_windows`.
 
     Returns:
@@ -168,6 +186,7 @@ def _prepare_batch(
     tokenizer: PreTrainedTokenizerBase,
     *,
     labels: bool | None,
+    misaligned: str | None = None,
     pad_to_max_length: bool = True,
     disable_tqdm: bool = True,
     **settings: Any,
@@ -180,6 +199,7 @@ def _prepare_batch(
         batch: columns of examples by name.
         tokenizer: see `make_windows`.
         labels: as in `make_windows`. None: compute them if the batch has a column of answers.
+        misaligned: as in `make_windows`.
         pad_to_max_length: whether to pad to `max_seq_length`, or not at all.
         disable_tqdm: ignored: `Dataset.map` shows its own progress.
         settings: of `make_windows`.
@@ -189,12 +209,17 @@ def _prepare_batch(
         ValueError: as for `make_windows`; or rows without padding would be padded on the left.
     """
     warn = warn_once_per_map(batch, tokenizer)
-    rows = batch_rows(
-        batch, ("id", "question", "context", "answers", "answer_text", "answer_start")
+    columns_of_answers = (*ANSWER_COLUMNS, "answer_start", "is_impossible")
+    rows = batch_rows(batch, ("id", "question", "context", *columns_of_answers))
+    examples = check_rows(
+        BATCH, rows, misaligned=misaligned or "drop", require_answers=bool(labels), warn=warn
     )
-    examples = check_rows(BATCH, rows, require_answers=bool(labels), warn=warn)
-    has_answers, has_ids = "answers" in batch or "answer_text" in batch, "id" in batch
+    is_labelled, has_ids = any(name in batch for name in ANSWER_COLUMNS), "id" in batch
     _check_ids(rows, has_ids, is_training=labels is True)
+    if labels is True and is_map_batch(batch):
+        learnable = _can_learn(examples)
+        if learnable.any():  # else the windows' labels are outside: no batch may have no rows
+            examples = examples.select(np.flatnonzero(learnable))
     if not pad_to_max_length and tokenizer.padding_side == "left":
         raise ValueError(
             "pad_to_max_length=False needs all examples at once if the tokenizer pads on the left, "
@@ -204,7 +229,7 @@ def _prepare_batch(
     windows = make_windows(
         examples,
         tokenizer,
-        labels=has_answers if labels is None else labels,
+        labels=is_labelled if labels is None else labels,
         disable_tqdm=True,
         warn=warn,
         **settings,
@@ -240,6 +265,8 @@ def make_windows(
     max_seq_length: int = 384,
     doc_stride: int = 128,
     labels: bool | None,
+    misaligned: str | None = None,
+    leaves_out: bool = False,
     pad_to_max_length: bool = True,
     long_questions: str = "truncate",
     disable_tqdm: bool = False,
@@ -259,6 +286,13 @@ def make_windows(
         labels: whether to compute the token positions of each example's first answer. Both are the
             CLS token if the window does not contain the whole answer, or the example has none.
             None: compute them if any example has an answer.
+        misaligned: what to do with an answer that is not in the context at its `answer_start`; see
+            `load_examples`. None: as `load_examples` was told, else "drop". With "drop" the label
+            is at the nearest place where the text of the example's first answer occurs, or of its
+            second and so on. If none occurs, the windows are labelled outside their rows, so that
+            they have no part in the loss.
+        leaves_out: make no windows of these examples without any answer that occurs, as there is
+            nothing to learn from them.
         pad_to_max_length: pad to `max_seq_length`; otherwise to the longest window.
         long_questions: what to do with questions that leave at most `doc_stride` tokens for a
             longer context. "truncate" shortens them and logs a warning; "refuse" raises.
@@ -274,7 +308,7 @@ def make_windows(
     if long_questions not in LONG_QUESTIONS:
         raise ValueError(f"long_questions must be one of {LONG_QUESTIONS}, got {long_questions!r}.")
     max_seq_length = _checked_length(max_seq_length, doc_stride, tokenizer, warn)
-    texts, answers = _example_columns(examples, labels)
+    texts, answers = _example_columns(examples, labels, misaligned, leaves_out)
     with plain_encoding(backend, tokenizer.split_special_tokens):
         template = read_template(backend)
         questions = encode_distinct(texts["question"], backend, disable=True)
@@ -297,35 +331,80 @@ def make_windows(
     if answers is None:
         return windows
     starts, ends = _label(windows, answers[slices.example], cls_index)
-    return dataclasses.replace(windows, start_positions=starts, end_positions=ends)
+    windows = dataclasses.replace(windows, start_positions=starts, end_positions=ends)
+    line = describe_answers_without_window(windows, answers, slices.example, texts["id"])
+    if line is not None:
+        warn("%s", line)
+    return windows
 
 
 def _example_columns(
-    examples: Any, labels: bool | None
+    examples: Any, labels: bool | None, misaligned: str | None, leaves_out: bool
 ) -> tuple[dict[str, list[str]], Int64[np.ndarray, "e 2"] | None]:
     """Return the columns `id`, `question` and `context`, and the answer spans to label.
 
-    The span of an example is [start, end) of its first answer in code points, or (-1, -1) without
-    an answer. The spans are None if `labels` is False, or None and no example has an answer.
+    The span of an example is [start, end) in code points, or `NO_ANSWER` or `UNKNOWN_PLACE`. The
+    spans are None if `labels` is False, or None and no example has an answer.
     """
+    if misaligned is not None and misaligned not in MISALIGNED:
+        raise ValueError(f"misaligned must be one of {MISALIGNED}, got {misaligned!r}.")
+    if misaligned is None:
+        misaligned = "keep" if keeps_misaligned(examples) else "drop"
     # The result of load_examples has already been checked.
-    if not (isinstance(examples, datasets.Dataset) and examples.features == EXAMPLE_COLUMNS):
-        examples = load_examples(examples, require_answers=bool(labels))
+    if not is_checked(examples) or misaligned in ("repair", "refuse"):
+        examples = load_examples(examples, misaligned=misaligned, require_answers=bool(labels))
     table = arrow_table(examples)
     columns = {name: table[name].to_pylist() for name in ("id", "question", "context")}
     columns["question"] = [question.lstrip() for question in columns["question"]]
     if labels is False:
         return columns, None
-    first_answers = [_first_answer(answers) for answers in table["answers"].to_pylist()]
-    spans = np.array(first_answers, np.int64).reshape(-1, 2)
-    return columns, spans if labels or (spans >= 0).any() else None
+    answers = zip(columns["context"], table["answers"].to_pylist(), strict=True)
+    spans = np.array([answer_span(*pair, misaligned=misaligned) for pair in answers], np.int64)
+    spans = spans.reshape(-1, 2)
+    if not (labels or (spans != NO_ANSWER).any()):
+        return columns, None
+    is_left_out = (spans == UNKNOWN_PLACE).all(axis=1) & leaves_out
+    if not is_left_out.any():
+        return columns, spans
+    kept = np.flatnonzero(~is_left_out)
+    if not (spans[kept] >= 0).any():
+        raise _nothing_to_learn(columns["id"])
+    columns = {name: [values[e] for e in kept.tolist()] for name, values in columns.items()}
+    return columns, spans[kept]
 
 
-def _first_answer(answers: dict[str, Any] | None) -> tuple[int, int]:
-    if not answers or not answers["answer_start"]:
-        return -1, -1
-    start = answers["answer_start"][0]
-    return start, start + len(answers["text"][0])
+def learnable_examples(examples: datasets.Dataset) -> datasets.Dataset:
+    """Return the examples without those that `make_windows` leaves out of training.
+
+    Args:
+        examples: a result of `load_examples`.
+
+    Raises:
+        ExampleError: none with an answer is left.
+    """
+    kept = _can_learn(examples)
+    if kept.all():
+        return examples
+    learnable = examples.select(np.flatnonzero(kept))
+    if not has_answers(learnable).any():
+        raise _nothing_to_learn(examples["id"][:])
+    return learnable
+
+
+def _can_learn(examples: datasets.Dataset) -> Bool[np.ndarray, " e"]:
+    """Return whether each example has no answer, or one whose text occurs in its context."""
+    misaligned = "keep" if keeps_misaligned(examples) else "drop"
+    rows = arrow_table(examples.select_columns(["context", "answers"])).to_pylist()
+    spans = [answer_span(r["context"], r["answers"], misaligned=misaligned) for r in rows]
+    return np.array([span != UNKNOWN_PLACE for span in spans], bool)
+
+
+def _nothing_to_learn(ids: list[str]) -> ExampleError:
+    return ExampleError(
+        f"no answer of the {len(ids)} examples occurs in its context (ids "
+        f"{first_few(ids, quoted)}), so there is nothing to train on: correct the answers, or let "
+        'misaligned="repair" look for other spellings.'
+    )
 
 
 # --- Checks: clearer errors than the tokenizer's -------------------------------------------------
@@ -435,8 +514,7 @@ def _check_room(
         + first_few(too_long.tolist(), line, separator="\n  - ")
         + f"\nRaise max_seq_length above {max_seq_length - least + doc_stride}"
         + (f", lower doc_stride below {least}" if least > 0 else "")
-        + ', or shorten these questions, as long_questions="truncate" does (command line: '
-        "--long_questions truncate)."
+        + ', or shorten these questions, as long_questions="truncate" does.'
     )
 
 
@@ -482,8 +560,9 @@ def _label(
 
     The first token is the last context token that begins at or before `start`; the last token is
     the first context token that ends at or after `end`. Both are the CLS token if the window does
-    not contain the whole answer. Hugging Face's loop differs if the answer begins in the window's
-    last context token: it continues beyond the context and returns a start after the end.
+    not contain the whole answer, and outside the row if the answer's place is unknown. Hugging
+    Face's loop differs if the answer begins in the window's last context token: it continues beyond
+    the context and returns a start after the end.
     """
     starts, ends = cls_index.copy(), cls_index.copy()
     for rows in blocks(len(windows), WINDOWS_AT_ONCE):
@@ -497,6 +576,8 @@ def _label(
         has_answer = can_start[row, first] & can_end[row, last] & (start[:, 0] >= 0)
         starts[rows] = np.where(has_answer, _last_true(can_start), cls_index[rows])
         ends[rows] = np.where(has_answer, _first_true(can_end), cls_index[rows])
+    is_unknown = (answers == UNKNOWN_PLACE).all(axis=1)
+    starts[is_unknown] = ends[is_unknown] = UNPLACED
     return starts, ends
 
 

@@ -22,9 +22,11 @@ from qa_flax.commands.arguments import DataArguments, DistributedArguments, Mode
 from qa_flax.commands.env.report import start
 from qa_flax.commands.errors import usage_errors
 from qa_flax.commands.run.folds import cross_validate
-from qa_flax.commands.run.output import print_on_main
+from qa_flax.commands.run.output import print_on_main, warn
 from qa_flax.commands.run.split import check_stages, examples_by_stage
-from qa_flax.data.features import make_windows
+from qa_flax.data.examples import has_answers
+from qa_flax.data.features import learnable_examples, make_windows
+from qa_flax.data.labels import describe_long_answers
 from qa_flax.data.windows import Windows
 from qa_flax.device import parallel
 from qa_flax.distributed import exchange, failure, preemption, processes
@@ -43,6 +45,8 @@ from qa_flax.train.training_arguments import (
     check_training_arguments,
     trains_in_bfloat16,
 )
+
+_STAGES = {"train": "Training", "eval": "Validation", "predict": "Test"}
 
 
 def _model_card_fields(data_args: DataArguments) -> dict[str, Any]:
@@ -225,6 +229,7 @@ def make_compute_metrics(data_args: DataArguments) -> Callable[[EvalPrediction],
             scored.label_ids,
             version_2_with_negative=data_args.version_2_with_negative,
             no_answer_threshold=threshold,
+            language=data_args.language,
         )
 
     # With them a wrong --metric_for_best_model is found before the training.
@@ -310,7 +315,9 @@ def _stage(
     all examples, so that the batches do not depend on the number of processes.
     """
     # Evaluation data with answers gets labels, so that evaluation reports a loss.
-    labels = stage == "train" or any(answers["text"] for answers in examples["answers"])
+    labels = stage == "train" or bool(has_answers(examples).any())
+    if stage == "train":  # before the examples are divided, so that no process has nothing to learn
+        examples = learnable_examples(examples)
     part = examples.select(np.arange(len(examples))[processes.part_of(len(examples))])
     windows = make_windows(
         part,
@@ -321,14 +328,17 @@ def _stage(
         pad_to_max_length=data_args.pad_to_max_length,
         long_questions=data_args.long_questions,
         disable_tqdm=bool(training_args.disable_tqdm) or not processes.is_main(),
+        warn=warn,
     )
+    if (line := describe_long_answers(windows, data_args.max_answer_length)) is not None:
+        warn("%s questions: %s", _STAGES[stage], line)
     sizes = exchange.all_gather_json(f"windows to {stage}", [windows.padded_length, len(windows)])
     lengths, counts = zip(*sizes, strict=True)
     windows = windows.padded_to(max(lengths))
     if stage == "train" and processes.count() > 1:
-        has_answers = training_args.eval_train_samples > 0
+        needs_offsets = training_args.eval_train_samples > 0
         windows = windows.joined(
-            exchange.all_gather_arrays("training windows", windows.to_arrays(offsets=has_answers))
+            exchange.all_gather_arrays("training windows", windows.to_arrays(offsets=needs_offsets))
         )
     return Stage(part, windows, sum(counts))
 

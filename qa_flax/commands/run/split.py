@@ -1,15 +1,19 @@
 """The examples of train, eval and predict: from files or the hub, or split off (host)."""
 
 import logging
+from collections.abc import Iterable
 
 import datasets
 
+from qa_flax import storage
 from qa_flax.commands.arguments import DataArguments, ModelArguments
-from qa_flax.commands.run.output import print_on_main
-from qa_flax.data.examples import load_examples
+from qa_flax.commands.run.output import print_on_main, warn_on_main
+from qa_flax.commands.run.unanswerable import check_answers
+from qa_flax.data.examples import LoadedExamples, read_examples
 from qa_flax.data.leakage import describe_shared_examples
 from qa_flax.data.splits import contexts_of, split_examples, splits_by_title
 from qa_flax.distributed import processes
+from qa_flax.train.plan import output_dir
 from qa_flax.train.train_data import data_seed_of
 from qa_flax.train.training_arguments import TrainingArguments
 
@@ -17,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 # Stage (--do_STAGE) -> split of the data set (--SPLIT_file).
 SPLITS = {"train": "train", "eval": "validation", "predict": "test"}
+REJECTED_FILE = "rejected.jsonl"
+"""In the output folder: the rows that `--bad_rows skip` has left out."""
 
 
 def check_stages(data_args: DataArguments, training_args: TrainingArguments) -> None:
@@ -64,14 +70,19 @@ def examples_by_stage(
         OSError: a file cannot be read.
     """
     is_split = data_args.validation_split is not None
-    examples = {
+    loaded = {
         stage: load_stage(stage, model_args, data_args)
         for stage in SPLITS
         if getattr(training_args, f"do_{stage}") and not (is_split and stage == "eval")
     }
+    write_rejected(loaded.values(), data_args, training_args)
+    examples = {stage: part.examples for stage, part in loaded.items()}
+    labelled = {stage for stage, part in loaded.items() if part.says_none}
     if is_split:
+        labelled.add("eval")
         examples["train"], examples["eval"] = _split(examples["train"], data_args, training_args)
     examples = {stage: limited(stage, examples[stage], data_args) for stage in examples}
+    check_answers(examples, data_args, training_args, labelled=labelled)
     if not is_split and {"train", "eval"} <= examples.keys():
         line = describe_shared_examples(examples["train"], examples["eval"])
         if line is not None and processes.is_main():
@@ -79,10 +90,8 @@ def examples_by_stage(
     return examples
 
 
-def load_stage(
-    stage: str, model_args: ModelArguments, data_args: DataArguments
-) -> datasets.Dataset:
-    """Read all examples of a stage from its file or from the hub."""
+def load_stage(stage: str, model_args: ModelArguments, data_args: DataArguments) -> LoadedExamples:
+    """Read all examples of a stage from its file or from the hub; print what became of its rows."""
     split = SPLITS[stage]
     file = getattr(data_args, f"{split}_file")
     hub = {"cache_dir": model_args.cache_dir, "token": model_args.token}
@@ -93,12 +102,40 @@ def load_stage(
             "source": data_args.dataset_name,
             "config_name": data_args.dataset_config_name,
             "split": split,
-            **hub,
+            "load_dataset_kwargs": hub,
         }
     )
-    return load_examples(
-        **source, misaligned=data_args.misaligned_answers, require_answers=stage == "train"
+    loaded = read_examples(
+        **source,
+        columns={
+            "question": data_args.question_column,
+            "context": data_args.context_column,
+            "answers": data_args.answer_column,
+            "id": data_args.id_column,
+        },
+        misaligned=data_args.misaligned_answers,
+        bad_rows=data_args.bad_rows,
+        require_answers=stage == "train",
+        warn=warn_on_main,
     )
+    print_on_main(loaded.counts())
+    return loaded
+
+
+def write_rejected(
+    loaded: Iterable[LoadedExamples], data_args: DataArguments, training_args: TrainingArguments
+) -> None:
+    """Write the rows that were left out to the output folder; an earlier run's are removed."""
+    if data_args.bad_rows != "skip" or not processes.is_main():
+        return
+    path = output_dir(training_args) / REJECTED_FILE
+    lines = "".join(part.rejected_lines() for part in loaded)
+    if lines:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.write_text(path, lines)
+        print_on_main(f"The rows that were left out, with the reasons: {path}")
+    elif path.exists():
+        path.unlink()
 
 
 def limited(stage: str, examples: datasets.Dataset, data_args: DataArguments) -> datasets.Dataset:
