@@ -57,14 +57,19 @@ def load_examples(
     bad_rows: str = "refuse",
     rejected_file: str | os.PathLike | None = None,
     require_answers: bool = False,
+    question_column: str | None = None,
+    context_column: str | None = None,
+    answer_column: str | None = None,
+    id_column: str | None = None,
     **load_dataset_kwargs: Any,
 ) -> datasets.Dataset:
     """Load question answering examples from a file, the hub, a data set or a list of dicts.
 
     Args:
         source: a path to nested SQuAD v1.1/v2.0 JSON, flat JSON (``{"data": [...]}`` or a list),
-            JSONL, CSV/TSV or Parquet; a hub id; a ``datasets.Dataset`` or ``DatasetDict``; or a
-            list of dicts. A path may name an object in a bucket (``gs://...``).
+            JSONL, CSV/TSV or Parquet, also compressed (``.gz``, ``.bz2``, ``.xz``); a hub id; a
+            ``datasets.Dataset`` or ``DatasetDict``; a pandas DataFrame; a dict of lists; or a
+            list or generator of dicts. A path may name an object in a bucket (``gs://...``).
         split: the split of a hub id or ``DatasetDict``; required if there are several.
         config_name: the configuration of a hub id.
         misaligned: what to do with an answer whose text is not in the context at its
@@ -87,6 +92,10 @@ def load_examples(
             with its reasons.
         require_answers: raise for a row without ``answers``, as training needs them. A row with an
             empty list of answers, or None, is accepted: its question is unanswerable.
+        question_column, context_column, answer_column, id_column: what the source calls the columns
+            ``question``, ``context``, ``answers`` and ``id``. Names that differ only in case,
+            blanks, dots and the like (``Context``, ``answers.text``) are known without it. The
+            answer column holds what ``answers`` may hold, or the text beside ``answer_start``.
         load_dataset_kwargs: arguments of ``datasets.load_dataset`` for a hub id, such as
             ``cache_dir``, ``token`` or ``revision``.
 
@@ -122,6 +131,12 @@ def load_examples(
         misaligned=misaligned,
         bad_rows=bad_rows,
         require_answers=require_answers,
+        columns={
+            "question": question_column,
+            "context": context_column,
+            "answers": answer_column,
+            "id": id_column,
+        },
         load_dataset_kwargs=load_dataset_kwargs,
     )
     if rejected_file is not None:
@@ -164,6 +179,7 @@ def read_examples(
     misaligned: str = "drop",
     bad_rows: str = "refuse",
     require_answers: bool = False,
+    columns: Mapping[str, str | None] | None = None,
     load_dataset_kwargs: Mapping[str, Any] | None = None,
     warn: Callable[..., None] = logger.warning,
 ) -> LoadedExamples:
@@ -171,6 +187,7 @@ def read_examples(
 
     Args:
         source, split, config_name, misaligned, bad_rows, require_answers: see `load_examples`.
+        columns: the source's own names of the columns question, context, answers and id, by these.
         load_dataset_kwargs: see `load_examples`.
         warn: logs a warning.
     """
@@ -178,7 +195,9 @@ def read_examples(
         raise ValueError(f"misaligned must be one of {MISALIGNED}, got {misaligned!r}.")
     if bad_rows not in BAD_ROWS:
         raise ValueError(f"bad_rows must be one of {BAD_ROWS}, got {bad_rows!r}.")
-    name, rows, rejected = read(source, split, config_name, load_dataset_kwargs, bad_rows=bad_rows)
+    name, rows, rejected = read(
+        source, split, config_name, load_dataset_kwargs, columns=columns, bad_rows=bad_rows
+    )
     return _check(name, rows, rejected, misaligned, bad_rows, require_answers, warn)
 
 

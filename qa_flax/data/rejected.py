@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 
+class ExampleError(ValueError):
+    """The examples cannot be read or are invalid; the message lists the problems and what to do."""
+
+
 @dataclass(frozen=True)
 class RejectedRow:
     """A row that was left out of a data set, and why."""

@@ -216,9 +216,7 @@ def test_answers_are_required_only_for_training():
 
 @pytest.mark.parametrize("name", ["absent.json", "./absent", "/no/such/file", "a/b/c", ""])
 def test_missing_files_raise_file_not_found(name):
-    with pytest.raises(
-        FileNotFoundError, match=r"no such file\. Supported sources: nested SQuAD JSON"
-    ):
+    with pytest.raises(FileNotFoundError, match="no such file"):
         load_examples(name)
 
 
@@ -230,10 +228,10 @@ def test_missing_files_raise_file_not_found(name):
             b'{"data": [\n{"id": 1,}]}',
             r"a\.json: not valid JSON: .* at line 2, column \d+",
         ),
-        ("a.json", b"", r"not valid JSON: Expecting value at line 1, column 1"),
-        ("a.json", b"hello", r"not valid JSON: Expecting value at line 1"),
-        ("a.jsonl", b'{"id": 1}\n{"id" 2}\n', r"not valid JSON: .* at line 2, column 7"),
-        ("a.json", b"\xff\xfe\x00", r"neither UTF-8 text \(byte 0 is invalid\) nor Parquet"),
+        ("a.json", b"", r"a.json is empty \(0 bytes\)"),
+        ("a.json", b"hello", r"not valid JSON: Expecting value at line 1.*begins with \"hello\""),
+        ("a.jsonl", b'{"id": 1}\n{"id" 2}\n', r"line 2: not valid JSON: .* at column 7"),
+        ("a.json", b"\xff\xfe\x00", r"begins with the mark of UTF-16-LE, but byte 0 is invalid"),
         (
             "a.json",
             b'{"rows": [], "version": 1}',
