@@ -100,7 +100,8 @@ class DataArguments:
     train_file: str | None = field(
         default=None,
         metadata={
-            "help": "Training data: a SQuAD JSON (nested or flat), JSONL, CSV or Parquet file."
+            "help": "Training data: a SQuAD JSON (nested or flat), JSONL, CSV or Parquet file, "
+            "also compressed (.gz, .bz2, .xz)."
         },
     )
     validation_file: str | None = field(
@@ -109,6 +110,24 @@ class DataArguments:
     test_file: str | None = field(
         default=None,
         metadata={"help": "Data for --do_predict, in the same formats; answers are optional."},
+    )
+    question_column: str | None = field(
+        default=None,
+        metadata={"help": "Name of the column with the questions, if it is not question."},
+    )
+    context_column: str | None = field(
+        default=None,
+        metadata={"help": "Name of the column with the contexts, if it is not context."},
+    )
+    answer_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of the column with the answers, if it is not answers: their text and "
+            "start, or the text alone."
+        },
+    )
+    id_column: str | None = field(
+        default=None, metadata={"help": "Name of the column with the ids, if it is not id."}
     )
     validation_split: float | None = field(
         default=None,

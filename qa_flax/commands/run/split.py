@@ -91,7 +91,13 @@ def load_stage(
         }
     )
     return load_examples(
-        **source, misaligned=data_args.misaligned_answers, require_answers=stage == "train"
+        **source,
+        misaligned=data_args.misaligned_answers,
+        require_answers=stage == "train",
+        question_column=data_args.question_column,
+        context_column=data_args.context_column,
+        answer_column=data_args.answer_column,
+        id_column=data_args.id_column,
     )
 
 
