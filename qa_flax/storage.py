@@ -118,6 +118,32 @@ def replacing(file: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+# What the first bytes of a file say that it is, if it took the place of another, and what to do.
+_FOREIGN = (
+    ((b"version https://git-lfs",), "a pointer of Git LFS", "run `git lfs pull` in its folder"),
+    ((b"<!doctype", b"<html", b"<head", b"<?xml"), "a web page", "download the file itself"),
+    ((b"pk\x03\x04",), "a zip archive", "unpack it, or convert it if torch.save wrote it"),
+    ((b"\x1f\x8b",), "a gzip archive", "unpack it"),
+    ((b"\x89hdf",), "an HDF5 file", "use the weights in safetensors instead"),
+)
+
+
+def foreign_content(file: Path) -> str | None:
+    """Say what a file is if something else took its place, such as a failed download; else None.
+
+    The text fits after "it is": what the file holds, and what to do about it.
+    """
+    with file.open("rb") as opened:
+        head = opened.read(64)
+    if not head:
+        return "empty; download it or write it again"
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for beginnings, name, advice in _FOREIGN:
+        if start.startswith(beginnings):
+            return f"{name}; {advice}"
+    return None
+
+
 def write_text(file: AnyPath, text: str) -> None:
     """Write a small text file atomically; its folder is created if necessary."""
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -73,6 +73,13 @@ class ModelArguments:
         default=None,
         metadata={"help": "Directory or Hub id of the tokenizer, if it differs from the model's."},
     )
+    base_model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Directory or Hub id of the base model, if model_name_or_path has PEFT's "
+            "adapters and their base is not where adapter_config.json says."
+        },
+    )
     cache_dir: str | None = field(
         default=None,
         metadata={"help": "Directory for models and data sets downloaded from the Hub."},

@@ -45,8 +45,17 @@ from qa_flax.data.map_batches import (
     warn_once_per_map,
 )
 from qa_flax.data.messages import first_few, quoted
+from qa_flax.data.offsets import TokenTexts, checked_offsets
 from qa_flax.data.readers import ExampleError, arrow_table
-from qa_flax.data.tokens import Template, Tokens, encode_distinct, plain_encoding, read_template
+from qa_flax.data.tokenizer_checks import (
+    advice,
+    check_vocabulary,
+    checked_template,
+    fast_backend,
+    unknown_ids,
+    warn_of_unknown,
+)
+from qa_flax.data.tokens import Template, Tokens, encode_distinct, plain_encoding
 from qa_flax.data.windows import (
     WINDOWS_AT_ONCE,
     ContextSlices,
@@ -271,6 +280,7 @@ def make_windows(
     long_questions: str = "truncate",
     disable_tqdm: bool = False,
     warn: Warn = logger.warning,
+    tokenizer_argument: str = "tokenizer",
 ) -> LazyWindows:
     """Split every example into windows of at most `max_seq_length` tokens.
 
@@ -298,21 +308,24 @@ def make_windows(
             longer context. "truncate" shortens them and logs a warning; "refuse" raises.
         disable_tqdm: show no progress bar.
         warn: logs a warning.
+        tokenizer_argument: the interface's argument that gives another tokenizer, for messages.
 
     Raises:
         ExampleError: examples are invalid, or questions are too long and are refused or cannot be
             truncated far enough.
         ValueError: the tokenizer is not supported, or a setting is out of range.
     """
-    backend = _backend(tokenizer)
+    backend = fast_backend(tokenizer, tokenizer_argument)
+    check_vocabulary(tokenizer, tokenizer_argument)
     if long_questions not in LONG_QUESTIONS:
         raise ValueError(f"long_questions must be one of {LONG_QUESTIONS}, got {long_questions!r}.")
     max_seq_length = _checked_length(max_seq_length, doc_stride, tokenizer, warn)
     texts, answers = _example_columns(examples, labels, misaligned, leaves_out)
     with plain_encoding(backend, tokenizer.split_special_tokens):
-        template = read_template(backend)
+        template = checked_template(tokenizer, backend, tokenizer_argument)
         questions = encode_distinct(texts["question"], backend, disable=True)
         contexts = encode_distinct(texts["context"], backend, disable=disable_tqdm)
+    contexts = _checked_tokens(texts, contexts, tokenizer, tokenizer_argument, warn)
     total = max_seq_length - template.special_tokens
     _check_stride(max_seq_length, doc_stride, total, contexts.count)
     if long_questions == "truncate":
@@ -410,19 +423,27 @@ def _nothing_to_learn(ids: list[str]) -> ExampleError:
 # --- Checks: clearer errors than the tokenizer's -------------------------------------------------
 
 
-def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    name = type(tokenizer).__name__
-    if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(
-            f"{name} has no character offsets. A fast tokenizer (one with a tokenizer.json) is "
-            "required: load it with AutoTokenizer.from_pretrained(...)."
-        )
-    if tokenizer.pad_token_id is None:
-        raise ValueError(
-            f"{name} has no padding token, which is required to pad the windows. Set one, for "
-            "example tokenizer.pad_token = tokenizer.eos_token."
-        )
-    return cast(Tokenizer, tokenizer.backend_tokenizer)
+def _checked_tokens(
+    texts: dict[str, list[str]],
+    contexts: Tokens,
+    tokenizer: PreTrainedTokenizerBase,
+    argument: str,
+    warn: Warn,
+) -> Tokens:
+    """Check that the tokens stand for the contexts, and correct their offsets if they can be.
+
+    Raises:
+        ValueError: the offsets are wrong.
+    """
+    backend = cast(Tokenizer, tokenizer.backend_tokenizer)
+    unknown = unknown_ids(tokenizer, backend)
+    warn_of_unknown(texts, contexts, unknown, argument, warn)
+    token_texts = TokenTexts(backend, unknown | set(tokenizer.all_special_ids))
+    tokens = (contexts.ids, contexts.offsets, contexts.first, contexts.count)
+    offsets = checked_offsets(texts["context"], tokens, token_texts, warn, advice(argument))
+    return (
+        contexts if offsets is contexts.offsets else dataclasses.replace(contexts, offsets=offsets)
+    )
 
 
 _RANGES = {"max_seq_length": at_least(1), "doc_stride": at_least(0)}

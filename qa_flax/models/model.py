@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import ArrayLike, Int
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -31,6 +30,7 @@ from qa_flax.models.files import (
     fold_directories,
     is_folds,
     listing,
+    models_inside,
     read_json,
 )
 from qa_flax.models.id_limits import check_ids, id_limits
@@ -190,6 +190,7 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         torch_dtype: Any = None,
         use_auth_token: str | bool | None = None,
         ignore_mismatched_sizes: bool = False,
+        base_model: str | os.PathLike[str] | None = None,
         **keywords: Any,
     ) -> "AutoModelForQuestionAnswering":
         """Load a model from a Hugging Face checkpoint or from a PEFT adapter directory.
@@ -214,6 +215,8 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
             use_auth_token: `token`, by its name in transformers 4.
             ignore_mismatched_sizes: initialise weights that have another shape in the checkpoint
                 from `seed`, with a warning; False: they are an error.
+            base_model: for a directory of adapters, the base model's directory, URL or name; None:
+                the one that adapter_config.json names.
             **keywords: settings of the config to change (`hidden_dropout_prob=0.3`; a family that
                 has another name for it gets the value under that name), and transformers' other
                 keywords as long as they ask for what is the case anyway.
@@ -233,12 +236,18 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         same = {"ignore_mismatched_sizes": ignore_mismatched_sizes, **hub, **keywords}
         load = partial(cls.from_pretrained, config=config, seed=seed, dtype=dtype, **same)
         if (directory / ADAPTER_CONFIG_FILE).is_file():
-            base = adapters.read_base_model(directory)
+            base, _ = adapters.base_directory(directory, base_model, **hub)
             return load(base.name, revision=base.revision).with_adapter(directory)
         if is_folds(directory):
             from qa_flax.models.averaged import average_models
 
+            load = partial(load, base_model=base_model)
             return average_models([load(folder) for folder in fold_directories(directory)])
+        if base_model is not None:
+            raise ValueError(
+                f"base_model={str(base_model)!r} is for adapters, but {directory} has no "
+                f"{ADAPTER_CONFIG_FILE}; leave it out"
+            )
         config = load_config(directory) if config is None else config
         family = family_of(config)
         model_class = class_for(cls, family, str(pretrained_model_name_or_path))
@@ -488,14 +497,15 @@ def load_config(directory: Path) -> PreTrainedConfig:
     if not path.is_file():
         raise FileNotFoundError(
             f"{directory} has no {CONFIG_FILE}; it contains: {listing(directory)}. "
-            "A Hugging Face checkpoint directory is expected"
+            f"A Hugging Face checkpoint directory is expected{models_inside(directory)}"
         )
     values = read_json(path)
-    if values.get("model_type") not in FAMILIES:
-        raise ValueError(f"{path}: {_unsupported(values.get('model_type'))}")
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ValueError(f"{path}: {_unsupported(model_type)}")
     try:
         return AutoConfig.from_pretrained(directory, local_files_only=True)
-    except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers raises many kinds for values of wrong types
         raise ValueError(f"{path} is not a valid config: {' '.join(str(error).split())}") from error
 
 

@@ -37,6 +37,7 @@ from qa_flax.train.output_files import OutputFiles
 from qa_flax.train.overrides import check_overrides, is_replaced
 from qa_flax.train.plan import is_sharded
 from qa_flax.train.reinitialize import reinitialize
+from qa_flax.train.tokenizer_fit import check_tokenizer
 from qa_flax.train.torch_attributes import TorchAttributes
 from qa_flax.train.train_data import train_data
 from qa_flax.train.train_questions import TrainQuestions
@@ -149,6 +150,8 @@ class Trainer(TrainQuestions, OutputFiles, TorchAttributes):
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset
         self.processing_class = processing_class if processing_class is not None else tokenizer
+        if not getattr(args, "_is_command_line", False):  # which has checked them
+            check_tokenizer(model, self.processing_class, data_collator)
         self.data_collator = data_collator
         self.compute_metrics = compute_metrics
         self.nonfinite_windows = {}

@@ -3,14 +3,14 @@
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalPrediction
 
 from qa_flax import storage
@@ -22,17 +22,14 @@ from qa_flax.commands.arguments import DataArguments, DistributedArguments, Mode
 from qa_flax.commands.env.report import start
 from qa_flax.commands.errors import usage_errors
 from qa_flax.commands.run.folds import cross_validate
+from qa_flax.commands.run.model import TOKENIZER_ARGUMENT, load_model_and_tokenizer
 from qa_flax.commands.run.output import print_on_main, warn
 from qa_flax.commands.run.split import check_stages, examples_by_stage
 from qa_flax.data.examples import has_answers
 from qa_flax.data.features import learnable_examples, make_windows
 from qa_flax.data.labels import describe_long_answers
 from qa_flax.data.windows import Windows
-from qa_flax.device import parallel
 from qa_flax.distributed import exchange, failure, preemption, processes
-from qa_flax.models.averaged import refuse
-from qa_flax.models.lora import LoraConfig
-from qa_flax.models.model import AutoModelForQuestionAnswering, get_peft_model
 from qa_flax.train import checkpoints
 from qa_flax.train.best import MetricError
 from qa_flax.train.checkpoints import ResumeError
@@ -40,11 +37,7 @@ from qa_flax.train.model_arguments import apply_model_arguments
 from qa_flax.train.plan import optimizer_bytes, output_dir
 from qa_flax.train.qa_trainer import QuestionAnsweringTrainer
 from qa_flax.train.trackers import tracker_callbacks
-from qa_flax.train.training_arguments import (
-    TrainingArguments,
-    check_training_arguments,
-    trains_in_bfloat16,
-)
+from qa_flax.train.training_arguments import TrainingArguments, check_training_arguments
 
 _STAGES = {"train": "Training", "eval": "Validation", "predict": "Test"}
 
@@ -246,26 +239,7 @@ def _prepare(
     training_args: TrainingArguments,
     examples_by_stage: Mapping[str, datasets.Dataset],
 ) -> tuple[QuestionAnsweringTrainer, dict[str, Stage]]:
-    hub = {"revision": model_args.model_revision, "token": model_args.token}
-    hub["cache_dir"] = model_args.cache_dir
-    source = model_args.model_name_or_path
-    config = None
-    if model_args.config_name is not None:
-        config = AutoConfig.from_pretrained(_local(model_args.config_name), **hub)
-    # Load the model first: an invalid checkpoint fails before the slow tokenization.
-    with parallel.on_host() if training_args.shard_params else nullcontext():
-        model = AutoModelForQuestionAnswering.from_pretrained(
-            source,
-            config=config,
-            seed=training_args.seed,
-            dtype="bfloat16" if trains_in_bfloat16(training_args) else model_args.dtype,
-            **hub,
-        )
-    if training_args.do_train:
-        refuse(model, "trained")
-    if model_args.lora_r:
-        model = get_peft_model(model, _lora_config(model_args), training_args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(_local(model_args.tokenizer_name or source), **hub)
+    model, tokenizer = load_model_and_tokenizer(model_args, data_args, training_args)
     stages = {}
     for stage, examples in examples_by_stage.items():
         stages[stage] = _stage(stage, examples, tokenizer, data_args, training_args)
@@ -285,21 +259,6 @@ def _prepare(
     )
     trainer.warns_of_leakage = False  # `examples_by_stage` has compared the texts
     return trainer, stages
-
-
-def _local(source: str) -> str:
-    """`source` itself if it is a folder or a Hub id; a local copy if it is in a bucket."""
-    return str(storage.local_copy(source)) if storage.is_remote(source) else source
-
-
-def _lora_config(model_args: ModelArguments) -> LoraConfig:
-    targets = (model_args.lora_target_modules or "").replace(",", " ").split()
-    return LoraConfig(
-        r=model_args.lora_r,
-        lora_alpha=model_args.lora_alpha,
-        lora_dropout=model_args.lora_dropout,
-        target_modules="all-linear" if targets == ["all-linear"] else targets,
-    )
 
 
 def _stage(
@@ -329,6 +288,7 @@ def _stage(
         long_questions=data_args.long_questions,
         disable_tqdm=bool(training_args.disable_tqdm) or not processes.is_main(),
         warn=warn,
+        tokenizer_argument=TOKENIZER_ARGUMENT,
     )
     if (line := describe_long_answers(windows, data_args.max_answer_length)) is not None:
         warn("%s questions: %s", _STAGES[stage], line)
