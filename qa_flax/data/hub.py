@@ -36,17 +36,11 @@ def load_hub(
             with _offline(problem is not None):
                 kwargs = _csv_arguments(name) | kwargs if is_folder else kwargs
                 loaded = datasets.load_dataset(name, config_name, split=split, **kwargs)
-    except _FAILURES as error:
-        # RuntimeError: the repository has a loading script, which datasets >= 4 does not run.
+    except Exception as error:
+        # A builder raises whatever the library that reads its files raises. RuntimeError: the
+        # repository has a loading script, which datasets >= 4 does not run.
         raise ExampleError(_not_loaded(name, is_folder, problem, error)) from error
     return one_split(loaded, split, name)
-
-
-_FAILURES = (
-    *(OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, ImportError),
-    datasets.exceptions.DatasetsError,
-    pa.ArrowException,
-)
 
 
 def _csv_arguments(folder: str) -> dict[str, Any]:

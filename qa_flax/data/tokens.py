@@ -204,8 +204,9 @@ def read_template(backend: Tokenizer) -> Template:
     """
     probe = ("What is it?", "It is a probe, nothing more.")
     try:
-        pair = backend.encode(*probe)
-        alone = [backend.encode(text, add_special_tokens=False) for text in probe]
+        with plain_encoding(backend, backend.encode_special_tokens):
+            pair = backend.encode(*probe)
+            alone = [backend.encode(text, add_special_tokens=False) for text in probe]
     except Exception as error:  # tokenizers raises plain `Exception`
         raise ValueError(f"the tokenizer cannot encode text: {error}") from error
     in_pair = list(zip(pair.sequence_ids, pair.ids, pair.offsets, strict=True))
