@@ -307,11 +307,12 @@ def _check(
     require_answers: bool,
     warn: Callable[..., None],
 ) -> LoadedExamples:
-    if not rows:
+    if not rows and not rejected:
         raise ExampleError(f"{name}: contains no examples. Check the path and the split.")
-    _require_columns(name, rows, require_answers)
-    skips = bad_rows == "skip"
-    report = Report(name, len(rows), skips=skips, can_skip=bad_rows is not None)
+    if rows:
+        _require_columns(name, rows, require_answers)
+    skips, can_skip = bad_rows == "skip", bad_rows is not None
+    report = Report(name, len(rows), skips=skips, can_skip=can_skip, unread=rejected)
     columns: dict[str, list[Any]] = {key: [] for key in FEATURES}
     ids: set[str] = set()
     says_none = False
@@ -332,7 +333,7 @@ def _check(
         pa.table(columns, schema=FEATURES.arrow_schema),
         info=datasets.DatasetInfo(description=description),
     )
-    return LoadedExamples(name, examples, report.repaired, [*rejected, *report.rejected], says_none)
+    return LoadedExamples(name, examples, report.repaired, report.rejected, says_none)
 
 
 def _require_columns(name: str, rows: list[Row], require_answers: bool) -> None:
