@@ -71,50 +71,37 @@ def load_examples(
 
     Args:
         source: a path to nested SQuAD v1.1/v2.0 JSON, flat JSON (``{"data": [...]}`` or a list),
-            JSONL, CSV/TSV or Parquet, also compressed (``.gz``, ``.bz2``, ``.xz``); a hub id; a
-            ``datasets.Dataset`` or ``DatasetDict``; a pandas DataFrame; a dict of lists; or a
-            list or generator of dicts. A path may name an object in a bucket (``gs://...``).
+            JSONL, CSV/TSV or Parquet, also compressed (``.gz``, ``.bz2``, ``.xz``), local or in a
+            bucket (``gs://...``); a hub id; a ``datasets.Dataset`` or ``DatasetDict``; a pandas
+            DataFrame; a dict of lists; or a list or generator of dicts.
         split: the split of a hub id or ``DatasetDict``; required if there are several.
         config_name: the configuration of a hub id.
-        misaligned: what to do with an answer whose text is not in the context at its
-            ``answer_start``, such as a start of -1. Except with ``"refuse"``, a warning has their
-            number and share.
-
-            - ``"drop"`` leaves it unchanged, which evaluation and scores need. Windows to train on
-              (``prepare_train_features``) use the nearest place where the text occurs. An example
-              without any answer that occurs in its context is left out of them, and its windows
-              have no part in an evaluation's loss.
-            - ``"keep"`` leaves it unchanged, and windows are labelled at its ``answer_start``, as
-              by Hugging Face.
-            - ``"repair"`` moves it to the nearest place where its text occurs, if necessary in
-              another spelling (Unicode form, case, quotation marks, HTML entities, white space);
-              the text then becomes that of the context. What is not found is as with ``"drop"``.
-            - ``"refuse"`` raises.
-        bad_rows: what to do with rows that cannot be used. ``"refuse"`` raises. ``"skip"`` leaves
-            them out, and a warning counts them.
-        rejected_file: with ``"skip"``, the JSONL file to write the rows to that are left out, each
-            with its reasons.
+        misaligned: what to do with an answer that is not in the context at its ``answer_start``.
+            A warning has their share. ``"drop"`` leaves it unchanged, but windows to train on use
+            the nearest place of its text, and leave out an example without an answer that occurs in
+            its context. ``"keep"`` leaves it unchanged and trains on what is at ``answer_start``.
+            ``"repair"`` moves it to its text, also in another spelling, which it then gets (Unicode
+            form, case, quotes, HTML entities, white space). ``"refuse"`` raises.
+        bad_rows: ``"refuse"`` raises if rows cannot be used; ``"skip"`` leaves them out and warns.
+        rejected_file: a JSONL file for the rows that are left out, each with its reasons.
         require_answers: raise for a row without ``answers``, as training needs them. A row with an
             empty list of answers, or None, is accepted: its question is unanswerable.
-        question_column, context_column, answer_column, id_column: what the source calls the columns
-            ``question``, ``context``, ``answers`` and ``id``. Names that differ only in case,
-            blanks, dots and the like (``Context``, ``answers.text``) are known without it. The
-            answer column holds what ``answers`` may hold, or the text beside ``answer_start``.
+        question_column, context_column, answer_column, id_column: the source's own names of
+            ``question``, ``context``, ``answers`` (or their text, beside ``answer_start``) and
+            ``id``. Names such as ``Context`` or ``answers.text`` are known without it.
         load_dataset_kwargs: arguments of ``datasets.load_dataset`` for a hub id, such as
             ``cache_dir``, ``token`` or ``revision``.
 
     Returns:
         A data set with the columns ``id`` (str), ``title`` (str, "" if missing), ``context`` (str),
         ``question`` (str) and ``answers`` (``text``: list of str; ``answer_start``: list of int32,
-        in code points from the start of the context). Other columns are dropped. Ids are converted
-        to strings; a row without an id gets ``"row-<n>"``, where n is its row number from 0. A
-        blank answer is no answer and is left out. An answer without a start is placed where its
-        text occurs once.
+        in code points from the start of the context). Ids are converted to strings; a row without
+        an id gets ``"row-<n>"``, where n is its row number from 0. Blank answers are left out. An
+        answer without a start is placed where its text occurs once.
 
     Raises:
         FileNotFoundError: ``source`` looks like a path, but there is no such file.
-        ExampleError: the data cannot be read, or rows are invalid. The message lists every kind of
-            problem with the ids of the rows.
+        ExampleError: the data cannot be read, or rows are invalid, listed by problem with ids.
         ValueError: ``misaligned`` or ``bad_rows`` is none of the values above.
 
     Example:
@@ -126,8 +113,8 @@ def load_examples(
         >>> load_examples([row])[0]["answers"]
         {'text': [], 'answer_start': []}
     """
-    if rejected_file is not None and bad_rows != "skip":
-        raise ValueError('rejected_file is written only with bad_rows="skip"; add it.')
+    _check_choices(misaligned, bad_rows, rejected_file)
+    columns = (question_column, context_column, answer_column, id_column)
     loaded = read_examples(
         source,
         split=split,
@@ -135,18 +122,10 @@ def load_examples(
         misaligned=misaligned,
         bad_rows=bad_rows,
         require_answers=require_answers,
-        columns={
-            "question": question_column,
-            "context": context_column,
-            "answers": answer_column,
-            "id": id_column,
-        },
+        columns=dict(zip(("question", "context", "answers", "id"), columns, strict=True)),
         load_dataset_kwargs=load_dataset_kwargs,
     )
-    if rejected_file is not None:
-        storage.write_text(storage.path(rejected_file), loaded.rejected_lines())
-    if loaded.rejected:
-        logger.warning("%s", loaded.counts())
+    _report_rejected(loaded, rejected_file)
     return loaded.examples
 
 
@@ -175,6 +154,23 @@ class LoadedExamples:
         return json_lines(self.rejected, self.name)
 
 
+def _check_choices(misaligned: str, bad_rows: str, rejected_file: str | os.PathLike | None) -> None:
+    if misaligned not in MISALIGNED:
+        raise ValueError(f"misaligned must be one of {MISALIGNED}, got {misaligned!r}.")
+    if bad_rows not in BAD_ROWS:
+        raise ValueError(f"bad_rows must be one of {BAD_ROWS}, got {bad_rows!r}.")
+    if rejected_file is not None and bad_rows != "skip":
+        raise ValueError('rejected_file is written only with bad_rows="skip"; add that.')
+
+
+def _report_rejected(loaded: LoadedExamples, file: str | os.PathLike | None) -> None:
+    """Log what became of the rows if some were left out, and write these to the file."""
+    if file is not None:
+        storage.write_text(storage.path(file), loaded.rejected_lines())
+    if loaded.rejected:
+        logger.warning("%s", loaded.counts())
+
+
 def read_examples(
     source: Any,
     *,
@@ -195,10 +191,6 @@ def read_examples(
         load_dataset_kwargs: see `load_examples`.
         warn: logs a warning.
     """
-    if misaligned not in MISALIGNED:
-        raise ValueError(f"misaligned must be one of {MISALIGNED}, got {misaligned!r}.")
-    if bad_rows not in BAD_ROWS:
-        raise ValueError(f"bad_rows must be one of {BAD_ROWS}, got {bad_rows!r}.")
     name, rows, rejected = read(
         source, split, config_name, load_dataset_kwargs, columns=columns, bad_rows=bad_rows
     )
@@ -307,11 +299,12 @@ def _check(
     require_answers: bool,
     warn: Callable[..., None],
 ) -> LoadedExamples:
-    if not rows:
+    if not rows and not rejected:
         raise ExampleError(f"{name}: contains no examples. Check the path and the split.")
-    _require_columns(name, rows, require_answers)
-    skips = bad_rows == "skip"
-    report = Report(name, len(rows), skips=skips, can_skip=bad_rows is not None)
+    if rows:
+        _require_columns(name, rows, require_answers)
+    skips, can_skip = bad_rows == "skip", bad_rows is not None
+    report = Report(name, len(rows), skips=skips, can_skip=can_skip, unread=rejected)
     columns: dict[str, list[Any]] = {key: [] for key in FEATURES}
     ids: set[str] = set()
     says_none = False
@@ -332,7 +325,7 @@ def _check(
         pa.table(columns, schema=FEATURES.arrow_schema),
         info=datasets.DatasetInfo(description=description),
     )
-    return LoadedExamples(name, examples, report.repaired, [*rejected, *report.rejected], says_none)
+    return LoadedExamples(name, examples, report.repaired, report.rejected, says_none)
 
 
 def _require_columns(name: str, rows: list[Row], require_answers: bool) -> None:

@@ -12,9 +12,8 @@ import logging
 from collections.abc import Sequence
 from typing import Any, cast
 
-import datasets
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Int64
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
@@ -23,7 +22,6 @@ from qa_flax.data.columns import blocks, ranges
 from qa_flax.data.examples import (
     MISALIGNED,
     check_rows,
-    has_answers,
     is_checked,
     keeps_misaligned,
     load_examples,
@@ -33,7 +31,9 @@ from qa_flax.data.labels import (
     UNKNOWN_PLACE,
     UNPLACED,
     answer_span,
+    can_learn,
     describe_answers_without_window,
+    nothing_to_learn,
 )
 from qa_flax.data.map_batches import (
     BATCH,
@@ -226,7 +226,7 @@ def _prepare_batch(
     is_labelled, has_ids = any(name in batch for name in ANSWER_COLUMNS), "id" in batch
     _check_ids(rows, has_ids, is_training=labels is True)
     if labels is True and is_map_batch(batch):
-        learnable = _can_learn(examples)
+        learnable = can_learn(examples)
         if learnable.any():  # else the windows' labels are outside: no batch may have no rows
             examples = examples.select(np.flatnonzero(learnable))
     if not pad_to_max_length and tokenizer.padding_side == "left":
@@ -296,13 +296,10 @@ def make_windows(
         labels: whether to compute the token positions of each example's first answer. Both are the
             CLS token if the window does not contain the whole answer, or the example has none.
             None: compute them if any example has an answer.
-        misaligned: what to do with an answer that is not in the context at its `answer_start`; see
-            `load_examples`. None: as `load_examples` was told, else "drop". With "drop" the label
-            is at the nearest place where the text of the example's first answer occurs, or of its
-            second and so on. If none occurs, the windows are labelled outside their rows, so that
-            they have no part in the loss.
-        leaves_out: make no windows of these examples without any answer that occurs, as there is
-            nothing to learn from them.
+        misaligned: see `load_examples`; None: as it was told, else "drop", with which the label is
+            at the place nearest to the `answer_start` of the first answer whose text occurs. If
+            none does, labels are outside their rows, so that they have no part in the loss.
+        leaves_out: make no windows of examples whose answers do not occur.
         pad_to_max_length: pad to `max_seq_length`; otherwise to the longest window.
         long_questions: what to do with questions that leave at most `doc_stride` tokens for a
             longer context. "truncate" shortens them and logs a warning; "refuse" raises.
@@ -381,43 +378,9 @@ def _example_columns(
         return columns, spans
     kept = np.flatnonzero(~is_left_out)
     if not (spans[kept] >= 0).any():
-        raise _nothing_to_learn(columns["id"])
+        raise nothing_to_learn(columns["id"])
     columns = {name: [values[e] for e in kept.tolist()] for name, values in columns.items()}
     return columns, spans[kept]
-
-
-def learnable_examples(examples: datasets.Dataset) -> datasets.Dataset:
-    """Return the examples without those that `make_windows` leaves out of training.
-
-    Args:
-        examples: a result of `load_examples`.
-
-    Raises:
-        ExampleError: none with an answer is left.
-    """
-    kept = _can_learn(examples)
-    if kept.all():
-        return examples
-    learnable = examples.select(np.flatnonzero(kept))
-    if not has_answers(learnable).any():
-        raise _nothing_to_learn(examples["id"][:])
-    return learnable
-
-
-def _can_learn(examples: datasets.Dataset) -> Bool[np.ndarray, " e"]:
-    """Return whether each example has no answer, or one whose text occurs in its context."""
-    misaligned = "keep" if keeps_misaligned(examples) else "drop"
-    rows = arrow_table(examples.select_columns(["context", "answers"])).to_pylist()
-    spans = [answer_span(r["context"], r["answers"], misaligned=misaligned) for r in rows]
-    return np.array([span != UNKNOWN_PLACE for span in spans], bool)
-
-
-def _nothing_to_learn(ids: list[str]) -> ExampleError:
-    return ExampleError(
-        f"no answer of the {len(ids)} examples occurs in its context (ids "
-        f"{first_few(ids, quoted)}), so there is nothing to train on: correct the answers, or let "
-        'misaligned="repair" look for other spellings.'
-    )
 
 
 # --- Checks: clearer errors than the tokenizer's -------------------------------------------------

@@ -8,11 +8,15 @@ the loss, as in Hugging Face.
 from collections.abc import Mapping
 from typing import Any
 
+import datasets
 import numpy as np
 from jaxtyping import Bool, Int64
 
 from qa_flax.data import alignment
+from qa_flax.data.examples import has_answers, keeps_misaligned
 from qa_flax.data.messages import first_few, quoted
+from qa_flax.data.readers import arrow_table
+from qa_flax.data.rejected import ExampleError
 from qa_flax.data.rows import OUTSIDE_WINDOW
 from qa_flax.data.windows import Windows
 
@@ -168,4 +172,42 @@ def describe_long_answers(windows: Windows, limit: int) -> str | None:
         f"{len(long_ids)} of {len(set(ids[held].tolist()))} answers have more than "
         f"{limit} tokens and can never be given: ids {first_few(long_ids, quoted)}. Raise "
         "max_answer_length."
+    )
+
+
+# --- Examples that are left out of training -------------------------------------------------------
+
+
+def learnable_examples(examples: datasets.Dataset) -> datasets.Dataset:
+    """Return the examples without those that `make_windows` leaves out of training.
+
+    Args:
+        examples: a result of `load_examples`.
+
+    Raises:
+        ExampleError: none with an answer is left.
+    """
+    kept = can_learn(examples)
+    if kept.all():
+        return examples
+    learnable = examples.select(np.flatnonzero(kept))
+    if not has_answers(learnable).any():
+        raise nothing_to_learn(examples["id"][:])
+    return learnable
+
+
+def can_learn(examples: datasets.Dataset) -> Bool[np.ndarray, " e"]:
+    """Return whether each example has no answer, or one whose text occurs in its context."""
+    misaligned = "keep" if keeps_misaligned(examples) else "drop"
+    rows = arrow_table(examples.select_columns(["context", "answers"])).to_pylist()
+    spans = [answer_span(r["context"], r["answers"], misaligned=misaligned) for r in rows]
+    return np.array([span != UNKNOWN_PLACE for span in spans], bool)
+
+
+def nothing_to_learn(ids: list[str]) -> ExampleError:
+    """Return the error for examples of which none has an answer that occurs in its context."""
+    return ExampleError(
+        f"no answer of the {len(ids)} examples occurs in its context (ids "
+        f"{first_few(ids, quoted)}), so there is nothing to train on: correct the answers, or let "
+        'misaligned="repair" look for other spellings.'
     )

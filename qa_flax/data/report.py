@@ -1,11 +1,11 @@
 """Stage 1 of 7: what was found in the rows of a source, in as few messages as possible (host)."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from qa_flax.data.messages import first_few
+from qa_flax.data.messages import MAX_SHOWN, first_few
 from qa_flax.data.readers import ExampleError, Row
 from qa_flax.data.rejected import RejectedRow
 
@@ -52,11 +52,21 @@ class Report:
         rows: number of rows.
         skips: whether rows with problems are left out; otherwise `finish` raises.
         can_skip: whether the caller could ask for that.
+        unread: parts of the source that are no rows, and were left out before.
     """
 
-    def __init__(self, name: str, rows: int, *, skips: bool = False, can_skip: bool = False):
+    def __init__(
+        self,
+        name: str,
+        rows: int,
+        *,
+        skips: bool = False,
+        can_skip: bool = False,
+        unread: Sequence[RejectedRow] = (),
+    ):
         self.name, self.rows, self.skips, self.can_skip = name, rows, skips, can_skip
-        self.rejected: list[RejectedRow] = []
+        self.rows += len(unread)
+        self.rejected, self._unread = list(unread), unread
         self.repaired = 0
         self._problems: dict[str, list[str]] = {}  # problem -> ids of its rows
         self._notes: dict[Note, list[str]] = {note: [] for note in Note}  # -> ids of its rows
@@ -85,7 +95,7 @@ class Report:
         Raises:
             ExampleError: rows are invalid.
         """
-        if self._problems:
+        if self._problems or self._unread:
             if not self.skips or len(self.rejected) == self.rows:
                 raise ExampleError(self._error(misaligned))
             lines = "".join(self._problem_lines())
@@ -95,7 +105,16 @@ class Report:
         self._warn_of_contradictions(warn)
 
     def _problem_lines(self) -> list[str]:
-        return [f"\n  - {problem}: {summary(ids)}" for problem, ids in self._problems.items()]
+        reasons: dict[str, int] = {}
+        for row in self._unread:
+            where = "" if row.line is None else f"line {row.line}: "
+            text = f"{where}{'; '.join(row.reasons)}"
+            reasons[text] = reasons.get(text, 0) + 1
+        lines = list(reasons)[:MAX_SHOWN]
+        if more := len(self._unread) - sum(reasons[line] for line in lines):
+            lines.append(f"{more} more that cannot be read")
+        lines += [f"{problem}: {summary(ids)}" for problem, ids in self._problems.items()]
+        return [f"\n  - {line}" for line in lines]
 
     def _error(self, misaligned: str) -> str:
         some = "none" if self.skips else "some"

@@ -17,7 +17,7 @@ from qa_flax import storage
 from qa_flax.commands.arguments import DataArguments, ModelArguments
 from qa_flax.commands.errors import UsageError, usage_errors
 from qa_flax.commands.run.output import print_on_main
-from qa_flax.commands.run.split import limited, load_stage, write_rejected
+from qa_flax.commands.run.split import limited, load_stage, report_rows
 from qa_flax.commands.run.unanswerable import check_answers
 from qa_flax.data.splits import fold_examples
 from qa_flax.distributed import exchange, preemption, processes
@@ -68,7 +68,7 @@ def cross_validate(
         if training_args.do_predict:
             sources.append(load_stage("predict", model_args, data_args))
             test["predict"] = limited("predict", sources[-1].examples, data_args)
-        write_rejected(sources, data_args, training_args)
+        report_rows(sources, data_args, training_args)
         # Every training question is one to evaluate, in one of the folds.
         check_answers(
             {"train": examples, "eval": examples, **test},

@@ -24,10 +24,16 @@ from qa_flax.commands.errors import usage_errors
 from qa_flax.commands.run.folds import cross_validate
 from qa_flax.commands.run.model import TOKENIZER_ARGUMENT, load_model_and_tokenizer
 from qa_flax.commands.run.output import print_on_main, warn
-from qa_flax.commands.run.split import check_stages, examples_by_stage
+from qa_flax.commands.run.split import (
+    check_stages,
+    examples_by_stage,
+    load_stages,
+    report_rows,
+)
+from qa_flax.commands.run.unanswerable import check_answers
 from qa_flax.data.examples import has_answers
-from qa_flax.data.features import learnable_examples, make_windows
-from qa_flax.data.labels import describe_long_answers
+from qa_flax.data.features import make_windows
+from qa_flax.data.labels import describe_long_answers, learnable_examples
 from qa_flax.data.windows import Windows
 from qa_flax.distributed import exchange, failure, preemption, processes
 from qa_flax.train import checkpoints
@@ -96,7 +102,12 @@ def _run(
     if data_args.folds is not None:
         return cross_validate(model_args, data_args, training_args, _run_stages)
     with usage_errors(ValueError, OSError):
-        examples = examples_by_stage(model_args, data_args, training_args)
+        loaded = load_stages(model_args, data_args, training_args)
+        report_rows(loaded.values(), data_args, training_args)
+        examples = examples_by_stage(model_args, data_args, training_args, loaded)
+        labelled = {stage for stage, part in loaded.items() if part.says_none}
+        labelled |= examples.keys() - loaded.keys()  # split off the training data
+        check_answers(examples, data_args, training_args, labelled=labelled)
     return _run_stages(model_args, data_args, training_args, examples)
 
 

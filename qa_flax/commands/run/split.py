@@ -1,14 +1,13 @@
 """The examples of train, eval and predict: from files or the hub, or split off (host)."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import datasets
 
 from qa_flax import storage
 from qa_flax.commands.arguments import DataArguments, ModelArguments
 from qa_flax.commands.run.output import print_on_main, warn_on_main
-from qa_flax.commands.run.unanswerable import check_answers
 from qa_flax.data.examples import LoadedExamples, read_examples
 from qa_flax.data.leakage import describe_shared_examples
 from qa_flax.data.splits import contexts_of, split_examples, splits_by_title
@@ -60,29 +59,46 @@ def check_stages(data_args: DataArguments, training_args: TrainingArguments) -> 
             raise ValueError(f"{asked} needs --{split}_file or --dataset_name{other}")
 
 
-def examples_by_stage(
+def load_stages(
     model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> dict[str, LoadedExamples]:
+    """Read the data of every stage that has a file or a split of its own.
+
+    Raises:
+        ValueError: the data is invalid.
+        OSError: a file cannot be read.
+    """
+    is_split = data_args.validation_split is not None
+    return {
+        stage: load_stage(stage, model_args, data_args)
+        for stage in SPLITS
+        if getattr(training_args, f"do_{stage}") and not (is_split and stage == "eval")
+    }
+
+
+def examples_by_stage(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    loaded: Mapping[str, LoadedExamples] | None = None,
 ) -> dict[str, datasets.Dataset]:
     """Return the examples of every stage that is to be done, the same in every process.
+
+    Args:
+        model_args, data_args, training_args: the arguments of the run.
+        loaded: the result of `load_stages`; None: it is called.
 
     Raises:
         ValueError: the data is invalid, or cannot be split.
         OSError: a file cannot be read.
     """
     is_split = data_args.validation_split is not None
-    loaded = {
-        stage: load_stage(stage, model_args, data_args)
-        for stage in SPLITS
-        if getattr(training_args, f"do_{stage}") and not (is_split and stage == "eval")
-    }
-    write_rejected(loaded.values(), data_args, training_args)
+    if loaded is None:
+        loaded = load_stages(model_args, data_args, training_args)
     examples = {stage: part.examples for stage, part in loaded.items()}
-    labelled = {stage for stage, part in loaded.items() if part.says_none}
     if is_split:
-        labelled.add("eval")
         examples["train"], examples["eval"] = _split(examples["train"], data_args, training_args)
     examples = {stage: limited(stage, examples[stage], data_args) for stage in examples}
-    check_answers(examples, data_args, training_args, labelled=labelled)
     if not is_split and {"train", "eval"} <= examples.keys():
         line = describe_shared_examples(examples["train"], examples["eval"])
         if line is not None and processes.is_main():
@@ -91,7 +107,7 @@ def examples_by_stage(
 
 
 def load_stage(stage: str, model_args: ModelArguments, data_args: DataArguments) -> LoadedExamples:
-    """Read all examples of a stage from its file or from the hub; print what became of its rows."""
+    """Read all examples of a stage from its file or from the hub."""
     split = SPLITS[stage]
     file = getattr(data_args, f"{split}_file")
     hub = {"cache_dir": model_args.cache_dir, "token": model_args.token}
@@ -105,7 +121,7 @@ def load_stage(stage: str, model_args: ModelArguments, data_args: DataArguments)
             "load_dataset_kwargs": hub,
         }
     )
-    loaded = read_examples(
+    return read_examples(
         **source,
         columns={
             "question": data_args.question_column,
@@ -118,14 +134,18 @@ def load_stage(stage: str, model_args: ModelArguments, data_args: DataArguments)
         require_answers=stage == "train",
         warn=warn_on_main,
     )
-    print_on_main(loaded.counts())
-    return loaded
 
 
-def write_rejected(
+def report_rows(
     loaded: Iterable[LoadedExamples], data_args: DataArguments, training_args: TrainingArguments
 ) -> None:
-    """Write the rows that were left out to the output folder; an earlier run's are removed."""
+    """Print what became of the rows of each source, and write those that were left out.
+
+    They are in the output folder; an earlier run's are removed.
+    """
+    loaded = list(loaded)
+    for part in loaded:
+        print_on_main(part.counts())
     if data_args.bad_rows != "skip" or not processes.is_main():
         return
     path = output_dir(training_args) / REJECTED_FILE
