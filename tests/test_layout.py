@@ -24,6 +24,7 @@ TESTED_ELSEWHERE = {
     "commands/errors": "test_cli.py",
     "commands/run/job": "test_run.py",
     "data/cells": "with the rows whose cells they are, test_values.py",
+    "commands/run/model": "test_run_model.py",
     "data/columns": "with the windows it makes, test_features.py",
     "data/rows": "with the loaders that collate them, test_loaders.py",
     "data/messages": "by the messages that name a few of many, test_examples.py",
@@ -33,6 +34,7 @@ TESTED_ELSEWHERE = {
     "data/rejected": "by the rows that are left out, test_answers.py",
     "data/report": "by the messages of each kind, test_answers.py and test_examples.py",
     "data/tables": "with the rows that users give, answers/test_spans.py",
+    "data/tokenizer_files": "with the checks of what they hold, test_tokenizer_checks.py",
     "data/tokens": "with the windows it makes, test_features.py",
     "data/windows": "test_features.py",
     "device/counters": "by a run that asks for them, train/test_evaluation.py",
@@ -44,7 +46,6 @@ TESTED_ELSEWHERE = {
     "models/configs": "by every family, test_families.py",
     "models/flax_api": "with the other classes, models/test_classes.py",
     "models/read_hooks": "with the owner of the weights, train/test_live_state.py",
-    "models/files": "by loading and saving, test_model.py",
     "models/tensors": "with the calls that take them, models/test_call.py",
     "train/best": "by runs that look for the best model, contract/test_resume.py",
     "train/events": "beside transformers' own events, contract/test_hf_trainer.py",
@@ -57,6 +58,7 @@ TESTED_ELSEWHERE = {
     "train/steps": "by the trainer that runs them, test_trainer.py, contract/test_resume.py",
     "train/train_questions": "with the questions that it evaluates, train/test_train_sample.py",
     "train/train_data": "by trainings on every kind of data set, test_loading.py",
+    "train/tokenizer_fit": "by damaged folders, models/test_damaged_files.py and test_run_model.py",
     "train/training": "by the trainer that calls it, test_trainer.py",
 }
 
