@@ -53,6 +53,8 @@ class Family:
     """Whether HF's model lists the head's parameters before the encoder's."""
     other_names: Mapping[str, str] = field(default_factory=dict)
     """Alternative name of a tensor -> its usual name; read if a checkpoint lacks the usual one."""
+    dropout_remarks: Mapping[str, str] = field(default_factory=dict)
+    """Dropout rate -> where it has no effect, although the family has it."""
     fixed_arrays: Callable[[Any], Mapping[ParamPath, np.ndarray]] = lambda config: {}
     """config -> initial values, by path, of tensors that are never trained (`layers.Fixed`)."""
     initial_array: Callable[..., np.ndarray] = initial_array

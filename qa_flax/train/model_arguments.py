@@ -6,11 +6,12 @@ values count. They change the model as a script could: by its config and `requir
 
 from typing import Any
 
-from qa_flax.models.model import AutoModelForQuestionAnswering
+from qa_flax.models.model import AutoModelForQuestionAnswering, family_of
 from qa_flax.models.parameters import freeze_by_arguments
 from qa_flax.train.dropout_rates import dropout_settings, set_dropout
 from qa_flax.train.freezing import frozen_paths
 from qa_flax.train.reinitialize import reinit_paths
+from qa_flax.train.training_arguments import report_once
 
 
 def check_model_arguments(args: Any, model: AutoModelForQuestionAnswering) -> None:
@@ -24,6 +25,9 @@ def check_model_arguments(args: Any, model: AutoModelForQuestionAnswering) -> No
         ValueError: one does not fit; the message says what the model has.
     """
     dropout_settings(args, model)
+    for name, remark in family_of(model.config).dropout_remarks.items():
+        if value := getattr(args, name, None):
+            report_once(args, name, value, f": {remark}")
     frozen_paths(args, model)
     reinit_paths(args, model)
 

@@ -12,7 +12,9 @@ def family_model(family, seed=0, **changes):
     sizes = CASES[family].sizes | {"vocab_size": tiny.VOCABULARY, "max_position_embeddings": 128}
     defaults = AutoConfig.for_model(family)
     off = {name: 0.0 for name in defaults.to_dict() if "dropout" in name}
-    config = AutoConfig.for_model(family, **(sizes | off | changes))
+    # BigBird's head and Longformer's global attention look for the separators of the windows.
+    separator = {"sep_token_id": tiny.tokenizer().sep_token_id}
+    config = AutoConfig.for_model(family, **(sizes | off | separator | changes))
     return AutoModelForQuestionAnswering.from_config(config, seed)
 
 

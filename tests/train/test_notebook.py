@@ -15,7 +15,7 @@ pytest.importorskip("ipykernel", reason="needs the extra `notebook`")
 pytest.importorskip("jupyter_client", reason="needs the extra `notebook`")
 
 SETUP = """
-import json, os, signal, sys, threading
+import json, logging, os, signal, sys, threading
 import numpy as np
 import tiny
 from qa_flax import (
@@ -24,6 +24,8 @@ from qa_flax import (
 )
 from transformers.trainer_utils import EvalPrediction
 
+# The training questions are evaluated, which the trainer warns of.
+logging.getLogger("qa_flax.train.loading").setLevel(logging.ERROR)
 examples = tiny.examples(answerable=True)
 train_windows = prepare_train_features(examples, tiny.tokenizer(), 24, 3)
 eval_windows = prepare_validation_features(examples, tiny.tokenizer(), 24, 3)

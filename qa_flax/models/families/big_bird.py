@@ -372,6 +372,11 @@ FAMILY = Family(
     prefix="bert.",
     architecture="BigBirdForQuestionAnswering",
     positional_inputs=(),
+    dropout_remarks={
+        "attention_probs_dropout_prob": "as in PyTorch, block sparse attention has no dropout: "
+        "this rate applies to short rows, which have full attention, and to all rows with "
+        'attention_type="original_full" in the model\'s config'
+    },
     head=BigBirdHead,
     head_weight_names=HEAD_WEIGHT_NAMES,
 )
