@@ -46,7 +46,7 @@ from qa_flax.data.map_batches import (
 )
 from qa_flax.data.offsets import TokenTexts, checked_offsets
 from qa_flax.data.readers import ExampleError, arrow_table
-from qa_flax.data.room import check_room, check_stride, checked_length, truncated_questions
+from qa_flax.data.room import check_room, check_stride, checked_length, truncated
 from qa_flax.data.tokenizer_checks import (
     advice,
     check_vocabulary,
@@ -325,9 +325,7 @@ def make_windows(
     total = max_seq_length - template.special_tokens
     check_stride(max_seq_length, doc_stride, total, contexts.count)
     if long_questions == "truncate":
-        questions = truncated_questions(
-            texts["id"], questions, contexts.count, total, doc_stride, warn
-        )
+        questions = truncated(texts["id"], questions, contexts.count, total, doc_stride, warn)
     room = total - questions.count
     check_room(texts["id"], questions.count, contexts.count, room, max_seq_length, doc_stride)
     slices = _slice_contexts(contexts.count, room, doc_stride, tokenizer.truncation_side)

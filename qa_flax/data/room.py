@@ -47,7 +47,7 @@ def check_stride(max_seq_length: int, doc_stride: int, total: int, contexts: Int
         )
 
 
-def truncated_questions(
+def truncated(
     ids: list[str],
     questions: Tokens,
     context_tokens: Int64Array,
