@@ -75,8 +75,7 @@ def read_is_impossible(row: Row) -> bool | None:
     Raises:
         AnswerError: it says something else.
     """
-    value = row.get("is_impossible")
-    value = value.item() if hasattr(value, "item") else value
+    value = _plain(row.get("is_impossible"))
     if _is_absent(value):
         return None
     text = str(value).strip().lower()

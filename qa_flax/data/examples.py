@@ -283,8 +283,10 @@ def keeps_misaligned(examples: Any) -> bool:
 
 def has_answers(examples: datasets.Dataset) -> Bool[np.ndarray, " e"]:
     """Return whether each example has an answer; `examples` is a result of `load_examples`."""
-    texts = arrow_table(examples.select_columns("answers"))["answers"].combine_chunks()
-    return pc.list_value_length(pc.struct_field(texts, "text")).to_numpy(zero_copy_only=False) > 0
+    answers = arrow_table(examples.select_columns("answers"))["answers"].combine_chunks()
+    compute: Any = pc  # its functions are made when it is imported
+    counts = compute.list_value_length(compute.struct_field(answers, "text"))
+    return counts.to_numpy(zero_copy_only=False) > 0
 
 
 # --- All rows ------------------------------------------------------------------------------------
