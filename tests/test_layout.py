@@ -17,13 +17,11 @@ FOLDERS = sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
 # What is tested under another name, and why. `__init__` files need no test of their own.
 TESTED_ELSEWHERE = {
     "__main__": "a line, run by distributed/test_preemption.py",
-    "answers/files": "by the bytes of what is written, test_spans.py",
     "commands/arguments": "by the commands that take them, test_run.py and test_environment.py",
     "commands/env/report": "test_environment.py",
     "commands/errors": "test_cli.py",
     "commands/run/job": "test_run.py",
     "data/cells": "with the rows whose cells they are, test_values.py",
-    "commands/run/model": "test_run_model.py",
     "data/columns": "with the windows it makes, test_features.py",
     "data/room": "with the windows that must have it, test_features.py",
     "data/rows": "with the loaders that collate them, test_loaders.py",

@@ -337,11 +337,21 @@ def make_windows(
     cls_index = _cls_positions(windows, tokenizer)
     if cls_index.any():
         windows = dataclasses.replace(windows, cls_index=cls_index)
-    if answers is None:
-        return windows
-    starts, ends = _label(windows, answers[slices.example], cls_index)
+    return windows if answers is None else _labelled(windows, answers, cls_index, texts["id"], warn)
+
+
+def _labelled(
+    windows: LazyWindows,
+    answers: Int64[np.ndarray, "e 2"],
+    cls_index: Positions,
+    ids: list[str],
+    warn: Warn,
+) -> LazyWindows:
+    """Label the windows with the answers of the examples; warn of answers that none contains."""
+    examples = windows.slices.example
+    starts, ends = _label(windows, answers[examples], cls_index)
     windows = dataclasses.replace(windows, start_positions=starts, end_positions=ends)
-    line = describe_answers_without_window(windows, answers, slices.example, texts["id"])
+    line = describe_answers_without_window(windows, answers, examples, ids)
     if line is not None:
         warn("%s", line)
     return windows
