@@ -32,7 +32,12 @@ def may_be_absent(cell: object) -> bool:
 
 def plain(value: Any) -> Any:
     """Turn the values of pandas, NumPy and PyArrow into Python's; missing ones are None."""
-    if value is None or isinstance(value, str | bool | int):
+    kind = type(value)
+    if kind is str or kind is int or value is None:  # most values, so they come first
+        return value
+    if kind is dict:
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, str | bool | int):
         return _plain_scalar(value)
     if isinstance(value, float):
         return None if math.isnan(value) else _plain_scalar(value)
