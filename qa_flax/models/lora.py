@@ -366,6 +366,15 @@ def base_directory(
     return base, folder
 
 
+def refuse_base(base_model: Any, directory: Path) -> None:
+    """Refuse a base model that was given for a folder without adapters, if one was."""
+    if base_model is not None:
+        raise ValueError(
+            f"base_model={str(base_model)!r} is for adapters, but {directory} has no "
+            f"{ADAPTER_CONFIG_FILE}; leave it out"
+        )
+
+
 def resolve_config(config: LoraConfig, layers: Sequence[str], named: NamedParameters) -> LoraConfig:
     """Complete `config` for one model.
 

@@ -5,7 +5,8 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -195,9 +196,9 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
     ) -> "AutoModelForQuestionAnswering":
         """Load a model from a Hugging Face checkpoint or from a PEFT adapter directory.
 
-        A span head that the checkpoint lacks is initialised, with a warning in the log. For a
-        directory of LoRA adapters, the base model that it names is loaded with these adapters; for
-        one with folds.json, the average of the folds' models (`average_models`).
+        A span head that the checkpoint lacks is initialised, with a warning. For a directory of
+        adapters, the base model that it names is loaded with them; for one with folds.json, the
+        average of the folds' models (`average_models`).
 
         Args:
             pretrained_model_name_or_path: a directory, the URL of a folder in a bucket, or a name
@@ -239,28 +240,19 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
             base, _ = adapters.base_directory(directory, base_model, **hub)
             return load(base.name, revision=base.revision).with_adapter(directory)
         if is_folds(directory):
-            from qa_flax.models.averaged import average_models
-
-            load = partial(load, base_model=base_model)
-            return average_models([load(folder) for folder in fold_directories(directory)])
-        if base_model is not None:
-            raise ValueError(
-                f"base_model={str(base_model)!r} is for adapters, but {directory} has no "
-                f"{ADAPTER_CONFIG_FILE}; leave it out"
-            )
+            return _load_folds(directory, partial(load, base_model=base_model))
+        adapters.refuse_base(base_model, directory)
         config = load_config(directory) if config is None else config
         family = family_of(config)
         model_class = class_for(cls, family, str(pretrained_model_name_or_path))
         warn_of_unread_settings(config, family)
         config = _qa_config(config_with_keywords(config, keywords, family))
-        if dtype == "auto":
-            dtype = getattr(config, "dtype", None) or "float32"
+        dtype = getattr(config, "dtype", None) or "float32" if dtype == "auto" else dtype
         config.name_or_path = str(pretrained_model_name_or_path)
-        model = model_class(config, dtype=dtype, seed=None)
-        make_array = stored_arrays(
-            model, *_read_config(config), directory, seed, ignore_mismatched_sizes
-        )
-        return with_parameters(model, make_array)
+        with _config_errors(directory):
+            model = model_class(config, dtype=dtype, seed=None)
+        fill = partial(stored_arrays, model, *_read_config(config), directory, seed)
+        return with_parameters(model, fill(ignore_mismatched_sizes))
 
     def set_params(self, params: Any) -> None:
         """Replace the parameters by `params`, an NNX state of NumPy or JAX arrays."""
@@ -489,6 +481,25 @@ def family_of(config: PreTrainedConfig) -> Family:
 def _read_config(config: PreTrainedConfig) -> tuple[Family, BlockConfig]:
     family = family_of(config)
     return family, family.read_config(config.to_dict())
+
+
+def _load_folds(directory: Path, load: Callable[..., Any]) -> Any:
+    """The average of the folds' models."""
+    from qa_flax.models.averaged import average_models
+
+    return average_models([load(folder) for folder in fold_directories(directory)])
+
+
+@contextmanager
+def _config_errors(directory: Path) -> Iterator[None]:
+    """Turn the errors of a config whose values have wrong types or sizes into a ValueError."""
+    try:
+        yield
+    except (TypeError, ArithmeticError, LookupError, AttributeError, MemoryError) as error:
+        raise ValueError(
+            f"{directory / CONFIG_FILE} describes a model that cannot be built, because a value "
+            f"has a wrong type or size: {' '.join(str(error).split())}"
+        ) from error
 
 
 def load_config(directory: Path) -> PreTrainedConfig:
