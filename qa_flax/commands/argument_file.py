@@ -7,10 +7,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-import yaml
-
-from qa_flax import storage
-
 SUFFIXES = (".json", ".yaml", ".yml")
 COMMA_SEPARATED = ("freeze_layers", "lora_target_modules")
 """Arguments of several values in one text; in a file they may be lists."""
@@ -64,22 +60,22 @@ def _content(path: str) -> Iterable[tuple[Any, Any]]:
     Raises:
         ValueError: the file is missing, not JSON or YAML, or contains no object.
     """
+    from qa_flax import storage  # imported here because it is slow
+
     file = storage.path(path)
     if not file.is_file():
         raise ValueError(f"{path}: no such file of arguments")
     try:
         text = file.read_text(encoding="utf-8-sig")
-        if Path(path).suffix == ".json":
-            content = json.loads(text, object_pairs_hook=_Pairs)
-        else:
-            content = yaml.load(text, Loader=_PairsLoader)  # noqa: S506: it is a SafeLoader
+        is_json = Path(path).suffix == ".json"
+        content = json.loads(text, object_pairs_hook=_Pairs) if is_json else _read_yaml(text)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start} is invalid)") from error
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise ValueError(f"{path}: not valid JSON: {error.msg} at {place}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(content, _Pairs):
         raise ValueError(
             f"{path}: it must contain an object with the arguments, such as "
@@ -93,19 +89,24 @@ class _Pairs(list):
     """The pairs of an object: a dict would lose the first of two equal keys."""
 
 
-class _PairsLoader(yaml.SafeLoader):
-    pass
+def _read_yaml(text: str) -> Any:
+    import yaml  # imported here because it is slow
 
+    class PairsLoader(yaml.SafeLoader):
+        """Keeps the pairs of an object, also those with the same key."""
 
-def _construct_pairs(loader: yaml.SafeLoader, node: yaml.MappingNode) -> _Pairs:
-    loader.flatten_mapping(node)
-    return _Pairs(
-        (loader.construct_object(key, deep=True), loader.construct_object(value, deep=True))
-        for key, value in node.value
-    )
+    def pairs(loader: yaml.SafeLoader, node: yaml.MappingNode) -> _Pairs:
+        loader.flatten_mapping(node)
+        return _Pairs(
+            (loader.construct_object(key, deep=True), loader.construct_object(value, deep=True))
+            for key, value in node.value
+        )
 
-
-_PairsLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _construct_pairs)
+    PairsLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, pairs)
+    try:
+        return yaml.load(text, Loader=PairsLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _plain(value: Any) -> Any:

@@ -23,7 +23,7 @@ ROLES = ("pad", "cls", "sep", "bos", "eos")
 SAME_ROLES = {"bos": "cls", "eos": "sep", "cls": "bos", "sep": "eos"}
 FEW_TOKENS = 0.5
 """The share of the model's embeddings below which a tokenizer is too small to be the model's."""
-MAX_HALF_MADE = 4
+MAX_HALF_MADE = 1
 """The most tokens, without special ones, of a tokenizer that was made without a vocabulary."""
 MIN_UNKNOWN, MAX_UNKNOWN = 10, 0.1
 """The number of tokens for unknown text, and their share, above which a warning is logged."""

@@ -1,6 +1,7 @@
 """Stage 4 of 7: finds a checkpoint's files and reads them one tensor at a time (host)."""
 
 import json
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 
 from qa_flax import storage
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -41,17 +44,19 @@ class StoredTensor:
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: a value is NaN or infinite.
         """
         with safe_open(self.file, "np") as opened:
             array = opened.get_tensor(self.name).astype(np.float32, copy=False)
         # NaN is both the smallest and the largest value of an array that contains it.
         if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
             count = array.size - np.count_nonzero(np.isfinite(array))
-            raise ValueError(
-                f"{self.file}: {count} of the {array.size} values of {self.name} are NaN or "
-                "infinite, so the file is damaged or its training failed; download it again, or "
-                "use an earlier checkpoint"
+            logger.warning(
+                "%s: %d of the %d values of %s are NaN or infinite, so the file is damaged or its "
+                "training failed; download it again, or use an earlier checkpoint",
+                self.file,
+                count,
+                array.size,
+                self.name,
             )
         return array
 

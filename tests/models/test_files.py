@@ -111,12 +111,12 @@ def test_the_folder_inside_that_holds_a_model_is_named(bert, tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_weights_that_are_not_finite_are_refused(bert, value):
+def test_weights_that_are_not_finite_are_named(bert, value, caplog):
     tensors = {n: t.copy() for n, t in load_file(bert / WEIGHTS).items()}
     tensors["qa_outputs.weight"][1, 3] = value
     save_file(tensors, bert / WEIGHTS, {"format": "pt"})
-    with pytest.raises(ValueError, match=r"1 of the 32 values of qa_outputs.weight are NaN or inf"):
-        load(bert)
+    load(bert)
+    assert "1 of the 32 values of qa_outputs.weight are NaN or infinite" in caplog.text
 
 
 # ---- the base model of adapters ------------------------------------------------------------------
