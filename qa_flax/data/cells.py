@@ -64,8 +64,8 @@ def start_of(cell: Any) -> Any:
         return None
     if isinstance(cell, list):
         return [start_of(item) for item in cell]
-    if isinstance(cell, str) and re.fullmatch(r"\s*[+-]?\d{1,15}([.]0*|,0)?\s*", cell):
-        return int(re.split("[.,]", cell)[0])
+    if isinstance(cell, str) and re.fullmatch(r"[+-]?[0-9]{1,15}([.]0*|,0)?", cell.strip()):
+        return int(re.split("[.,]", cell.strip())[0])
     is_whole = isinstance(cell, float) and cell.is_integer() and abs(cell) < 2**53
     return int(cell) if is_whole else cell
 

@@ -95,7 +95,7 @@ def read_csv(
 
 def looks_like_table(text: str, columns: ColumnNames) -> bool:
     """Whether a text begins with a header that names a question and a context."""
-    first = text[:2000].lstrip("\ufeff").split("\n", 1)[0].rstrip("\r")
+    first = re.split(r"[\r\n]", text[:2000].lstrip("\ufeff"), maxsplit=1)[0]
     return any({"question", "context"} <= columns.kinds(first.split(d)) for d in DELIMITERS)
 
 

@@ -21,6 +21,8 @@ class Rows:
 
     def __init__(self, name: str, columns: ColumnNames):
         self.name, self.columns = name, columns
+        self.line: int | None = None
+        """The line of the file that is being read, if each line is JSON of its own."""
         self.has_twice = False
         """Whether any object was given a key twice."""
         self.rows: list[Row] = []
@@ -30,11 +32,11 @@ class Rows:
         self.unused_twice: dict[str, int] = {}
         """Keys that are given twice where nothing is read, with their number."""
 
-    def reject(self, reason: str, row: Any, line: int | None = None) -> None:
+    def reject(self, reason: str, row: Any) -> None:
         """Leave a part of the source out."""
         id_ = row.get("id") if isinstance(row, Mapping) else None
         id_ = str(id_) if isinstance(id_, str | int) else None
-        self.rejected.append(RejectedRow((reason,), row, id_, line))
+        self.rejected.append(RejectedRow((reason,), row, id_, self.line))
 
     def kinds(self, item: Mapping[Any, Any]) -> frozenset[str]:
         """Return which of the columns that are read an object has."""
@@ -107,18 +109,20 @@ def read_json_lines(name: str, text: str, columns: ColumnNames) -> Rows:
         line = line.strip("\ufeff \t")
         if not line:
             continue
+        found.line = number
         try:
             content = _parsed(found, line)
         except json.JSONDecodeError as error:
             first_error = first_error or error
-            found.reject(f"not valid JSON: {error.msg} at column {error.colno}", line, number)
+            found.reject(f"not valid JSON: {error.msg} at column {error.colno}", line)
             continue
         except ValueError as error:
-            found.reject(f"cannot parse JSON: {error}", line, number)
+            found.reject(f"cannot parse JSON: {error}", line)
             continue
         values += 1
         _add_line(found, content, number)
-    if not values and _is_json(text):  # an object or list over several lines
+    found.line = None
+    if not found.rows and found.rejected and _is_json(text):  # a value over several lines
         return read_json(name, text, columns)
     if not values and first_error is not None:
         raise _not_json(name, text, first_error, found.rejected[0].line)
@@ -128,17 +132,17 @@ def read_json_lines(name: str, text: str, columns: ColumnNames) -> Rows:
 def _add_line(found: Rows, content: Any, number: int) -> None:
     """Add the rows of a line of JSON Lines."""
     if isinstance(content, Mapping) and (ROW_KEYS & found.kinds(content)):
-        _add_item(found, content, f"line {number}", number)
+        _add_item(found, content, f"line {number}")
         return
     if not isinstance(content, Mapping | list):
-        found.reject(f"a {_kind(content)}, not a JSON object", content, number)
+        found.reject(f"a {_kind(content)}, not a JSON object", content)
         return
     before = len(found.rows)
     try:
         _add(found, content, f"line {number}")
     except ExampleError as error:
         del found.rows[before:]
-        found.reject(str(error).removeprefix(f"{found.name}: "), content, number)
+        found.reject(str(error).removeprefix(f"{found.name}: "), content)
 
 
 def _first_line(text: str) -> str:
@@ -321,40 +325,38 @@ def _add_list(found: Rows, items: list[Any], location: str) -> None:
         _add_item(found, item, f"{location}[{number}]")
 
 
-def _add_item(found: Rows, item: Any, location: str, line: int | None = None) -> None:
+def _add_item(found: Rows, item: Any, location: str) -> None:
     """Add the rows of an article, a paragraph or a row."""
     if not isinstance(item, Mapping):
-        found.reject(f"{location} is a {_kind(item)}, not an object", item, line)
+        found.reject(f"{location} is a {_kind(item)}, not an object", item)
     elif "paragraphs" in item:
-        if _is_unambiguous(found, item, location, line):
+        if _is_unambiguous(found, item, location):
             article = {k: v for k, v in item.items() if found.columns.canonical(k) == "title"}
-            for p, paragraph in enumerate(_objects(found, item, "paragraphs", location, line)):
+            for p, paragraph in enumerate(_objects(found, item, "paragraphs", location)):
                 where = f"{location}.paragraphs[{p}]"
-                _add_paragraph(found, paragraph, where, line, article)
+                _add_paragraph(found, paragraph, where, article)
     elif "qas" in item:
-        _add_paragraph(found, item, location, line, {})
+        _add_paragraph(found, item, location, {})
     elif "data" in item and not ROW_KEYS & found.kinds(item):
         _add(found, item["data"], f"{location}.data")
-    elif _is_unambiguous(found, item, location, line):
+    elif _is_unambiguous(found, item, location):
         found.rows.append(dict(item))
 
 
-def _add_paragraph(
-    found: Rows, paragraph: Mapping[str, Any], location: str, line: int | None, article: Row
-) -> None:
+def _add_paragraph(found: Rows, paragraph: Mapping[str, Any], location: str, article: Row) -> None:
     """Add a row for each question of a paragraph; `plausible_answers` are ignored."""
-    if not _is_unambiguous(found, paragraph, location, line):
+    if not _is_unambiguous(found, paragraph, location):
         return
     shared = article | {key: value for key, value in paragraph.items() if key != "qas"}
     # An id of the paragraph is not that of its questions.
     shared = {key: value for key, value in shared.items() if found.columns.canonical(key) != "id"}
-    for q, qa in enumerate(_objects(found, paragraph, "qas", location, line)):
-        if _is_unambiguous(found, qa, f"{location}.qas[{q}]", line):
+    for q, qa in enumerate(_objects(found, paragraph, "qas", location)):
+        if _is_unambiguous(found, qa, f"{location}.qas[{q}]"):
             found.rows.append(shared | dict(qa))
 
 
 def _objects(
-    found: Rows, parent: Mapping[str, Any], key: str, location: str, line: int | None
+    found: Rows, parent: Mapping[str, Any], key: str, location: str
 ) -> list[Mapping[str, Any]]:
     """Return the objects of a list in `parent`; what is none is rejected."""
     value = parent.get(key)
@@ -363,7 +365,6 @@ def _objects(
         found.reject(
             f'{location} needs the key "{key}" with a list of objects; keys found: {keys}',
             parent,
-            line,
         )
         return []
     for number, item in enumerate(value):
@@ -377,7 +378,7 @@ def _objects(
 _READ = ("paragraphs", "qas", "data", "text", "answer_start")
 
 
-def _is_unambiguous(found: Rows, item: Mapping[str, Any], location: str, line: int | None) -> bool:
+def _is_unambiguous(found: Rows, item: Mapping[str, Any], location: str) -> bool:
     """Reject an object in which a key that is read is given twice; count other such keys."""
     if not found.has_twice:
         return True
@@ -389,7 +390,7 @@ def _is_unambiguous(found: Rows, item: Mapping[str, Any], location: str, line: i
             found.unused_twice[key] = found.unused_twice.get(key, 0) + 1
     if used:
         reason = f"{location} has the key {quoted(used[0])} twice"
-        found.reject(reason, dict(item), line)
+        found.reject(reason, dict(item))
     return not used
 
 

@@ -215,14 +215,15 @@ def _not_utf8(name: str, data: bytes) -> ExampleError:
     text = data.decode("utf-8", "replace")
     invalid = text.count("\ufffd")
     valid = sum(character > "\x7f" for character in text[: 1 << 20]) - invalid
-    start = _first_invalid(data)
+    error = _first_error(data)
+    start = error.start
     line = data.count(b"\n", 0, start) + 1
     at = f"byte 0x{data[start]:02x} in line {line}"
     if len(_CONTROL.findall(data[:_SAMPLE])) > len(data[:_SAMPLE]) / 200:
         return ExampleError(
             f"{name} is neither text nor Parquet ({at} is not UTF-8). Supported sources: {FORMATS}."
         )
-    if start >= len(data) - 3 and invalid == 1:
+    if error.reason == "unexpected end of data":
         return ExampleError(
             f"{name} ends in the middle of a character; it is cut off: copy or download it again."
         )
@@ -241,19 +242,19 @@ def _not_utf8(name: str, data: bytes) -> ExampleError:
     )
 
 
-def _first_invalid(data: bytes) -> int:
+def _first_error(data: bytes) -> UnicodeDecodeError:
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
-        return error.start
-    return 0
+        return error
+    raise AssertionError("the data is UTF-8")
 
 
 def _eight_bit(data: bytes) -> tuple[str, str]:
     """Guess an encoding that is not Unicode: its name for iconv and for people."""
     letters = re.findall(rb"[A-Za-z]|[\x80-\xff]", data[:_SAMPLE])
     high = sum(letter > b"\x7f" for letter in letters)
-    if high > len(letters) / 4:
+    if high > len(letters) * 0.4:
         # Languages of western Europe have a few such letters, other scripts have nothing else.
         return "GB18030", "GB18030, Shift-JIS, Windows-1251 or another one of its language"
     if not re.search(rb"[\x80-\x9f]", data):
