@@ -79,5 +79,5 @@ def test_saved_data_sets_and_folders_of_tables_are_read(tmp_path):
 
 def test_a_folder_that_holds_no_data_is_named(tmp_path):
     (tmp_path / "notes.md").write_text("none")
-    with pytest.raises(ExampleError, match="is a folder that .* could not load"):
+    with pytest.raises(ExampleError, match=r"is a folder that .* could not load"):
         hub.load_hub(str(tmp_path), None, None, {"cache_dir": str(tmp_path / "cache")})
