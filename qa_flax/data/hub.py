@@ -8,6 +8,8 @@ from typing import Any, cast
 
 import datasets
 import pyarrow as pa
+from datasets import config
+from datasets.exceptions import DatasetsError
 
 from qa_flax.data.rejected import ExampleError
 
@@ -44,7 +46,7 @@ def load_hub(
 
 _FAILURES = (
     *(OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, ImportError),
-    datasets.exceptions.DatasetsError,
+    DatasetsError,
     pa.ArrowException,
 )
 
@@ -106,7 +108,7 @@ def _why_unreachable() -> str | None:
     """Return why the Hub cannot be reached; None if it answers."""
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE or datasets.config.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE or config.HF_HUB_OFFLINE:
         return "offline mode is set (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE)"
     answers: list[str | None] = []
     thread = threading.Thread(target=lambda: answers.append(_ask(constants.ENDPOINT)), daemon=True)
@@ -136,7 +138,7 @@ def _offline(is_offline: bool) -> Iterator[None]:
     if not is_offline:
         yield
         return
-    places = [(constants, "HF_HUB_OFFLINE"), (datasets.config, "HF_HUB_OFFLINE")]
+    places = [(constants, "HF_HUB_OFFLINE"), (config, "HF_HUB_OFFLINE")]
     before = [getattr(module, name) for module, name in places]
     try:
         for module, name in places:
