@@ -195,8 +195,11 @@ def _with_commas(text: str) -> str:
             continue
         is_apart = previous is not None and previous.end != token.start
         is_sign = token.string in "+-" and token.type == tokenize.OP and _touches(text, token)
-        follows = previous is not None and previous.type in values
-        if follows and (token.type in values or (is_sign and is_apart)):
+        if (
+            previous is not None
+            and previous.type in values
+            and (token.type in values or (is_sign and is_apart))
+        ):
             commas.append(previous.end)
         previous = token
     lines = list(io.StringIO(text))

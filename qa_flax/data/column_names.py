@@ -3,7 +3,7 @@
 import difflib
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from qa_flax.data.messages import quoted
@@ -59,6 +59,7 @@ class ColumnNames:
     Args:
         source: what messages call the source.
         chosen: the source's own names of some of `CHOSEN`, by these.
+        optional: those of `chosen` that the source need not have.
         needs_text: whether a source without questions or without contexts is refused.
     """
 
@@ -67,8 +68,10 @@ class ColumnNames:
         source: str,
         chosen: Mapping[str, str | None] | None = None,
         *,
+        optional: Collection[str] = (),
         needs_text: bool = True,
     ):
+        self._optional = optional
         self.source, self.needs_text = source, needs_text
         self.chosen = {key: name for key, name in (chosen or {}).items() if name is not None}
         self._by_keys: dict[tuple[Any, ...], dict[Any, str]] = {}
@@ -107,7 +110,8 @@ class ColumnNames:
         """
         names = [str(name) for name in found]
         for column, chosen in self.chosen.items():
-            if not any(self._is_chosen(chosen, name) for name in names):
+            is_missing = not any(self._is_chosen(chosen, name) for name in names)
+            if is_missing and column not in self._optional:
                 similar = difflib.get_close_matches(chosen, names, n=1)
                 hint = f" Did you mean {similar[0]!r}?" if similar else ""
                 raise ExampleError(

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,6 +180,7 @@ def read_examples(
     bad_rows: str = "refuse",
     require_answers: bool = False,
     columns: Mapping[str, str | None] | None = None,
+    optional_columns: Collection[str] = (),
     load_dataset_kwargs: Mapping[str, Any] | None = None,
     warn: Callable[..., None] = logger.warning,
 ) -> LoadedExamples:
@@ -188,11 +189,18 @@ def read_examples(
     Args:
         source, split, config_name, misaligned, bad_rows, require_answers: see `load_examples`.
         columns: the source's own names of the columns question, context, answers and id, by these.
+        optional_columns: those of `columns` that the source need not have.
         load_dataset_kwargs: see `load_examples`.
         warn: logs a warning.
     """
     name, rows, rejected = read(
-        source, split, config_name, load_dataset_kwargs, columns=columns, bad_rows=bad_rows
+        source,
+        split,
+        config_name,
+        load_dataset_kwargs,
+        columns=columns,
+        optional_columns=optional_columns,
+        bad_rows=bad_rows,
     )
     return _check(name, rows, rejected, misaligned, bad_rows, require_answers, warn)
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import datasets
 import pyarrow as pa
+from datasets import config
 
 from qa_flax.data.rejected import ExampleError
 
@@ -100,7 +101,7 @@ def _why_unreachable() -> str | None:
     """Return why the Hub cannot be reached; None if it answers."""
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE or datasets.config.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE or config.HF_HUB_OFFLINE:
         return "offline mode is set (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE)"
     answers: list[str | None] = []
     thread = threading.Thread(target=lambda: answers.append(_ask(constants.ENDPOINT)), daemon=True)
@@ -130,7 +131,7 @@ def _offline(is_offline: bool) -> Iterator[None]:
     if not is_offline:
         yield
         return
-    places = [(constants, "HF_HUB_OFFLINE"), (datasets.config, "HF_HUB_OFFLINE")]
+    places = [(constants, "HF_HUB_OFFLINE"), (config, "HF_HUB_OFFLINE")]
     before = [getattr(module, name) for module, name in places]
     try:
         for module, name in places:

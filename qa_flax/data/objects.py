@@ -1,6 +1,7 @@
 """Stage 1 of 7: tables and rows in memory -> lists and dicts of Python's values (host, text)."""
 
 import io
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,9 +12,16 @@ from qa_flax.data.column_names import ColumnNames
 from qa_flax.data.rejected import ExampleError
 from qa_flax.data.text_files import FORMATS
 
+_SOURCES = (
+    f"files ({FORMATS}), a hub id, a datasets.Dataset, a pandas DataFrame, a dict of lists, or "
+    "dicts in a list or generator"
+)
+
 
 def object_name(source: Any) -> str:
-    """Return what messages call an object."""
+    """Return what messages call a source."""
+    if isinstance(source, str | os.PathLike):
+        return str(source)
     if isinstance(source, list | tuple):
         return "the list of examples"
     if isinstance(source, datasets.DatasetDict):
@@ -44,7 +52,7 @@ def plain_object(source: Any, name: str) -> Any:
         return plain({key: plain(_listed(value)) for key, value in source.items()})
     is_rows = isinstance(source, Iterable) and not isinstance(source, unread + splits)
     if not is_rows or module in ("pandas", "numpy", "torch"):
-        hint = f"Supported sources: {FORMATS}."
+        hint = f"Supported sources: {_SOURCES}."
         if isinstance(source, io.IOBase):
             hint = "Pass the path of the file instead of an open file."
         elif callable(source) and not isinstance(source, type):

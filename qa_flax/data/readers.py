@@ -8,7 +8,7 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ from qa_flax.data.json_files import Rows, object_rows, read_json, read_json_line
 from qa_flax.data.messages import MAX_SHOWN, first_few
 from qa_flax.data.objects import object_name, plain_object
 from qa_flax.data.rejected import ExampleError, RejectedRow
-from qa_flax.data.text_files import FORMATS, TABLE_MAGIC, decode, unpacked
+from qa_flax.data.text_files import TABLE_MAGIC, decode, unpacked
 from qa_flax.data.values import cleaned
 
-__all__ = ["FORMATS", "INT32_MAX", "ExampleError", "Row", "arrow_table", "read"]
+__all__ = ["INT32_MAX", "ExampleError", "Row", "arrow_table", "read"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ def read(
     kwargs: Mapping[str, Any] | None = None,
     *,
     columns: Mapping[str, str | None] | None = None,
+    optional_columns: Collection[str] = (),
     bad_rows: str = "refuse",
     needs_text: bool = True,
 ) -> tuple[str, list[Row], list[RejectedRow]]:
@@ -65,6 +66,7 @@ def read(
         kwargs: further arguments of `datasets.load_dataset`.
         columns: the source's own names of the columns question, context, answers and id, by these;
             None: as they are called here.
+        optional_columns: those of `columns` that the source need not have.
         needs_text: whether a source without questions or without contexts is refused.
         bad_rows: what to do with lines that are no rows. "refuse" raises; "skip" leaves them out.
 
@@ -80,7 +82,10 @@ def read(
     """
     if bad_rows not in BAD_ROWS:
         raise ValueError(f"bad_rows must be one of {BAD_ROWS}, got {bad_rows!r}.")
-    found = _read(source, split, config_name, dict(kwargs or {}), columns, needs_text)
+    names = ColumnNames(
+        object_name(source), columns, optional=optional_columns, needs_text=needs_text
+    )
+    found = _read(source, split, config_name, dict(kwargs or {}), names)
     name = found.name
     if found.rejected and bad_rows == "refuse":
         raise ExampleError(_refusal(found))
@@ -101,19 +106,15 @@ def _read(
     split: str | None,
     config_name: str | None,
     kwargs: dict[str, Any],
-    chosen: Mapping[str, str | None] | None,
-    needs_text: bool,
+    columns: ColumnNames,
 ) -> Rows:
     """Read a source with its own names of columns."""
+    name = columns.source
     if isinstance(source, str | os.PathLike):
-        name = str(source)
-        columns = ColumnNames(name, chosen, needs_text=needs_text)
         path = _local_path(source)
         if path is not None:
             return _read_file(name, path, columns)
         return _arrow_rows(arrow_table(load_hub(name, split, config_name, kwargs)), columns)
-    name = object_name(source)
-    columns = ColumnNames(name, chosen)
     if isinstance(source, datasets.DatasetDict):
         source = one_split(source, split, name)
     if isinstance(source, datasets.Dataset):

@@ -13,10 +13,7 @@ import zlib
 from qa_flax.data.messages import first_few, quoted
 from qa_flax.data.rejected import ExampleError
 
-FORMATS = (
-    "nested SQuAD JSON, flat JSON, JSONL, CSV/TSV, Parquet, a hub id, a datasets.Dataset, a pandas "
-    "DataFrame, a dict of lists or dicts in a list or generator"
-)
+FORMATS = "nested SQuAD JSON, flat JSON, JSONL, CSV/TSV and Parquet"
 TABLE_MAGIC = (b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")
 """How Parquet, Feather and Arrow's stream format begin; `data/readers.py` reads them."""
 
@@ -36,7 +33,7 @@ _OTHER_FILES = {
     b"\xd0\xcf\x11\xe0": ("an old Excel or Word file", _EXPORT),
     b"SQLite format 3": ("an SQLite database", _EXPORT),
     b"\x89HDF": ("an HDF5 file", _EXPORT),
-    b"\x93NUMPY": ("a NumPy array", "pass its rows to load_examples as dicts"),
+    b"\x93NUMPY": ("a NumPy array", "write its rows as JSON Lines or Parquet"),
     b"%PDF": ("a PDF document", _EXPORT),
     b"\x89PNG": ("a picture", "check the path"),
     b"\xff\xd8\xff": ("a picture", "check the path"),
@@ -102,7 +99,7 @@ def _other_kind(data: bytes) -> tuple[str, str]:
         return "a tar archive", "unpack it with `tar xf` and give one of the files in it"
     if _PICKLE.match(data):
         return "a Python pickle, which can run any code and is never loaded", (
-            "load it yourself and write the rows with to_json(orient='records') or to_parquet"
+            "load it in Python and write its rows as JSON Lines or Parquet"
         )
     if _HTML.match(data[:4096]):
         return "an HTML page, not the data itself", (
@@ -133,7 +130,7 @@ def _zip_kind(data: bytes) -> tuple[str, str]:
     if "mimetype" in names or "content.xml" in names:
         return "an OpenDocument file", "save it as CSV with the character set UTF-8"
     if any(member.endswith(("/data.pkl", ".npy")) for member in names):
-        return "an archive of PyTorch or NumPy arrays", "pass its rows to load_examples as dicts"
+        return "an archive of PyTorch or NumPy arrays", "write its rows as JSON Lines or Parquet"
     return "a zip archive", f"unpack it and give one of the files in it ({first_few(names)})"
 
 
@@ -221,7 +218,7 @@ def _not_utf8(name: str, data: bytes) -> ExampleError:
     at = f"byte 0x{data[start]:02x} in line {line}"
     if len(_CONTROL.findall(data[:_SAMPLE])) > len(data[:_SAMPLE]) / 200:
         return ExampleError(
-            f"{name} is neither text nor Parquet ({at} is not UTF-8). Supported sources: {FORMATS}."
+            f"{name} is neither text nor Parquet ({at} is not UTF-8). Supported files: {FORMATS}."
         )
     if error.reason == "unexpected end of data":
         return ExampleError(

@@ -5,6 +5,7 @@ import pytest
 
 from qa_flax import load_examples
 from qa_flax.data.column_names import canonical_name
+from qa_flax.data.readers import read
 from qa_flax.data.rejected import ExampleError
 
 ANSWERS = {"text": ["mill"], "answer_start": [4]}
@@ -73,3 +74,11 @@ def test_wrong_names_are_refused_with_the_columns_found(arguments, message):
     for source in ([ROW], datasets.Dataset.from_list([ROW])):
         with pytest.raises(ExampleError, match=message):
             load_examples(source, **arguments)
+
+
+def test_a_chosen_column_may_be_optional():
+    columns = {"answers": "label"}
+    rows = read([ROW], columns=columns, optional_columns=("answers",))[1]
+    assert "answers" not in rows[0], "the column that is called answers is not the chosen one"
+    with pytest.raises(ExampleError, match="no column 'label', which answer_column names"):
+        read([ROW], columns=columns)

@@ -129,6 +129,8 @@ def load_stage(stage: str, model_args: ModelArguments, data_args: DataArguments)
             "answers": data_args.answer_column,
             "id": data_args.id_column,
         },
+        # Test data need not have answers.
+        optional_columns=("answers",) if stage == "predict" else (),
         misaligned=data_args.misaligned_answers,
         bad_rows=data_args.bad_rows,
         require_answers=stage == "train",
