@@ -62,6 +62,8 @@ def _run(name: str, argv: list[str]) -> int | None:
         status, message = 2, f"error: {error}"
     except (FloatingPointError, ProcessError) as error:
         status, message = 1, str(error)
+    except OSError as error:  # after the input was checked: a full disk, a lost file system
+        status, message = 1, f"{type(error).__name__}: {error}"
     except KeyboardInterrupt:
         status, message = 130, "interrupted"
     print(f"qa-flax: {message}", file=sys.stderr)

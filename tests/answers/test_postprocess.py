@@ -54,3 +54,22 @@ def test_candidates_from_the_cores_have_no_answer_either():
         EXAMPLES, FEATURES, candidates, n_best_size=2, hf_compatible=False
     )
     assert found == ANSWERS
+
+
+# ---- examples and windows of different sets ------------------------------------------------------
+
+
+@pytest.mark.parametrize("hf_compatible", [True, False])
+@pytest.mark.parametrize("version_2", [False, True])
+def test_examples_without_windows_are_counted_and_named(caplog, hf_compatible, version_2):
+    features = [row for row in FEATURES if row["example_id"] == "sound"]
+    pair = (np.zeros((1, 5), np.float32), np.zeros((1, 5), np.float32))
+    settings = {"version_2_with_negative": version_2, "hf_compatible": hf_compatible}
+    found = postprocess_qa_predictions(EXAMPLES, features, pair, **settings)
+    assert found.keys() == {"broken", "sound", "half"}
+    (line,) = [r.getMessage() for r in caplog.records]
+    assert line.startswith("2 of 3 examples")
+    assert '"broken", "half"' in line
+    caplog.clear()
+    postprocess_qa_predictions(EXAMPLES, FEATURES, (logits(0), logits(0)), **settings)
+    assert not caplog.records
