@@ -3,7 +3,7 @@
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import NoReturn
 
@@ -62,6 +62,8 @@ def _run(name: str, argv: list[str]) -> int | None:
         status, message = 2, f"error: {error}"
     except (FloatingPointError, ProcessError) as error:
         status, message = 1, str(error)
+    except OSError as error:  # after the input was checked: a full disk, a lost file system
+        status, message = 1, f"{type(error).__name__}: {error}"
     except KeyboardInterrupt:
         status, message = 130, "interrupted"
     print(f"qa-flax: {message}", file=sys.stderr)
@@ -83,7 +85,8 @@ def _command(name: str) -> ModuleType:
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     def raise_usage_error(message: str) -> NoReturn:
-        hint = _hint(argv, list(parser._option_string_actions))
+        other_names = getattr(parser, "other_names", {})
+        hint = _hint(argv, list(parser._option_string_actions), other_names)
         raise UsageError(f"{message}{hint} ({parser.prog} --help lists the arguments)")
 
     # argparse would print the usage before each message, but `qa-flax run` has too many arguments.
@@ -91,11 +94,19 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
     return parser.parse_args(argv)
 
 
-def _hint(argv: list[str], options: list[str]) -> str:
-    """Return a suggestion for the first misspelled option, or ""; abbreviations are valid."""
+def _hint(argv: list[str], options: list[str], other_names: Mapping[str, str]) -> str:
+    """Return a suggestion for the first unknown option, or ""; abbreviations are valid.
+
+    Args:
+        argv: the command line.
+        options: the options of the parser.
+        other_names: names that other programs have for an option -> what to do here.
+    """
     for argument in argv:
         name = argument.split("=")[0]
         if name.startswith("--") and not any(option.startswith(name) for option in options):
+            if name[2:].replace("-", "_") in other_names:
+                return f"; instead of {name}, {other_names[name[2:].replace('-', '_')]}"
             similar = _most_similar(name, options)
             return f"; did you mean {similar} instead of {name}?" if similar else ""
     return ""

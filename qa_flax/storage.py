@@ -5,6 +5,8 @@ downloads a file or folder, and `output_folder` uploads a local folder.
 """
 
 import atexit
+import json
+import math
 import os
 import shutil
 import tempfile
@@ -116,6 +118,32 @@ def replacing(file: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+# What the first bytes of a file say that it is, if it took the place of another, and what to do.
+_FOREIGN = (
+    ((b"version https://git-lfs",), "a pointer of Git LFS", "run `git lfs pull` in its folder"),
+    ((b"<!doctype", b"<html", b"<head", b"<?xml"), "a web page", "download the file itself"),
+    ((b"pk\x03\x04",), "a zip archive", "unpack it, or convert it if torch.save wrote it"),
+    ((b"\x1f\x8b",), "a gzip archive", "unpack it"),
+    ((b"\x89hdf",), "an HDF5 file", "use the weights in safetensors instead"),
+)
+
+
+def foreign_content(file: Path) -> str | None:
+    """Say what a file is if something else took its place, such as a failed download; else None.
+
+    The text fits after "it is": what the file holds, and what to do about it.
+    """
+    with file.open("rb") as opened:
+        head = opened.read(64)
+    if not head:
+        return "empty; download it or write it again"
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    for beginnings, name, advice in _FOREIGN:
+        if start.startswith(beginnings):
+            return f"{name}; {advice}"
+    return None
+
+
 def write_text(file: AnyPath, text: str) -> None:
     """Write a small text file atomically; its folder is created if necessary."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -124,6 +152,27 @@ def write_text(file: AnyPath, text: str) -> None:
         return
     with replacing(file) as temporary:
         temporary.write_text(text)
+
+
+def json_text(value: Any, **settings: Any) -> str:
+    """Return a value as JSON. NaN and infinite numbers, which JSON does not have, become `null`.
+
+    Args:
+        value: dicts, lists, strings, numbers, booleans and None.
+        settings: arguments of `json.dumps`, such as `indent`.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **settings)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False, **settings)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def delete(folder: AnyPath) -> None:

@@ -117,3 +117,9 @@ def test_the_compilation_cache_may_be_in_a_bucket(bucket):
     }
     subprocess.run([sys.executable, "-c", program], env=environment(1) | variables, check=True)
     assert list((bucket / "cache" / "steps").iterdir())
+
+
+def test_numbers_that_json_does_not_have_are_null():
+    values = {"a": float("nan"), "b": [1.5, float("inf"), (None, -float("inf"))], "c": {"d": "NaN"}}
+    text = storage.json_text(values, sort_keys=True)
+    assert text == '{"a": null, "b": [1.5, null, [null, null]], "c": {"d": "NaN"}}'

@@ -38,6 +38,7 @@ from numbers import Real
 from typing import Any, NamedTuple
 
 from qa_flax.data.messages import first_few
+from qa_flax.ranges import NUMBER, check_numbers
 
 logger = logging.getLogger(__name__)
 
@@ -90,9 +91,23 @@ def squad_metric(
     if not references:
         raise ValueError("references is empty: pass at least one question with its answers")
     normalized = _Normalized(language)
+    check_numbers({"no_answer_threshold": NUMBER}, no_answer_threshold=no_answer_threshold)
     if version_2_with_negative:
         return _squad_v2(predictions, references, no_answer_threshold, normalized)
     return _squad_v1(predictions, references, normalized)
+
+
+def metric_names(version_2_with_negative: bool) -> list[str]:
+    """Return the names of all scores that `squad_metric` can return."""
+    gold: list[list[str]] = [["a"], []] if version_2_with_negative else [["a"]]
+    ids = [str(n) for n in range(len(gold))]
+    return list(
+        squad_metric(
+            [{"id": id_, "prediction_text": ""} for id_ in ids],
+            [{"id": id_, "answers": {"text": text}} for id_, text in zip(ids, gold, strict=True)],
+            version_2_with_negative,
+        )
+    )
 
 
 def _squad_v1(predictions: list, references: list, normalized: "_Normalized") -> dict[str, float]:
@@ -102,8 +117,7 @@ def _squad_v1(predictions: list, references: list, normalized: "_Normalized") ->
         raise ValueError(
             f"{len(without_gold)} of {len(references)} questions have no gold answer "
             f"({first_few(without_gold)}), which SQuAD v1.1 cannot score: pass "
-            "version_2_with_negative=True (--version_2_with_negative on the command line), or "
-            "remove these questions"
+            "version_2_with_negative=True, or remove these questions"
         )
     texts = {row["id"]: row["prediction_text"] for row in predictions}
     unanswered = [row["id"] for row in references if row["id"] not in texts]

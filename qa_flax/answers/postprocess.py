@@ -17,6 +17,7 @@ The table lists the cases that differ. "v2" means `version_2_with_negative=True`
 | v2, the first example has no windows | UnboundLocalError | largest float | largest float |
 | null prediction's logits | token 0's, even if it is padding | the same | the CLS token's |
 | NaN logits | NaN first, then Python's sort | the same; all NaN are equal | replaced by -10000 |
+| no logit of an example is finite | the text of token 0 | the same | largest float |
 | infinite logits | NaN probabilities | the same | replaced by +-10000 |
 | duplicate example ids | the last one's answer, in the first one's place | the same | ValueError |
 | whitespace around a text | unchanged | unchanged | removed |
@@ -42,9 +43,17 @@ import numpy as np
 
 from qa_flax import storage
 from qa_flax.answers.files import ChunkAnswers, answer_files
-from qa_flax.answers.spans import Candidates, Chunk, Logits, SearchSettings, make_searches
-from qa_flax.data.messages import first_few
+from qa_flax.answers.spans import (
+    PADDING_LOGIT,
+    Candidates,
+    Chunk,
+    Logits,
+    SearchSettings,
+    make_searches,
+)
+from qa_flax.data.messages import first_few, quoted
 from qa_flax.data.tables import ExampleRows, FeatureRows, example_source, span_source
+from qa_flax.ranges import NUMBER, at_least
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +160,7 @@ def find_answers(
     Arguments and errors are those of `postprocess_qa_predictions`.
     """
     logger.setLevel(log_level)
-    _check_arguments(settings, output_dir)
+    _check_arguments(settings, null_score_diff_threshold, output_dir)
     windows, example_table = span_source(features), example_source(examples)
     predictions = _check_predictions(predictions, len(windows), settings)
     ids = example_table.ids()
@@ -160,7 +169,7 @@ def find_answers(
     logger.info(
         "Post-processing %d example predictions split into %d features.", len(ids), len(windows)
     )
-    answers = Answers(OrderedDict(), {}, {})
+    answers, missing = Answers(OrderedDict(), {}, {}), []
     with ExitStack() as stack:
         stack.enter_context(np.errstate(invalid="ignore", over="ignore"))
         write = None
@@ -169,13 +178,14 @@ def find_answers(
             files = answer_files(folder, prefix, settings.version_2_with_negative)
             write = stack.enter_context(files)
         for search in make_searches(ids, windows, predictions, settings):
+            missing += [ids[row] for row in search.without_windows().tolist()]
             contexts = example_table.contexts(search.examples)
             keys = [ids[row] for row in search.examples.tolist()]
-            chunk = search.n_best() if write else search.best()
+            chunk = _without_nan(search.n_best() if write else search.best(), settings)
             chunk_answers = _choose(chunk, contexts, settings, null_score_diff_threshold)
             if not write and chunk_answers.has_blank:
                 # A best span has no text, so a later span of the n-best list may be the answer.
-                chunk = search.n_best()
+                chunk = _without_nan(search.n_best(), settings)
                 chunk_answers = _choose(chunk, contexts, settings, null_score_diff_threshold)
             answers.texts.update(zip(keys, chunk_answers.texts, strict=True))
             if chunk_answers.null_odds is not None:
@@ -183,10 +193,33 @@ def find_answers(
                 answers.null_odds.update(zip(keys, chunk_answers.null_odds, strict=True))
             if write:
                 write(keys, chunk, contexts, chunk_answers)
+    if missing:
+        logger.warning(
+            "%d of %d examples have no features, so they have no prediction and count as wrong if "
+            "they have an answer: ids %s. Pass the examples that the features were made from.",
+            len(missing),
+            len(ids),
+            first_few(missing, quoted),
+        )
     return answers
 
 
 # ------------------------------------------------------------------------------------ answers
+
+
+def _without_nan(chunk: Chunk, settings: SearchSettings) -> Chunk:
+    """Remove the spans of examples that have no finite logits: their order means nothing.
+
+    Their answers are "". Nothing is removed with `hf_compatible`.
+    """
+    spans = chunk.spans
+    is_replaced = (spans.start_logits == PADDING_LOGIT) & (spans.end_logits == PADDING_LOGIT)
+    if settings.hf_compatible or not is_replaced.any():
+        return chunk
+    counts = np.diff(chunk.bounds)
+    has_logits = np.bincount(spans.owner[~is_replaced], minlength=len(counts)) > 0
+    bounds = np.concatenate([[0], np.cumsum(np.where(has_logits, counts, 0))])
+    return chunk._replace(spans=spans.take(has_logits[spans.owner]), bounds=bounds)
 
 
 def _choose(
@@ -272,11 +305,21 @@ def _texts(chunk: Chunk, contexts: list[str], rows: np.ndarray) -> list[str]:
 # ------------------------------------------------------------------------------------- checks
 
 
-def _check_arguments(settings: SearchSettings, output_dir: str | os.PathLike | None) -> None:
-    for name in ("n_best_size", "max_answer_length"):
-        value = getattr(settings, name)
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+_RANGES = {
+    "n_best_size": at_least(1),
+    "max_answer_length": at_least(1),
+    # Infinity: every question is answered.
+    "null_score_diff_threshold": NUMBER,
+}
+
+
+def _check_arguments(
+    settings: SearchSettings, threshold: float, output_dir: str | os.PathLike | None
+) -> None:
+    values = settings._asdict() | {"null_score_diff_threshold": threshold}
+    for name, range_ in _RANGES.items():
+        if not range_.contains(values[name]):
+            raise ValueError(f"{name} is {values[name]!r}; it must be {range_.allowed}")
     if output_dir is None or storage.is_remote(output_dir):
         return  # a bucket has no empty folders: writing a file creates its folder
     if not Path(output_dir).is_dir():

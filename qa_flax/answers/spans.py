@@ -161,6 +161,10 @@ class Search:
             _best_of_examples(spans, len(self.examples), settings.n_best_size, self.nulls)
         )
 
+    def without_windows(self) -> Int[np.ndarray, " n"]:
+        """Return the examples without windows, as rows of the example table."""
+        return self.examples[np.bincount(self.owner, minlength=len(self.examples)) == 0]
+
     def best(self) -> Chunk:
         """Return only the best span of each example; v2: with its null prediction.
 

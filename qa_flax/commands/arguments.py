@@ -4,9 +4,55 @@ Arguments that Hugging Face's run_qa.py also has keep its names and defaults.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
+
+from qa_flax.commands import argument_file
+from qa_flax.ranges import BELOW_1, NUMBER, POSITIVE, Range, at_least
+
+_COUNT = at_least(1)
+_OPTIONAL_COUNT = at_least(1).or_none()
+_RANGES = {
+    "lora_r": at_least(0),
+    "lora_alpha": POSITIVE,
+    "lora_dropout": BELOW_1,
+    "validation_split": Range(
+        "a share of the training data, above 0 and below 1, such as 0.1",
+        lambda v: 0 < v < 1,
+        is_optional=True,
+    ),
+    "folds": Range(
+        "at least 2 for cross-validation", lambda v: v >= 2, is_whole=True, is_optional=True
+    ),
+    "max_seq_length": _COUNT,
+    "doc_stride": at_least(0),
+    "preprocessing_num_workers": _OPTIONAL_COUNT,
+    "max_train_samples": _OPTIONAL_COUNT,
+    "max_eval_samples": _OPTIONAL_COUNT,
+    "max_predict_samples": _OPTIONAL_COUNT,
+    "null_score_diff_threshold": NUMBER,
+    "n_best_size": _COUNT,
+    "max_answer_length": _COUNT,
+    "num_processes": _OPTIONAL_COUNT,
+    "process_id": at_least(0).or_none(),
+    "initialization_timeout": POSITIVE,
+}
+
+
+def _check_ranges(arguments: Any) -> None:
+    """Refuse numbers outside their ranges.
+
+    Raises:
+        ValueError: names each of them.
+    """
+    problems = [
+        f"--{name} is {value}; it must be {range_.allowed}"
+        for name, range_ in _RANGES.items()
+        if hasattr(arguments, name) and not range_.contains(value := getattr(arguments, name))
+    ]
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
 @dataclass
@@ -26,6 +72,13 @@ class ModelArguments:
     tokenizer_name: str | None = field(
         default=None,
         metadata={"help": "Directory or Hub id of the tokenizer, if it differs from the model's."},
+    )
+    base_model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Directory or Hub id of the base model, if model_name_or_path has PEFT's "
+            "adapters and their base is not where adapter_config.json says."
+        },
     )
     cache_dir: str | None = field(
         default=None,
@@ -78,8 +131,7 @@ class ModelArguments:
     )
 
     def __post_init__(self):
-        if self.lora_r < 0:
-            raise ValueError(f"--lora_r is {self.lora_r}; it must not be below 0")
+        _check_ranges(self)
         if self.lora_target_modules and not self.lora_r:
             raise ValueError("--lora_target_modules has no effect without --lora_r")
         if self.trust_remote_code:
@@ -100,7 +152,8 @@ class DataArguments:
     train_file: str | None = field(
         default=None,
         metadata={
-            "help": "Training data: a SQuAD JSON (nested or flat), JSONL, CSV or Parquet file."
+            "help": "Training data: a SQuAD JSON (nested or flat), JSONL, CSV or Parquet file, "
+            "also compressed (.gz, .bz2, .xz)."
         },
     )
     validation_file: str | None = field(
@@ -109,6 +162,24 @@ class DataArguments:
     test_file: str | None = field(
         default=None,
         metadata={"help": "Data for --do_predict, in the same formats; answers are optional."},
+    )
+    question_column: str | None = field(
+        default=None,
+        metadata={"help": "Name of the column with the questions, if it is not question."},
+    )
+    context_column: str | None = field(
+        default=None,
+        metadata={"help": "Name of the column with the contexts, if it is not context."},
+    )
+    answer_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Name of the column with the answers, if it is not answers: their text and "
+            "start, or the text alone."
+        },
+    )
+    id_column: str | None = field(
+        default=None, metadata={"help": "Name of the column with the ids, if it is not id."}
     )
     validation_split: float | None = field(
         default=None,
@@ -207,11 +278,21 @@ class DataArguments:
         },
     )
     misaligned_answers: str = field(
-        default="keep",
+        default="drop",
         metadata={
-            "help": "What to do with answers that do not occur in the context at their "
-            "answer_start: keep them and warn, repair answer_start, or refuse the data.",
-            "choices": ["keep", "repair", "refuse"],
+            "help": "What to do with answers that are not in the context at their answer_start. "
+            "drop: train on the nearest place where their text occurs, or not at all if it occurs "
+            "nowhere; evaluate on them as they are. keep: train on what is at their answer_start. "
+            "repair: move them, also to other spellings of their text. refuse the data.",
+            "choices": ["drop", "keep", "repair", "refuse"],
+        },
+    )
+    bad_rows: str = field(
+        default="refuse",
+        metadata={
+            "help": "What to do with rows that cannot be used: refuse the data, or skip them and "
+            "write them with the reasons to rejected.jsonl in output_dir.",
+            "choices": ["refuse", "skip"],
         },
     )
 
@@ -221,6 +302,14 @@ class DataArguments:
             "help": "What to do with questions that leave no room for the context in the window: "
             "truncate them and warn, or refuse the data.",
             "choices": ["truncate", "refuse"],
+        },
+    )
+    language: str | None = field(
+        default=None,
+        metadata={
+            "help": "Score answers with the rules of MLQA's scorer for this language, as qa-flax "
+            "score --language does, instead of SQuAD's.",
+            "choices": ["ar", "de", "en", "es", "hi", "vi", "zh"],
         },
     )
     hf_compatible: bool = field(
@@ -245,20 +334,11 @@ class DataArguments:
             raise ValueError(
                 "no data: set --train_file, --validation_file, --test_file or --dataset_name"
             )
-        for name in ("n_best_size", "max_answer_length"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"--{name} is {value}; it must be at least 1")
+        _check_ranges(self)
         self._check_split()
 
     def _check_split(self) -> None:
         share, folds = self.validation_split, self.folds
-        if share is not None and not 0 < share < 1:
-            raise ValueError(
-                f"--validation_split is {share}; it is a share of the training data and must be "
-                "above 0 and below 1, such as 0.1"
-            )
-        if folds is not None and folds < 2:
-            raise ValueError(f"--folds is {folds}; cross-validation needs at least 2")
         if share is not None and folds is not None:
             raise ValueError(
                 "--folds and --validation_split exclude each other: every fold is evaluated on its "
@@ -328,17 +408,15 @@ class DistributedArguments:
             raise ValueError(
                 f"arguments without effect unless --distributed is set: {', '.join(flags)}"
             )
-        if self.initialization_timeout <= 0:
-            raise ValueError(
-                f"--initialization_timeout is {self.initialization_timeout}; it must be above 0"
-            )
+        _check_ranges(self)
 
 
 def dataclass_parser(*kinds: Any, **options: Any) -> argparse.ArgumentParser:
     """Build a parser with one argument for each field of the given dataclasses.
 
-    `parse_args(...).dataclasses` is a tuple with one instance of each dataclass. A single argument
-    that ends in .json, .yaml or .yml is read as a file with the values of all arguments.
+    `parse_args(...).dataclasses` is a tuple with one instance of each dataclass. A first argument
+    that ends in .json, .yaml or .yml is a file with values of arguments; the arguments after it
+    take precedence over the file's.
 
     Args:
         kinds: dataclasses as transformers' `HfArgumentParser` takes them.
@@ -346,21 +424,26 @@ def dataclass_parser(*kinds: Any, **options: Any) -> argparse.ArgumentParser:
     """
     from transformers import HfArgumentParser  # imported here because it is slow
 
+    # Before the parser replaces the annotations that argparse cannot use.
+    hints = {name: hint for kind in kinds for name, hint in get_type_hints(kind).items()}
+
     class Parser(HfArgumentParser):
         def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride]
             self, args: Sequence[str] | None = None, namespace: None = None
         ) -> argparse.Namespace:
             argv = list(args or ())
-            if len(argv) == 1 and argv[0].endswith(".json"):
-                parsed = self.parse_json_file(argv[0])
-            elif len(argv) == 1 and argv[0].endswith((".yaml", ".yml")):
-                parsed = self.parse_yaml_file(argv[0])
-            else:
-                *parsed, unknown = self.parse_args_into_dataclasses(
-                    argv, return_remaining_strings=True, look_for_args_file=False
-                )
-                if unknown:
-                    self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            if argv and argv[0].endswith(argument_file.SUFFIXES):
+                self._use_file(argument_file.read(argv.pop(0), self, hints))
+            *parsed, unknown = self.parse_args_into_dataclasses(
+                argv, return_remaining_strings=True, look_for_args_file=False
+            )
+            if unknown:
+                self.error(f"unrecognized arguments: {' '.join(unknown)}")
             return argparse.Namespace(dataclasses=tuple(parsed))
+
+        def _use_file(self, values: Mapping[str, Any]) -> None:
+            self.set_defaults(**values)
+            for action in self._actions:
+                action.required = action.required and action.dest not in values
 
     return Parser(list(kinds), **options)

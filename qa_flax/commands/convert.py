@@ -13,6 +13,9 @@ from qa_flax.commands.errors import usage_errors
 
 SUMMARY = "convert pytorch_model.bin (needs PyTorch) or flax_model.msgpack to model.safetensors"
 
+# What training scripts call a state dict inside a checkpoint, beside the optimizer and the epoch.
+STATE_DICT_NAMES = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
+
 PICKLE_FILE = "pytorch_model.bin"
 PICKLE_INDEX_FILE = "pytorch_model.bin.index.json"
 
@@ -22,8 +25,8 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="qa-flax convert",
         description="Write model.safetensors next to the pytorch_model.bin or flax_model.msgpack "
-        "of a checkpoint. A pickle can run code when it is loaded, so one that holds more than "
-        "tensors is rejected.",
+        "of a checkpoint, or adapter_model.safetensors next to PEFT's adapter_model.bin. A pickle "
+        "can run code when it is loaded, so one that holds more than tensors is rejected.",
     )
     parser.add_argument("directory", metavar="DIRECTORY", type=Path, help="the checkpoint")
     return parser
@@ -41,7 +44,7 @@ def main(parsed: argparse.Namespace) -> None:
 
 
 def convert(directory: str | os.PathLike[str]) -> Path:
-    """Convert the weights in `directory` to `model.safetensors`.
+    """Convert the weights in `directory` to `model.safetensors`, or those of adapters.
 
     The dtypes do not change, except that bfloat16 in Flax's file becomes float32. PyTorch's tensors
     that share memory are each written in full; Flax's get PyTorch's names and layout. The original
@@ -49,36 +52,50 @@ def convert(directory: str | os.PathLike[str]) -> Path:
 
     Args:
         directory: a checkpoint with `pytorch_model.bin` or `flax_model.msgpack`, or with shards of
-            one of them and their index.
+            one of them and their index; or PEFT's adapters in `adapter_model.bin`.
 
     Returns:
-        The path of `model.safetensors`.
+        The path of `model.safetensors`, or of `adapter_model.safetensors`.
 
     Raises:
         ModuleNotFoundError: PyTorch is not installed and needed.
-        OSError: there is nothing to convert, or `model.safetensors` already exists.
+        OSError: there is nothing to convert, or the file to write already exists.
         ValueError: a pickle is not a dict of tensors by name or would run code when loaded, a file
             of Flax is not one or of an unsupported model, or there are weights of both kinds.
     """
-    from qa_flax.models.files import FLAX_FILE, FLAX_INDEX_FILE, INDEX_FILE, WEIGHTS_FILE
+    from qa_flax.models import files
     from qa_flax.storage import replacing
 
     directory = Path(directory)
-    for name in (WEIGHTS_FILE, INDEX_FILE):
-        if (directory / name).exists():
-            raise FileExistsError(f"{directory / name} already exists; nothing to convert")
-    flax, pickles = (
+    flax, pickles, adapters = (
         [name for name in names if (directory / name).is_file()]
-        for names in ((FLAX_FILE, FLAX_INDEX_FILE), (PICKLE_FILE, PICKLE_INDEX_FILE))
+        for names in (
+            (files.FLAX_FILE, files.FLAX_INDEX_FILE),
+            (PICKLE_FILE, PICKLE_INDEX_FILE),
+            (files.ADAPTER_PICKLE_FILE,),
+        )
     )
+    if adapters and not flax and not pickles:
+        file = directory / files.ADAPTER_WEIGHTS_FILE
+        _refuse_existing(file)
+        with replacing(file) as temporary:
+            _write_tensors([directory / adapters[0]], temporary)
+        return file
+    _refuse_existing(directory / files.WEIGHTS_FILE, directory / files.INDEX_FILE)
     if flax and pickles:
         raise ValueError(
             f"{directory} has both {flax[0]} and {pickles[0]}, which may differ; move the one that "
             "you do not want to another directory"
         )
-    with replacing(directory / WEIGHTS_FILE) as temporary:
+    with replacing(directory / files.WEIGHTS_FILE) as temporary:
         (_convert_flax if flax else _convert_pickles)(directory, temporary)
-    return directory / WEIGHTS_FILE
+    return directory / files.WEIGHTS_FILE
+
+
+def _refuse_existing(*files: Path) -> None:
+    for file in files:
+        if file.exists():
+            raise FileExistsError(f"{file} already exists; nothing to convert")
 
 
 def _convert_flax(directory: Path, file: Path) -> None:
@@ -90,31 +107,45 @@ def _convert_flax(directory: Path, file: Path) -> None:
 
 
 def _convert_pickles(directory: Path, file: Path) -> None:
-    files = _files(directory)
+    _write_tensors(_files(directory), file)
+
+
+def _write_tensors(pickles: list[Path], file: Path) -> None:
+    """Write the tensors of some pickles to one safetensors file."""
     try:
         from safetensors.torch import save_file
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"reading {PICKLE_FILE} needs PyTorch: pip install 'qa-flax[torch]'"
+            f"reading {pickles[0].name} needs PyTorch: pip install 'qa-flax[torch]'"
         ) from error
     tensors: dict[str, Any] = {}
-    for pickle in files:
+    for pickle in pickles:
         tensors |= _tensors(pickle)
     save_file({n: t.clone() for n, t in tensors.items()}, file, {"format": "pt"})
 
 
 def _files(directory: Path) -> list[Path]:
     """Return the pickle, or the shards that its index names."""
-    from qa_flax.models.files import CONFIG_FILE, FLAX_FILE, listing, shard_names
+    from qa_flax.models.files import (
+        ADAPTER_PICKLE_FILE,
+        CONFIG_FILE,
+        FLAX_FILE,
+        listing,
+        models_inside,
+        shard_names,
+    )
 
     if (directory / PICKLE_FILE).is_file():
         return [directory / PICKLE_FILE]
     index = directory / PICKLE_INDEX_FILE
     if not index.is_file():
-        contents = listing(directory) if directory.is_dir() else "no such directory"
+        contents, inside = "no such directory", ""
+        if directory.is_dir():
+            contents, inside = listing(directory), models_inside(directory)
         raise FileNotFoundError(
-            f"{directory} has no {PICKLE_FILE}, no {PICKLE_INDEX_FILE} and no {FLAX_FILE} "
-            f"({contents}); give the directory that contains one of them and {CONFIG_FILE}"
+            f"{directory} has no {PICKLE_FILE}, no {PICKLE_INDEX_FILE}, no {FLAX_FILE} and no "
+            f"{ADAPTER_PICKLE_FILE} ({contents}); give the directory that contains one of them and "
+            f"{CONFIG_FILE}, and name PyTorch's file {PICKLE_FILE} if it has another name{inside}"
         )
     return [directory / name for name in shard_names(index)]
 
@@ -125,7 +156,6 @@ def _tensors(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is not a pickled dict of plain tensors.
     """
-    import pickle
 
     import torch
 
@@ -133,11 +163,45 @@ def _tensors(file: Path) -> dict[str, Any]:
 
     try:
         contents = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{file} is not a pickle of plain tensors: {reason}") from error
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle raises any kind
+        raise ValueError(
+            f"{file} is not a pickle of plain tensors: "
+            + (_what_it_is(file) or str(error).strip().split("\n")[0])
+        ) from error
     if not isinstance(contents, dict):
         raise ValueError(f"{file} contains a {type(contents).__name__}, not tensors by name")
+    contents = _state_dict(contents, torch.Tensor)
     if bad := [str(n) for n, t in contents.items() if not isinstance(t, torch.Tensor)]:
-        raise ValueError(f"{file}: {first_few(bad)} ({len(bad)} in all) are not tensors")
+        raise ValueError(
+            f"{file}: {first_few(bad)} ({len(bad)} in all) are not tensors; a state dict is "
+            f"expected, or one inside the file as {', '.join(STATE_DICT_NAMES)}"
+        )
+    if not contents:
+        raise ValueError(f"{file} contains no tensors")
     return {name: tensor.contiguous() for name, tensor in contents.items()}
+
+
+def _what_it_is(file: Path) -> str | None:
+    """Say what took the place of a pickle; None: nothing that is known."""
+    from safetensors import SafetensorError, safe_open
+
+    from qa_flax.storage import foreign_content
+
+    try:
+        with safe_open(file, "np"):
+            return "it is a safetensors file; name it model.safetensors"
+    except SafetensorError:
+        content = foreign_content(file)
+    # torch.save writes a zip archive, too.
+    return None if content is None or content.startswith("a zip") else f"it is {content}"
+
+
+def _state_dict(contents: dict[str, Any], tensor: type) -> dict[str, Any]:
+    """The state dict inside a training script's checkpoint; `contents` itself if it is one."""
+    if any(isinstance(value, tensor) for value in contents.values()):
+        return contents
+    named = [contents[n] for n in STATE_DICT_NAMES if isinstance(contents.get(n), dict)]
+    with_tensors = [d for d in named if any(isinstance(value, tensor) for value in d.values())]
+    return with_tensors[0] if len(with_tensors) == 1 else contents

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from qa_flax.commands.wording import in_flags
+
 
 class UsageError(ValueError):
     """The user's input is invalid; the message says how to fix it, so no traceback is printed."""
@@ -13,11 +15,12 @@ def usage_errors(*kinds: type[Exception]) -> Iterator[None]:
     """Turn exceptions of the given types into `UsageError`: the user's input causes them.
 
     Raises:
-        UsageError: with the original message, in place of an exception of one of `kinds`.
+        UsageError: with the original message in the words of the command line, in place of an
+            exception of one of `kinds`.
     """
     try:
         yield
     except UsageError:
         raise
     except kinds as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(in_flags(str(error))) from error

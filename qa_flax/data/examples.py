@@ -1,16 +1,32 @@
 """Stage 1 of 7: rows -> checked examples; one message lists all problems with their ids (host)."""
 
-import ast
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool
 
+from qa_flax import storage
+from qa_flax.data import alignment
+from qa_flax.data.answers import (
+    ANSWER_COLUMNS,
+    Answer,
+    AnswerError,
+    is_unicode,
+    read_answers,
+    read_is_impossible,
+)
+from qa_flax.data.cells import is_missing
 from qa_flax.data.messages import first_few
-from qa_flax.data.readers import INT32_MAX, ExampleError, Row, read
+from qa_flax.data.readers import ExampleError, Row, arrow_table, read
+from qa_flax.data.rejected import RejectedRow, json_lines
+from qa_flax.data.report import Note, Report, RowReport, counts_line, summary
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +42,14 @@ FEATURES = datasets.Features(
         },
     }
 )
-MISALIGNED = ("keep", "repair", "refuse")
+MISALIGNED = ("drop", "keep", "repair", "refuse")
+BAD_ROWS = ("refuse", "skip")
+
+# In the description of the data set, which `select`, `filter`, `shuffle` and `map` preserve.
+_CHECKED = "Examples checked by qa_flax.load_examples."
+_KEEPS = (
+    'Answers that are not at their answer_start are trained on as they are (misaligned="keep").'
+)
 
 
 def load_examples(
@@ -34,38 +57,52 @@ def load_examples(
     *,
     split: str | None = None,
     config_name: str | None = None,
-    misaligned: str = "keep",
+    misaligned: str = "drop",
+    bad_rows: str = "refuse",
+    rejected_file: str | os.PathLike | None = None,
     require_answers: bool = False,
+    question_column: str | None = None,
+    context_column: str | None = None,
+    answer_column: str | None = None,
+    id_column: str | None = None,
     **load_dataset_kwargs: Any,
 ) -> datasets.Dataset:
     """Load question answering examples from a file, the hub, a data set or a list of dicts.
 
     Args:
         source: a path to nested SQuAD v1.1/v2.0 JSON, flat JSON (``{"data": [...]}`` or a list),
-            JSONL, CSV/TSV or Parquet; a hub id; a ``datasets.Dataset`` or ``DatasetDict``; or a
-            list of dicts. A path may name an object in a bucket (``gs://...``).
+            JSONL, CSV/TSV or Parquet, also compressed (``.gz``, ``.bz2``, ``.xz``), local or in a
+            bucket (``gs://...``); a hub id; a ``datasets.Dataset`` or ``DatasetDict``; a pandas
+            DataFrame; a dict of lists; or a list or generator of dicts.
         split: the split of a hub id or ``DatasetDict``; required if there are several.
         config_name: the configuration of a hub id.
-        misaligned: what to do with an answer whose text is not in the context at its
-            ``answer_start``. ``"keep"`` leaves it unchanged and logs one warning. ``"repair"``
-            moves it to the nearest occurrence of its text; an answer that does not occur in the
-            context is left unchanged, and a warning counts both. ``"refuse"`` raises.
+        misaligned: what to do with an answer that is not in the context at its ``answer_start``.
+            A warning has their share. ``"drop"`` leaves it unchanged, but windows to train on use
+            the nearest place of its text, and leave out an example without an answer that occurs in
+            its context. ``"keep"`` leaves it unchanged and trains on what is at ``answer_start``.
+            ``"repair"`` moves it to its text, also in another spelling, which it then gets (Unicode
+            form, case, quotes, HTML entities, white space). ``"refuse"`` raises.
+        bad_rows: ``"refuse"`` raises if rows cannot be used; ``"skip"`` leaves them out and warns.
+        rejected_file: a JSONL file for the rows that are left out, each with its reasons.
         require_answers: raise for a row without ``answers``, as training needs them. A row with an
-            empty list of answers is accepted: its question is unanswerable.
+            empty list of answers, or None, is accepted: its question is unanswerable.
+        question_column, context_column, answer_column, id_column: the source's own names of
+            ``question``, ``context``, ``answers`` (or their text, beside ``answer_start``) and
+            ``id``. Names such as ``Context`` or ``answers.text`` are known without it.
         load_dataset_kwargs: arguments of ``datasets.load_dataset`` for a hub id, such as
             ``cache_dir``, ``token`` or ``revision``.
 
     Returns:
         A data set with the columns ``id`` (str), ``title`` (str, "" if missing), ``context`` (str),
         ``question`` (str) and ``answers`` (``text``: list of str; ``answer_start``: list of int32,
-        in code points from the start of the context). Other columns are dropped. Ids are converted
-        to strings; a row without an id gets ``"row-<n>"``, where n is its row number from 0.
+        in code points from the start of the context). Ids are converted to strings; a row without
+        an id gets ``"row-<n>"``, where n is its row number from 0. Blank answers are left out. An
+        answer without a start is placed where its text occurs once.
 
     Raises:
         FileNotFoundError: ``source`` looks like a path, but there is no such file.
-        ExampleError: the data cannot be read, or rows are invalid. The message lists every kind of
-            problem with the ids of the rows.
-        ValueError: ``misaligned`` is none of the values above.
+        ExampleError: the data cannot be read, or rows are invalid, listed by problem with ids.
+        ValueError: ``misaligned`` or ``bad_rows`` is none of the values above.
 
     Example:
         >>> from qa_flax import load_examples
@@ -76,17 +113,103 @@ def load_examples(
         >>> load_examples([row])[0]["answers"]
         {'text': [], 'answer_start': []}
     """
+    _check_choices(misaligned, bad_rows, rejected_file)
+    columns = (question_column, context_column, answer_column, id_column)
+    loaded = read_examples(
+        source,
+        split=split,
+        config_name=config_name,
+        misaligned=misaligned,
+        bad_rows=bad_rows,
+        require_answers=require_answers,
+        columns=dict(zip(("question", "context", "answers", "id"), columns, strict=True)),
+        load_dataset_kwargs=load_dataset_kwargs,
+    )
+    _report_rejected(loaded, rejected_file)
+    return loaded.examples
+
+
+@dataclass(frozen=True)
+class LoadedExamples:
+    """The examples of a source, and what became of its rows."""
+
+    name: str
+    """What messages call the source."""
+    examples: datasets.Dataset
+    repaired: int
+    """How many examples differ from their rows: answers were moved, placed or left out."""
+    rejected: list[RejectedRow]
+    """The rows that were left out."""
+    says_none: bool
+    """Whether a row says with `is_impossible` that it has no answer, and has none."""
+
+    def counts(self) -> str:
+        """Return one line: rows read = used + repaired + rejected."""
+        rejected = len(self.rejected)
+        read_rows = len(self.examples) + rejected
+        return counts_line(self.name, read=read_rows, repaired=self.repaired, rejected=rejected)
+
+    def rejected_lines(self) -> str:
+        """Return the lines of `rejected.jsonl` for the rows that were left out."""
+        return json_lines(self.rejected, self.name)
+
+
+def _check_choices(misaligned: str, bad_rows: str, rejected_file: str | os.PathLike | None) -> None:
     if misaligned not in MISALIGNED:
         raise ValueError(f"misaligned must be one of {MISALIGNED}, got {misaligned!r}.")
-    name, rows = read(source, split, config_name, load_dataset_kwargs)
-    return check_rows(name, rows, misaligned=misaligned, require_answers=require_answers)
+    if bad_rows not in BAD_ROWS:
+        raise ValueError(f"bad_rows must be one of {BAD_ROWS}, got {bad_rows!r}.")
+    if rejected_file is not None and bad_rows != "skip":
+        raise ValueError('rejected_file is written only with bad_rows="skip"; add that.')
+
+
+def _report_rejected(loaded: LoadedExamples, file: str | os.PathLike | None) -> None:
+    """Log what became of the rows if some were left out, and write these to the file."""
+    if file is not None:
+        storage.write_text(storage.path(file), loaded.rejected_lines())
+    if loaded.rejected:
+        logger.warning("%s", loaded.counts())
+
+
+def read_examples(
+    source: Any,
+    *,
+    split: str | None = None,
+    config_name: str | None = None,
+    misaligned: str = "drop",
+    bad_rows: str = "refuse",
+    require_answers: bool = False,
+    columns: Mapping[str, str | None] | None = None,
+    optional_columns: Collection[str] = (),
+    load_dataset_kwargs: Mapping[str, Any] | None = None,
+    warn: Callable[..., None] = logger.warning,
+) -> LoadedExamples:
+    """Do the work of `load_examples`; also return what became of the rows.
+
+    Args:
+        source, split, config_name, misaligned, bad_rows, require_answers: see `load_examples`.
+        columns: the source's own names of the columns question, context, answers and id, by these.
+        optional_columns: those of `columns` that the source need not have.
+        load_dataset_kwargs: see `load_examples`.
+        warn: logs a warning.
+    """
+    name, rows, rejected = read(
+        source,
+        split,
+        config_name,
+        load_dataset_kwargs,
+        columns=columns,
+        optional_columns=optional_columns,
+        bad_rows=bad_rows,
+    )
+    return _check(name, rows, rejected, misaligned, bad_rows, require_answers, warn)
 
 
 def check_rows(
     name: str,
     rows: list[Row],
     *,
-    misaligned: str = "keep",
+    misaligned: str = "drop",
     require_answers: bool = False,
     warn: Callable[..., None] = logger.warning,
 ) -> datasets.Dataset:
@@ -101,269 +224,252 @@ def check_rows(
     Raises:
         ExampleError: rows are invalid.
     """
+    return _check(name, rows, [], misaligned, None, require_answers, warn).examples
+
+
+def read_references(
+    source: Any, *, warn: Callable[..., None] = logger.warning
+) -> list[dict[str, Any]]:
+    """Read the ids and the texts of the answers of a source, all that scoring needs.
+
+    As in the official scorers, `answer_start`, questions and contexts may be missing or wrong, and
+    an id may be repeated.
+
+    Args:
+        source: see `load_examples`.
+        warn: logs a warning.
+
+    Returns:
+        `{"id": str, "answers": {"text": [str, ...]}}` for each row.
+
+    Raises:
+        FileNotFoundError: ``source`` looks like a path, but there is no such file.
+        ExampleError: the data cannot be read, or has no answers.
+    """
+    name, rows, _ = read(source, needs_text=False)
     if not rows:
-        raise ExampleError(f"{name}: contains no examples. Check the path and the split.")
-    _require_columns(name, rows, require_answers)
-    report = _Report(name, len(rows))
-    columns: dict[str, list[Any]] = {key: [] for key in FEATURES}
-    for number, row in enumerate(rows):
-        for key, value in _example(row, number, report, misaligned, require_answers).items():
-            columns[key].append(value)
-    report.add_duplicates(columns["id"])
-    report.finish(misaligned, warn)
-    return datasets.Dataset(pa.table(columns, schema=FEATURES.arrow_schema))
-
-
-# --- One row -------------------------------------------------------------------------------------
-
-
-def _example(row: Row, number: int, report: "_Report", misaligned: str, required: bool) -> Row:
-    """Convert a row to the columns of `FEATURES`, and add its problems to `report`."""
-    id_ = row.get("id")
-    id_ = f"row-{number}" if _is_missing(id_) or id_ == "" else _id_text(id_)
-    context = _text(row.get("context"), "context", id_, report)
-    question = _text(row.get("question"), "question", id_, report)
-    raw_answers = _raw_answers(row)
-    if required and _is_missing(raw_answers):
-        report.add("no answers (for training, an unanswerable question needs an empty list)", id_)
-    texts, starts = _parse_answers(raw_answers, id_, report)
-    for k, (text, start) in enumerate(zip(texts, starts, strict=True)):
-        starts[k] = _aligned_start(context, text, start, id_, report, misaligned)
-    return {
-        "id": id_,
-        "title": _title(row.get("title")),
-        "context": context,
-        "question": question,
-        "answers": {"text": texts, "answer_start": starts},
-    }
-
-
-def _is_missing(value: object) -> bool:
-    """Return whether a value is None, or NaN, which table readers use for an empty cell."""
-    return value is None or (isinstance(value, float) and value != value)
-
-
-def _is_unicode(text: str) -> bool:
-    """Return False for unpaired surrogates: JSON can contain them, but Arrow's UTF-8 cannot."""
-    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
-
-
-def _id_text(value: object) -> str:
-    # pandas stores a column of integers with missing values as floats: 7.0 is the id "7".
-    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-    return text if _is_unicode(text) else text.encode("unicode_escape").decode("ascii")
-
-
-def _title(value: object) -> str:
-    """Return a title, which may be a number; "" if there is none that can be stored."""
-    if isinstance(value, int | float) and not _is_missing(value):
-        return _id_text(value)
-    return value if isinstance(value, str) and _is_unicode(value) else ""
-
-
-def _text(value: object, column: str, id_: str, report: "_Report") -> str:
-    if _is_missing(value):
-        report.add(f"{column} is missing", id_)
-    elif not isinstance(value, str):
-        report.add(f"{column} must be a string, got {type(value).__name__}", id_)
-    elif not value.strip():
-        report.add(f"{column} is empty or only white space", id_)
-    elif not _is_unicode(value):
-        report.add(f"{column} contains an unpaired surrogate, which is not valid Unicode", id_)
-    else:
-        return value
-    return ""
-
-
-def _raw_answers(row: Row) -> Any:
-    """Return the `answers` value, or build it from the columns `answer_text` and `answer_start`."""
-    if "answers" in row or "answer_text" not in row:
-        return row.get("answers")
-    text, start = _parse_cell(row["answer_text"]), _parse_cell(row.get("answer_start"))
-    if _is_missing(text) and _is_missing(start):
-        return None
-    return {"text": text, "answer_start": start}
-
-
-def _parse_cell(value: Any) -> Any:
-    """Parse a cell that contains a list in JSON or Python syntax; return other cells unchanged."""
-    is_list = isinstance(value, str) and value.lstrip().startswith("[")
-    return _parse_literal(value) if is_list else value
-
-
-def _parse_literal(text: str) -> Any:
-    """Parse JSON or a Python literal, also with pandas' `array(...)`; else return the text."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return ast.literal_eval(_WithoutArrays().visit(ast.parse(text.strip(), mode="eval")))
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
-
-
-class _WithoutArrays(ast.NodeTransformer):
-    """Replaces `array([...], dtype=...)`, as pandas writes NumPy arrays to CSV, by `[...]`."""
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        is_array = isinstance(node.func, ast.Name) and node.func.id == "array" and node.args
-        return self.visit(node.args[0]) if is_array else node
-
-
-def _parse_answers(raw: Any, id_: str, report: "_Report") -> tuple[list[str], list[int]]:
-    """Return the texts and starts of the answers, from any of the supported layouts."""
-    if isinstance(raw, str):
-        raw = _parse_literal(raw) if raw.strip() else None
-    if _is_missing(raw):
-        return [], []
-    if isinstance(raw, Sequence) and not isinstance(raw, str):
-        if not all(isinstance(a, Mapping) and {"text", "answer_start"} <= a.keys() for a in raw):
-            report.add(_MALFORMED, id_)
-            return [], []
-        raw = {key: [a[key] for a in raw] for key in ("text", "answer_start")}
-    if not isinstance(raw, Mapping) or not {"text", "answer_start"} <= raw.keys():
-        report.add(_MALFORMED, id_)
-        return [], []
-    texts, raw_starts = _as_list(raw["text"]), _as_list(raw["answer_start"])
-    if len(texts) != len(raw_starts):
-        report.add("answers.text and answers.answer_start differ in length", id_)
-        return [], []
-    starts = [_int32(start) for start in raw_starts]
-    if not all(isinstance(t, str) and _is_unicode(t) for t in texts) or None in starts:
-        report.add(
-            "an answer's text is not a valid string or its answer_start is not a 32-bit integer",
-            id_,
+        raise ExampleError(f"{name}: contains no examples. Check the path.")
+    if not any(column in row for row in rows for column in ANSWER_COLUMNS):
+        columns = dict.fromkeys(str(key) for row in rows for key in row)
+        raise ExampleError(
+            f"{name}: there are no answers to compare with; columns found: "
+            f"{first_few(list(columns)) or 'none'}. Give the data with its answers."
         )
-        return [], []
-    return texts, [start for start in starts if start is not None]
+    report = Report(name, len(rows))
+    references, repeated = [], []
+    ids: set[str] = set()
+    for number, row in enumerate(rows):
+        row_report = report.row(_id(row, number))
+        answers = _answers(row, None, row_report, required=False)
+        report.add(row, row_report)
+        texts = [answer.text for answer in answers]
+        references.append({"id": row_report.id, "answers": {"text": texts}})
+        repeated += [row_report.id] if row_report.id in ids else []
+        ids.add(row_report.id)
+    report.finish("keep", warn)
+    if repeated:
+        message = "%s: ids that occur several times: %s. As in the official scorers, %s."
+        rule = "v1.1 counts each of these questions, and v2.0 only the last one of an id"
+        warn(message, name, summary(repeated), rule)
+    return references
 
 
-_MALFORMED = (
-    "answers is neither {text: [...], answer_start: [...]} nor a list of {text, answer_start}"
-)
+def is_checked(examples: Any) -> bool:
+    """Return whether examples are the result of `load_examples`, or some of it."""
+    return (
+        isinstance(examples, datasets.Dataset)
+        and examples.features == FEATURES
+        and _CHECKED in (examples.info.description or "")
+    )
 
 
-def _as_list(value: Any) -> list[Any]:
-    if _is_missing(value):
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
+def keeps_misaligned(examples: Any) -> bool:
+    """Return whether examples were loaded with `misaligned="keep"`."""
+    is_dataset = isinstance(examples, datasets.Dataset)
+    return is_dataset and _KEEPS in (examples.info.description or "")
 
 
-def _int32(value: Any) -> int | None:
-    """Convert a value such as 7, 7.0 or "7" to an int in the range of int32; else return None."""
-    try:
-        number = int(value)
-        return number if number == float(value) and abs(number) <= INT32_MAX else None
-    except (TypeError, ValueError, OverflowError):
-        return None
+def has_answers(examples: datasets.Dataset) -> Bool[np.ndarray, " e"]:
+    """Return whether each example has an answer; `examples` is a result of `load_examples`."""
+    answers = arrow_table(examples.select_columns("answers"))["answers"].combine_chunks()
+    compute: Any = pc  # its functions are made when it is imported
+    counts = compute.list_value_length(compute.struct_field(answers, "text"))
+    return counts.to_numpy(zero_copy_only=False) > 0
 
 
-def _aligned_start(
-    context: str, text: str, start: int, id_: str, report: "_Report", misaligned: str
-) -> int:
-    """Return `start`, or the nearest occurrence of the text if a wrong start is to be repaired."""
-    if start >= 0 and context.startswith(text, start):
-        return start
-    if not context:  # already reported
-        return start
-    if misaligned == "repair" and (nearest := _nearest(context, text, start)) is not None:
-        report.repaired.append(id_)
-        return nearest
-    if start < 0:
-        report.add("answer_start is negative (an unanswerable question has no answers)", id_)
-    elif misaligned == "refuse":
-        report.add("an answer is not in the context at its answer_start", id_)
-    else:
-        report.misaligned.append(id_)
-    return start
+# --- All rows ------------------------------------------------------------------------------------
 
 
-def _nearest(context: str, text: str, start: int) -> int | None:
-    """Return the start of the occurrence of `text` that is nearest to `start`, or None."""
-    before = context.rfind(text, 0, max(start, 0) + len(text))
-    after = context.find(text, max(start, 0))
-    occurrences = [begin for begin in (before, after) if begin >= 0]
-    return min(occurrences, key=lambda b: abs(b - start)) if text and occurrences else None
-
-
-# --- Problems ------------------------------------------------------------------------------------
-
-
-class _Report:
-    """Collects the problems of a source, to report all of them in one message."""
-
-    def __init__(self, name: str, rows: int):
-        self.name, self.rows = name, rows
-        self.problems: dict[str, list[str]] = {}  # problem -> ids of its rows
-        self.misaligned: list[str] = []
-        self.repaired: list[str] = []
-
-    def add(self, problem: str, id_: str) -> None:
-        self.problems.setdefault(problem, []).append(id_)
-
-    def add_duplicates(self, ids: list[str]) -> None:
-        if len(set(ids)) == len(ids):
-            return
-        earlier: set[str] = set()
-        repeated = [id_ for id_ in ids if id_ in earlier or earlier.add(id_)]
-        self.problems["id was already used by an earlier row"] = repeated
-
-    def finish(self, misaligned: str, warn: Callable[..., None]) -> None:
-        """Raise if any row is invalid, and warn about misaligned answers.
-
-        Raises:
-            ExampleError: rows are invalid.
-        """
-        if self.problems:
-            lines = [f"  - {problem}: {_summary(ids)}" for problem, ids in self.problems.items()]
-            hint = ""
-            if any("answer_start" in problem for problem in self.problems):
-                hint = "" if misaligned == "repair" else f" {_REPAIR}."
-            raise ExampleError(
-                f"{self.name}: some of the {self.rows} examples cannot be used:\n"
-                + "\n".join(lines)
-                + f"\nCorrect or remove these rows.{hint}"
-            )
-        if self.repaired:
-            warn(
-                "%s: answers moved to where their text occurs in the context: %s",
-                self.name,
-                _summary(self.repaired),
-            )
-        if self.misaligned:
-            tail = (
-                "Their text occurs nowhere in the context; they are left unchanged."
-                if misaligned == "repair"
-                else f"They are left unchanged. {_REPAIR}."
-            )
-            ids = _summary(self.misaligned)
-            warn("%s: answers not at their answer_start: %s. %s", self.name, ids, tail)
-
-
-_REPAIR = (
-    'misaligned="repair" (command line: --misaligned_answers repair) moves answers to where their '
-    "text occurs"
-)
-
-
-def _summary(ids: list[str]) -> str:
-    """Format the number of ids and the first few, as in `3 (ids "a", "b", "c")`."""
-    distinct = list(dict.fromkeys(ids))
-    names = first_few(distinct, lambda id_: json.dumps(id_, ensure_ascii=False))
-    return f"{len(ids)} (ids {names})"
+def _check(
+    name: str,
+    rows: list[Row],
+    rejected: list[RejectedRow],
+    misaligned: str,
+    bad_rows: str | None,  # None: refused, and there is no choice
+    require_answers: bool,
+    warn: Callable[..., None],
+) -> LoadedExamples:
+    if not rows and not rejected:
+        raise ExampleError(f"{name}: contains no examples. Check the path and the split.")
+    if rows:
+        _require_columns(name, rows, require_answers)
+    skips, can_skip = bad_rows == "skip", bad_rows is not None
+    report = Report(name, len(rows), skips=skips, can_skip=can_skip, unread=rejected)
+    columns: dict[str, list[Any]] = {key: [] for key in FEATURES}
+    ids: set[str] = set()
+    says_none = False
+    for number, row in enumerate(rows):
+        row_report = report.row(_id(row, number))
+        example = _example(row, row_report, misaligned, require_answers)
+        if row_report.id in ids:
+            row_report.problems.append("id was already used by an earlier row")
+        if not report.add(row, row_report):
+            continue
+        ids.add(row_report.id)
+        says_none |= row_report.says_none
+        for key, value in example.items():
+            columns[key].append(value)
+    report.finish(misaligned, warn)
+    description = f"{_CHECKED} {_KEEPS}" if misaligned == "keep" else _CHECKED
+    examples = datasets.Dataset(
+        pa.table(columns, schema=FEATURES.arrow_schema),
+        info=datasets.DatasetInfo(description=description),
+    )
+    return LoadedExamples(name, examples, report.repaired, report.rejected, says_none)
 
 
 def _require_columns(name: str, rows: list[Row], require_answers: bool) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     missing = [column for column in ("question", "context") if column not in columns]
-    if require_answers and not {"answers", "answer_text"} & set(columns):
+    if require_answers and not set(ANSWER_COLUMNS) & set(columns):
         missing.append("answers")
-    if "answer_text" in columns and "answers" not in columns and "answer_start" not in columns:
-        missing.append("answer_start")
     if missing:
         raise ExampleError(
             f"{name}: missing column{'s' * (len(missing) > 1)} {', '.join(missing)}. "
             f"Columns found: {', '.join(map(str, columns)) or 'none'}. "
             "Required: question and context, and answers for training. Optional: id and title."
         )
+
+
+# --- One row -------------------------------------------------------------------------------------
+
+
+def _example(row: Row, report: RowReport, misaligned: str, required: bool) -> Row:
+    """Convert a row to the columns of `FEATURES`, and add what was found to `report`."""
+    context = _text(row.get("context"), "context", report)
+    question = _text(row.get("question"), "question", report)
+    answers = _answers(row, context, report, required)
+    placed = [_placed(context, answer, report, misaligned) for answer in answers if context]
+    return {
+        "id": report.id,
+        "title": _title(row.get("title")),
+        "context": context,
+        "question": question,
+        "answers": {
+            "text": [answer.text for answer in placed],
+            "answer_start": [-1 if answer.start is None else answer.start for answer in placed],
+        },
+    }
+
+
+def _id(row: Row, number: int) -> str:
+    id_ = row.get("id")
+    return f"row-{number}" if is_missing(id_) or id_ == "" else id_text(id_)
+
+
+def id_text(value: object) -> str:
+    """Return an id as text: 7 and 7.0 are "7"."""
+    # pandas stores a column of integers with missing values as floats.
+    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    return text if is_unicode(text) else text.encode("unicode_escape").decode("ascii")
+
+
+def _title(value: object) -> str:
+    """Return a title, which may be a number; "" if there is none that can be stored."""
+    if isinstance(value, int | float) and not is_missing(value):
+        return id_text(value)
+    return value if isinstance(value, str) and is_unicode(value) else ""
+
+
+def _text(value: object, column: str, report: RowReport) -> str:
+    if is_missing(value):
+        report.problems.append(f"{column} is missing")
+    elif not isinstance(value, str):
+        report.problems.append(f"{column} must be a string, got {type(value).__name__}")
+    elif not value.strip():
+        report.problems.append(f"{column} is empty or only white space")
+    elif not is_unicode(value):
+        report.problems.append(f"{column} contains an unpaired surrogate, which is invalid Unicode")
+    else:
+        return value
+    return ""
+
+
+def _answers(row: Row, context: str | None, report: RowReport, required: bool) -> list[Answer]:
+    """Return the answers of a row; without a context, only their texts are read."""
+    if required and not any(column in row for column in ANSWER_COLUMNS):
+        report.problems.append(
+            "no answers (for training, an unanswerable question needs an empty list)"
+        )
+    try:
+        answers = read_answers(row, context)
+    except AnswerError as error:
+        report.problems.append(str(error))
+        return []
+    report.notes += [Note.BLANK] * answers.has_blank + [Note.ANSWER] * len(answers.answers)
+    is_impossible = None
+    try:
+        is_impossible = read_is_impossible(row)
+    except AnswerError:
+        report.notes.append(Note.UNREADABLE)
+    report.says_none = is_impossible is True and not answers.answers
+    if is_impossible and answers.answers:
+        report.notes.append(Note.HAS_ANSWER)
+    if is_impossible is False and not answers.answers:
+        report.notes.append(Note.HAS_NONE)
+    return answers.answers
+
+
+def _placed(context: str, answer: Answer, report: RowReport, misaligned: str) -> Answer:
+    """Return an answer with its start; if it is to be repaired, where its text occurs."""
+    text, start = answer.text, answer.start
+    if start is None:
+        return _found(context, text, report, misaligned)
+    if alignment.is_at(context, text, start):
+        return answer
+    if misaligned == "refuse":
+        report.problems.append("an answer is not in the context at its answer_start")
+        return answer
+    nearest = alignment.find_nearest(context, text, start)
+    similar = None
+    if nearest is None and (misaligned == "repair" or report.tries_spellings):
+        similar = alignment.find_similar(context, text, start)
+    if misaligned == "repair" and nearest is not None:
+        report.notes.append(Note.MOVED)
+        return Answer(text, nearest)
+    if misaligned == "repair" and similar is not None:
+        report.notes += [Note.MOVED, Note.RESPELLED]
+        return Answer(context[slice(*similar)], similar.start)
+    report.notes += [Note.MISALIGNED] + [Note.NEGATIVE] * (start < 0)
+    if nearest is None:
+        report.notes += [Note.NOWHERE] + [Note.SIMILAR] * (similar is not None)
+    return answer
+
+
+def _found(context: str, text: str, report: RowReport, misaligned: str) -> Answer:
+    """Place an answer without a start where its text occurs, if that is only one place."""
+    start, count = alignment.find_only(context, text)
+    if start is not None:
+        report.notes.append(Note.PLACED)
+        return Answer(text, start)
+    if count == 0 and misaligned == "repair":
+        similar = alignment.find_similar(context, text, None)
+        if similar is not None:
+            report.notes += [Note.PLACED, Note.RESPELLED]
+            return Answer(context[slice(*similar)], similar.start)
+    report.problems.append(
+        "an answer without answer_start occurs several times in its context"
+        if count
+        else "an answer without answer_start does not occur in its context"
+    )
+    return Answer(text, None)

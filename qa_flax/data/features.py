@@ -12,26 +12,50 @@ import logging
 from collections.abc import Sequence
 from typing import Any, cast
 
-import datasets
 import numpy as np
 from jaxtyping import Int64
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from qa_flax.data.answers import ANSWER_COLUMNS
 from qa_flax.data.columns import blocks, ranges
-from qa_flax.data.examples import FEATURES as EXAMPLE_COLUMNS
-from qa_flax.data.examples import check_rows, load_examples
+from qa_flax.data.examples import (
+    MISALIGNED,
+    check_rows,
+    is_checked,
+    keeps_misaligned,
+    load_examples,
+)
+from qa_flax.data.labels import (
+    NO_ANSWER,
+    UNKNOWN_PLACE,
+    UNPLACED,
+    answer_span,
+    can_learn,
+    describe_answers_without_window,
+    nothing_to_learn,
+)
 from qa_flax.data.map_batches import (
     BATCH,
     Warn,
     batch_rows,
     feature_columns,
     is_batch,
+    is_map_batch,
     warn_once_per_map,
 )
-from qa_flax.data.messages import first_few, quoted
+from qa_flax.data.offsets import TokenTexts, checked_offsets
 from qa_flax.data.readers import ExampleError, arrow_table
-from qa_flax.data.tokens import Template, Tokens, encode_distinct, plain_encoding, read_template
+from qa_flax.data.room import check_room, check_stride, checked_length, truncated
+from qa_flax.data.tokenizer_checks import (
+    advice,
+    check_vocabulary,
+    checked_template,
+    fast_backend,
+    unknown_ids,
+    warn_of_unknown,
+)
+from qa_flax.data.tokens import Template, Tokens, encode_distinct, plain_encoding
 from qa_flax.data.windows import (
     WINDOWS_AT_ONCE,
     ContextSlices,
@@ -64,17 +88,20 @@ def prepare_train_features(
         tokenizer: see `make_windows`.
         max_seq_length: tokens in a window.
         doc_stride: tokens that two neighbouring windows of an example share.
-        settings: `pad_to_max_length`, `long_questions` or `disable_tqdm` of `make_windows`.
+        settings: `misaligned`, `pad_to_max_length`, `long_questions` or `disable_tqdm` of
+            `make_windows`.
 
     Returns:
-        A data set with a row for each window and Hugging Face's columns. L is `max_seq_length`, or
-        the length of the longest window with `pad_to_max_length=False`.
+        A data set with a row for each window and Hugging Face's columns. An example has no windows
+        if it has answers, but none whose text occurs in its context (see `misaligned`). L is
+        `max_seq_length`, or the length of the longest window with `pad_to_max_length=False`.
 
         - `input_ids`, `attention_mask` and, if the model has them, `token_type_ids`: int32 [L].
         - `offset_mapping`: int32 [L, 2], start and end of each token in the context, in code
           points; (-1, -1) outside the context.
         - `start_positions`, `end_positions`: int32, first and last token of the example's first
-          answer; both the CLS token if the window does not contain the whole answer.
+          answer; both the CLS token if the window does not contain the whole answer. A warning
+          counts the answers that no window contains.
         - `example_id`: str.
         - `cls_index`: int32, position of the CLS token; only if it is not always the first token.
 
@@ -107,7 +134,7 @@ def prepare_train_features(
     lengths = {"max_seq_length": max_seq_length, "doc_stride": doc_stride}
     if is_batch(examples):
         return _prepare_batch(examples, tokenizer, labels=True, **lengths, **settings)
-    windows = make_windows(examples, tokenizer, labels=True, **lengths, **settings)
+    windows = make_windows(examples, tokenizer, labels=True, leaves_out=True, **lengths, **settings)
     return windows.features().to_dataset()
 
 
@@ -130,7 +157,7 @@ def prepare_validation_features(
         tokenizer: see `make_windows`.
         max_seq_length: tokens in a window.
         doc_stride: tokens that two neighbouring windows of an example share.
-        settings: `labels`, `pad_to_max_length`, `long_questions` or `disable_tqdm` of
+        settings: `labels`, `misaligned`, `pad_to_max_length`, `long_questions` or `disable_tqdm` of
             `make_windows`.
 
     Returns:
@@ -167,6 +194,7 @@ def _prepare_batch(
     tokenizer: PreTrainedTokenizerBase,
     *,
     labels: bool | None,
+    misaligned: str | None = None,
     pad_to_max_length: bool = True,
     disable_tqdm: bool = True,
     **settings: Any,
@@ -179,6 +207,7 @@ def _prepare_batch(
         batch: columns of examples by name.
         tokenizer: see `make_windows`.
         labels: as in `make_windows`. None: compute them if the batch has a column of answers.
+        misaligned: as in `make_windows`.
         pad_to_max_length: whether to pad to `max_seq_length`, or not at all.
         disable_tqdm: ignored: `Dataset.map` shows its own progress.
         settings: of `make_windows`.
@@ -188,12 +217,17 @@ def _prepare_batch(
         ValueError: as for `make_windows`; or rows without padding would be padded on the left.
     """
     warn = warn_once_per_map(batch, tokenizer)
-    rows = batch_rows(
-        batch, ("id", "question", "context", "answers", "answer_text", "answer_start")
+    columns_of_answers = (*ANSWER_COLUMNS, "answer_start", "is_impossible")
+    rows = batch_rows(batch, ("id", "question", "context", *columns_of_answers))
+    examples = check_rows(
+        BATCH, rows, misaligned=misaligned or "drop", require_answers=bool(labels), warn=warn
     )
-    examples = check_rows(BATCH, rows, require_answers=bool(labels), warn=warn)
-    has_answers, has_ids = "answers" in batch or "answer_text" in batch, "id" in batch
+    is_labelled, has_ids = any(name in batch for name in ANSWER_COLUMNS), "id" in batch
     _check_ids(rows, has_ids, is_training=labels is True)
+    if labels is True and is_map_batch(batch):
+        learnable = can_learn(examples)
+        if learnable.any():  # else the windows' labels are outside: no batch may have no rows
+            examples = examples.select(np.flatnonzero(learnable))
     if not pad_to_max_length and tokenizer.padding_side == "left":
         raise ValueError(
             "pad_to_max_length=False needs all examples at once if the tokenizer pads on the left, "
@@ -203,7 +237,7 @@ def _prepare_batch(
     windows = make_windows(
         examples,
         tokenizer,
-        labels=has_answers if labels is None else labels,
+        labels=is_labelled if labels is None else labels,
         disable_tqdm=True,
         warn=warn,
         **settings,
@@ -239,10 +273,13 @@ def make_windows(
     max_seq_length: int = 384,
     doc_stride: int = 128,
     labels: bool | None,
+    misaligned: str | None = None,
+    leaves_out: bool = False,
     pad_to_max_length: bool = True,
     long_questions: str = "truncate",
     disable_tqdm: bool = False,
     warn: Warn = logger.warning,
+    tokenizer_argument: str = "tokenizer",
 ) -> LazyWindows:
     """Split every example into windows of at most `max_seq_length` tokens.
 
@@ -258,31 +295,39 @@ def make_windows(
         labels: whether to compute the token positions of each example's first answer. Both are the
             CLS token if the window does not contain the whole answer, or the example has none.
             None: compute them if any example has an answer.
+        misaligned: see `load_examples`; None: as it was told, else "drop", with which the label is
+            at the place nearest to the `answer_start` of the first answer whose text occurs. If
+            none does, labels are outside their rows, so that they have no part in the loss.
+        leaves_out: make no windows of examples whose answers do not occur.
         pad_to_max_length: pad to `max_seq_length`; otherwise to the longest window.
         long_questions: what to do with questions that leave at most `doc_stride` tokens for a
             longer context. "truncate" shortens them and logs a warning; "refuse" raises.
         disable_tqdm: show no progress bar.
         warn: logs a warning.
+        tokenizer_argument: the interface's argument that gives another tokenizer, for messages.
 
     Raises:
         ExampleError: examples are invalid, or questions are too long and are refused or cannot be
             truncated far enough.
         ValueError: the tokenizer is not supported, or a setting is out of range.
     """
-    backend = _backend(tokenizer)
+    backend = fast_backend(tokenizer, tokenizer_argument)
+    check_vocabulary(tokenizer, tokenizer_argument)
     if long_questions not in LONG_QUESTIONS:
         raise ValueError(f"long_questions must be one of {LONG_QUESTIONS}, got {long_questions!r}.")
-    max_seq_length = _checked_length(max_seq_length, doc_stride, tokenizer, warn)
-    texts, answers = _example_columns(examples, labels)
+    max_seq_length = checked_length(max_seq_length, doc_stride, tokenizer, warn)
+    texts, answers = _example_columns(examples, labels, misaligned, leaves_out)
     with plain_encoding(backend, tokenizer.split_special_tokens):
-        template = read_template(backend)
+        template = checked_template(tokenizer, backend, tokenizer_argument)
         questions = encode_distinct(texts["question"], backend, disable=True)
         contexts = encode_distinct(texts["context"], backend, disable=disable_tqdm)
+    contexts = _checked_tokens(texts, contexts, tokenizer, tokenizer_argument, warn)
     total = max_seq_length - template.special_tokens
+    check_stride(max_seq_length, doc_stride, total, contexts.count)
     if long_questions == "truncate":
-        questions = _truncated(texts["id"], questions, contexts.count, total, doc_stride, warn)
+        questions = truncated(texts["id"], questions, contexts.count, total, doc_stride, warn)
     room = total - questions.count
-    _check_room(texts["id"], questions.count, contexts.count, room, max_seq_length, doc_stride)
+    check_room(texts["id"], questions.count, contexts.count, room, max_seq_length, doc_stride)
     slices = _slice_contexts(contexts.count, room, doc_stride, tokenizer.truncation_side)
     longest = int((max_seq_length - room[slices.example] + slices.count).max(initial=1))
     length = max_seq_length if pad_to_max_length else longest
@@ -292,133 +337,84 @@ def make_windows(
     cls_index = _cls_positions(windows, tokenizer)
     if cls_index.any():
         windows = dataclasses.replace(windows, cls_index=cls_index)
-    if answers is None:
-        return windows
-    starts, ends = _label(windows, answers[slices.example], cls_index)
-    return dataclasses.replace(windows, start_positions=starts, end_positions=ends)
+    return windows if answers is None else _labelled(windows, answers, cls_index, texts["id"], warn)
+
+
+def _labelled(
+    windows: LazyWindows,
+    answers: Int64[np.ndarray, "e 2"],
+    cls_index: Positions,
+    ids: list[str],
+    warn: Warn,
+) -> LazyWindows:
+    """Label the windows with the answers of the examples; warn of answers that none contains."""
+    examples = windows.slices.example
+    starts, ends = _label(windows, answers[examples], cls_index)
+    windows = dataclasses.replace(windows, start_positions=starts, end_positions=ends)
+    line = describe_answers_without_window(windows, answers, examples, ids)
+    if line is not None:
+        warn("%s", line)
+    return windows
 
 
 def _example_columns(
-    examples: Any, labels: bool | None
+    examples: Any, labels: bool | None, misaligned: str | None, leaves_out: bool
 ) -> tuple[dict[str, list[str]], Int64[np.ndarray, "e 2"] | None]:
     """Return the columns `id`, `question` and `context`, and the answer spans to label.
 
-    The span of an example is [start, end) of its first answer in code points, or (-1, -1) without
-    an answer. The spans are None if `labels` is False, or None and no example has an answer.
+    The span of an example is [start, end) in code points, or `NO_ANSWER` or `UNKNOWN_PLACE`. The
+    spans are None if `labels` is False, or None and no example has an answer.
     """
+    if misaligned is not None and misaligned not in MISALIGNED:
+        raise ValueError(f"misaligned must be one of {MISALIGNED}, got {misaligned!r}.")
+    if misaligned is None:
+        misaligned = "keep" if keeps_misaligned(examples) else "drop"
     # The result of load_examples has already been checked.
-    if not (isinstance(examples, datasets.Dataset) and examples.features == EXAMPLE_COLUMNS):
-        examples = load_examples(examples, require_answers=bool(labels))
+    if not is_checked(examples) or misaligned in ("repair", "refuse"):
+        examples = load_examples(examples, misaligned=misaligned, require_answers=bool(labels))
     table = arrow_table(examples)
     columns = {name: table[name].to_pylist() for name in ("id", "question", "context")}
     columns["question"] = [question.lstrip() for question in columns["question"]]
     if labels is False:
         return columns, None
-    first_answers = [_first_answer(answers) for answers in table["answers"].to_pylist()]
-    spans = np.array(first_answers, np.int64).reshape(-1, 2)
-    return columns, spans if labels or (spans >= 0).any() else None
-
-
-def _first_answer(answers: dict[str, Any] | None) -> tuple[int, int]:
-    if not answers or not answers["answer_start"]:
-        return -1, -1
-    start = answers["answer_start"][0]
-    return start, start + len(answers["text"][0])
+    answers = zip(columns["context"], table["answers"].to_pylist(), strict=True)
+    spans = np.array([answer_span(*pair, misaligned=misaligned) for pair in answers], np.int64)
+    spans = spans.reshape(-1, 2)
+    if not (labels or (spans != NO_ANSWER).any()):
+        return columns, None
+    is_left_out = (spans == UNKNOWN_PLACE).all(axis=1) & leaves_out
+    if not is_left_out.any():
+        return columns, spans
+    kept = np.flatnonzero(~is_left_out)
+    if not (spans[kept] >= 0).any():
+        raise nothing_to_learn(columns["id"])
+    columns = {name: [values[e] for e in kept.tolist()] for name, values in columns.items()}
+    return columns, spans[kept]
 
 
 # --- Checks: clearer errors than the tokenizer's -------------------------------------------------
 
 
-def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
-    name = type(tokenizer).__name__
-    if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(
-            f"{name} has no character offsets. A fast tokenizer (one with a tokenizer.json) is "
-            "required: load it with AutoTokenizer.from_pretrained(...)."
-        )
-    if tokenizer.pad_token_id is None:
-        raise ValueError(
-            f"{name} has no padding token, which is required to pad the windows. Set one, for "
-            "example tokenizer.pad_token = tokenizer.eos_token."
-        )
-    return cast(Tokenizer, tokenizer.backend_tokenizer)
-
-
-def _checked_length(
-    max_seq_length: int, doc_stride: int, tokenizer: PreTrainedTokenizerBase, warn: Warn
-) -> int:
-    if max_seq_length < 1 or doc_stride < 0:
-        raise ValueError(
-            "max_seq_length must be at least 1 and doc_stride at least 0; got "
-            f"{max_seq_length} and {doc_stride}."
-        )
-    limit = tokenizer.model_max_length
-    if max_seq_length > limit:
-        message = "max_seq_length=%d exceeds the model's limit of %d tokens; %d is used."
-        warn(message, max_seq_length, limit, limit)
-    return min(max_seq_length, limit)
-
-
-def _truncated(
-    ids: list[str],
-    questions: Tokens,
-    context_tokens: Int64Array,
-    total: int,
-    doc_stride: int,
+def _checked_tokens(
+    texts: dict[str, list[str]],
+    contexts: Tokens,
+    tokenizer: PreTrainedTokenizerBase,
+    argument: str,
     warn: Warn,
 ) -> Tokens:
-    """Truncate questions that leave at most `doc_stride` tokens for a longer context.
-
-    `total` is the number of tokens for question and context together.
-    """
-    room = total - questions.count
-    too_long = np.flatnonzero((context_tokens > room) & (room <= doc_stride))
-    # The question gets half of the tokens beyond doc_stride. With more, each window would advance
-    # by only a few tokens, and an example could have hundreds of windows.
-    limit = (total - doc_stride) // 2
-    if not len(too_long) or limit < 1:
-        return questions
-    names = first_few([ids[e] for e in too_long], quoted)
-    message = "%d of %d questions are too long for the window and are truncated to %d tokens: %s"
-    warn(message, len(too_long), len(ids), limit, names)
-    count = questions.count.copy()
-    count[too_long] = limit
-    return dataclasses.replace(questions, count=count)
-
-
-def _check_room(
-    ids: list[str],
-    question_tokens: Int64Array,
-    context_tokens: Int64Array,
-    room: Int64Array,
-    max_seq_length: int,
-    doc_stride: int,
-) -> None:
-    """Check that the windows of a context that needs several advance (HF's tokenizer panics).
+    """Check that the tokens stand for the contexts, and correct their offsets if they can be.
 
     Raises:
-        ExampleError: questions are too long.
+        ValueError: the offsets are wrong.
     """
-    too_long = np.flatnonzero((context_tokens > room) & (room <= doc_stride))
-    if not len(too_long):
-        return
-
-    def line(e: int) -> str:
-        return (
-            f'"{ids[e]}": {question_tokens[e]} question tokens leave room for {max(room[e], 0)} '
-            "context tokens"
-        )
-
-    least = int(room[too_long].min())
-    raise ExampleError(
-        f"{len(too_long)} of {len(ids)} questions are too long for windows of max_seq_length="
-        f"{max_seq_length} with doc_stride={doc_stride} (a window needs room for more than "
-        "doc_stride context tokens):\n  - "
-        + first_few(too_long.tolist(), line, separator="\n  - ")
-        + f"\nRaise max_seq_length above {max_seq_length - least + doc_stride}"
-        + (f", lower doc_stride below {least}" if least > 0 else "")
-        + ', or shorten these questions, as long_questions="truncate" does (command line: '
-        "--long_questions truncate)."
+    backend = cast(Tokenizer, tokenizer.backend_tokenizer)
+    unknown = unknown_ids(tokenizer, backend)
+    warn_of_unknown(texts, contexts, unknown, argument, warn)
+    token_texts = TokenTexts(backend, unknown | set(tokenizer.all_special_ids))
+    tokens = (contexts.ids, contexts.offsets, contexts.first, contexts.count)
+    offsets = checked_offsets(texts["context"], tokens, token_texts, warn, advice(argument))
+    return (
+        contexts if offsets is contexts.offsets else dataclasses.replace(contexts, offsets=offsets)
     )
 
 
@@ -464,8 +460,9 @@ def _label(
 
     The first token is the last context token that begins at or before `start`; the last token is
     the first context token that ends at or after `end`. Both are the CLS token if the window does
-    not contain the whole answer. Hugging Face's loop differs if the answer begins in the window's
-    last context token: it continues beyond the context and returns a start after the end.
+    not contain the whole answer, and outside the row if the answer's place is unknown. Hugging
+    Face's loop differs if the answer begins in the window's last context token: it continues beyond
+    the context and returns a start after the end.
     """
     starts, ends = cls_index.copy(), cls_index.copy()
     for rows in blocks(len(windows), WINDOWS_AT_ONCE):
@@ -479,6 +476,8 @@ def _label(
         has_answer = can_start[row, first] & can_end[row, last] & (start[:, 0] >= 0)
         starts[rows] = np.where(has_answer, _last_true(can_start), cls_index[rows])
         ends[rows] = np.where(has_answer, _first_true(can_end), cls_index[rows])
+    is_unknown = (answers == UNKNOWN_PLACE).all(axis=1)
+    starts[is_unknown] = ends[is_unknown] = UNPLACED
     return starts, ends
 
 

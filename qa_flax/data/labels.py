@@ -5,11 +5,54 @@ outside, such as those that scripts write for an answer that truncation has cut 
 the loss, as in Hugging Face.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from qa_flax.data import alignment
+from qa_flax.data.examples import has_answers, keeps_misaligned
 from qa_flax.data.messages import first_few, quoted
+from qa_flax.data.readers import arrow_table
+from qa_flax.data.rejected import ExampleError
+from qa_flax.data.rows import OUTSIDE_WINDOW
 from qa_flax.data.windows import Windows
+
+NO_ANSWER = (-1, -1)
+"""The span to label of an example without an answer."""
+UNKNOWN_PLACE = (-2, -2)
+"""The span to label of an example with answers that do not occur in its context."""
+UNPLACED = OUTSIDE_WINDOW - 1
+"""The label of these: outside every window, and reported when the examples are loaded."""
+
+
+def answer_span(
+    context: str, answers: Mapping[str, Any] | None, *, misaligned: str
+) -> tuple[int, int]:
+    """Return the part [start, end) of a context, in code points, that an example's labels mark.
+
+    It is the place of the first answer whose text occurs in the context: at its `answer_start`,
+    else as near to it as possible. `NO_ANSWER` if there is no answer, `UNKNOWN_PLACE` if none
+    occurs. With "keep" it is the first answer at its `answer_start` unless that is negative.
+
+    Args:
+        context: the context.
+        answers: the lists `text` and `answer_start`.
+        misaligned: see `load_examples`.
+    """
+    if not answers:
+        return NO_ANSWER
+    pairs = zip(answers["text"], answers["answer_start"], strict=True)
+    pairs = [(text, start) for text, start in pairs if text.strip()]
+    for text, start in pairs:
+        if alignment.is_at(context, text, start) or (misaligned == "keep" and start >= 0):
+            return start, start + len(text)
+        nearest = alignment.find_nearest(context, text, start)
+        if nearest is not None:
+            return nearest, nearest + len(text)
+    return UNKNOWN_PLACE if pairs else NO_ANSWER
 
 
 def labels_inside(windows: Windows) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]] | None:
@@ -60,11 +103,111 @@ def describe_labels_outside(windows: Windows) -> str | None:
     inside = labels_inside(windows)
     if inside is None or (inside[0].all() and inside[1].all()):
         return None
-    starts, ends = (int((~is_inside).sum()) for is_inside in inside)
-    rows = np.flatnonzero(~(inside[0] & inside[1]))
+    outside = [~is_inside for is_inside in inside]
+    for is_outside, positions in zip(
+        outside, (windows.start_positions, windows.end_positions), strict=True
+    ):
+        is_outside &= positions != UNPLACED
+    starts, ends = (int(is_outside.sum()) for is_outside in outside)
+    rows = np.flatnonzero(outside[0] | outside[1])
+    if not len(rows):
+        return None
     ids = dict.fromkeys(windows.example_ids[row] for row in rows.tolist())
     return (
         f"{starts} start and {ends} end labels of {len(windows)} windows are at position "
         f"{windows.padded_length} or later, outside their windows, and take no part in the loss: "
         "examples " + first_few(list(ids), quoted)
+    )
+
+
+# --- Answers that cannot be learnt ---------------------------------------------------------------
+
+
+def describe_answers_without_window(
+    windows: Windows,
+    spans: Int64[np.ndarray, "e 2"],
+    examples: Int64[np.ndarray, " n"],
+    ids: list[str],
+) -> str | None:
+    """Return a sentence that counts the answers that no window contains; None if there are none.
+
+    Args:
+        windows: N windows with labels.
+        spans: the part of each example's context that its answer takes, see `answer_span`.
+        examples: the example of each window.
+        ids: the id of each example.
+    """
+    held = holds_answer(windows)
+    if held is None:
+        return None
+    has_answer = spans[:, 0] >= 0
+    has_window = np.bincount(examples[held], minlength=len(ids)) > 0
+    missing = np.flatnonzero(has_answer & ~has_window).tolist()
+    if not missing:
+        return None
+    return (
+        f"{len(missing)} of {int(has_answer.sum())} answers are longer than the part of the "
+        "context that their windows share, so no window contains them, and all windows of their "
+        "questions are labelled as without answer: ids "
+        f"{first_few([ids[e] for e in missing], quoted)}. Raise max_seq_length or doc_stride."
+    )
+
+
+def describe_long_answers(windows: Windows, limit: int) -> str | None:
+    """Return a sentence that counts the answers of more than `limit` tokens; None without any.
+
+    Args:
+        windows: windows with labels.
+        limit: the length of the longest span that is an answer, in tokens.
+    """
+    held = holds_answer(windows)
+    if held is None or windows.start_positions is None or windows.end_positions is None:
+        return None
+    ids = np.array(windows.example_ids, object)
+    is_long = held & (windows.end_positions - windows.start_positions >= limit)
+    long_ids = list(dict.fromkeys(ids[is_long].tolist()))
+    if not long_ids:
+        return None
+    return (
+        f"{len(long_ids)} of {len(set(ids[held].tolist()))} answers have more than "
+        f"{limit} tokens and can never be given: ids {first_few(long_ids, quoted)}. Raise "
+        "max_answer_length."
+    )
+
+
+# --- Examples that are left out of training -------------------------------------------------------
+
+
+def learnable_examples(examples: datasets.Dataset) -> datasets.Dataset:
+    """Return the examples without those that `make_windows` leaves out of training.
+
+    Args:
+        examples: a result of `load_examples`.
+
+    Raises:
+        ExampleError: none with an answer is left.
+    """
+    kept = can_learn(examples)
+    if kept.all():
+        return examples
+    learnable = examples.select(np.flatnonzero(kept))
+    if not has_answers(learnable).any():
+        raise nothing_to_learn(examples["id"][:])
+    return learnable
+
+
+def can_learn(examples: datasets.Dataset) -> Bool[np.ndarray, " e"]:
+    """Return whether each example has no answer, or one whose text occurs in its context."""
+    misaligned = "keep" if keeps_misaligned(examples) else "drop"
+    rows = arrow_table(examples.select_columns(["context", "answers"])).to_pylist()
+    spans = [answer_span(r["context"], r["answers"], misaligned=misaligned) for r in rows]
+    return np.array([span != UNKNOWN_PLACE for span in spans], bool)
+
+
+def nothing_to_learn(ids: list[str]) -> ExampleError:
+    """Return the error for examples of which none has an answer that occurs in its context."""
+    return ExampleError(
+        f"no answer of the {len(ids)} examples occurs in its context (ids "
+        f"{first_few(ids, quoted)}), so there is nothing to train on: correct the answers, or let "
+        'misaligned="repair" look for other spellings.'
     )

@@ -27,6 +27,14 @@ def is_batch(examples: Any) -> bool:
     return isinstance(examples, Mapping) and not isinstance(examples, splits)
 
 
+def is_map_batch(batch: Any) -> bool:
+    """Return whether a batch is that of `Dataset.map`, which takes any number of rows for it.
+
+    A transform has to return a row for each example.
+    """
+    return hasattr(batch, "formatter")
+
+
 def batch_rows(batch: Mapping[str, Any], columns: tuple[str, ...]) -> list[Row]:
     """Return the rows of a batch, with those of `columns` that it has.
 

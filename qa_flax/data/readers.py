@@ -1,36 +1,62 @@
-"""Stage 1 of 7: files, hub data sets, data sets and lists -> rows as dicts (host, text)."""
+"""Stage 1 of 7: files, hub data sets, data sets and lists -> rows as dicts (host, text).
 
-import csv
-import io
-import json
+Each source is read into rows with its own names of columns (`csv_files.py`, `json_files.py`,
+or Arrow here), which are then renamed, and missing values become None.
+"""
+
+import difflib
+import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qa_flax import storage
+from qa_flax.data.cells import plain, without_fraction
+from qa_flax.data.column_names import ColumnNames, Row, require
+from qa_flax.data.csv_files import INT32_MAX, looks_like_table, read_csv
+from qa_flax.data.hub import arrow_table, load_hub, one_split
+from qa_flax.data.json_files import Rows, object_rows, read_json, read_json_lines
+from qa_flax.data.messages import MAX_SHOWN, first_few
+from qa_flax.data.objects import object_name, plain_object
+from qa_flax.data.rejected import ExampleError, RejectedRow
+from qa_flax.data.text_files import TABLE_MAGIC, decode, unpacked
+from qa_flax.data.values import cleaned
 
-FORMATS = (
-    "nested SQuAD JSON, flat JSON, JSONL, CSV/TSV, Parquet, a hub id, a datasets.Dataset or a list "
-    "of dicts"
-)
-FILE_SUFFIXES = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet"}
-INT32_MAX = 2**31 - 1
+__all__ = ["INT32_MAX", "ExampleError", "Row", "arrow_table", "read"]
 
-Row = dict[str, Any]
+logger = logging.getLogger(__name__)
 
-
-class ExampleError(ValueError):
-    """The examples cannot be read or are invalid; the message lists the problems and what to do."""
+_TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|"}
+_LINE_SUFFIXES = {".jsonl", ".ndjson"}
+_PACKED_SUFFIXES = {".gz", ".bz2", ".xz"}
+# Suffixes of files, so that the name is not taken for an id on the Hub.
+_FILE_SUFFIXES = {
+    *_TABLE_SUFFIXES,
+    *_LINE_SUFFIXES,
+    *_PACKED_SUFFIXES,
+    *(".json", ".txt", ".parquet", ".arrow", ".feather", ".zip", ".tar", ".tgz", ".zst", ".xlsx"),
+    *(".xls", ".ods", ".pkl", ".pickle", ".pt", ".html", ".htm", ".xml", ".yaml", ".yml", ".db"),
+}
+BAD_ROWS = ("refuse", "skip")
 
 
 def read(
-    source: Any, split: str | None, config_name: str | None, kwargs: dict[str, Any]
-) -> tuple[str, list[Row]]:
+    source: Any,
+    split: str | None = None,
+    config_name: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    columns: Mapping[str, str | None] | None = None,
+    optional_columns: Collection[str] = (),
+    bad_rows: str = "refuse",
+    needs_text: bool = True,
+) -> tuple[str, list[Row], list[RejectedRow]]:
     """Read all rows of a source.
 
     Args:
@@ -38,32 +64,108 @@ def read(
         split: the split of a hub id or `DatasetDict`, if there are several.
         config_name: the configuration of a hub id.
         kwargs: further arguments of `datasets.load_dataset`.
+        columns: the source's own names of the columns question, context, answers and id, by these;
+            None: as they are called here.
+        optional_columns: those of `columns` that the source need not have.
+        needs_text: whether a source without questions or without contexts is refused.
+        bad_rows: what to do with lines that are no rows. "refuse" raises; "skip" leaves them out.
 
     Returns:
-        The source's name for messages, and its rows as dicts.
+        The source's name for messages, its rows as dicts with the columns id, title, context,
+        question, answers (or answer_text and answer_start) and is_impossible as far as it has them,
+        and the lines that were left out. A missing value is None.
 
     Raises:
         FileNotFoundError: `source` looks like a path, but there is no such file.
-        ExampleError: the source cannot be read.
+        ExampleError: the source cannot be read, or lines of it cannot and are refused.
+        ValueError: `bad_rows` is none of the values above.
     """
+    if bad_rows not in BAD_ROWS:
+        raise ValueError(f"bad_rows must be one of {BAD_ROWS}, got {bad_rows!r}.")
+    names = ColumnNames(
+        object_name(source), columns, optional=optional_columns, needs_text=needs_text
+    )
+    found = _read(source, split, config_name, dict(kwargs or {}), names)
+    name = found.name
+    if found.rejected and bad_rows == "refuse":
+        raise ExampleError(_refusal(found))
+    if found.unused_twice:
+        logger.warning(
+            "%s: keys that are not read occur twice in an object: %s.",
+            name,
+            first_few([f'"{key}" ({count})' for key, count in found.unused_twice.items()]),
+        )
+    rows = found.columns.rename(found.rows)
+    if rows and needs_text:
+        require(name, rows)
+    return name, [cleaned(row, is_text=found.is_text) for row in rows], found.rejected
+
+
+def _read(
+    source: Any,
+    split: str | None,
+    config_name: str | None,
+    kwargs: dict[str, Any],
+    columns: ColumnNames,
+) -> Rows:
+    """Read a source with its own names of columns."""
+    name = columns.source
     if isinstance(source, str | os.PathLike):
-        if storage.is_remote(source):
-            return str(source), _read_file(storage.local_copy(source))
-        path = Path(source).expanduser()
-        if path.is_file():
-            return str(source), _read_file(path)
-        is_folder = path.is_dir() and bool(str(source))  # Path("") is the working directory
-        if not is_folder and _looks_like_path(str(source)):
-            raise FileNotFoundError(f"{source}: no such file. Supported sources: {FORMATS}.")
-        return str(source), _table_rows(_load_hub(str(source), split, config_name, kwargs))
+        path = _local_path(source)
+        if path is not None:
+            return _read_file(name, path, columns)
+        return _arrow_rows(arrow_table(load_hub(name, split, config_name, kwargs)), columns)
     if isinstance(source, datasets.DatasetDict):
-        return "the DatasetDict", _table_rows(_one_split(source, split, "the DatasetDict"))
+        source = one_split(source, split, name)
     if isinstance(source, datasets.Dataset):
-        return "the dataset", _table_rows(source)
-    if isinstance(source, list) and all(isinstance(row, Mapping) for row in source):
-        return "the list of examples", [dict(row) for row in source]
-    raise ExampleError(
-        f"cannot read examples from {type(source).__name__}. Supported sources: {FORMATS}."
+        return _arrow_rows(arrow_table(source), columns)
+    if isinstance(source, pa.Table):
+        return _arrow_rows(source, columns)
+    return object_rows(name, plain_object(source, name), columns)
+
+
+# ---- paths ---------------------------------------------------------------------------------------
+
+
+def _local_path(source: str | os.PathLike) -> Path | None:
+    """Return the path of a file, downloaded from a bucket if necessary; None for other names.
+
+    Raises:
+        FileNotFoundError: the name is that of a file that does not exist.
+        ExampleError: it is an address on the web.
+    """
+    name = os.fspath(source)
+    if re.match(r"(https?|ftp)://|www\.|(huggingface\.co|hf\.co|github\.com)/", str(name)):
+        raise ExampleError(_about_address(str(name)))
+    if str(name).startswith("file://"):
+        source = name = str(name).removeprefix("file://")
+    if storage.is_remote(source):
+        return storage.local_copy(source)
+    path = Path(source).expanduser()
+    if path.exists() and not path.is_dir():
+        return path
+    is_folder = path.is_dir() and bool(str(source))  # Path("") is the working directory
+    if not is_folder and _looks_like_path(str(source)):
+        raise FileNotFoundError(_no_such_file(str(source), path))
+    return None
+
+
+def _about_address(address: str) -> str:
+    hub = re.search(r"(?:huggingface\.co|hf\.co)/datasets/([\w.-]+/[\w.-]+)/?$", address)
+    if hub:
+        return f"{address} is the page of a data set on the Hub; give its id: {hub[1]}."
+    page = re.fullmatch(r"(.*github\.com/[^/]+/[^/]+)/blob/(.*)", address)
+    page = page or re.fullmatch(r"(.*huggingface\.co/.+)/blob/(.*)", address)
+    if page:
+        kind = "raw" if "github" in page[1] else "resolve"
+        address_of_file = f"{page[1]}/{kind}/{page[2]}"
+        return (
+            f"{address} is a web page about a file. Download the file itself, for example with "
+            f"curl -LO {address_of_file}, and give its path."
+        )
+    return (
+        f"{address} is an address on the web, which is not read from there. Download the file, for "
+        f"example with curl -LO {address}, and give its path."
     )
 
 
@@ -72,161 +174,121 @@ def _looks_like_path(source: str) -> bool:
     return (
         source.startswith((".", "~", os.sep))
         or source.count("/") > 1
-        or Path(source).suffix.lower() in FILE_SUFFIXES
+        or "\\" in source
+        or Path(source).suffix.lower() in _FILE_SUFFIXES
         or not source.strip()
     )
 
 
-def _load_hub(
-    name: str, split: str | None, config_name: str | None, kwargs: dict[str, Any]
-) -> datasets.Dataset:
+def _no_such_file(source: str, path: Path) -> str:
+    if not source.strip():
+        return f"{source!r}: no such file; the name is empty."
+    folder = path.parent
+    if not folder.is_dir():
+        return f"{source}: no such file; there is no folder {folder.absolute()} either."
     try:
-        loaded = datasets.load_dataset(name, config_name, split=split, **kwargs)
-    except (OSError, ValueError, RuntimeError) as error:
-        # RuntimeError: the repository has a loading script, which datasets >= 4 does not run.
+        names = sorted(entry.name for entry in folder.iterdir())
+    except OSError:
+        names = []
+    similar = difflib.get_close_matches(path.name, names, n=1)
+    hint = f" Did you mean {folder / similar[0]}?" if similar else " Check the path."
+    return f"{source}: no such file in {folder.absolute()}.{hint}"
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def _read_file(name: str, path: Path, columns: ColumnNames) -> Rows:
+    data = unpacked(name, path.read_bytes())
+    if data.startswith(TABLE_MAGIC):
+        return _read_table_file(name, data, columns)
+    text = decode(name, data)
+    suffixes = [s for s in map(str.lower, path.suffixes) if s not in _PACKED_SUFFIXES]
+    suffix = suffixes[-1] if suffixes else ""
+    starts_as_json = text.lstrip("\ufeff \t\r\n")[:1] in ("{", "[")
+    if suffix in _LINE_SUFFIXES:
+        return read_json_lines(name, text, columns)
+    is_table = suffix in _TABLE_SUFFIXES or looks_like_table(text, columns)
+    if is_table and not starts_as_json:  # by content, whatever its name
+        return _read_table(name, text, _TABLE_SUFFIXES.get(suffix, ","), columns)
+    return read_json(name, text.removeprefix("\ufeff"), columns)
+
+
+def _read_table(name: str, text: str, delimiter: str, columns: ColumnNames) -> Rows:
+    found = Rows(name, columns)
+    found.is_text = True
+    found.rows, found.rejected = read_csv(name, text, delimiter, columns)
+    for key in list(found.rows[0]) if found.rows else ():
+        if columns.canonical(key) in ("id", "title", "answers", "answer_text"):
+            cells = without_fraction([row[key] for row in found.rows])
+            for row, cell in zip(found.rows, cells, strict=True):
+                row[key] = cell
+    return found
+
+
+def _read_table_file(name: str, data: bytes, columns: ColumnNames) -> Rows:
+    """Read Parquet, Feather or Arrow's stream format."""
+    kind = "Parquet" if data.startswith(b"PAR1") else "Arrow"
+    try:
+        source = pa.BufferReader(data)
+        if kind == "Parquet":
+            table = pq.ParquetFile(source).read()
+        elif data.startswith(b"ARROW1"):
+            table = pa.ipc.open_file(source).read_all()
+        else:
+            table = pa.ipc.open_stream(source).read_all()
+        table.validate(full=True)
+    # OSError: damaged pages; the others: damaged metadata.
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise ExampleError(
-            f"{name}: could not be loaded with datasets.load_dataset: {error}. "
-            "Check the name, the split, the token and the network, or use a local file."
+            f"{name}: not a valid {kind} file: {reason}. It is cut off or damaged: copy or write "
+            "it again."
         ) from error
-    return _one_split(loaded, split, name)
+    return _arrow_rows(table, columns)
 
 
-def _one_split(loaded: Any, split: str | None, name: str) -> datasets.Dataset:
-    if isinstance(loaded, datasets.DatasetDict):
-        if split is None and len(loaded) == 1:
-            return next(iter(loaded.values()))
-        if split not in loaded:
-            problem = "there are several splits" if split is None else f"no split {split!r}"
-            raise ExampleError(f"{name}: {problem}; choose one of {', '.join(map(repr, loaded))}.")
-        return loaded[split]
-    if not isinstance(loaded, datasets.Dataset):
-        raise ExampleError(f"{name}: a streaming data set is not supported; omit streaming=True.")
-    return loaded
-
-
-def arrow_table(dataset: datasets.Dataset) -> pa.Table:
-    """Return all rows of a data set in order, for any `set_format`; the data set is not changed."""
-    # A data set without rows cannot be sliced.
-    rows = dataset.with_format("arrow")[:] if len(dataset) else dataset.data.table.slice(0, 0)
-    return cast(pa.Table, rows)
-
-
-_USED_COLUMNS = ("id", "title", "context", "question", "answers", "answer_text", "answer_start")
-
-
-def _table_rows(dataset: datasets.Dataset) -> list[Row]:
-    """Convert a data set's rows to Python objects; columns that are not used are not decoded."""
-    table = arrow_table(dataset)
-    used = [column for column in table.column_names if column in _USED_COLUMNS]
-    if not {"question", "context"} <= set(used):
+def _arrow_rows(table: pa.Table, columns: ColumnNames) -> Rows:
+    """Convert a table's rows to Python objects; columns that are not used are not decoded."""
+    found = Rows(columns.source, columns)
+    names = table.column_names
+    columns.check(names)
+    used = columns.mapping(names)
+    if columns.needs_text and not {"question", "context"} <= set(used.values()):
         # One row with all column names is enough for the error message about missing columns.
-        return [dict.fromkeys(table.column_names)] * min(len(dataset), 1)
-    return table.select(used).to_pylist()
-
-
-def _read_file(path: Path) -> list[Row]:
-    data = path.read_bytes()
-    if data[:4] == b"PAR1":
-        return _read_parquet(path)
+        found.rows = [dict.fromkeys(names)] * min(table.num_rows, 1)
+        return found
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
+        found.rows = [plain(row) for row in table.select(list(used)).to_pylist()]
+    except (pa.ArrowException, ValueError, OverflowError) as error:
         raise ExampleError(
-            f"{path}: neither UTF-8 text (byte {error.start} is invalid) nor Parquet. "
-            f"Supported sources: {FORMATS}."
+            f"{columns.source}: a column cannot be read: {error}. Write the file again."
         ) from error
-    suffix = path.suffix.lower()
-    if suffix in (".csv", ".tsv"):
-        return _read_csv(path, text, "\t" if suffix == ".tsv" else ",")
-    if suffix in (".jsonl", ".ndjson"):
-        return _read_json_lines(path, text)
-    return _read_json(path, text)
+    return found
 
 
-def _read_parquet(path: Path) -> list[Row]:
-    try:
-        return _table_rows(datasets.Dataset(pq.read_table(path)))
-    except pa.ArrowException as error:
-        raise ExampleError(f"{path}: not a valid Parquet file: {error}") from error
+# ---- messages ------------------------------------------------------------------------------------
 
 
-def _read_csv(path: Path, text: str, delimiter: str) -> list[Row]:
-    """Read rows of strings."""
-    # Python's own reader, because pandas reads the answer "NA" as an empty cell.
-    limit = csv.field_size_limit(INT32_MAX)  # some contexts exceed the default of 128 KiB
-    try:
-        # newline="" preserves \r\n in a context, which the answers' offsets count.
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        return [{k: v for k, v in row.items() if k is not None} for row in reader]
-    except csv.Error as error:
-        raise ExampleError(f"{path}: not valid CSV: {error}.") from error
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _read_json(path: Path, text: str) -> list[Row]:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # several values, one on each line
-            return _read_json_lines(path, text)
-        raise _not_json(path, error, error.lineno) from error
-    except RecursionError as error:
-        raise ExampleError(f"{path}: cannot parse JSON: it is nested too deeply.") from error
-    return _json_rows(str(path), content)
-
-
-def _not_json(path: Path, error: json.JSONDecodeError, line: int) -> ExampleError:
-    return ExampleError(
-        f"{path}: not valid JSON: {error.msg} at line {line}, column {error.colno}. "
-        f"Supported sources: {FORMATS}."
-    )
-
-
-def _read_json_lines(path: Path, text: str) -> list[Row]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise _not_json(path, error, number) from error
-    return _json_rows(str(path), rows[0] if len(rows) == 1 else rows)
-
-
-def _json_rows(name: str, content: Any) -> list[Row]:
-    """Return the rows of parsed JSON: nested SQuAD, `{"data": [...]}`, a list, or one row."""
-    if isinstance(content, Mapping) and "data" in content:
-        content = content["data"]
-    if isinstance(content, Mapping) and {"question", "context"} & content.keys():
-        content = [content]
-    if isinstance(content, Mapping):
-        keys = ", ".join(map(str, list(content)[:10]))
-        raise ExampleError(f'{name}: a JSON object needs the key "data"; keys found: {keys}.')
-    if not isinstance(content, list) or not all(isinstance(row, Mapping) for row in content):
-        raise ExampleError(f"{name}: examples must be a list of JSON objects.")
-    if any("paragraphs" in row for row in content):
-        return list(_nested(name, content))
-    return [dict(row) for row in content]
-
-
-def _nested(name: str, articles: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
-    """Yield a row for each question of nested SQuAD; `plausible_answers` are ignored."""
-    for a, article in enumerate(articles):
-        for p, paragraph in enumerate(_objects(name, article, "paragraphs", f"data[{a}]")):
-            location = f"data[{a}].paragraphs[{p}]"
-            for qa in _objects(name, paragraph, "qas", location):
-                row = {key: qa[key] for key in ("id", "question", "answers") if key in qa}
-                row |= {"title": article.get("title")}
-                yield row | ({"context": paragraph["context"]} if "context" in paragraph else {})
-
-
-def _objects(name: str, parent: Mapping[str, Any], key: str, location: str) -> list[Any]:
-    value = parent.get(key)
-    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
-        keys = ", ".join(map(str, parent)) or "none"
-        raise ExampleError(
-            f'{name}: {location} needs the key "{key}" with a list of objects; keys found: {keys}.'
+def _refusal(found: Rows) -> str:
+    """Return the message about all lines and parts of a source that are no rows."""
+    total = len(found.rows) + len(found.rejected)
+    lines = []
+    for row in found.rejected[:MAX_SHOWN]:
+        where = "" if row.line is None else f"line {row.line}: "
+        lines.append(f"  - {where}{'; '.join(row.reasons)}")
+    if (more := len(found.rejected) - MAX_SHOWN) > 0:
+        rest = [str(row.line) for row in found.rejected[MAX_SHOWN:] if row.line is not None]
+        at = f" (lines {first_few(rest)})" if rest else ""
+        lines.append(f"  - and {more:,} more{at}")
+    hint = ""
+    if found.is_text:
+        hint = (
+            " A cell that contains the delimiter, a quotation mark or a line end must be in "
+            'quotation marks, with those inside it doubled: "He said ""yes"", then left".'
         )
-    return value
+    return (
+        f"{found.name}: {len(found.rejected):,} of {total:,} rows cannot be read:\n"
+        + "\n".join(lines)
+        + f'\nCorrect them, or leave them out with bad_rows="skip".{hint}'
+    )

@@ -10,6 +10,8 @@ from typing import Any
 import datasets
 import numpy as np
 
+from qa_flax.ranges import SEED, SHARE, at_least, check_numbers
+
 SPLIT_BY = ("auto", "title", "context")
 
 Indices = list[int]  # of examples, ascending
@@ -45,8 +47,7 @@ def split_examples(
         >>> set(train["context"]) & set(validation["context"])
         set()
     """
-    if not _is_number(share) or not 0 < share < 1:
-        raise ValueError(f"share={share!r}: it must be a number above 0 and below 1, such as 0.1")
+    check_numbers({"share": SHARE, "seed": SEED}, share=share, seed=seed)
     groups = _groups(examples, by)
     _require_groups(groups, 2, "a split", by)
     random = np.random.default_rng(seed)
@@ -81,10 +82,7 @@ def fold_examples(
         >>> sum(len(validation) for _, validation in folds)
         24
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 2:
-        raise ValueError(
-            f"count={count!r}: the number of folds must be a whole number of at least 2"
-        )
+    check_numbers({"count": at_least(2), "seed": SEED}, count=count, seed=seed)
     groups = _groups(examples, by)
     _require_groups(groups, count, f"{count} folds", by)
     # The largest groups come first, each in the fold that is smallest so far, so that the small
@@ -279,7 +277,3 @@ def _select(examples: Any, indices: Indices) -> Any:
 def _without(examples: Any, indices: Indices) -> Any:
     left_out = set(indices)
     return _select(examples, [n for n in range(len(examples)) if n not in left_out])
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -14,6 +14,7 @@ from jaxtyping import Int32, Int64
 from tokenizers import Encoding, Tokenizer
 from tqdm import tqdm
 
+from qa_flax.data import offsets as token_offsets
 from qa_flax.data.interrupts import interrupts_deferred
 from qa_flax.data.screen import shows_bar
 
@@ -40,7 +41,34 @@ class Tokens:
 def encode_distinct(texts: list[str], backend: Tokenizer, *, disable: bool) -> Tokens:
     """Tokenize texts without special tokens.
 
-    Unless `disable`, a terminal or a notebook shows a progress bar, and a log one line at the end.
+    Offsets from which the tokenizer's post-processor leaves out letters are corrected. Unless
+    `disable`, a terminal or a notebook shows a progress bar, and a log one line at the end.
+
+    Raises:
+        ValueError: the tokenizer cannot encode the texts.
+    """
+    if _can_encode(backend) and token_offsets.trims_letters(backend):
+        blank = token_offsets.blank_tokens(backend)
+        with token_offsets.untrimmed(backend):
+            return _encode_distinct(texts, backend, disable=disable, blank=blank)
+    return _encode_distinct(texts, backend, disable=disable, blank=None)
+
+
+def _can_encode(backend: Tokenizer) -> bool:
+    """Whether a tokenizer can encode any text: one without an unknown token may not."""
+    try:
+        backend.encode(token_offsets.PROBE, add_special_tokens=False)
+    except Exception:  # tokenizers raises plain `Exception`
+        return False
+    return True
+
+
+def _encode_distinct(
+    texts: list[str], backend: Tokenizer, *, disable: bool, blank: Int32[np.ndarray, " n"] | None
+) -> Tokens:
+    """Tokenize texts; with `blank`, white space is trimmed from the offsets.
+
+    `blank` are the ids of the tokens that stand for white space only.
     """
     is_log = not (disable or shows_bar())
     index = {text: n for n, text in enumerate(dict.fromkeys(texts))}
@@ -50,10 +78,11 @@ def encode_distinct(texts: list[str], backend: Tokenizer, *, disable: bool) -> T
             if len(batch[0]) > CHUNK_SIZE:
                 encoded = [_encode_long(batch[0], backend)]
             else:
-                with interrupts_deferred():  # the interrupt would be lost
-                    encodings = backend.encode_batch(batch, add_special_tokens=False)
-                encoded = map(_ids_and_offsets, encodings)
-            for text_ids, text_offsets in encoded:
+                encoded = map(_ids_and_offsets, _encode_batch(batch, backend))
+            for text, (text_ids, text_offsets) in zip(batch, encoded, strict=True):
+                if blank is not None:
+                    is_blank = np.isin(text_ids, blank)
+                    text_offsets = token_offsets.trimmed(text_offsets, is_blank, text)
                 ids.append(text_ids)
                 offsets.append(text_offsets)
             bar.update(len(texts) * len(batch) // len(index))
@@ -64,6 +93,14 @@ def encode_distinct(texts: list[str], backend: Tokenizer, *, disable: bool) -> T
     row = np.array([index[text] for text in texts], np.int64)
     first = np.cumsum(count) - count
     return Tokens(np.concatenate(ids), np.concatenate(offsets), first[row], count[row])
+
+
+def _encode_batch(texts: list[str], backend: Tokenizer) -> list[Encoding]:
+    with interrupts_deferred():  # the interrupt would be lost
+        try:
+            return backend.encode_batch(texts, add_special_tokens=False)
+        except Exception as error:  # tokenizers raises plain `Exception`
+            raise ValueError(f"the tokenizer cannot encode the texts: {error}") from error
 
 
 def _ids_and_offsets(encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
@@ -162,11 +199,16 @@ def read_template(backend: Tokenizer) -> Template:
     """Find the tokenizer's special tokens from a pair of texts that it encodes.
 
     Raises:
-        ValueError: the texts' tokens in the pair differ from those of the texts alone.
+        ValueError: the texts' tokens in the pair differ from those of the texts alone, or the
+            tokenizer cannot encode them.
     """
     probe = ("What is it?", "It is a probe, nothing more.")
-    pair = backend.encode(*probe)
-    alone = [backend.encode(text, add_special_tokens=False) for text in probe]
+    try:
+        with plain_encoding(backend, backend.encode_special_tokens):
+            pair = backend.encode(*probe)
+            alone = [backend.encode(text, add_special_tokens=False) for text in probe]
+    except Exception as error:  # tokenizers raises plain `Exception`
+        raise ValueError(f"the tokenizer cannot encode text: {error}") from error
     in_pair = list(zip(pair.sequence_ids, pair.ids, pair.offsets, strict=True))
     expected = [
         (n, *token) for n, e in enumerate(alone) for token in zip(e.ids, e.offsets, strict=True)

@@ -175,5 +175,6 @@ def _map(function: Callable[[Any], SpanLogits], stacked: Any) -> SpanLogits:
 
 def _log_softmax(logits: Float[Array, "b l"], mask: Array) -> Float[Array, "b l"]:
     """The log-probabilities of each row's tokens without padding; padding has the same divisor."""
-    total = jax.nn.logsumexp(logits, axis=1, where=mask > 0, keepdims=True)
-    return logits - total
+    # Relative to the largest first: a log-sum-exp of large logits has lost their differences.
+    logits -= jnp.max(logits, axis=1, where=mask > 0, initial=-jnp.inf, keepdims=True)
+    return logits - jax.nn.logsumexp(logits, axis=1, where=mask > 0, keepdims=True)

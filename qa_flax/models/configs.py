@@ -5,7 +5,7 @@ Hugging Face's; a family whose config.json has other names uses the names of mos
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
 from qa_flax.models.activations import ACTIVATIONS
@@ -56,6 +56,28 @@ class EncoderConfig(SharedConfig):
     REQUIRED: ClassVar[Mapping[str, Any]] = {"position_embedding_type": "absolute", **NO_DECODER}
 
 
+SIZES = (
+    *("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size"),
+    *("max_position_embeddings", "embedding_size"),
+)
+"""Fields that must be above 0."""
+
+
+MAX_LAYERS = 10_000
+
+
+def _check_number(name: str, value: Any, field: Field) -> None:
+    """Refuse another type than a field's number, or a size below 1."""
+    kinds = {int: int, float: (int, float)}
+    kind = kinds.get(field.type)
+    if kind is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+        raise ValueError(f"{name}={value!r} is not supported; it must be a number")
+    if field.name in SIZES and value < 1:
+        raise ValueError(f"{name}={value!r} is not supported; it must be at least 1")
+    if "layers" in field.name and field.type is int and not 0 <= value <= MAX_LAYERS:
+        raise ValueError(f"{name}={value!r} is not supported; it must be from 0 to {MAX_LAYERS}")
+
+
 def read_config(
     config_class: type[C],
     values: Mapping[str, Any],
@@ -91,6 +113,7 @@ def read_config(
             raise ValueError(
                 f"{name}={value!r} is not supported; supported: {', '.join(sorted(ACTIVATIONS))}"
             )
+        _check_number(name, value, field)
         # JSON may write a float as an integer: `"hidden_dropout_prob": 0`.
         settings[field.name] = float(value) if field.type is float else value
     size, heads = settings["hidden_size"], settings["num_attention_heads"]

@@ -1,6 +1,7 @@
 """Stage 4 of 7: finds a checkpoint's files and reads them one tensor at a time (host)."""
 
 import json
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from qa_flax import storage
 
+logger = logging.getLogger(__name__)
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -22,6 +25,7 @@ FLAX_FILE = "flax_model.msgpack"
 FLAX_INDEX_FILE = "flax_model.msgpack.index.json"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
+ADAPTER_PICKLE_FILE = "adapter_model.bin"
 # Lists the folds of a cross-validation, whose models are in the folders fold-1 and so on.
 FOLDS_FILE = "folds.json"
 
@@ -36,9 +40,25 @@ class StoredTensor:
     dtype: str
 
     def read(self) -> np.ndarray:
-        """Read the values as float32."""
+        """Read the values as float32.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
         with safe_open(self.file, "np") as opened:
-            return opened.get_tensor(self.name).astype(np.float32, copy=False)
+            array = opened.get_tensor(self.name).astype(np.float32, copy=False)
+        # NaN is both the smallest and the largest value of an array that contains it.
+        if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
+            count = array.size - np.count_nonzero(np.isfinite(array))
+            logger.warning(
+                "%s: %d of the %d values of %s are NaN or infinite, so the file is damaged or its "
+                "training failed; download it again, or use an earlier checkpoint",
+                self.file,
+                count,
+                array.size,
+                self.name,
+            )
+        return array
 
 
 # In safetensors' names. Conversion to float32 is exact, except that F64 is rounded.
@@ -116,6 +136,7 @@ def stored_tensors(directory: Path) -> list[StoredTensor]:
         raise FileNotFoundError(
             f"{directory} has no {WEIGHTS_FILE} and no {INDEX_FILE}; it contains: "
             f"{listing(directory)}. {FLAX_HELP if is_flax else PICKLE_HELP}"
+            f"{models_inside(directory)}"
         )
     return [tensor for file in files for tensor in _tensors_of(directory / file)]
 
@@ -123,9 +144,14 @@ def stored_tensors(directory: Path) -> list[StoredTensor]:
 def stored_adapter(directory: Path) -> list[StoredTensor]:
     """The tensors of PEFT's adapter file; `OSError` if it is missing or incomplete."""
     if not (directory / ADAPTER_WEIGHTS_FILE).is_file():
+        is_pickle = (directory / ADAPTER_PICKLE_FILE).is_file()
         raise FileNotFoundError(
             f"{directory} has no {ADAPTER_WEIGHTS_FILE}; it contains: {listing(directory)}. "
-            "Adapters are read from safetensors files only"
+            + (
+                ADAPTER_PICKLE_HELP
+                if is_pickle
+                else "Adapters are read from safetensors files only"
+            )
         )
     return _tensors_of(directory / ADAPTER_WEIGHTS_FILE)
 
@@ -134,6 +160,8 @@ PICKLE_HELP = (
     "pytorch_model.bin is not read, because a pickle file can run any code. Convert it once: "
     "pip install 'qa-flax[torch]', then: qa-flax convert DIRECTORY"
 )
+
+ADAPTER_PICKLE_HELP = PICKLE_HELP.replace("pytorch_model.bin", ADAPTER_PICKLE_FILE)
 
 FLAX_HELP = "Convert Flax's weights once: qa-flax convert DIRECTORY"
 
@@ -167,9 +195,12 @@ def _tensors_of(file: Path) -> list[StoredTensor]:
             slices = [(name, opened.get_slice(name)) for name in opened.keys()]  # noqa: SIM118
             return [StoredTensor(file, n, tuple(s.get_shape()), s.get_dtype()) for n, s in slices]
     except SafetensorError as error:
+        content = storage.foreign_content(file)
+        reason = (
+            f"{error}. Download it or write it again" if content is None else f"it is {content}"
+        )
         raise OSError(
-            f"{file} ({file.stat().st_size} bytes) is not a complete safetensors file: {error}. "
-            "Download it or write it again"
+            f"{file} ({file.stat().st_size} bytes) is not a complete safetensors file: {reason}"
         ) from error
 
 
@@ -177,11 +208,34 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file that contains an object; `ValueError` if it contains anything else."""
     try:
         values = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        content = storage.foreign_content(path)
+        reason = str(error) if content is None else f"it is {content}"
+        raise ValueError(f"{path} is not JSON: {reason}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} contains a JSON {type(values).__name__}; an object is expected")
     return values
+
+
+def models_inside(directory: Path) -> str:
+    """A hint for error messages: the folders inside `directory` that hold a model; else "".
+
+    Old models of sentence-transformers have theirs in `0_Transformer`, a trainer's output folder in
+    `checkpoint-500`, and the Hub's cache in `snapshots/REVISION`.
+    """
+    files = (CONFIG_FILE, ADAPTER_CONFIG_FILE)
+    found = {path.parent for name in files for path in directory.glob(f"*/{name}")}
+    found |= {path.parent for name in files for path in directory.glob(f"snapshots/*/{name}")}
+    folders = sorted(str(folder) for folder in found if any((folder / n).is_file() for n in files))
+    if not folders:
+        return ""
+    shown = ", ".join(folders[:5]) + (", ..." if len(folders) > 5 else "")
+    which = (
+        "a folder inside it holds a model: give"
+        if len(folders) == 1
+        else (f"{len(folders)} folders inside it hold a model; give one of")
+    )
+    return f". But {which} {shown}"
 
 
 def listing(directory: Path) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,9 +15,18 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from qa_flax.models.dropout import dropout
-from qa_flax.models.files import ADAPTER_CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, read_json
+from qa_flax.models.files import (
+    ADAPTER_CONFIG_FILE,
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    checkpoint_directory,
+    read_json,
+)
 from qa_flax.models.layers import NO_RNGS, Dense, Fixed, ParamPath, zeros
 from qa_flax.models.weights import NamedParameters
+from qa_flax.ranges import BELOW_1, NUMBER, SEED, at_least, check_numbers
+
+_RANGES = {"r": at_least(1), "lora_alpha": NUMBER, "lora_dropout": BELOW_1}
 
 logger = logging.getLogger(__name__)
 
@@ -114,10 +124,7 @@ class LoraConfig:
         self._check()
 
     def _check(self) -> None:
-        if self.r < 1:
-            raise ValueError(f"r={self.r}: the rank of LoRA adapters must be at least 1")
-        if not 0.0 <= self.lora_dropout < 1.0:
-            raise ValueError(f"lora_dropout={self.lora_dropout}: it must be at least 0 and below 1")
+        check_numbers(_RANGES, r=self.r, lora_alpha=self.lora_alpha, lora_dropout=self.lora_dropout)
         for name, supported in (("task_type", ("QUESTION_ANS", None)), ("bias", ("none",))):
             if (value := getattr(self, name)) not in supported:
                 choices = ", ".join(map(repr, supported))
@@ -145,10 +152,12 @@ class LoraConfig:
         values = read_json(file)
         settings = {name: values[name] for name in asdict(cls()) if name in values}
         others = {name: v for name, v in values.items() if v and name not in settings}
+        init = values.get("init_lora_weights")
         unsupported = [
             f"{name}={value!r}"
             for name, value in others.items()
             if name not in IGNORED_SETTINGS and value != CONSTANT_SETTINGS.get(name)
+            if name not in ("init_lora_weights", "eva_config") or init not in INITIALIZATIONS
         ]
         if unsupported:
             raise ValueError(f"{file}: these settings are not supported: {', '.join(unsupported)}")
@@ -225,6 +234,10 @@ def _check_peft_settings(settings: Mapping[str, Any]) -> None:
 # here. Any setting that is neither in these tables nor in `LoraConfig` must be off: null, false, 0
 # or empty.
 CONSTANT_SETTINGS = {"peft_type": "LORA", "init_lora_weights": True}
+# PEFT's ways to fill new adapters that leave the base model as it is, so that they do not matter
+# for adapters that are loaded. The others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base
+# model's weights when the adapters are loaded, too.
+INITIALIZATIONS = ("gaussian", "orthogonal", "eva", "mica")
 IGNORED_SETTINGS = (
     "auto_mapping",
     "base_model_name_or_path",
@@ -289,26 +302,77 @@ class BaseModel(NamedTuple):
     revision: str | None
 
 
+GIVE_BASE = "give the base model's folder or hub id with base_model="
+"""The advice of messages in Python's words; `qa-flax run` names its argument instead."""
+
+
 def read_base_model(directory: Path) -> BaseModel:
     """Return the base model that a directory of adapters names.
 
     Raises:
-        ValueError: the directory names none, or it also contains a full model.
+        ValueError: the directory names none.
     """
     file = directory / ADAPTER_CONFIG_FILE
+    values = read_json(file)
+    name, revision = values.get("base_model_name_or_path"), values.get("revision")
+    if name is None or name == "":
+        raise ValueError(f"{file} has no base_model_name_or_path; {GIVE_BASE}")
+    if not isinstance(name, str) or not isinstance(revision, str | None):
+        raise ValueError(
+            f"{file}: base_model_name_or_path={name!r} with revision={revision!r} is not the name "
+            f"of a model; {GIVE_BASE}"
+        )
+    return BaseModel(name, revision)
+
+
+def base_directory(
+    directory: Path, base_model: str | os.PathLike[str] | None = None, **hub: Any
+) -> tuple[BaseModel, Path]:
+    """Find the base model of a directory of adapters.
+
+    Args:
+        directory: the adapters.
+        base_model: the base model's directory, URL or name; None: the one that the adapters name.
+        **hub: further arguments of `huggingface_hub.snapshot_download`.
+
+    Returns:
+        Its name, and its local directory.
+
+    Raises:
+        OSError: the base model does not exist or could not be downloaded.
+        ValueError: the adapters name none, it has adapters itself, or `directory` also contains a
+            full model.
+    """
     full = [name for name in (WEIGHTS_FILE, INDEX_FILE) if (directory / name).is_file()]
     if full:
         raise ValueError(
             f"{directory} contains both a full model ({full[0]}) and adapters "
             f"({ADAPTER_CONFIG_FILE}); move one of them to another directory"
         )
-    values = read_json(file)
-    if not (name := values.get("base_model_name_or_path")):
+    base = read_base_model(directory) if base_model is None else BaseModel(str(base_model), None)
+    try:
+        folder = checkpoint_directory(base.name, revision=base.revision, **hub)
+    except OSError as error:
+        raise OSError(
+            f"the base model of the adapters in {directory} cannot be loaded: {error}; "
+            f"if it is at another place, {GIVE_BASE}"
+        ) from error
+    if (folder / ADAPTER_CONFIG_FILE).is_file():
         raise ValueError(
-            f"{file} has no base_model_name_or_path; load the base model yourself and call "
-            f"model.with_adapter({str(directory)!r})"
+            f"the base model of the adapters in {directory} is {base.name}, which has adapters "
+            "itself; only one set of adapters can be loaded. Save that model without adapters, as "
+            f"merge_and_unload() returns it, and {GIVE_BASE}"
         )
-    return BaseModel(name, values.get("revision"))
+    return base, folder
+
+
+def refuse_base(base_model: Any, directory: Path) -> None:
+    """Refuse a base model that was given for a folder without adapters, if one was."""
+    if base_model is not None:
+        raise ValueError(
+            f"base_model={str(base_model)!r} is for adapters, but {directory} has no "
+            f"{ADAPTER_CONFIG_FILE}; leave it out"
+        )
 
 
 def resolve_config(config: LoraConfig, layers: Sequence[str], named: NamedParameters) -> LoraConfig:
@@ -438,6 +502,7 @@ def initial_adapters(seed: int) -> Callable[[ParamPath, tuple[int, ...]], np.nda
     As in PEFT, A is Kaiming uniform with a = sqrt(5), and B is zero. An adapter with these values
     does not change the model's output.
     """
+    check_numbers({"seed": SEED}, seed=seed)
     random = np.random.default_rng(seed)
 
     def array(path: ParamPath, shape: tuple[int, ...]) -> np.ndarray:

@@ -5,7 +5,8 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from huggingface_hub.errors import StrictDataclassError
 from jaxtyping import ArrayLike, Int
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -31,6 +31,7 @@ from qa_flax.models.files import (
     fold_directories,
     is_folds,
     listing,
+    models_inside,
     read_json,
 )
 from qa_flax.models.id_limits import check_ids, id_limits
@@ -190,13 +191,14 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         torch_dtype: Any = None,
         use_auth_token: str | bool | None = None,
         ignore_mismatched_sizes: bool = False,
+        base_model: str | os.PathLike[str] | None = None,
         **keywords: Any,
     ) -> "AutoModelForQuestionAnswering":
         """Load a model from a Hugging Face checkpoint or from a PEFT adapter directory.
 
-        A span head that the checkpoint lacks is initialised, with a warning in the log. For a
-        directory of LoRA adapters, the base model that it names is loaded with these adapters; for
-        one with folds.json, the average of the folds' models (`average_models`).
+        A span head that the checkpoint lacks is initialised, with a warning. For a directory of
+        adapters, the base model that it names is loaded with them; for one with folds.json, the
+        average of the folds' models (`average_models`).
 
         Args:
             pretrained_model_name_or_path: a directory, the URL of a folder in a bucket, or a name
@@ -214,6 +216,8 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
             use_auth_token: `token`, by its name in transformers 4.
             ignore_mismatched_sizes: initialise weights that have another shape in the checkpoint
                 from `seed`, with a warning; False: they are an error.
+            base_model: for a directory of adapters, the base model's directory, URL or name; None:
+                the one that adapter_config.json names.
             **keywords: settings of the config to change (`hidden_dropout_prob=0.3`; a family that
                 has another name for it gets the value under that name), and transformers' other
                 keywords as long as they ask for what is the case anyway.
@@ -233,25 +237,22 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         same = {"ignore_mismatched_sizes": ignore_mismatched_sizes, **hub, **keywords}
         load = partial(cls.from_pretrained, config=config, seed=seed, dtype=dtype, **same)
         if (directory / ADAPTER_CONFIG_FILE).is_file():
-            base = adapters.read_base_model(directory)
+            base, _ = adapters.base_directory(directory, base_model, **hub)
             return load(base.name, revision=base.revision).with_adapter(directory)
         if is_folds(directory):
-            from qa_flax.models.averaged import average_models
-
-            return average_models([load(folder) for folder in fold_directories(directory)])
+            return _load_folds(directory, partial(load, base_model=base_model))
+        adapters.refuse_base(base_model, directory)
         config = load_config(directory) if config is None else config
         family = family_of(config)
         model_class = class_for(cls, family, str(pretrained_model_name_or_path))
         warn_of_unread_settings(config, family)
         config = _qa_config(config_with_keywords(config, keywords, family))
-        if dtype == "auto":
-            dtype = getattr(config, "dtype", None) or "float32"
+        dtype = getattr(config, "dtype", None) or "float32" if dtype == "auto" else dtype
         config.name_or_path = str(pretrained_model_name_or_path)
-        model = model_class(config, dtype=dtype, seed=None)
-        make_array = stored_arrays(
-            model, *_read_config(config), directory, seed, ignore_mismatched_sizes
-        )
-        return with_parameters(model, make_array)
+        with _config_errors(directory):
+            model = model_class(config, dtype=dtype, seed=None)
+        fill = partial(stored_arrays, model, *_read_config(config), directory, seed)
+        return with_parameters(model, fill(ignore_mismatched_sizes))
 
     def set_params(self, params: Any) -> None:
         """Replace the parameters by `params`, an NNX state of NumPy or JAX arrays."""
@@ -482,20 +483,40 @@ def _read_config(config: PreTrainedConfig) -> tuple[Family, BlockConfig]:
     return family, family.read_config(config.to_dict())
 
 
+def _load_folds(directory: Path, load: Callable[..., Any]) -> Any:
+    """The average of the folds' models."""
+    from qa_flax.models.averaged import average_models
+
+    return average_models([load(folder) for folder in fold_directories(directory)])
+
+
+@contextmanager
+def _config_errors(directory: Path) -> Iterator[None]:
+    """Turn the errors of a config whose values have wrong types or sizes into a ValueError."""
+    try:
+        yield
+    except (TypeError, ArithmeticError, LookupError, AttributeError, MemoryError) as error:
+        raise ValueError(
+            f"{directory / CONFIG_FILE} describes a model that cannot be built, because a value "
+            f"has a wrong type or size: {' '.join(str(error).split())}"
+        ) from error
+
+
 def load_config(directory: Path) -> PreTrainedConfig:
     """Read `directory`'s config.json; `OSError` if unreadable, `ValueError` if not supported."""
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(
             f"{directory} has no {CONFIG_FILE}; it contains: {listing(directory)}. "
-            "A Hugging Face checkpoint directory is expected"
+            f"A Hugging Face checkpoint directory is expected{models_inside(directory)}"
         )
     values = read_json(path)
-    if values.get("model_type") not in FAMILIES:
-        raise ValueError(f"{path}: {_unsupported(values.get('model_type'))}")
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise ValueError(f"{path}: {_unsupported(model_type)}")
     try:
         return AutoConfig.from_pretrained(directory, local_files_only=True)
-    except (StrictDataclassError, TypeError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers raises many kinds for values of wrong types
         raise ValueError(f"{path} is not a valid config: {' '.join(str(error).split())}") from error
 
 

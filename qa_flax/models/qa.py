@@ -151,11 +151,15 @@ def _cross_entropy(
     # A comparison instead of a gather: its gradient is elementwise, which is much faster on TPUs.
     index = jax.lax.broadcasted_iota(positions.dtype, logits.shape, 1)
     is_label = index == jnp.maximum(positions, 0)[:, None]
-    if attention_mask is not None:
-        logits = jnp.where((attention_mask > 0) | is_label, logits, _MASKED)
+    is_included = True if attention_mask is None else (attention_mask > 0) | is_label
+    # As PyTorch's log_softmax: relative to the largest logit, before anything is summed. The
+    # difference of a log-sum-exp and a logit loses the loss of large logits, down to 0.
+    largest = jnp.max(jnp.where(is_included, logits, -jnp.inf), axis=-1, keepdims=True)
+    logits -= jax.lax.stop_gradient(largest)
+    logits = jnp.where(is_included, logits, _MASKED)
     target = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
     if smoothing and smoothed_over is not None:
-        inside = (smoothed_over > 0) & (logits > -BANNED / 2)
+        inside = (smoothed_over > 0) & is_included & (logits > -BANNED / 2)
         count = jnp.maximum(jnp.sum(inside, axis=-1), 1)
         mean = jnp.sum(jnp.where(inside, logits, 0.0), axis=-1) / count
         target = (1.0 - smoothing) * target + smoothing * mean

@@ -26,6 +26,7 @@ from qa_flax.models.files import (
     stored_tensors,
 )
 from qa_flax.models.layers import BlockConfig, Fixed, ParamPath
+from qa_flax.ranges import SEED, check_numbers
 
 # (path, shape) of a parameter -> its float32 values.
 MakeArray = Callable[[ParamPath, tuple[int, ...]], np.ndarray]
@@ -34,6 +35,9 @@ NamedParameters = dict[str, tuple[ParamPath, nnx.Variable]]
 M = TypeVar("M", bound=nnx.Module)
 
 logger = logging.getLogger(__name__)
+
+MAX_DIFFERENCES = 40
+"""Differences between a checkpoint and the model that an error message lists."""
 
 
 # ---- names and layouts ---------------------------------------------------------------------------
@@ -134,6 +138,7 @@ def size_without_embeddings(model: nnx.Module) -> int:
 
 def initial_arrays(family: Family, config: BlockConfig, seed: int) -> MakeArray:
     """Randomly initialised weights; the same `seed` gives the same weights on any hardware."""
+    check_numbers({"seed": SEED}, seed=seed)
     # NumPy's generator also needs no compilation.
     random = np.random.default_rng(seed)
     fixed = family.fixed_arrays(config)
@@ -205,8 +210,10 @@ def _used_tensors(
     """The checkpoint's tensors by canonical name, without those that only other tasks use."""
     used: dict[str, StoredTensor] = {}
     alternatives: dict[str, StoredTensor] = {}
-    for tensor in stored_tensors(directory):
-        name = _canonical(tensor.name, family)
+    tensors = stored_tensors(directory)
+    names = _names_without_wrappers([t.name for t in tensors], family, expected, directory)
+    for tensor in tensors:
+        name = _canonical(names[tensor.name], family)
         unused = any(re.fullmatch(pattern, name) for pattern in family.unused_weights)
         if unused and name not in expected:
             if name in family.other_names:
@@ -219,6 +226,59 @@ def _used_tensors(
             )
         used[name] = tensor
     return alternatives | used
+
+
+# Names of modules that wrap a model or a part of it: DistributedDataParallel, torch.compile, FSDP.
+_WRAPPERS = re.compile(
+    r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+
+
+def _names_without_wrappers(
+    names: Collection[str], family: Family, expected: Collection[str], directory: Path
+) -> dict[str, str]:
+    """The tensors' names without what a wrapper of the model put before them.
+
+    A training script may save the state dict of a wrapped model: `module.bert.embeddings...` of
+    DistributedDataParallel, or `model.bert...` of a Lightning module. A prefix is removed if the
+    names fit only without it, and if all the names that fit then have the same.
+
+    Returns:
+        Stored name -> name without wrappers.
+    """
+    plain = {name: _WRAPPERS.sub("", name) for name in names}
+    fits = {
+        prefix: sum(_canonical(n.removeprefix(prefix), family) in expected for n in plain.values())
+        for prefix in {""} | _prefixes(plain.values(), family, expected)
+    }
+    best = [prefix for prefix, count in fits.items() if count == max(fits.values())]
+    if len(best) == 1:  # a model of two encoders fits with either prefix
+        plain = {name: text.removeprefix(best[0]) for name, text in plain.items()}
+    changed = sum(name != text for name, text in plain.items())
+    if changed:
+        name, text = next((n, t) for n, t in plain.items() if n != t)
+        logger.warning(
+            "%s: %d of %d weight names have a prefix of a wrapper, which is ignored: %s is read as "
+            "%s.",
+            directory,
+            changed,
+            len(plain),
+            name,
+            text,
+        )
+    return plain
+
+
+def _prefixes(names: Collection[str], family: Family, expected: Collection[str]) -> set[str]:
+    """What stands before the names that end as an expected one, and before the family's prefix."""
+    # The longest expected names are the least likely to end another name by chance.
+    ends = tuple(f".{name}" for name in sorted(expected, key=len)[-8:])
+    return {
+        name.removesuffix(end[1:]).removesuffix(family.prefix)
+        for name in names
+        for end in ends
+        if name.endswith(end)
+    }
 
 
 def adapter_arrays(directory: Path, named: NamedParameters) -> dict[ParamPath, np.ndarray]:
@@ -254,9 +314,10 @@ def _check_fit(
                 f"supported: {', '.join(FLOAT_DTYPES)}"
             )
     if problems:
+        more = f"\n  and {len(problems) - MAX_DIFFERENCES} more" * (len(problems) > MAX_DIFFERENCES)
         raise ValueError(
             f"the weights in {directory} do not fit the model that its {config_file} describes, "
-            f"{len(problems)} difference(s):\n  " + "\n  ".join(problems)
+            f"{len(problems)} difference(s):\n  " + "\n  ".join(problems[:MAX_DIFFERENCES]) + more
         )
 
 

@@ -11,12 +11,12 @@ import transformers
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import (
     TensorBoardCallback,
-    get_reporting_integration_callbacks,
 )
 from transformers.trainer_callback import CallbackHandler, PrinterCallback
 
 from qa_flax.train.early_stopping import update_callback
 from qa_flax.train.progress import progress_callback
+from qa_flax.train.trackers import tracker_callbacks
 from qa_flax.train.training_arguments import (
     check_training_arguments,
     check_values,
@@ -75,7 +75,7 @@ class ArgumentCallbacks:
     """The callbacks that the arguments ask for: of `report_to`, early stopping, the progress."""
 
     def __init__(self, args: transformers.TrainingArguments):
-        self.reports = _reports(args)
+        self.reports = tracker_callbacks(args)
         self.progress = _progress(args)
 
     def update(
@@ -90,7 +90,7 @@ class ArgumentCallbacks:
         """
         callbacks = handler.callbacks
         if "report_to" in changed:
-            reports = _reports(args)  # raises an error before anything is removed
+            reports = tracker_callbacks(args)  # raises an error before anything is removed
             callbacks[:] = [c for c in callbacks if not any(c is old for old in self.reports)]
             self.reports = reports
             present = {type(callback) for callback in callbacks}
@@ -125,10 +125,6 @@ def _set_tensorboard_folder(
     else:
         for callback in writers:
             callback.logging_dir = os.path.expanduser(folder)
-
-
-def _reports(args: transformers.TrainingArguments) -> list[TrainerCallback]:
-    return [make() for make in get_reporting_integration_callbacks(args.report_to)]
 
 
 def _progress(args: transformers.TrainingArguments) -> TrainerCallback:

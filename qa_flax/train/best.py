@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import transformers
@@ -43,25 +44,32 @@ def check_evaluation(args: transformers.TrainingArguments, eval_dataset: Any) ->
 
 
 def check_best_metric(
-    args: transformers.TrainingArguments, eval_dataset: Any, has_compute_metrics: bool
+    args: transformers.TrainingArguments, eval_dataset: Any, compute_metrics: Any
 ) -> None:
     """Refuse, before training starts, a `metric_for_best_model` that evaluation cannot return.
 
-    Without `compute_metrics` the names of all metrics are known: they are the losses. With
-    `compute_metrics` they are known only after the first evaluation.
+    The names of all metrics are known without `compute_metrics`, and if it has an attribute
+    `metric_names`, as that of `qa-flax run`. Else they are known after the first evaluation.
 
     Raises:
         MetricError: names the metrics that evaluation returns.
     """
+    names = () if compute_metrics is None else getattr(compute_metrics, "metric_names", None)
     is_needed = args.metric_for_best_model is not None and args.eval_strategy != "no"
-    if not is_needed or has_compute_metrics:
+    if not is_needed or names is None:
         return
-    names = eval_dataset if isinstance(eval_dataset, Mapping) else None
-    available = ["eval_loss"] if names is None else [f"eval_{name}_loss" for name in names]
+    names = ["loss", *names]
+    if names[1:] and getattr(args, "eval_train_samples", 0):
+        names += ["accuracy_start", "accuracy_end"]
+    sets = [f"{name}_" for name in eval_dataset] if isinstance(eval_dataset, Mapping) else [""]
+    available = [f"eval_{of_set}{name}" for of_set in sets for name in names]
     if metric_name(args) not in available:
+        reason = "" if names[1:] else "without compute_metrics "
+        similar = get_close_matches(metric_name(args), available, n=1)
+        hint = f"; did you mean {similar[0].removeprefix('eval_')!r}?" if similar else ""
         raise MetricError(
-            f"metric_for_best_model={args.metric_for_best_model!r}: without compute_metrics "
-            f"evaluation returns only {', '.join(available)}"
+            f"metric_for_best_model={args.metric_for_best_model!r}: {reason}evaluation returns "
+            f"only {', '.join(available)}{hint}"
         )
 
 

@@ -3,7 +3,7 @@
 `checkpoint-<step>/` holds:
 
 - the model and the tokenizer, as `save_pretrained` writes them;
-- `trainer_state.json`, as transformers writes it;
+- `trainer_state.json`, as transformers writes it, with `null` for NaN;
 - `train_state/`, the arrays that a step changes, as an Orbax checkpoint;
 - `run.json`, the position of the run and the conditions that a resumed run must share;
 - `manifest.json`, the size and SHA-256 of every other file.
@@ -12,6 +12,7 @@ The manifest is written last. A folder without a manifest, or with files that di
 a valid checkpoint.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -26,6 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import PyTree
+from transformers.trainer_callback import TrainerState
 
 from qa_flax import storage
 from qa_flax.data.windows import Windows
@@ -108,6 +110,12 @@ def list_checkpoints(output_dir: AnyPath) -> list[AnyPath]:
         return []
     paths = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output_dir.iterdir()]
     return [path for _, path in sorted((int(match[1]), path) for match, path in paths if match)]
+
+
+def write_trainer_state(state: TrainerState, folder: Path) -> None:
+    """Write `trainer_state.json` as transformers does, but with `null` for NaN and infinity."""
+    text = storage.json_text(dataclasses.asdict(state), indent=2, sort_keys=True)
+    (folder / TRAINER_STATE).write_text(text + "\n")
 
 
 def latest(output_dir: AnyPath) -> AnyPath | None:

@@ -1,6 +1,7 @@
 """Evaluation and prediction on one data set, sharded over the processes (host)."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from qa_flax.device.programs import eval_program
 from qa_flax.device.step import LossFunction
 from qa_flax.distributed import preemption, processes
 from qa_flax.distributed.exchange import all_gather_json, all_gather_rows
+from qa_flax.train.best import MetricError
 from qa_flax.train.events import Events, plain_metrics
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.plan import wants_device_report
@@ -49,6 +51,8 @@ class EvaluationResult(NamedTuple):
     hits: Sequence[int] = ()
     """How many windows hold an answer, and of how many of them the best start token, and the best
     end token, is the label; () if they were not counted. `metrics` then has the accuracies."""
+    nonfinite: int = 0
+    """Number of windows in all processes with logits that are not finite."""
 
     @property
     def losses(self) -> Float[np.ndarray, " n"] | None:
@@ -213,7 +217,8 @@ class Evaluator:
             # The processes finish at different times; each gathering waits for all of them.
             inside = [int(is_inside.sum()) for is_inside in labels_inside(windows) or ()]
             hits = count_hits(windows, predictions.logits) if counts_hits(args) else ()
-            count, *sums = self._shard.sum("windows", [len(windows), *inside, *hits])
+            counts = [len(windows), predictions.nonfinite, *inside, *hits]
+            count, nonfinite, *sums = self._shard.sum("windows", counts)
             inside, hits = sums[: len(inside)], sums[len(inside) :]
             labels, terms, logits = None, None, predictions.logits
             metrics: dict[str, Any] = _accuracies(hits, prefix)
@@ -223,7 +228,9 @@ class Evaluator:
                 metrics[f"{prefix}_loss"] = _mean_loss(terms, inside)
             if gather:
                 labels, logits = all_gather_rows("labels", labels), _all_gather_logits(logits)
-        return EvaluationResult(logits, labels, terms, inside, metrics, count, None, hits)
+        return EvaluationResult(
+            logits, labels, terms, inside, metrics, count, None, hits, nonfinite
+        )
 
 
 def counts_hits(args: Any) -> bool:
@@ -292,7 +299,10 @@ def _joined(
         metrics[f"{prefix}_loss"] = _mean_loss(terms, inside)
     input_ids = _concatenated_rows(inputs, 0) if inputs else None
     count = sum(part.windows for part in parts)
-    return EvaluationResult(logits, labels, terms, inside, metrics, count, input_ids, hits)
+    nonfinite = sum(part.nonfinite for part in parts)
+    return EvaluationResult(
+        logits, labels, terms, inside, metrics, count, input_ids, hits, nonfinite
+    )
 
 
 def _concatenated_rows(arrays: Sequence[np.ndarray], fill: float) -> np.ndarray:
@@ -316,10 +326,42 @@ def _mean_loss(terms: Float[np.ndarray, "n t"], inside: Sequence[int]) -> float:
     return float(np.mean(terms.mean(axis=1), dtype=np.float64))
 
 
-def with_prefix(metrics: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Rename `f1` to `eval_f1`, with Python numbers; a name that has the prefix is unchanged."""
+def with_prefix(metrics: Any, prefix: str) -> dict[str, Any]:
+    """Rename `f1` to `eval_f1`, with Python numbers; a name that has the prefix is unchanged.
+
+    Args:
+        metrics: what a script's `compute_metrics` returned.
+        prefix: what the names begin with.
+
+    Raises:
+        MetricError: it is no dict with names and values that can be written as JSON.
+    """
+    if not isinstance(metrics, Mapping) or not all(isinstance(name, str) for name in metrics):
+        raise MetricError(
+            f"compute_metrics returned {_described(metrics)}; it must return a dict of names and "
+            'numbers, such as {"f1": 88.5}'
+        )
     metrics = plain_metrics(metrics)
+    for name, value in metrics.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            raise MetricError(
+                f"compute_metrics returned {_described(value)} as {name!r}, which cannot be "
+                "written as JSON; return a number, such as the mean of an array"
+            ) from None
     return {k if k.startswith(f"{prefix}_") else f"{prefix}_{k}": v for k, v in metrics.items()}
+
+
+def _described(value: Any) -> str:
+    """The type of a value, with its shape if it is an array."""
+    if value is None:
+        return "None (does it end with a return statement?)"
+    if isinstance(value, Mapping):
+        numbered = [key for key in value if not isinstance(key, str)]
+        return "a dict" + (f" with the key {numbered[0]!r}" if numbered else "")
+    shape = getattr(value, "shape", None)
+    return f"a {type(value).__name__}" + ("" if shape is None else f" of shape {tuple(shape)}")
 
 
 def prediction_output(predictions: Any, labels: Any, metrics: dict[str, Any]) -> PredictionOutput:

@@ -36,6 +36,10 @@ class DataLoading(SharedAttributes):
 
     _compared_datasets: Any = ()
 
+    nonfinite_windows: dict[str, int]
+    """By prefix (`eval`): how many windows of its latest evaluation have logits that are NaN or
+    infinite, so that there are no answers from them."""
+
     warns_of_leakage = True
     """Whether to warn of validation questions about contexts of the training set."""
 
@@ -278,6 +282,7 @@ class DataLoading(SharedAttributes):
         result = self._evaluator.run(
             loader, prefix, settings, gather=gather, wants_inputs=wants_inputs
         )
+        self.nonfinite_windows[prefix] = result.nonfinite
         if function is None:
             return result
         rows = self.args.per_device_eval_batch_size * parallel.process_core_count()

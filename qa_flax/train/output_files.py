@@ -51,7 +51,7 @@ class OutputFiles(SharedAttributes):
         if not processes.is_main():
             return
         with storage.output_folder(_output_dir(self.args)) as folder:
-            self.state.save_to_json(str(folder / checkpoints.TRAINER_STATE))
+            checkpoints.write_trainer_state(self.state, folder)
         if has_curves(self.state.log_history):
             self._save_curves()
 
@@ -131,4 +131,4 @@ class OutputFiles(SharedAttributes):
 
 
 def _write_json(path: AnyPath, values: dict[str, Any]) -> None:
-    storage.write_text(path, json.dumps(values, indent=4, sort_keys=True))
+    storage.write_text(path, storage.json_text(values, indent=4, sort_keys=True))

@@ -42,6 +42,8 @@ class Predictions(NamedTuple):
     """The terms of each window's loss, see `EvalOutput`; None for windows without labels."""
     bytes_to_host: int
     """How many bytes were copied from the cores to the host."""
+    nonfinite: int
+    """Number of windows with logits that are not finite."""
 
 
 def reduction(settings: SearchSettings) -> Reduction:
@@ -113,8 +115,9 @@ def predict_windows(
             collect(*result)
     for result in in_flight.all():
         collect(*result)
-    _warn_of_nonfinite_logits(windows, np.flatnonzero(~are_finite))
-    return Predictions(buffer.contents(), losses, bytes_to_host)
+    nonfinite = np.flatnonzero(~are_finite)
+    _warn_of_nonfinite_logits(windows, nonfinite)
+    return Predictions(buffer.contents(), losses, bytes_to_host, len(nonfinite))
 
 
 def common_widths(windows: Windows, per_core: int) -> list[int]:
@@ -144,12 +147,12 @@ def common_widths(windows: Windows, per_core: int) -> list[int]:
 def _warn_of_nonfinite_logits(windows: Windows, rows: np.ndarray) -> None:
     if len(rows):
         logger.warning(
-            "The logits of %d of %d windows are not finite (examples %s), so their answers are "
-            "meaningless. Look for NaN in the model's parameters; if there is none, compute in "
+            "The logits of %d of %d windows are not finite (examples %s), so they give no "
+            "answers. Look for NaN in the model's parameters; if there is none, compute in "
             "float32.",
             len(rows),
             len(windows),
-            first_few([windows.example_ids[row] for row in rows], quoted),
+            first_few(list(dict.fromkeys(windows.example_ids[row] for row in rows)), quoted),
         )
 
 

@@ -146,7 +146,7 @@ class RunCheckpoints:
                 self._save_model(folder)
                 if train_state is not None:
                     checkpoints.save_state(folder, train_state, description)
-                state.save_to_json(str(folder / checkpoints.TRAINER_STATE))
+                checkpoints.write_trainer_state(state, folder)
             best = state.best_model_checkpoint
             checkpoints.rotate(self._output, args.save_total_limit, directory, best)
         barrier(directory.name)

@@ -37,6 +37,7 @@ from qa_flax.train.output_files import OutputFiles
 from qa_flax.train.overrides import check_overrides, is_replaced
 from qa_flax.train.plan import is_sharded
 from qa_flax.train.reinitialize import reinitialize
+from qa_flax.train.tokenizer_fit import check_tokenizer
 from qa_flax.train.torch_attributes import TorchAttributes
 from qa_flax.train.train_data import train_data
 from qa_flax.train.train_questions import TrainQuestions
@@ -149,8 +150,11 @@ class Trainer(TrainQuestions, OutputFiles, TorchAttributes):
         self.train_dataset = train_dataset
         self.eval_dataset = eval_dataset
         self.processing_class = processing_class if processing_class is not None else tokenizer
+        if not getattr(args, "_is_command_line", False):  # which has checked them
+            check_tokenizer(model, self.processing_class, data_collator)
         self.data_collator = data_collator
         self.compute_metrics = compute_metrics
+        self.nonfinite_windows = {}
         self.split_by_node = split_by_node
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
         self._custom = make_custom(args, compute_loss_func, optimizers, optimizer_cls_and_kwargs)
@@ -287,7 +291,7 @@ class Trainer(TrainQuestions, OutputFiles, TorchAttributes):
         self._apply_changed_arguments()
         check_evaluation(self.args, self.eval_dataset)
         if not is_replaced(self, "evaluate"):
-            check_best_metric(self.args, self.eval_dataset, self.compute_metrics is not None)
+            check_best_metric(self.args, self.eval_dataset, self.compute_metrics)
         self._warn_of_leakage(self.eval_dataset)
         self._report_unused_samples()
         loader = self.get_train_dataloader()

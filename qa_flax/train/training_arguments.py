@@ -14,6 +14,7 @@ import transformers
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import trainer_log_levels
 
+from qa_flax.train.argument_ranges import outside_ranges
 from qa_flax.train.old_names import OLD_NAMES as OLD_NAMES
 from qa_flax.train.old_names import REMOVED, OldNames, warn_user
 from qa_flax.train.placement import LocalRank, Placement
@@ -297,7 +298,7 @@ def check_values(args: transformers.TrainingArguments) -> None:
     Raises:
         ValueError: a value is invalid, or two arguments contradict each other.
     """
-    if problems := invalid_values(args):
+    if problems := outside_ranges(args) + invalid_values(args):
         raise ValueError("; ".join(problems))
     _rename_gradient_checkpointing(args)
     set_for_early_stopping(args)

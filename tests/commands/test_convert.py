@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from loud import loud_batch, loud_model, relative_error
+from loud_adapters import adapted
 
 from qa_flax import cli
 from qa_flax.commands.convert import convert
@@ -100,3 +101,62 @@ def test_missing_or_existing_files_are_reported(pickled, tmp_path):
     shutil.rmtree(pickled)
     with pytest.raises(FileNotFoundError, match="no such directory"):
         convert(pickled)
+
+
+WRAPPERS = {
+    "state_dict": lambda weights: {"state_dict": weights, "epoch": 3, "optimizer": {"a": [1]}},
+    "model_state_dict": lambda weights: {"model_state_dict": weights, "loss": 0.5},
+    "model": lambda weights: {"model": {f"module.{n}": t for n, t in weights.items()}},
+}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[pytest.mark.slow] * (c != "model")) for c in WRAPPERS]
+)
+def test_a_state_dict_inside_a_checkpoint_is_converted(pickled, case):
+    file = pickled / "pytorch_model.bin"
+    torch.save(WRAPPERS[case](torch.load(file, weights_only=True)), file)
+    convert(pickled)
+    logits = load(pickled)(**loud_batch()).start
+    assert relative_error(logits, loud_model(0)(**loud_batch()).start) == 0
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ({}, "contains no tensors"),
+        ({"other": {"a": 1}}, "other .* are not tensors; .* one inside the file as state_dict, mo"),
+        ([1], "contains a list, not tensors by name"),
+    ],
+)
+def test_pickles_without_a_state_dict_are_refused(pickled, contents, message):
+    torch.save(contents, pickled / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=message):
+        convert(pickled)
+
+
+def test_what_took_the_place_of_a_pickle_is_named(pickled):
+    file = pickled / "pytorch_model.bin"
+    loud_model(0).save_pretrained(pickled / "other")
+    (pickled / "other" / "model.safetensors").rename(file)
+    with pytest.raises(ValueError, match=r"it is a safetensors file; name it model\.safe"):
+        convert(pickled)
+    file.write_text("<html>")
+    with pytest.raises(ValueError, match="it is a web page"):
+        convert(pickled)
+
+
+def test_the_adapters_of_old_versions_of_peft_are_converted(tmp_path):
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    loud_model(3).save_pretrained(base)
+    adapted(base=load(base)).save_pretrained(adapter)
+    expected = load(adapter)(**loud_batch()).start
+    weights = load_file(adapter / "adapter_model.safetensors")
+    torch.save(weights, adapter / "adapter_model.bin")
+    with pytest.raises(OSError, match=r"adapter_model.safetensors already exists"):
+        convert(adapter)
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(OSError, match=r"adapter_model.bin is not read.*qa-flax convert DIRECTORY"):
+        load(adapter)
+    assert convert(adapter) == adapter / "adapter_model.safetensors"
+    assert relative_error(load(adapter)(**loud_batch()).start, expected) == 0

@@ -55,7 +55,7 @@ def test_process_arguments_need_distributed(capsys):
     message = capsys.readouterr().err
     expected = "without effect unless --distributed is set: --coordinator, --num_processes"
     assert expected in message
-    with pytest.raises(ValueError, match=r"initialization_timeout is .* must be above 0"):
+    with pytest.raises(ValueError, match=r"initialization_timeout is .* must be a number above 0"):
         DistributedArguments(initialization_timeout=0.0)
 
 

@@ -3,13 +3,17 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import tiny
 from oracle import squad_v1_plain, squad_v2_plain
+from safetensors.numpy import load_file, save_file
 from tiny_run import run
 
 from qa_flax.cli import main
 from qa_flax.commands.run import parse_arguments
+
+WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -373,7 +377,10 @@ def test_invalid_adapter_targets_are_refused(capfd, checkpoint, data, tmp_path):
         (["--do_eval"], "no data"),
         (["--learning_rate=fast"], "invalid float value: 'fast'"),
         (["--validation_file=x.json"], "nothing to do"),
-        (["--train_file=x.json", "--lora_r=-1"], "--lora_r is -1; it must not be below 0"),
+        (
+            ["--train_file=x.json", "--lora_r=-1"],
+            "--lora_r is -1; it must be a whole number of at least 0",
+        ),
         (
             ["--train_file=x.json", "--lora_target_modules=query"],
             "--lora_target_modules has no effect without --lora_r",
@@ -398,3 +405,48 @@ def test_invalid_adapter_targets_are_refused(capfd, checkpoint, data, tmp_path):
 )
 def test_invalid_arguments_are_refused(capfd, checkpoint, tmp_path, arguments, expected):
     assert expected in error_message(capfd, checkpoint, tmp_path, *arguments)
+
+
+# ---- numbers -------------------------------------------------------------------------------------
+
+
+def test_logits_that_are_not_numbers_end_in_status_1_and_valid_json(
+    checkpoint, data, tmp_path, capfd
+):
+    broken, output = tmp_path / "broken", tmp_path / "output"
+    shutil.copytree(checkpoint, broken)
+    tensors = load_file(broken / "model.safetensors")
+    save_file(tensors | {"qa_outputs.bias": np.full(2, np.nan, np.float32)}, broken / WEIGHTS)
+    with pytest.raises(SystemExit) as stopped:
+        run(broken, output, "--do_eval", f"--validation_file={data / 'v1.json'}")
+    assert stopped.value.code == 1
+    error = capfd.readouterr().err
+    assert "qa-flax: the logits of 20 windows (eval) are NaN or infinite" in error
+    assert "Traceback" not in error
+    for path in output.glob("*.json"):
+        json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert read(output / "eval_results.json")["eval_loss"] is None
+    assert set(read(output / "eval_predictions.json").values()) == {""}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["f1_score"], "metric_for_best_model='f1_score': evaluation returns only eval_loss, "),
+        (["exact"], "eval_exact_match, eval_f1; did you mean 'exact_match'?"),
+        (["HasAns_f2", "--version_2_with_negative"], "did you mean 'HasAns_f1'?"),
+        (["accuracy"], "evaluation returns only eval_loss"),
+    ],
+)
+def test_a_wrong_metric_is_found_before_the_training(
+    checkpoint, data, tmp_path, capfd, flags, message
+):
+    file = data / ("v2.jsonl" if "--version_2_with_negative" in flags else "v1.json")
+    files = [f"--{name}_file={file}" for name in ("train", "validation")]
+    steps = ["--do_train", "--do_eval", "--eval_strategy=epoch", "--save_strategy=epoch"]
+    metric = ["--load_best_model_at_end", "--metric_for_best_model", *flags]
+    with pytest.raises(SystemExit) as stopped:
+        run(checkpoint, tmp_path, *files, *steps, *metric)
+    assert stopped.value.code == 2
+    assert message in capfd.readouterr().err
+    assert not (tmp_path / "checkpoint-1").exists()

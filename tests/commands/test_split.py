@@ -87,8 +87,8 @@ def test_files_that_share_contexts_are_warned_of(tmp_path, caplog):
     [
         (["--validation_split=0.1", "--do_eval"], "--validation_split needs --do_train"),
         (["--folds=3", "--do_eval"], "--folds needs --do_train"),
-        (["--validation_split=10", "--do_train"], "--validation_split is 10.0; it is a share"),
-        (["--folds=1", "--do_train"], "--folds is 1; cross-validation needs at least 2"),
+        (["--validation_split=10", "--do_train"], "--validation_split is 10.0; it must be a share"),
+        (["--folds=1", "--do_train"], "--folds is 1; it must be at least 2 for cross-validation"),
         (["--folds=3", "--validation_split=0.1", "--do_train"], "exclude each other"),
         (["--folds=3", "--validation_file=v.json", "--do_train"], "--folds takes the evaluation"),
         (["--validation_split=0.1", "--validation_file=v.json"], "but --validation_file names"),

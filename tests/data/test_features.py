@@ -42,6 +42,8 @@ def rows_of_texts(repeat=4):
         for start in range(0, len(context) - 1, 11):
             size = 1 + (start * 5) % 23
             answer = context[start : start + size]
+            if not answer.strip():
+                continue  # a blank answer is no answer here, and a span in Hugging Face's script
             question = "  Which word follows the one before?"[: 12 + start % 20]
             rows.append(row(context, question, answer, start, id_=f"{n}-{start}"))
         rows.append(row(context, "No answer?", id_=f"{n}-none"))
@@ -482,8 +484,22 @@ def test_questions_that_are_too_long_are_truncated_with_a_warning(caplog):
 
 
 def test_a_question_that_cannot_be_truncated_far_enough_is_refused():
+    rows = [row(TEXTS[0], "What is this about, and why?")]
     with pytest.raises(ExampleError, match="1 of 1 questions are too long"):
-        windows([row(TEXTS[0], "What?")], word_piece(), 24, 20)
+        windows(rows, word_piece(), 24, 18, long_questions="refuse")
+    assert len(windows(rows, word_piece(), 24, 18)) > 1
+
+
+@pytest.mark.parametrize("long_questions", ["truncate", "refuse"])
+def test_a_stride_that_leaves_no_room_blames_no_question(long_questions):
+    rows = [row(TEXTS[0], "What?")]
+    message = "^doc_stride=20 is too large for max_seq_length=24: beside 3 special tokens"
+    with pytest.raises(ExampleError, match=message) as error:
+        windows(rows, word_piece(), 24, 20, long_questions=long_questions)
+    assert "question" not in str(error.value).replace("which are the question", "")
+    least = int(str(error.value).split("raise max_seq_length above ")[1])
+    assert len(windows(rows, word_piece(), least + 1, 20)) > 1
+    assert len(windows([row("is", "What?", "is")], word_piece(), 24, 20)) == 1
 
 
 def test_the_error_for_a_large_stride_contains_the_largest_valid_stride():
@@ -507,7 +523,7 @@ def test_max_seq_length_is_limited_by_the_model(caplog):
         features = windows([row(TEXTS[0] * 3)], tokenizer, 384, 16)
     assert features.input_ids.shape[1] == 50
     assert "max_seq_length=384 exceeds the model's limit of 50 tokens" in caplog.text
-    with pytest.raises(ValueError, match="doc_stride at least 0; got 384 and -1"):
+    with pytest.raises(ValueError, match="doc_stride=-1: it must be a whole number of at least 0"):
         windows([row(TEXTS[0])], tokenizer, 384, -1)
 
 

@@ -161,7 +161,7 @@ def test_a_notice_is_logged_for_the_first_batch_only(rows, caplog):
         mapped(misaligned, prepare_train_features, 1, **settings)
         messages = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
         assert len(messages) == 3
-        assert 'the batch: answers not at their answer_start: 1 (ids "q0")' in messages[0]
+        assert "the batch: answers not at their answer_start: 1 of 1 (100%)" in messages[0]
         assert messages[1].startswith("max_seq_length=100 exceeds the model's limit of 64 tokens")
         assert "questions are too long for the window and are truncated" in messages[2]
         assert all(

@@ -150,20 +150,17 @@ def test_the_command_reports_how_to_resume(tmp_path, capfd, monkeypatch):
         "--max_seq_length=64",
         "--doc_stride=16",
     ]
-    monkeypatch.setattr("qa_flax.commands.run.job.AutoTokenizer", _Signalling)
+    monkeypatch.setattr("qa_flax.commands.run.model.load_tokenizer", _load_and_signal)
     with pytest.raises(SystemExit) as exit:
         main(command)
     assert exit.value.code == 143
     assert "stopped by SIGTERM; repeat the command to resume" in capfd.readouterr().err
 
 
-class _Signalling:
-    """A stand-in for AutoTokenizer that sends SIGTERM while it loads."""
-
-    @staticmethod
-    def from_pretrained(*arguments, **settings):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return tiny.tokenizer()
+def _load_and_signal(*arguments, **settings):
+    """Send SIGTERM while the tokenizer is loaded."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    return tiny.tokenizer()
 
 
 # ---- SIGKILL -------------------------------------------------------------------------------------

@@ -388,7 +388,7 @@ def test_adapters_that_do_not_fit_are_rejected_with_the_differences(files):
 def test_folders_with_missing_or_conflicting_files_are_rejected(files):
     base, adapter, _ = files
     change(adapter, base_model_name_or_path=None)
-    with pytest.raises(ValueError, match=r"no base_model_name_or_path; .*with_adapter\('"):
+    with pytest.raises(ValueError, match=r"no base_model_name_or_path; .*base_model="):
         AutoModelForQuestionAnswering.from_pretrained(adapter)
     AutoModelForQuestionAnswering.from_pretrained(base).with_adapter(adapter)
     loud_model(3).save_pretrained(adapter)

@@ -94,6 +94,42 @@ def test_huge_logits_stay_finite():
     assert np.isfinite(np.asarray(span_losses(huge, inside, inside))).all()
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e4, -1e8, 1e8, 1e13, -1e13, 3e37])
+def test_large_logits_have_the_loss_and_gradient_of_pytorch(offset):
+    """A diverged run must not report the loss 0."""
+    functional = pytest.importorskip("torch.nn.functional")
+    import torch
+
+    rows = np.asarray(LOGITS.start) + np.float32(offset)
+    labels = np.array([6, 1, 3, 0, 8, 6])
+    tensor = torch.tensor(rows, requires_grad=True)
+    expected = functional.cross_entropy(tensor, torch.tensor(labels), reduction="none")
+    expected.sum().backward()
+    # Padding is masked: its logits, which are the largest here, do not count.
+    padded = np.pad(rows, ((0, 0), (0, 2)), constant_values=np.finfo(np.float32).max)
+    mask = jnp.asarray(np.arange(11) < 9, jnp.int32)[None].repeat(6, axis=0)
+
+    def total(x, mask=None):
+        terms = span_terms(SpanLogits(x, x), jnp.array(labels), jnp.array(labels), mask).start
+        return terms.sum(), terms
+
+    for x, real in ((rows, None), (padded, mask)):
+        gradient, losses = jax.grad(total, has_aux=True)(jnp.asarray(x), real)
+        np.testing.assert_allclose(losses, expected.detach(), rtol=2e-6, atol=1e-6)
+        np.testing.assert_allclose(gradient[:, :9], tensor.grad, rtol=0, atol=1e-6)
+        assert not gradient[:, 9:].any()
+
+
+def test_a_row_without_tokens_and_label_has_no_loss_and_no_gradient():
+    def total(x):
+        labels, mask = jnp.full((6,), 9), jnp.zeros(x.shape, jnp.int32)
+        return span_losses(SpanLogits(x, x), labels, labels, mask, smoothing=0.1).sum()
+
+    value, gradient = jax.value_and_grad(total)(LOGITS.start)
+    assert value == 0.0
+    assert not gradient.any()
+
+
 def test_span_logits_have_hugging_face_names():
     assert LOGITS.start_logits is LOGITS.start
     assert LOGITS.end_logits is LOGITS.end

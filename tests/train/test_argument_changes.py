@@ -44,15 +44,18 @@ def test_an_argument_that_is_not_supported_is_refused_at_the_next_call(trainer, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"logging_steps": 0, "logging_strategy": "steps"}, "requires non-zero --logging_steps"),
-        ({"warmup_steps": -1}, "Expected value warmup_steps >= 0"),
+        (
+            {"logging_steps": 0, "logging_strategy": "steps"},
+            "logging_steps=0: it must be a number above 0",
+        ),
+        ({"warmup_steps": -1}, "warmup_steps=-1: it must be a number of at least 0"),
         ({"save_strategy": "best"}, "save_strategy='best' needs metric_for_best_model"),
         ({"load_best_model_at_end": True, "eval_strategy": "epoch"}, "save and eval strategy"),
         ({"per_device_train_batch_size": 0}, "per_device_train_batch_size=0: it must be a whole"),
         ({"lr_scheduler_type": "no schedule"}, "is not a valid SchedulerType"),
         ({"shard_params": True, "optim": "lamb"}, "optim='lamb' needs whole parameters"),
         ({"eval_strategy": "sometimes"}, "is not a valid IntervalStrategy"),
-        ({"report_to": "nowhere"}, "nowhere is not supported"),
+        ({"report_to": "nowhere"}, "report_to='nowhere': there is no such tracker"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

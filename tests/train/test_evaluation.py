@@ -18,6 +18,8 @@ from qa_flax import (
     prepare_validation_features,
     squad_metric,
 )
+from qa_flax.train.best import MetricError
+from qa_flax.train.evaluation import with_prefix
 
 WINDOW = {"max_seq_length": 64, "doc_stride": 16}
 
@@ -238,3 +240,45 @@ def test_the_log_level_is_set_from_the_arguments(tmp_path, levels):
     assert levels() == before
     Trainer(tiny.model(), arguments(tmp_path, log_level="error"))
     assert levels() == [logging.ERROR] * 2
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (None, "compute_metrics returned None (does it end with a return statement?)"),
+        (np.zeros(3), "compute_metrics returned a ndarray of shape (3,); it must return a dict"),
+        (0.5, "compute_metrics returned a float; it must return a dict of names and numbers"),
+        ((1.0, 2.0), "compute_metrics returned a tuple"),
+        ({"f1": np.zeros(3)}, "compute_metrics returned a ndarray of shape (3,) as 'f1'"),
+        ({"f1": {"a": {1, 2}}}, "compute_metrics returned a dict as 'f1', which cannot be written"),
+        ({1: 0.5}, "compute_metrics returned a dict with the key 1"),
+    ],
+)
+def test_what_compute_metrics_returns_must_be_metrics(returned, message):
+    with pytest.raises(MetricError, match=re.escape(message)):
+        with_prefix(returned, "eval")
+
+
+@pytest.mark.parametrize("cls", [Trainer, QuestionAnsweringTrainer])
+def test_a_trainer_says_what_compute_metrics_returned(tmp_path, windows, examples, cls):
+    more = {}
+    if cls is QuestionAnsweringTrainer:
+        more = {
+            "eval_examples": examples,
+            "post_process_function": lambda *args: EvalPrediction([], []),
+        }
+    trainer = cls(
+        tiny.model(),
+        arguments(tmp_path),
+        eval_dataset=windows,
+        compute_metrics=lambda scored: None,
+        **more,
+    )
+    with pytest.raises(ValueError, match="compute_metrics returned None"):
+        trainer.evaluate()
+
+
+def test_metrics_of_any_scalar_type_are_numbers():
+    metrics = {"a": np.float32(0.5), "eval_b": np.array([2]), "c": {"d": np.int64(3)}, "e": "text"}
+    expected = {"eval_a": 0.5, "eval_b": 2, "eval_c": {"d": 3}, "eval_e": "text"}
+    assert with_prefix(metrics, "eval") == expected

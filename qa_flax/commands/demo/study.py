@@ -244,7 +244,7 @@ class _Study:
     def write_results(self, content: dict[str, Any]) -> None:
         """Write `study.json`, and print what the folder contains."""
         output, folder = self._output, self._output / f"seed-{content['seeds'][0]}"
-        storage.write_text(output / "study.json", json.dumps(content, indent=2) + "\n")
+        storage.write_text(output / "study.json", storage.json_text(content, indent=2) + "\n")
         files = [
             ("study.json", "the accuracies of all seeds and of the ablation"),
             ("start/", "the start model, for --model_name_or_path"),

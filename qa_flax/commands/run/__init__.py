@@ -15,14 +15,48 @@ from qa_flax.commands.arguments import (
 SUMMARY = "fine-tune, evaluate and predict, with the arguments of run_qa.py"
 
 USAGE = """qa-flax run --model_name_or_path DIR_OR_HUB_ID --output_dir DIR [arguments]
-       qa-flax run arguments.json   (or .yaml)"""
+       qa-flax run FILE.json [arguments]   (or .yaml: values of arguments, which others override)"""
+
+
+_LEAVE_OUT = "leave it out"
+# Arguments of other versions of run_squad.py and run_qa.py -> what to do here.
+OTHER_NAMES = {
+    "predict_file": "use --validation_file with --do_eval, or --test_file with --do_predict",
+    "dev_file": "use --validation_file",
+    "eval_file": "use --validation_file",
+    "data_dir": "use --train_file and --validation_file",
+    "use_fast_tokenizer": f"{_LEAVE_OUT}: tokenizers are always the fast ones",
+    "use_slow_tokenizer": f"{_LEAVE_OUT}: only fast tokenizers give the offsets of answers",
+    "do_lower_case": f"{_LEAVE_OUT}: the tokenizer's own setting is used",
+    "model_type": f"{_LEAVE_OUT}: the model's config.json has its type",
+    "model": "use --model_name_or_path",
+    "init_checkpoint": "use --model_name_or_path",
+    "bert_config_file": "use --config_name",
+    "vocab_file": "use --tokenizer_name",
+    "max_query_length": "use --long_questions, which says what to do with long questions",
+    "max_length": "use --max_seq_length",
+    "stride": "use --doc_stride",
+    "train_batch_size": "use --per_device_train_batch_size",
+    "eval_batch_size": "use --per_device_eval_batch_size",
+    "predict_batch_size": "use --per_device_eval_batch_size",
+    "batch_size": "use --per_device_train_batch_size",
+    "lr": "use --learning_rate",
+    "epochs": "use --num_train_epochs",
+    "warmup_proportion": "use --warmup_ratio",
+    "threads": f"{_LEAVE_OUT}: the tokenizer uses all CPU cores",
+    "lang_id": f"{_LEAVE_OUT}: the supported families need none",
+    "verbose_logging": "use --log_level debug",
+    "eval_all_checkpoints": f"{_LEAVE_OUT}; --eval_strategy evaluates during the training",
+    "version_2": "use --version_2_with_negative",
+    "use_auth_token": "use --token",
+}
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the model, data, training and process arguments."""
     from qa_flax.train.training_arguments import TrainingArguments
 
-    return dataclass_parser(
+    parser = dataclass_parser(
         ModelArguments,
         DataArguments,
         TrainingArguments,
@@ -33,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
         "arguments have the names and defaults of Hugging Face's run_qa.py. A stopped run resumes "
         "from the latest checkpoint in --output_dir when the command is repeated.",
     )
+    parser.other_names = OTHER_NAMES  # pyright: ignore[reportAttributeAccessIssue]
+    return parser
 
 
 def main(parsed: argparse.Namespace) -> None:

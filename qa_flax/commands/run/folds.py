@@ -17,7 +17,8 @@ from qa_flax import storage
 from qa_flax.commands.arguments import DataArguments, ModelArguments
 from qa_flax.commands.errors import UsageError, usage_errors
 from qa_flax.commands.run.output import print_on_main
-from qa_flax.commands.run.split import limited, load_stage
+from qa_flax.commands.run.split import limited, load_stage, report_rows
+from qa_flax.commands.run.unanswerable import check_answers
 from qa_flax.data.splits import fold_examples
 from qa_flax.distributed import exchange, preemption, processes
 from qa_flax.models.files import (
@@ -62,12 +63,19 @@ def cross_validate(
     folder = output_dir(training_args)
     with usage_errors(ValueError, OSError):
         _check_folder(folder, training_args)
-        examples = load_stage("train", model_args, data_args)
-        test = {}
+        loaded = load_stage("train", model_args, data_args)
+        examples, sources, test = loaded.examples, [loaded], {}
         if training_args.do_predict:
-            test["predict"] = limited(
-                "predict", load_stage("predict", model_args, data_args), data_args
-            )
+            sources.append(load_stage("predict", model_args, data_args))
+            test["predict"] = limited("predict", sources[-1].examples, data_args)
+        report_rows(sources, data_args, training_args)
+        # Every training question is one to evaluate, in one of the folds.
+        check_answers(
+            {"train": examples, "eval": examples, **test},
+            data_args,
+            training_args,
+            labelled=("eval",),
+        )
         folds = fold_examples(
             examples,
             data_args.folds or 0,
@@ -98,7 +106,7 @@ def cross_validate(
     summary = _summary(results)
     if processes.is_main():
         _copy_tokenizer(folder / "fold-1", folder)
-        storage.write_text(folder / FOLDS_FILE, json.dumps(summary, indent=2) + "\n")
+        storage.write_text(folder / FOLDS_FILE, storage.json_text(summary, indent=2) + "\n")
         print("\n".join(table(summary)), flush=True)
     exchange.barrier("the results of all folds")
     means = summary["mean"] | {f"{name}_std": value for name, value in summary["std"].items()}
@@ -132,7 +140,7 @@ def _run_fold(
     results |= {"eval_examples": len(stages["eval"]), **metrics}
     content = {"results": results, "conditions": dict(conditions)}
     if processes.is_main():
-        storage.write_text(folder / FOLD_FILE, json.dumps(content, indent=2) + "\n")
+        storage.write_text(folder / FOLD_FILE, storage.json_text(content, indent=2) + "\n")
     gc.collect()  # the weights and optimizer state of this fold, before the next one's are made
     return content
 

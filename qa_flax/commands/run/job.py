@@ -3,45 +3,49 @@
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalPrediction
 
 from qa_flax import storage
 from qa_flax.answers.files import merge_files
-from qa_flax.answers.metrics import squad_metric
+from qa_flax.answers.metrics import metric_names, squad_metric
 from qa_flax.answers.postprocess import find_answers
 from qa_flax.answers.spans import SearchSettings
 from qa_flax.commands.arguments import DataArguments, DistributedArguments, ModelArguments
 from qa_flax.commands.env.report import start
 from qa_flax.commands.errors import usage_errors
 from qa_flax.commands.run.folds import cross_validate
-from qa_flax.commands.run.output import print_on_main
-from qa_flax.commands.run.split import check_stages, examples_by_stage
+from qa_flax.commands.run.model import TOKENIZER_ARGUMENT, load_model_and_tokenizer
+from qa_flax.commands.run.output import print_on_main, warn
+from qa_flax.commands.run.split import (
+    check_stages,
+    examples_by_stage,
+    load_stages,
+    report_rows,
+)
+from qa_flax.commands.run.unanswerable import check_answers
+from qa_flax.data.examples import has_answers
 from qa_flax.data.features import make_windows
+from qa_flax.data.labels import describe_long_answers, learnable_examples
 from qa_flax.data.windows import Windows
-from qa_flax.device import parallel
 from qa_flax.distributed import exchange, failure, preemption, processes
-from qa_flax.models.averaged import refuse
-from qa_flax.models.lora import LoraConfig
-from qa_flax.models.model import AutoModelForQuestionAnswering, get_peft_model
 from qa_flax.train import checkpoints
 from qa_flax.train.best import MetricError
 from qa_flax.train.checkpoints import ResumeError
 from qa_flax.train.model_arguments import apply_model_arguments
 from qa_flax.train.plan import optimizer_bytes, output_dir
 from qa_flax.train.qa_trainer import QuestionAnsweringTrainer
-from qa_flax.train.training_arguments import (
-    TrainingArguments,
-    check_training_arguments,
-    trains_in_bfloat16,
-)
+from qa_flax.train.trackers import tracker_callbacks
+from qa_flax.train.training_arguments import TrainingArguments, check_training_arguments
+
+_STAGES = {"train": "Training", "eval": "Validation", "predict": "Test"}
 
 
 def _model_card_fields(data_args: DataArguments) -> dict[str, Any]:
@@ -94,10 +98,16 @@ def _run(
     with usage_errors(ValueError, OSError):
         check_training_arguments(training_args)
         check_stages(data_args, training_args)
+        tracker_callbacks(training_args)  # a missing tracker is found before any work
     if data_args.folds is not None:
         return cross_validate(model_args, data_args, training_args, _run_stages)
     with usage_errors(ValueError, OSError):
-        examples = examples_by_stage(model_args, data_args, training_args)
+        loaded = load_stages(model_args, data_args, training_args)
+        report_rows(loaded.values(), data_args, training_args)
+        examples = examples_by_stage(model_args, data_args, training_args, loaded)
+        labelled = {stage for stage, part in loaded.items() if part.says_none}
+        labelled |= examples.keys() - loaded.keys()  # split off the training data
+        check_answers(examples, data_args, training_args, labelled=labelled)
     return _run_stages(model_args, data_args, training_args, examples)
 
 
@@ -126,7 +136,20 @@ def _run_stages(
     # Wait for the slowest process: JAX's own barrier at shutdown has a shorter timeout.
     exchange.barrier("the end of the run")
     print_on_main(f"All files are in {training_args.output_dir}")
+    _refuse_nonfinite(trainer.nonfinite_windows)
     return metrics
+
+
+def _refuse_nonfinite(windows: Mapping[str, int]) -> None:
+    """Let the command fail, after all files are written, if logits were not finite."""
+    counts = [f"{count} windows ({stage})" for stage, count in windows.items() if count]
+    if counts:
+        raise FloatingPointError(
+            f"the logits of {' and '.join(counts)} are NaN or infinite, so there are no answers "
+            "from these windows, and scores and losses that include them are wrong or null. The "
+            "files were written. Look for NaN in the model's parameters; if there is none, use "
+            "--dtype float32 without --bf16"
+        )
 
 
 def make_post_processing(
@@ -210,8 +233,11 @@ def make_compute_metrics(data_args: DataArguments) -> Callable[[EvalPrediction],
             scored.label_ids,
             version_2_with_negative=data_args.version_2_with_negative,
             no_answer_threshold=threshold,
+            language=data_args.language,
         )
 
+    # With them a wrong --metric_for_best_model is found before the training.
+    compute_metrics.metric_names = metric_names(data_args.version_2_with_negative)  # pyright: ignore[reportFunctionMemberAccess]
     return compute_metrics
 
 
@@ -224,26 +250,7 @@ def _prepare(
     training_args: TrainingArguments,
     examples_by_stage: Mapping[str, datasets.Dataset],
 ) -> tuple[QuestionAnsweringTrainer, dict[str, Stage]]:
-    hub = {"revision": model_args.model_revision, "token": model_args.token}
-    hub["cache_dir"] = model_args.cache_dir
-    source = model_args.model_name_or_path
-    config = None
-    if model_args.config_name is not None:
-        config = AutoConfig.from_pretrained(_local(model_args.config_name), **hub)
-    # Load the model first: an invalid checkpoint fails before the slow tokenization.
-    with parallel.on_host() if training_args.shard_params else nullcontext():
-        model = AutoModelForQuestionAnswering.from_pretrained(
-            source,
-            config=config,
-            seed=training_args.seed,
-            dtype="bfloat16" if trains_in_bfloat16(training_args) else model_args.dtype,
-            **hub,
-        )
-    if training_args.do_train:
-        refuse(model, "trained")
-    if model_args.lora_r:
-        model = get_peft_model(model, _lora_config(model_args), training_args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(_local(model_args.tokenizer_name or source), **hub)
+    model, tokenizer = load_model_and_tokenizer(model_args, data_args, training_args)
     stages = {}
     for stage, examples in examples_by_stage.items():
         stages[stage] = _stage(stage, examples, tokenizer, data_args, training_args)
@@ -265,21 +272,6 @@ def _prepare(
     return trainer, stages
 
 
-def _local(source: str) -> str:
-    """`source` itself if it is a folder or a Hub id; a local copy if it is in a bucket."""
-    return str(storage.local_copy(source)) if storage.is_remote(source) else source
-
-
-def _lora_config(model_args: ModelArguments) -> LoraConfig:
-    targets = (model_args.lora_target_modules or "").replace(",", " ").split()
-    return LoraConfig(
-        r=model_args.lora_r,
-        lora_alpha=model_args.lora_alpha,
-        lora_dropout=model_args.lora_dropout,
-        target_modules="all-linear" if targets == ["all-linear"] else targets,
-    )
-
-
 def _stage(
     stage: str,
     examples: datasets.Dataset,
@@ -293,7 +285,9 @@ def _stage(
     all examples, so that the batches do not depend on the number of processes.
     """
     # Evaluation data with answers gets labels, so that evaluation reports a loss.
-    labels = stage == "train" or any(answers["text"] for answers in examples["answers"])
+    labels = stage == "train" or bool(has_answers(examples).any())
+    if stage == "train":  # before the examples are divided, so that no process has nothing to learn
+        examples = learnable_examples(examples)
     part = examples.select(np.arange(len(examples))[processes.part_of(len(examples))])
     windows = make_windows(
         part,
@@ -304,14 +298,18 @@ def _stage(
         pad_to_max_length=data_args.pad_to_max_length,
         long_questions=data_args.long_questions,
         disable_tqdm=bool(training_args.disable_tqdm) or not processes.is_main(),
+        warn=warn,
+        tokenizer_argument=TOKENIZER_ARGUMENT,
     )
+    if (line := describe_long_answers(windows, data_args.max_answer_length)) is not None:
+        warn("%s questions: %s", _STAGES[stage], line)
     sizes = exchange.all_gather_json(f"windows to {stage}", [windows.padded_length, len(windows)])
     lengths, counts = zip(*sizes, strict=True)
     windows = windows.padded_to(max(lengths))
     if stage == "train" and processes.count() > 1:
-        has_answers = training_args.eval_train_samples > 0
+        needs_offsets = training_args.eval_train_samples > 0
         windows = windows.joined(
-            exchange.all_gather_arrays("training windows", windows.to_arrays(offsets=has_answers))
+            exchange.all_gather_arrays("training windows", windows.to_arrays(offsets=needs_offsets))
         )
     return Stage(part, windows, sum(counts))
 

@@ -1,8 +1,23 @@
 """What `qa-flax run` prints about itself (host)."""
 
+import logging
 from typing import Any
 
+from qa_flax.commands.wording import in_flags
 from qa_flax.distributed import processes
+
+logger = logging.getLogger(__name__)
+
+
+def warn(message: str, *values: Any) -> None:
+    """Log a warning of the library in the words of the command line."""
+    logger.warning("%s", in_flags(message % values if values else message))
+
+
+def warn_on_main(message: str, *values: Any) -> None:
+    """Log a warning in the main process only; see `warn`."""
+    if processes.is_main():
+        warn(message, *values)
 
 
 def print_on_main(line: str, file: Any = None) -> None:

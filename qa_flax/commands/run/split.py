@@ -1,15 +1,18 @@
 """The examples of train, eval and predict: from files or the hub, or split off (host)."""
 
 import logging
+from collections.abc import Iterable, Mapping
 
 import datasets
 
+from qa_flax import storage
 from qa_flax.commands.arguments import DataArguments, ModelArguments
-from qa_flax.commands.run.output import print_on_main
-from qa_flax.data.examples import load_examples
+from qa_flax.commands.run.output import print_on_main, warn_on_main
+from qa_flax.data.examples import LoadedExamples, read_examples
 from qa_flax.data.leakage import describe_shared_examples
 from qa_flax.data.splits import contexts_of, split_examples, splits_by_title
 from qa_flax.distributed import processes
+from qa_flax.train.plan import output_dir
 from qa_flax.train.train_data import data_seed_of
 from qa_flax.train.training_arguments import TrainingArguments
 
@@ -17,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # Stage (--do_STAGE) -> split of the data set (--SPLIT_file).
 SPLITS = {"train": "train", "eval": "validation", "predict": "test"}
+REJECTED_FILE = "rejected.jsonl"
+"""In the output folder: the rows that `--bad_rows skip` has left out."""
 
 
 def check_stages(data_args: DataArguments, training_args: TrainingArguments) -> None:
@@ -37,6 +42,12 @@ def check_stages(data_args: DataArguments, training_args: TrainingArguments) -> 
         print_on_main(f"--{flag} sets --do_eval: the part that is split off is evaluated")
     if not (training_args.do_train or training_args.do_eval or training_args.do_predict):
         raise ValueError("nothing to do: give --do_train, --do_eval or --do_predict")
+    epochs = training_args.num_train_epochs
+    if training_args.do_train and training_args.max_steps < 0 and not epochs > 0:
+        raise ValueError(
+            f"--num_train_epochs is {epochs}, so nothing would be trained; give a number above 0, "
+            "or leave --do_train out"
+        )
     for stage, split in SPLITS.items():
         file = getattr(data_args, f"{split}_file")
         is_needed = getattr(training_args, f"do_{stage}") and not (is_split and stage == "eval")
@@ -48,21 +59,43 @@ def check_stages(data_args: DataArguments, training_args: TrainingArguments) -> 
             raise ValueError(f"{asked} needs --{split}_file or --dataset_name{other}")
 
 
-def examples_by_stage(
+def load_stages(
     model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> dict[str, LoadedExamples]:
+    """Read the data of every stage that has a file or a split of its own.
+
+    Raises:
+        ValueError: the data is invalid.
+        OSError: a file cannot be read.
+    """
+    is_split = data_args.validation_split is not None
+    return {
+        stage: load_stage(stage, model_args, data_args)
+        for stage in SPLITS
+        if getattr(training_args, f"do_{stage}") and not (is_split and stage == "eval")
+    }
+
+
+def examples_by_stage(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    loaded: Mapping[str, LoadedExamples] | None = None,
 ) -> dict[str, datasets.Dataset]:
     """Return the examples of every stage that is to be done, the same in every process.
+
+    Args:
+        model_args, data_args, training_args: the arguments of the run.
+        loaded: the result of `load_stages`; None: it is called.
 
     Raises:
         ValueError: the data is invalid, or cannot be split.
         OSError: a file cannot be read.
     """
     is_split = data_args.validation_split is not None
-    examples = {
-        stage: load_stage(stage, model_args, data_args)
-        for stage in SPLITS
-        if getattr(training_args, f"do_{stage}") and not (is_split and stage == "eval")
-    }
+    if loaded is None:
+        loaded = load_stages(model_args, data_args, training_args)
+    examples = {stage: part.examples for stage, part in loaded.items()}
     if is_split:
         examples["train"], examples["eval"] = _split(examples["train"], data_args, training_args)
     examples = {stage: limited(stage, examples[stage], data_args) for stage in examples}
@@ -73,9 +106,7 @@ def examples_by_stage(
     return examples
 
 
-def load_stage(
-    stage: str, model_args: ModelArguments, data_args: DataArguments
-) -> datasets.Dataset:
+def load_stage(stage: str, model_args: ModelArguments, data_args: DataArguments) -> LoadedExamples:
     """Read all examples of a stage from its file or from the hub."""
     split = SPLITS[stage]
     file = getattr(data_args, f"{split}_file")
@@ -87,12 +118,46 @@ def load_stage(
             "source": data_args.dataset_name,
             "config_name": data_args.dataset_config_name,
             "split": split,
-            **hub,
+            "load_dataset_kwargs": hub,
         }
     )
-    return load_examples(
-        **source, misaligned=data_args.misaligned_answers, require_answers=stage == "train"
+    return read_examples(
+        **source,
+        columns={
+            "question": data_args.question_column,
+            "context": data_args.context_column,
+            "answers": data_args.answer_column,
+            "id": data_args.id_column,
+        },
+        # Test data need not have answers.
+        optional_columns=("answers",) if stage == "predict" else (),
+        misaligned=data_args.misaligned_answers,
+        bad_rows=data_args.bad_rows,
+        require_answers=stage == "train",
+        warn=warn_on_main,
     )
+
+
+def report_rows(
+    loaded: Iterable[LoadedExamples], data_args: DataArguments, training_args: TrainingArguments
+) -> None:
+    """Print what became of the rows of each source, and write those that were left out.
+
+    They are in the output folder; an earlier run's are removed.
+    """
+    loaded = list(loaded)
+    for part in loaded:
+        print_on_main(part.counts())
+    if data_args.bad_rows != "skip" or not processes.is_main():
+        return
+    path = output_dir(training_args) / REJECTED_FILE
+    lines = "".join(part.rejected_lines() for part in loaded)
+    if lines:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.write_text(path, lines)
+        print_on_main(f"The rows that were left out, with the reasons: {path}")
+    elif path.exists():
+        path.unlink()
 
 
 def limited(stage: str, examples: datasets.Dataset, data_args: DataArguments) -> datasets.Dataset:

@@ -1,0 +1,161 @@
+"""Load the model and the tokenizer of `qa-flax run`, and check that they belong together."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from qa_flax import storage
+from qa_flax.commands.arguments import DataArguments, ModelArguments
+from qa_flax.commands.errors import UsageError
+from qa_flax.data.tokenizer_checks import check_fit, compare
+from qa_flax.data.tokenizer_files import (
+    check_vocabulary_file,
+    has_tokenizer,
+    load_tokenizer,
+    quietly,
+)
+from qa_flax.device import parallel
+from qa_flax.models.averaged import refuse
+from qa_flax.models.files import ADAPTER_CONFIG_FILE, checkpoint_directory
+from qa_flax.models.lora import GIVE_BASE, LoraConfig, base_directory
+from qa_flax.models.model import AutoModelForQuestionAnswering, get_peft_model, load_config
+from qa_flax.train.tokenizer_fit import model_numbers, position_limit
+from qa_flax.train.training_arguments import TrainingArguments, trains_in_bfloat16
+
+TOKENIZER_ARGUMENT = "--tokenizer_name"
+BASE_ARGUMENT = "--base_model_name_or_path"
+
+
+def load_model_and_tokenizer(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> tuple[AutoModelForQuestionAnswering, PreTrainedTokenizerBase]:
+    """Load both, before any work on the data.
+
+    Raises:
+        OSError: files are missing, or could not be downloaded.
+        ValueError: a file or an argument is invalid, or model and tokenizer do not belong together.
+    """
+    hub: dict[str, Any] = {"revision": model_args.model_revision, "token": model_args.token}
+    hub["cache_dir"] = model_args.cache_dir
+    with _command_line_words():
+        model = _load_model(model_args, training_args, hub)
+        tokenizer = _load_tokenizer(model_args, model, hub)
+    _check_window_length(data_args, model_args, tokenizer, position_limit(model))
+    return model, tokenizer
+
+
+@contextmanager
+def _command_line_words() -> Iterator[None]:
+    """Name the command line's arguments in messages that name Python's."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        text = str(error).replace(GIVE_BASE, GIVE_BASE.replace("base_model=", BASE_ARGUMENT))
+        raise UsageError(text.replace("base_model=", f"{BASE_ARGUMENT} ")) from error
+
+
+def _load_model(
+    model_args: ModelArguments, training_args: TrainingArguments, hub: dict[str, Any]
+) -> AutoModelForQuestionAnswering:
+    with parallel.on_host() if training_args.shard_params else nullcontext():
+        model = AutoModelForQuestionAnswering.from_pretrained(
+            model_args.model_name_or_path,
+            config=_given_config(model_args, hub),
+            seed=training_args.seed,
+            dtype="bfloat16" if trains_in_bfloat16(training_args) else model_args.dtype,
+            base_model=model_args.base_model_name_or_path,
+            **hub,
+        )
+    if training_args.do_train:
+        refuse(model, "trained")
+    if model_args.lora_r:
+        model = get_peft_model(model, _lora_config(model_args), training_args.seed)
+    return model
+
+
+def _given_config(model_args: ModelArguments, hub: dict[str, Any]) -> PreTrainedConfig | None:
+    """The config of `--config_name`; None without it."""
+    if model_args.config_name is None:
+        return None
+    source = _local(model_args.config_name)
+    if Path(source).is_dir():
+        return load_config(Path(source))
+    return AutoConfig.from_pretrained(source, **hub)
+
+
+def _lora_config(model_args: ModelArguments) -> LoraConfig:
+    targets = (model_args.lora_target_modules or "").replace(",", " ").split()
+    return LoraConfig(
+        r=model_args.lora_r,
+        lora_alpha=model_args.lora_alpha,
+        lora_dropout=model_args.lora_dropout,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+    )
+
+
+def _load_tokenizer(
+    model_args: ModelArguments, model: AutoModelForQuestionAnswering, hub: dict[str, Any]
+) -> PreTrainedTokenizerBase:
+    """Load `--tokenizer_name`, or the model's own tokenizer, and check that it fits the model."""
+    own, own_hub = _own_tokenizer(model_args, hub)
+    given = model_args.tokenizer_name
+    source, source_hub = (own, own_hub) if given is None else (_local(given), hub)
+    tokenizer = load_tokenizer(source, argument=TOKENIZER_ARGUMENT, **source_hub)
+    numbers = model_numbers(model)
+    if given is None and Path(source).is_dir():
+        count, rows = len(tokenizer), numbers.rows["input_ids"]
+        check_vocabulary_file(Path(source), count, rows, TOKENIZER_ARGUMENT)
+    check_fit(tokenizer, numbers, TOKENIZER_ARGUMENT)
+    if source != own and (not Path(own).is_dir() or has_tokenizer(Path(own))):
+        expected = quietly(lambda: load_tokenizer(own, argument=TOKENIZER_ARGUMENT, **own_hub))
+        if expected is not None:
+            compare(tokenizer, expected, TOKENIZER_ARGUMENT)
+    return tokenizer
+
+
+def _own_tokenizer(model_args: ModelArguments, hub: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The folder or Hub id of the model's own tokenizer, and the arguments that load it.
+
+    Adapters without tokenizer have that of their base model.
+    """
+    source = _local(model_args.model_name_or_path)
+    folder = checkpoint_directory(source, **hub)
+    is_hub = not Path(source).is_dir()
+    if not (folder / ADAPTER_CONFIG_FILE).is_file() or (has_tokenizer(folder) and not is_hub):
+        return source, hub
+    if is_hub and quietly(lambda: load_tokenizer(source, argument=TOKENIZER_ARGUMENT, **hub)):
+        return source, hub
+    hub = {name: value for name, value in hub.items() if name != "revision"}
+    base, _ = base_directory(folder, model_args.base_model_name_or_path, **hub)
+    return _local(base.name), hub | {"revision": base.revision}
+
+
+def _local(source: str) -> str:
+    """`source` itself if it is a folder or a Hub id; a local copy if it is in a bucket."""
+    return str(storage.local_copy(source)) if storage.is_remote(source) else source
+
+
+def _check_window_length(
+    data_args: DataArguments,
+    model_args: ModelArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int | None,
+) -> None:
+    """Refuse windows of more tokens than the model has positions.
+
+    Raises:
+        ValueError: names the largest length.
+    """
+    length = data_args.max_seq_length
+    if limit is None or min(length, tokenizer.model_max_length) <= limit:
+        return
+    stride = ""
+    if data_args.doc_stride >= limit // 2:
+        stride = f", with a --doc_stride below {data_args.doc_stride}, such as {limit // 4}"
+    raise ValueError(
+        f"--max_seq_length is {length}, but {model_args.model_name_or_path} has positions for "
+        f"windows of {limit} tokens only; use --max_seq_length {limit} or less{stride}"
+    )
