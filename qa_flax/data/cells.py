@@ -110,7 +110,7 @@ def number_as_text(number: Any, context: Any, start: Any) -> Any:
     for text in spellings:
         pattern = re.compile(rf"(?<![\d.,]){re.escape(text)}(?!\d|[.,]\d)")
         if isinstance(start, int) and not isinstance(start, bool):
-            is_there = start >= 0 and pattern.match(context, start)
+            is_there = 0 <= start < len(context) and pattern.match(context, start)
         else:
             is_there = start is None and pattern.search(context)
         if is_there:

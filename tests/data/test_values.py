@@ -2,6 +2,9 @@
 
 import pytest
 
+from qa_flax import load_examples
+from qa_flax.data.cells import number_as_text
+from qa_flax.data.rejected import ExampleError
 from qa_flax.data.values import cleaned
 
 CONTEXT = "In 1912, 3.50 pounds: NA or None. [1] It was 1912.0, nan."
@@ -71,3 +74,13 @@ def test_a_question_or_context_may_be_any_word(word):
     assert cleaned(row, is_text=True) == row
     assert cleaned({"question": "<NA>"}, is_text=True) == {"question": None}
     assert cleaned({"id": "NaN", "title": ""}, is_text=True) == {"id": None, "title": None}
+
+
+@pytest.mark.parametrize("start", [2**70, -(2**70), 10**6, -1])
+def test_a_start_outside_the_context_is_no_place_of_a_number(start):
+    context = "It burned in 1912."
+    assert number_as_text(1912, context, start) == 1912
+    row = {"id": "a", "question": "When?", "context": context}
+    answers = {"text": [1912], "answer_start": [start]}
+    with pytest.raises(ExampleError, match=r"\(ids \"a\"\)"):
+        load_examples([row | {"answers": answers}])
