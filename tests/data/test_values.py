@@ -78,9 +78,12 @@ def test_a_question_or_context_may_be_any_word(word):
 
 @pytest.mark.parametrize("start", [2**70, -(2**70), 10**6, -1])
 def test_a_start_outside_the_context_is_no_place_of_a_number(start):
-    context = "It burned in 1912."
-    assert number_as_text(1912, context, start) == 1912
-    row = {"id": "a", "question": "When?", "context": context}
+    assert number_as_text(1912, "It burned in 1912.", start) == 1912
+
+
+@pytest.mark.parametrize("start", [2**70, -(2**70)])
+def test_a_start_that_no_text_can_have_is_refused(start):
+    row = {"id": "a", "question": "When?", "context": "It burned in 1912."}
     answers = {"text": [1912], "answer_start": [start]}
     with pytest.raises(ExampleError, match=r"\(ids \"a\"\)"):
         load_examples([row | {"answers": answers}])
