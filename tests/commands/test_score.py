@@ -89,3 +89,19 @@ def test_invalid_input_is_reported(files, capsys, arguments, message):
     error = capsys.readouterr().err
     assert error.startswith("qa-flax: error: ")
     assert message in error
+
+
+def test_a_long_id_does_not_hide_the_message(tmp_path, capsys):
+    ids = ["x" * 5000, "b"]
+    rows = [{"id": i, "question": "Q?", "context": "c", "answers": {"text": ["c"]}} for i in ids]
+    (tmp_path / "gold.json").write_text(json.dumps(rows))
+    (tmp_path / "answers.json").write_text(json.dumps(dict.fromkeys(ids, "c")))
+    (tmp_path / "odds.json").write_text("{}")
+    files = [str(tmp_path / f"{name}.json") for name in ("gold", "answers", "odds")]
+    with pytest.raises(SystemExit) as stopped:
+        main(["score", *files[:2], "-n", files[2]])
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert "has no number for 2 of the 2 questions" in message
+    assert "xxx..., b" in message
+    assert len(message) < 800
