@@ -23,6 +23,14 @@ from qa_flax import (
 from qa_flax.train import checkpoints
 
 WINDOW = {"max_seq_length": 64, "doc_stride": 16}
+# What `early_stopping_patience` sets by default.
+SET_BY_PATIENCE = {
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "loss",
+    "greater_is_better": False,
+}
 # For runs that are interrupted and resumed.
 RUN = {
     "save_strategy": "steps",

@@ -8,18 +8,10 @@ import pytest
 import tiny
 import transformers
 from flax import nnx
-from tiny_trainers import arguments, trainer_in
+from tiny_trainers import SET_BY_PATIENCE, arguments, trainer_in
 from transformers import TrainerCallback
 
 from qa_flax import Trainer, prepare_train_features
-
-SET_BY_DEFAULT = {
-    "eval_strategy": "epoch",
-    "save_strategy": "epoch",
-    "load_best_model_at_end": True,
-    "metric_for_best_model": "loss",
-    "greater_is_better": False,
-}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +41,7 @@ def test_a_patience_needs_an_evaluation_set(tmp_path, windows):
 def test_a_patience_that_is_set_later_can_be_taken_back(tmp_path, windows, caplog):
     args = arguments(tmp_path, save_strategy="steps")
     trainer = Trainer(tiny.model(), args, train_dataset=windows, eval_dataset=windows)
-    names = (*SET_BY_DEFAULT, "save_steps")
+    names = (*SET_BY_PATIENCE, "save_steps")
     before = {name: getattr(args, name) for name in names}
 
     def early_stopping():
@@ -59,7 +51,7 @@ def test_a_patience_that_is_set_later_can_be_taken_back(tmp_path, windows, caplo
     trainer._apply_changed_arguments()
     (callback,) = early_stopping()
     assert (callback.early_stopping_patience, callback.early_stopping_threshold) == (2, 0.25)
-    assert {name: getattr(args, name) for name in SET_BY_DEFAULT} == SET_BY_DEFAULT
+    assert {name: getattr(args, name) for name in SET_BY_PATIENCE} == SET_BY_PATIENCE
     args.early_stopping_patience, args.eval_strategy, args.eval_steps = 5, "steps", 4
     trainer._apply_changed_arguments()
     (callback,) = early_stopping()

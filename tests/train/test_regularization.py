@@ -4,17 +4,10 @@ import dataclasses
 
 import pytest
 import transformers
+from tiny_trainers import SET_BY_PATIENCE
 
 from qa_flax import TrainingArguments
 from qa_flax.train.training_arguments import check_training_arguments
-
-SET_BY_DEFAULT = {
-    "eval_strategy": "epoch",
-    "save_strategy": "epoch",
-    "load_best_model_at_end": True,
-    "metric_for_best_model": "loss",
-    "greater_is_better": False,
-}
 
 
 @pytest.mark.parametrize(
@@ -22,7 +15,7 @@ SET_BY_DEFAULT = {
     [
         (
             {"save_strategy": "steps"},
-            SET_BY_DEFAULT,
+            SET_BY_PATIENCE,
             "eval_strategy='epoch', save_strategy='epoch', load_best_model_at_end=True, "
             "metric_for_best_model='loss'",
         ),
@@ -55,7 +48,7 @@ SET_BY_DEFAULT = {
         ),
         (
             {"save_strategy": "epoch", "eval_strategy": "epoch", "load_best_model_at_end": True},
-            SET_BY_DEFAULT,
+            SET_BY_PATIENCE,
             "metric_for_best_model='loss'",
         ),
     ],
@@ -75,7 +68,7 @@ def test_a_patience_sets_what_it_needs_and_says_what_it_changed(caplog, changes,
 
 def test_without_a_patience_nothing_is_set(caplog):
     args, expected = TrainingArguments(output_dir="out"), transformers.TrainingArguments("out")
-    for name in (*SET_BY_DEFAULT, "save_steps", "eval_steps", "do_eval"):
+    for name in (*SET_BY_PATIENCE, "save_steps", "eval_steps", "do_eval"):
         assert getattr(args, name) == getattr(expected, name), name
     assert not caplog.records
 
