@@ -34,7 +34,8 @@ FAMILIES = [
     pytest.param(family, marks=[] if family in DEFAULT_FAMILIES else [pytest.mark.slow])
     for family in FAMILY_TOKENIZERS
 ]
-EVERY = 7  # of the sample's questions, one in so many is a default test
+# Every number of rows and padded length is a program of its own to compile.
+BATCH_SIZE = 2
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -89,7 +90,7 @@ def ask(answerer, calls):
         by_settings.setdefault(json.dumps(settings), []).append(name)
     for settings, names in by_settings.items():
         texts = {k: [calls[name][k] for name in names] for k in ("question", "context")}
-        results = answerer(**texts, **json.loads(settings))
+        results = answerer(**texts, **json.loads(settings), batch_size=BATCH_SIZE)
         for name, result in zip(names, results if len(names) > 1 else [results], strict=True):
             answers[name] = result if isinstance(result, list) else [result]
     return {name: answers[name] for name in calls}
@@ -115,21 +116,37 @@ def differences(calls, actual, expected):
     return {name: text for name, text in found.items() if text}
 
 
-def test_tiny_checkpoints_give_the_pipeline_s_answers(tiny, family):
+PARTS = [False, pytest.param(True, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("with_small_windows", PARTS)
+def test_tiny_checkpoints_give_the_pipeline_s_answers(tiny, family, with_small_windows):
     expected, calls = golden(family), tiny_calls()
     assert len(expected) > 150
-    assert calls.keys() >= expected.keys()
-    calls = {name: calls[name] for name in expected}
+    calls = {n: calls[n] for n in expected if ("max_seq_len" in calls[n]) <= with_small_windows}
     assert not differences(calls, ask(tiny, calls), expected)
 
 
+def test_xquad_gives_the_pipeline_s_answers(mini_lm):
+    # With the same settings and in five languages, so that it is one batch.
+    everything, expected = {}, {}
+    for language in LANGUAGES:
+        found = golden(f"xquad.{language}")
+        calls = xquad_calls(shared_path("data", "xquad", f"xquad.{language}.json"))
+        for name in [name for name in found if name.endswith("/ small windows")][:2]:
+            everything[f"{language} {name}"] = calls[name]
+            expected[f"{language} {name}"] = found[name]
+    assert len(everything) == 10
+    assert not differences(everything, ask(mini_lm, everything), expected)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("part", ["some", pytest.param("all", marks=pytest.mark.slow)])
-def test_xquad_gives_the_pipeline_s_answers(mini_lm, language, part):
+def test_xquad_in_all_settings_gives_the_pipeline_s_answers(mini_lm, language):
     expected = golden(f"xquad.{language}")
     assert len(expected) > 38
     calls = xquad_calls(shared_path("data", "xquad", f"xquad.{language}.json"))
-    calls = {name: calls[name] for name in list(expected)[:: EVERY if part == "some" else 1]}
+    calls = {name: calls[name] for name in expected}
     assert not differences(calls, ask(mini_lm, calls), expected)
 
 

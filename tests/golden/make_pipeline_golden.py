@@ -27,16 +27,16 @@ from tokenizers import normalizers, pre_tokenizers, processors
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "support"))
-import reference_pipeline
-import trained
-from pipeline_cases import (
+import reference_pipeline  # noqa: E402
+import trained  # noqa: E402
+from pipeline_cases import (  # noqa: E402
     CONTEXTS,
     LANGUAGES,
     QUESTIONS,
     tiny_calls,
     xquad_calls,
 )
-from pipeline_checkpoints import (
+from pipeline_checkpoints import (  # noqa: E402
     FAMILY_TOKENIZERS,
     LONGEST,
     TOKENIZERS,

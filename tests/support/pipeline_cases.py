@@ -16,8 +16,8 @@ CONTEXTS = {
         "keeper, Mary Ann, rowed out to the long rock and back. The LIGHTHOUSE, the lighthouse!"
     ),
     "emoji": (
-        "The 👩‍👩‍👧‍👦 family from 🇩🇪 won 🥇🥈 gold in Köln 👍🏽👍🏿, then ate 🍕 and 🍦🍦🍦 at the café "
-        "☕️ near the 🏳️‍🌈 tower. 😀"
+        "The 👩‍👩‍👧‍👦 family from 🇩🇪 won 🥇🥈 gold in Köln 👍🏽👍🏿, then ate 🍕 and 🍦🍦🍦 "
+        "at the café ☕️ near the 🏳️‍🌈 tower. 😀"
     ),
     "combining marks": (
         "Le cafe\u0301 de\u0301butant a\u0300 Besanc\u0327on, Vie\u0323\u0302t Nam, "
@@ -30,8 +30,8 @@ CONTEXTS = {
         "ירושלים היא עיר עתיקה, and the Nile is 6,650 km long (\u200fנהר\u200f)."
     ),
     "line ends": (
-        "First line\r\nsecond line\r\n\r\n\tthird,  with   spaces\u00a0and a \u200bzero-width one.\n"
-        "Fourth line \r\nFifth line: the end of the lines.\r\n"
+        "First line\r\nsecond line\r\n\r\n\tthird,  with   spaces\u00a0and a \u200bzero-width "
+        "one.\nFourth line \r\nFifth line: the end of the lines.\r\n"
     ),
     "no spaces": (
         "東京は日本の首都であり、京都は昔の首都でした。北京是中国的首都，上海是中国最大的城市。"  # noqa: RUF001
@@ -49,7 +49,7 @@ CONTEXTS = {
     "short": "Paris.",
     "one character": "7",
     "white space around": "   \n The answer is between spaces.  \t ",
-    "unknown tokens": "♠♣♥♦ 🂡🂢 are ♠ cards ♣, 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 and ♥♥♥.",
+    "unknown tokens": "♠♣♥♦ 🂡🂢 are ♠ cards ♣, 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 and ♥♥♥.",  # noqa: RUF001
     "sentences": (
         "Anna went to Rome in May. Ben went to Oslo in June. Carl went to Lima in July. Dora went "
         "to Cairo in March. Emil went to Kyoto in April. Fay went to Quito in August. Gus went to "
@@ -121,11 +121,11 @@ def random_calls(seed: int, count: int) -> dict[str, dict]:
 
 # Characters that tokenizers remove, expand, join or split.
 _PIECES = [
-    *"aBzÀßẞİıﬁ½①㎏Åéñ7.,;-'“—€",
+    *"aBzÀßẞİıﬁ½①㎏Åéñ7.,;-'“—€",  # noqa: RUF001
     *"東京は。한글ابמِ",
     *"\r\n\t \u00a0\u3000\u200b\u200f\ufeff\x00\x1c\x85\u2028",
     *"\u0301\u0323\u0327\u1100\u1161\u11a8\u0e33",
-    *["👍🏽", "👩‍👩‍👧", "🇩🇪", "🏳️‍🌈", "e\u0301", "\r\n", "𝔘", "🂡", "don't", "U.S.", "3,14"],
+    *["👍🏽", "👩‍👩‍👧", "🇩🇪", "🏳️‍🌈", "e\u0301", "\r\n", "🂡", "don't", "U.S.", "3,14"],
 ]
 
 # ---- xquad ---------------------------------------------------------------------------------------

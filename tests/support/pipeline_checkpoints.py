@@ -33,7 +33,7 @@ LONGEST = 64
 # Room for position ids that begin after the padding id, as in RoBERTa.
 POSITIONS = LONGEST + 4
 # The random span head is loud enough that a few spans of a window have most of its probability.
-HEAD_SCALE = 2.0
+HEAD_SCALE = 1.0
 
 
 def write_family(family: str, folder: Path) -> Path:
@@ -121,4 +121,3 @@ def write_mini_lm(encoder: Path, folder: Path, seed: int = 0) -> Path:
     for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
         shutil.copyfile(encoder / file, folder / file)
     return folder
-
