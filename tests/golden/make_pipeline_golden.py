@@ -53,10 +53,10 @@ def tokenizer(kind: str):
     """Train one of the kinds of tokenizers on the texts of the cases."""
     settings = {"texts": TEXTS, "model_max_length": LONGEST}
     if kind == "metaspace":
-        return trained.metaspace(vocab_size=400, **settings)
+        return trained.metaspace(vocab_size=400, unk_token="<unk>", **settings)
     if kind == "metaspace_words":
         # Without white space in the offsets of words, as in XLM-R's own file.
-        made = trained.metaspace(vocab_size=400, **settings)
+        made = trained.metaspace(vocab_size=400, unk_token="<unk>", **settings)
         made.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
         )
