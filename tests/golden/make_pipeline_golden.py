@@ -61,8 +61,8 @@ def tokenizer(kind: str):
             [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
         )
         return made
-    if kind.startswith("byte_level"):
-        return trained.byte_level(kind == "byte_level_prefix", vocab_size=400, **settings)
+    if kind == "byte_level":
+        return trained.byte_level(vocab_size=400, **settings)
     made = trained.word_piece(vocab_size=400, **settings)
     if kind == "word_piece_cased":
         made.backend_tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)

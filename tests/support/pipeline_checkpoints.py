@@ -22,7 +22,7 @@ FAMILY_TOKENIZERS = {
     "electra": "word_piece_cased",
     "longformer": "byte_level",
     "albert": "metaspace",
-    "bart": "byte_level_prefix",
+    "bart": "byte_level",
     "big_bird": "metaspace",
     "distilbert": "word_piece",
     "mpnet": "word_piece_two_separators",
@@ -50,6 +50,9 @@ def write_family(family: str, folder: Path) -> Path:
         # With such blocks no window is long enough for sparse attention, whose random blocks would
         # depend on how much a window is padded.
         config["block_size"] = 16
+    if family == "longformer":
+        # In qa_flax only so many tokens of a question have global attention.
+        config["attention_window"] = [32, 32]
     if family == "albert":
         # transformers 4.57 fails if a group has more inner layers than a group's share of layers.
         config["num_hidden_layers"] = 4
