@@ -209,7 +209,7 @@ def _text(name: str, value: Any) -> str:
     return value
 
 
-# ---- blocks ---------------------------------------------------------------------------------------
+# ---- blocks --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -227,18 +227,30 @@ class Item:
 
 
 def in_blocks(questions: Iterable[Question]) -> Iterator[list[Item]]:
-    """Yield questions with their contexts in blocks that bound the memory."""
+    """Yield questions with their contexts in blocks that bound the memory.
+
+    Raises:
+        QuestionError: the stream of questions has a wrong one; those before it are yielded first.
+    """
     block: list[Item] = []
-    characters = 0
-    for index, question in enumerate(questions):
-        for number, context in enumerate(question.contexts):
-            if block and characters + len(context) > BLOCK_CHARACTERS:
+    characters, problem = 0, None
+    try:
+        for item in _items(questions):
+            is_full = characters + len(item.context) > BLOCK_CHARACTERS
+            if block and (is_full or len(block) == BLOCK_QUESTIONS):
                 yield block
                 block, characters = [], 0
-            block.append(Item(index, question, number))
-            characters += len(context)
-            if len(block) == BLOCK_QUESTIONS:
-                yield block
-                block, characters = [], 0
+            block.append(item)
+            characters += len(item.context)
+    except QuestionError as error:
+        problem = error
     if block:
         yield block
+    if problem is not None:
+        raise problem
+
+
+def _items(questions: Iterable[Question]) -> Iterator[Item]:
+    for index, question in enumerate(questions):
+        for number in range(len(question.contexts)):
+            yield Item(index, question, number)
