@@ -29,6 +29,8 @@ class Forward:
         self._arrays: list[Any] = []
         self._weights: Any = None
         self._step: Any = None
+        self.loads = 0
+        """How often weights were copied to the cores: it grows when the model has others."""
 
     def __call__(
         self, windows: LazyWindows, batch_size: int, on_batch: Callable[[], None]
@@ -68,3 +70,4 @@ class Forward:
         self._weights = parallel.put_replicas(weights)
         self._step = process_eval_program(self.model.graphdef(self.model.dtype))
         self._arrays = arrays
+        self.loads += 1
