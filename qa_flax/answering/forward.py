@@ -45,7 +45,7 @@ class Forward:
         Raises:
             ValueError: a token id is outside the model's tables.
         """
-        self._refresh()
+        self.refresh()
         rows = -(-len(windows) // parallel.process_core_count())
         # Few different numbers of rows, so that few programs are compiled.
         per_core = min(batch_size, 1 << (rows - 1).bit_length())
@@ -56,7 +56,7 @@ class Forward:
         logits: Any = predictions.logits
         return logits
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
         """Copy the model's weights to the cores, unless they are there already."""
         weights = weights_of(self.model)
         arrays = jax.tree.leaves(weights)
