@@ -5,18 +5,28 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from qa_flax.answering.calibrating import (
+    AGAIN,
+    ScoredExamples,
+    calibrated,
+    check_has_answers,
+    is_of,
+    read_calibration,
+    score_examples,
+)
 from qa_flax.answering.forward import Forward
 from qa_flax.answering.loading import load_model, load_tokenizer_for
 from qa_flax.answering.questions import TEXTS, Call, Item, Question, in_blocks, read_call
 from qa_flax.answering.results import Found, needs_confidence, result
 from qa_flax.answering.settings import Settings
 from qa_flax.answers.calibration import Calibration
-from qa_flax.answers.ranking import CANDIDATES, Span, merged, separate
+from qa_flax.answers.ranking import CANDIDATES, Candidate, Span, merged, separate
 from qa_flax.answers.window_spans import (
     WindowSpans,
     probable_spans,
@@ -25,6 +35,7 @@ from qa_flax.answers.window_spans import (
 )
 from qa_flax.answers.words import Words
 from qa_flax.data.columns import blocks
+from qa_flax.data.examples import load_examples
 from qa_flax.data.features import windows_of_texts
 from qa_flax.data.windows import LazyWindows
 from qa_flax.device import parallel
@@ -55,8 +66,9 @@ class QuestionAnswerer:
         model: a folder, the URL of a folder in a bucket or a name on the Hugging Face Hub, as of
             `AutoModelForQuestionAnswering.from_pretrained`; or a model of qa_flax.
         tokenizer: the model's tokenizer, or its folder or name; None: the one beside the model.
-        calibration: turns scores into confidences; None: `calibration.json` beside the model, if
-            there is one that was made for these weights.
+        calibration: turns scores into confidences: a `Calibration`, or a folder with the
+            `calibration.json` of one; None: that beside the model, if there is one. A calibration
+            that was fitted with other weights is ignored, with a warning.
         dtype: compute dtype, "float32" or "bfloat16", of a model that is loaded here.
         revision: branch, tag or commit on the Hub.
         token: the Hub's access token.
@@ -87,7 +99,7 @@ class QuestionAnswerer:
         model: str | os.PathLike[str] | AutoModelForQuestionAnswering,
         tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase | None = None,
         *,
-        calibration: Calibration | None = None,
+        calibration: Calibration | str | os.PathLike[str] | None = None,
         dtype: Any = None,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -100,11 +112,13 @@ class QuestionAnswerer:
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
         self.model = load_model(model, dtype, base_model, hub)
         self.tokenizer = load_tokenizer_for(self.model, model, tokenizer, base_model, hub)
-        self.calibration = calibration
         self.progress = progress
         self._forward = Forward(self.model)
         self._warned: set[str] = set()
         self._compared = 0  # blocks whose tokens were compared with the texts
+        self.calibration = read_calibration(calibration, model, hub)
+        self._checked: tuple[Calibration | None, int] | None = None
+        self._check_calibration()
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
         """Answer questions.
@@ -147,21 +161,104 @@ class QuestionAnswerer:
         results = list(results)
         return results[0] if call.is_single else results
 
+    def calibrate(
+        self,
+        examples: Any,
+        folder: str | os.PathLike[str] | None = None,
+        *,
+        language: str | None = None,
+    ) -> Calibration:
+        """Fit how sure the model is of its answers on questions whose answers are known.
+
+        The model must not have been trained on them. Several hundred questions about many contexts
+        like those that it will be asked about are best. Afterwards each answer has a `confidence`.
+
+        Args:
+            examples: what `load_examples` reads: a file, a data set or a list of dicts.
+            folder: where `calibration.json` is written, usually the model's folder or URL; None:
+                nowhere.
+            language: compare answers as MLQA's scorer does for this language; None: as SQuAD's.
+
+        Returns:
+            The calibration, which is used from now on. Printed, it is a report on how well
+            confidences and answers agreed on questions that were not used for the fit.
+
+        Raises:
+            ExampleError: the examples cannot be read; a `ValueError`.
+            OSError: a file cannot be read or written.
+            ValueError: no question has an answer, or the model's scores are NaN or infinite.
+
+        Example:
+            >>> from qa_flax import QuestionAnswerer
+            >>> answerer = QuestionAnswerer("bert-base-uncased")
+            >>> report = answerer.calibrate("dev-v1.1.json")
+            >>> report.fitted_questions
+            12
+            >>> answer = answerer(question="Who wrote it?", context="Ada wrote it.")
+            >>> 0 < answer["confidence"] <= 1
+            True
+        """
+        examples = load_examples(examples, require_answers=True)
+        check_has_answers(examples)
+        calibration = calibrated(self.score_examples(examples, language), self.model)
+        if folder is not None:
+            calibration.write(folder)
+        self.calibration = calibration
+        return calibration
+
+    def score_examples(self, examples: Any, language: str | None = None) -> ScoredExamples:
+        """Answer the questions of examples, and compare the answers with the known ones.
+
+        Args:
+            examples: a result of `load_examples`.
+            language: as of `calibrate`.
+        """
+        settings = replace(self.settings, answers=None)
+
+        def find(questions: Iterable[Question]) -> Iterator[Found]:
+            for block in in_blocks(questions):
+                yield from self._find(block, settings, Calibration())
+
+        return score_examples(examples, find, language)
+
+    def _check_calibration(self) -> Calibration | None:
+        """Return the calibration; one that was fitted with other weights is dropped and warned of.
+
+        The weights are looked at when they or the calibration have changed since the last time.
+        """
+        if self.calibration is not None and self._checked != self._calibration_state():
+            if not is_of(self.calibration, self.model):
+                logger.warning(
+                    "The calibration was fitted with other weights than the model has, which was "
+                    "trained or changed since, so it is ignored. Make a new one: %s.",
+                    AGAIN,
+                )
+                self.calibration = None
+            self._checked = self._calibration_state()
+        return self.calibration
+
+    def _calibration_state(self) -> tuple[Calibration | None, int]:
+        return self.calibration, self._forward.loads
+
     # ---- questions -> results --------------------------------------------------------------------
 
     def _answer(self, questions: Iterable[Question], settings: Settings) -> Iterator[Any]:
         """Yield the result of each question."""
         waiting: deque[tuple[Question, list[Found]]] = deque()
         for block in in_blocks(questions):
-            for item, found in zip(block, self._find(block, settings), strict=True):
+            self._forward.refresh()
+            calibration = self._check_calibration()
+            for item, found in zip(block, self._find(block, settings, calibration), strict=True):
                 if item.number == 0:
                     waiting.append((item.question, []))
                 waiting[-1][1].append(found)
             while waiting and len(waiting[0][1]) == len(waiting[0][0].contexts):
                 question, all_found = waiting.popleft()
-                yield result(question, all_found, settings, self.calibration)
+                yield result(question, all_found, settings, calibration)
 
-    def _find(self, block: list[Item], settings: Settings) -> list[Found]:
+    def _find(
+        self, block: list[Item], settings: Settings, calibration: Calibration | None
+    ) -> list[Found]:
         """Return what was found for each question in its context."""
         windows = self._windows(block, settings)
         best, own, nulls = [], [], []
@@ -183,7 +280,7 @@ class QuestionAnswerer:
         bounds = np.searchsorted(windows.slices.example, np.arange(len(block) + 1)).tolist()
         null = np.concatenate(nulls)
         return [
-            _found(item, best[a:b], own[a:b], null[a:b], settings, self.calibration)
+            _found(item, best[a:b], own[a:b], null[a:b], settings, calibration)
             for item, (a, b) in zip(block, itertools.pairwise(bounds), strict=True)
         ]
 
@@ -276,9 +373,10 @@ def _found(
     """Combine what the windows of a context give."""
     context = item.context
     null_score, null_logit = nulls.min(axis=0).tolist()
-    competing = (
-        merged(context, best) if needs_confidence(item.question, settings, calibration) else []
-    )
+    competing: list[Candidate] = []
+    if needs_confidence(item.question, settings, calibration):
+        # As many for any top_k, so that confidences do not depend on it.
+        competing = merged(context, (spans[:CANDIDATES] for spans in best))
     if settings.answers is not None:
         shown = separate(context, apart, settings.answers)
     else:

@@ -29,6 +29,8 @@ class Forward:
         self._arrays: list[Any] = []
         self._weights: Any = None
         self._step: Any = None
+        self.loads = 0
+        """How often weights were copied to the cores: it grows when the model has others."""
 
     def __call__(
         self, windows: LazyWindows, batch_size: int, on_batch: Callable[[], None]
@@ -43,7 +45,7 @@ class Forward:
         Raises:
             ValueError: a token id is outside the model's tables.
         """
-        self._refresh()
+        self.refresh()
         rows = -(-len(windows) // parallel.process_core_count())
         # Few different numbers of rows, so that few programs are compiled.
         per_core = min(batch_size, 1 << (rows - 1).bit_length())
@@ -54,7 +56,7 @@ class Forward:
         logits: Any = predictions.logits
         return logits
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
         """Copy the model's weights to the cores, unless they are there already."""
         weights = weights_of(self.model)
         arrays = jax.tree.leaves(weights)
@@ -68,3 +70,4 @@ class Forward:
         self._weights = parallel.put_replicas(weights)
         self._step = process_eval_program(self.model.graphdef(self.model.dtype))
         self._arrays = arrays
+        self.loads += 1
