@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import tiny
 from flax import nnx
+from transformers import TrainerCallback
 
-from qa_flax import QuestionAnswerer
+from qa_flax import QuestionAnswerer, Trainer, TrainingArguments, prepare_train_features
 from qa_flax.answering import answerer as answerer_module
 from qa_flax.answering.questions import BLOCK_QUESTIONS
 from qa_flax.answers.calibration import Calibration
@@ -390,3 +391,23 @@ def test_many_contexts_are_combined_over_blocks(ask, monkeypatch):
         ask(question=["Who?", "Where?"], contexts=CONTEXTS, top_k=7), expected, strict=True
     ):
         assert_same(actual, theirs)
+
+
+@pytest.mark.slow
+def test_a_model_that_is_being_trained_answers_with_the_weights_of_its_latest_update(tmp_path):
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    ask, seen = QuestionAnswerer(model, tokenizer), []
+    seen.append(ask(ROWS[0]))
+
+    class Asks(TrainerCallback):
+        def on_step_end(self, args, state, control, **keywords):
+            seen.append(ask(ROWS[0]))
+
+    windows = prepare_train_features(tiny.examples(answerable=True), tokenizer, 64, 16)
+    settings = {"max_steps": 2, "per_device_train_batch_size": 1, "learning_rate": 1e-2}
+    args = TrainingArguments(tmp_path, save_strategy="no", report_to="none", **settings)
+    trainer = Trainer(model, args, train_dataset=windows, callbacks=[Asks()])
+    trainer.train()
+    assert len({answer["score"] for answer in seen}) == 3
+    assert ask(ROWS[0]) == seen[-1]
+    assert_same([QuestionAnswerer(trainer.model, tokenizer)(ROWS[0])], seen[-1:])
