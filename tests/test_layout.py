@@ -23,6 +23,7 @@ TESTED_ELSEWHERE = {
     "answering/settings": "by the calls that have them, test_answerer.py",
     "commands/arguments": "by the commands that take them, test_run.py and test_environment.py",
     "commands/env/report": "test_environment.py",
+    "commands/run/calibrate": "by runs that calibrate, test_run_calibrate.py",
     "commands/errors": "test_cli.py",
     "commands/run/job": "test_run.py",
     "data/cells": "with the rows whose cells they are, test_values.py",
