@@ -43,6 +43,7 @@ CHECKED_ELSEWHERE = {
     "Scores on the held-out questions": "commands/test_demo.py compares it with a run (slow)",
     " rows / SQuAD JSON": "test_the_picture_names_modules_of_the_package",
     "pyproject.toml README.md": "the file tree: test_layout.py",
+    "Calibration on": "its report: answers/test_calibration.py",
     '{"id": "q1"': "a line of qa-flax answer: commands/test_answer.py",
 }
 
