@@ -20,6 +20,7 @@ TESTED_ELSEWHERE = {
     "commands/arguments": "by the commands that take them, test_run.py and test_environment.py",
     "commands/env/report": "test_environment.py",
     "commands/errors": "test_cli.py",
+    "commands/run/calibrate": "test_run_calibrate.py",
     "commands/run/job": "test_run.py",
     "data/cells": "with the rows whose cells they are, test_values.py",
     "data/columns": "with the windows it makes, test_features.py",
