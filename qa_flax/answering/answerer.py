@@ -381,6 +381,9 @@ def _found(
         shown = separate(context, apart, settings.answers)
     else:
         shown = merged(context, (spans[: settings.spans_per_window] for spans in best))
+        logits = {answer.text.lower(): answer.logit for answer in competing}
+        for answer in shown:
+            answer.logit = logits.get(answer.text.lower(), answer.logit)
     return Found(shown, competing, null_score, null_logit)
 
 
