@@ -24,7 +24,6 @@ TESTED_ELSEWHERE = {
     "commands/env/report": "test_environment.py",
     "commands/run/calibrate": "by runs that calibrate, test_run_calibrate.py",
     "commands/errors": "test_cli.py",
-    "commands/run/calibrate": "test_run_calibrate.py",
     "commands/run/job": "test_run.py",
     "data/cells": "with the rows whose cells they are, test_values.py",
     "data/columns": "with the windows it makes, test_features.py",
