@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -37,6 +38,16 @@ def test_the_file_beside_the_model_is_used(folder, caplog):
     low = QuestionAnswerer(folder, calibration=Calibration(0.5), **SETTINGS)
     assert 0 < confidence(answerer) < confidence(low) < 1
     assert not caplog.records
+
+
+def test_the_file_of_a_model_on_the_hub_is_used(folder, tmp_path):
+    revision = "0123456789" * 4
+    cached = tmp_path / "models--owner--name"  # as huggingface_hub stores a download
+    shutil.copytree(folder, cached / "snapshots" / revision)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(revision)
+    answerer = QuestionAnswerer("owner/name", cache_dir=tmp_path, **SETTINGS)
+    assert answerer.calibration == Calibration.read(folder)
 
 
 def test_a_calibration_for_other_weights_is_ignored_with_one_warning(folder, caplog):

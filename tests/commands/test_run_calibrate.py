@@ -30,41 +30,51 @@ def results_of(folder, name="all_results.json"):
     return json.loads((folder / name).read_text())
 
 
-def test_a_run_leaves_a_calibration_that_a_later_training_makes_stale(
-    inputs, tmp_path, capfd, caplog
-):
-    data = inputs / "v2.jsonl"
-    training = [f"--train_file={data}", "--do_train", "--learning_rate=5e-3", "--save_strategy=no"]
+def test_an_evaluation_leaves_the_file_the_report_and_the_figures(inputs, tmp_path, capfd):
+    data, source = inputs / "v2.jsonl", str(inputs / "checkpoint")
     files = [f"--validation_file={data}", f"--test_file={data}", "--do_predict"]
-    run(inputs / "checkpoint", tmp_path, *training, *files, *FLAGS, "--max_steps=20")
-    answerer = QuestionAnswerer(tmp_path)
-    calibration = answerer.calibration
-    assert calibration == Calibration.read(tmp_path)
-    assert calibration is not None
+    run(source, tmp_path, *files, *FLAGS)
+    calibration = Calibration.read(tmp_path)
     assert calibration.fitted_questions == 12
     assert calibration.fitted_questions_without_answer == 1
     assert calibration.temperature != 1
     out = capfd.readouterr().out
     assert str(calibration) in out
     assert "12 questions that were not used for the fit" in out
+    assert f"QuestionAnswerer({source!r}, calibration={str(tmp_path)!r})" in out
 
-    results = results_of(tmp_path)
+    results, evaluation = results_of(tmp_path), results_of(tmp_path, "eval_results.json")
     for name, value in calibration.metrics().items():
-        assert results[f"eval_{name}"] == value
-        assert results_of(tmp_path, "eval_results.json")[f"eval_{name}"] == value
-    assert {"epoch", "eval_exact", "eval_ece_after"} <= results_of(
-        tmp_path, "eval_results.json"
-    ).keys()
-    # The test data are here the validation data: before the fit the same figures, after it those of
-    # the final values.
-    assert results["predict_ece_before"] == results["eval_ece_before"]
-    assert results["predict_coverage_at_80_after"] >= 0
-    assert "predict_exact" in results_of(tmp_path, "predict_results.json")
+        assert results[f"eval_{name}"] == evaluation[f"eval_{name}"] == value
+    assert "eval_exact" in evaluation
+    prediction = results_of(tmp_path, "predict_results.json")
+    # The test data are the validation data here: without values that are fitted all is the same.
+    for name in ("ece", "accuracy", "coverage_at_80"):
+        assert prediction[f"predict_{name}_before"] == evaluation[f"eval_{name}_before"]
+        assert 0 <= prediction[f"predict_{name}_after"] <= 1
+    assert "predict_exact" in prediction
 
-    # A new answerer calibrates to the same.
+    # An answerer uses it if told where it is, and calibrates to the same itself.
+    answerer = QuestionAnswerer(source, calibration=str(tmp_path))
+    assert answerer.calibration == calibration
+    assert QuestionAnswerer(source).calibration is None
     other = answerer.calibrate(data)
     assert other.temperature == pytest.approx(calibration.temperature, rel=1e-4)
     assert other.fingerprint == calibration.fingerprint
+
+
+@pytest.mark.slow
+def test_a_later_training_in_the_folder_makes_the_calibration_stale(
+    inputs, tmp_path, capfd, caplog
+):
+    data = inputs / "v2.jsonl"
+    training = [f"--train_file={data}", "--do_train", "--learning_rate=5e-3", "--save_strategy=no"]
+    files = [f"--validation_file={data}", f"--test_file={inputs / 'none.jsonl'}", "--do_predict"]
+    run(inputs / "checkpoint", tmp_path, *training, *files, *FLAGS, "--max_steps=20")
+    assert QuestionAnswerer(tmp_path).calibration == Calibration.read(tmp_path)
+    assert "QuestionAnswerer(" not in capfd.readouterr().out, "the model is in the same folder"
+    assert {"epoch", "eval_ece_after"} <= results_of(tmp_path, "eval_results.json").keys()
+    assert not any(name.startswith("predict_ece") for name in results_of(tmp_path))
 
     again = ["--overwrite_output_dir", "--max_steps=1"]
     run(inputs / "checkpoint", tmp_path, *training, *again, "--disable_tqdm=True")
@@ -78,18 +88,6 @@ def test_a_run_leaves_a_calibration_that_a_later_training_makes_stale(
     assert len(caplog.records) == 1
     assert "was fitted with other weights" in caplog.text
     assert "qa-flax run --calibrate" in caplog.text
-
-
-def test_an_evaluation_says_where_the_file_is(inputs, tmp_path, capfd):
-    arguments = [f"--validation_file={inputs / 'v2.jsonl'}", f"--test_file={inputs / 'none.jsonl'}"]
-    run(inputs / "checkpoint", tmp_path, *arguments, "--do_predict", *FLAGS)
-    out = capfd.readouterr().out
-    source = str(inputs / "checkpoint")
-    assert f"QuestionAnswerer({source!r}, calibration={str(tmp_path)!r})" in out
-    assert not any(name.startswith("predict_ece") for name in results_of(tmp_path))
-    answerer = QuestionAnswerer(source, calibration=str(tmp_path))
-    assert answerer.calibration == Calibration.read(tmp_path)
-    assert QuestionAnswerer(source).calibration is None
 
 
 @pytest.mark.parametrize(
