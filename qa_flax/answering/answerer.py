@@ -5,18 +5,28 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from qa_flax.answering.calibrating import (
+    AGAIN,
+    ScoredExamples,
+    calibrated,
+    check_has_answers,
+    is_of,
+    read_calibration,
+    score_examples,
+)
 from qa_flax.answering.forward import Forward
-from qa_flax.answering.questions import TEXTS, Call, Question, read_call
-from qa_flax.answering.results import Found, result
+from qa_flax.answering.loading import load_model, load_tokenizer_for
+from qa_flax.answering.questions import TEXTS, Call, Item, Question, in_blocks, read_call
+from qa_flax.answering.results import Found, needs_confidence, result
 from qa_flax.answering.settings import Settings
 from qa_flax.answers.calibration import Calibration
-from qa_flax.answers.ranking import CANDIDATES, Span, merged, separate
+from qa_flax.answers.ranking import CANDIDATES, Candidate, Span, merged, separate
 from qa_flax.answers.window_spans import (
     WindowSpans,
     probable_spans,
@@ -25,19 +35,18 @@ from qa_flax.answers.window_spans import (
 )
 from qa_flax.answers.words import Words
 from qa_flax.data.columns import blocks
+from qa_flax.data.examples import load_examples
 from qa_flax.data.features import windows_of_texts
 from qa_flax.data.windows import LazyWindows
-from qa_flax.device import parallel
 from qa_flax.models.model import AutoModelForQuestionAnswering
-from qa_flax.train.tokenizer_fit import check_tokenizer, load_fitting_tokenizer, position_limit
+from qa_flax.train.tokenizer_fit import position_limit
 
 logger = logging.getLogger(__name__)
 
-BLOCK_QUESTIONS, BLOCK_CHARACTERS = 256, 1 << 20
-"""How many questions are answered together, at most, and of how long contexts in all."""
 WINDOWS_AT_ONCE = 2048
 """How many windows' logits are kept, at most."""
-DEFAULT_BATCH_SIZE = 32
+COMPARED_BLOCKS = 20
+"""In how many blocks tokens are compared with the texts, if that gave no warning."""
 DEFAULT_SEQ_LEN, DEFAULT_STRIDE = 384, 128
 
 Progress = Callable[[int, int], None]
@@ -55,8 +64,9 @@ class QuestionAnswerer:
         model: a folder, the URL of a folder in a bucket or a name on the Hugging Face Hub, as of
             `AutoModelForQuestionAnswering.from_pretrained`; or a model of qa_flax.
         tokenizer: the model's tokenizer, or its folder or name; None: the one beside the model.
-        calibration: turns scores into confidences; None: `calibration.json` beside the model, if
-            there is one that was made for these weights.
+        calibration: turns scores into confidences: a `Calibration`, or a folder with the
+            `calibration.json` of one; None: that beside the model, if there is one. A calibration
+            that was fitted with other weights is ignored, with a warning.
         dtype: compute dtype, "float32" or "bfloat16", of a model that is loaded here.
         revision: branch, tag or commit on the Hub.
         token: the Hub's access token.
@@ -87,7 +97,7 @@ class QuestionAnswerer:
         model: str | os.PathLike[str] | AutoModelForQuestionAnswering,
         tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase | None = None,
         *,
-        calibration: Calibration | None = None,
+        calibration: Calibration | str | os.PathLike[str] | None = None,
         dtype: Any = None,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -98,12 +108,15 @@ class QuestionAnswerer:
     ):
         self.settings = Settings().changed(settings)
         hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
-        self.model = _load_model(model, dtype, base_model, hub)
-        self.tokenizer = _load_tokenizer(self.model, model, tokenizer, base_model, hub)
-        self.calibration = calibration
+        self.model = load_model(model, dtype, base_model, hub)
+        self.tokenizer = load_tokenizer_for(self.model, model, tokenizer, base_model, hub)
         self.progress = progress
         self._forward = Forward(self.model)
         self._warned: set[str] = set()
+        self._compared = 0  # blocks whose tokens were compared with the texts
+        self.calibration = read_calibration(calibration, model, hub)
+        self._checked: tuple[Calibration | None, int] | None = None
+        self._check_calibration()
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
         """Answer questions.
@@ -146,33 +159,115 @@ class QuestionAnswerer:
         results = list(results)
         return results[0] if call.is_single else results
 
+    def calibrate(
+        self,
+        examples: Any,
+        folder: str | os.PathLike[str] | None = None,
+        *,
+        language: str | None = None,
+    ) -> Calibration:
+        """Fit how sure the model is of its answers on questions whose answers are known.
+
+        The model must not have been trained on them. Several hundred questions about many contexts
+        like those that it will be asked about are best. Afterwards each answer has a `confidence`.
+
+        Args:
+            examples: what `load_examples` reads: a file, a data set or a list of dicts.
+            folder: where `calibration.json` is written, usually the model's folder or URL; None:
+                nowhere.
+            language: compare answers as MLQA's scorer does for this language; None: as SQuAD's.
+
+        Returns:
+            The calibration, which is used from now on. Printed, it is a report on how well
+            confidences and answers agreed on questions that were not used for the fit.
+
+        Raises:
+            ExampleError: the examples cannot be read; a `ValueError`.
+            OSError: a file cannot be read or written.
+            ValueError: no question has an answer, or the model's scores are NaN or infinite.
+
+        Example:
+            >>> from qa_flax import QuestionAnswerer
+            >>> answerer = QuestionAnswerer("bert-base-uncased")
+            >>> report = answerer.calibrate("dev-v1.1.json")
+            >>> report.fitted_questions
+            12
+            >>> answer = answerer(question="Who wrote it?", context="Ada wrote it.")
+            >>> 0 < answer["confidence"] <= 1
+            True
+        """
+        examples = load_examples(examples, require_answers=True)
+        check_has_answers(examples)
+        calibration = calibrated(self.score_examples(examples, language), self.model)
+        if folder is not None:
+            calibration.write(folder)
+        self.calibration = calibration
+        return calibration
+
+    def score_examples(self, examples: Any, language: str | None = None) -> ScoredExamples:
+        """Answer the questions of examples, and compare the answers with the known ones.
+
+        Args:
+            examples: a result of `load_examples`.
+            language: as of `calibrate`.
+        """
+        settings = replace(self.settings, answers=None)
+
+        def find(questions: Iterable[Question]) -> Iterator[Found]:
+            for block in in_blocks(questions):
+                yield from self._find(block, settings, Calibration())
+
+        return score_examples(examples, find, language)
+
+    def _check_calibration(self) -> Calibration | None:
+        """Return the calibration; one that was fitted with other weights is dropped and warned of.
+
+        The weights are looked at when they or the calibration have changed since the last time.
+        """
+        if self.calibration is not None and self._checked != self._calibration_state():
+            if not is_of(self.calibration, self.model):
+                logger.warning(
+                    "The calibration was fitted with other weights than the model has, which was "
+                    "trained or changed since, so it is ignored. Make a new one: %s.",
+                    AGAIN,
+                )
+                self.calibration = None
+            self._checked = self._calibration_state()
+        return self.calibration
+
+    def _calibration_state(self) -> tuple[Calibration | None, int]:
+        return self.calibration, self._forward.loads
+
     # ---- questions -> results --------------------------------------------------------------------
 
     def _answer(self, questions: Iterable[Question], settings: Settings) -> Iterator[Any]:
         """Yield the result of each question."""
         waiting: deque[tuple[Question, list[Found]]] = deque()
-        for block in _blocks(questions):
-            for item, found in zip(block, self._find(block, settings), strict=True):
+        for block in in_blocks(questions):
+            self._forward.refresh()
+            calibration = self._check_calibration()
+            for item, found in zip(block, self._find(block, settings, calibration), strict=True):
                 if item.number == 0:
                     waiting.append((item.question, []))
                 waiting[-1][1].append(found)
             while waiting and len(waiting[0][1]) == len(waiting[0][0].contexts):
                 question, all_found = waiting.popleft()
-                yield result(question, all_found, settings, self.calibration)
+                yield result(question, all_found, settings, calibration)
 
-    def _find(self, block: list["_Item"], settings: Settings) -> list[Found]:
+    def _find(
+        self, block: list[Item], settings: Settings, calibration: Calibration | None
+    ) -> list[Found]:
         """Return what was found for each question in its context."""
         windows = self._windows(block, settings)
         best, own, nulls = [], [], []
         for rows in blocks(len(windows), WINDOWS_AT_ONCE):
             part = windows.select(rows)
-            per_core = settings.batch_size or DEFAULT_BATCH_SIZE
-            logits = self._forward(part, per_core, self._counter(rows, len(windows), per_core))
+            counter = self._counter(rows.start, len(windows))
+            logits = self._forward(part, settings.batch_size, counter)
             selected = window_logits(part, logits, self._null_positions(part))
             words = Words(part, settings.align_to_words)
-            spans = probable_spans(
-                selected, max(settings.spans_per_window, CANDIDATES), settings.max_answer_len
-            )
+            count = max(settings.spans_per_window, CANDIDATES)
+            spans = probable_spans(selected, count, settings.max_answer_len)
             best += _as_lists(spans, words)
             nulls.append(np.stack([spans.null_probabilities, spans.null_scores], axis=1))
             if settings.answers is not None:
@@ -183,18 +278,17 @@ class QuestionAnswerer:
         bounds = np.searchsorted(windows.slices.example, np.arange(len(block) + 1)).tolist()
         null = np.concatenate(nulls)
         return [
-            _found(item.context, best[a:b], own[a:b], null[a:b], settings)
+            _found(item, best[a:b], own[a:b], null[a:b], settings, calibration)
             for item, (a, b) in zip(block, itertools.pairwise(bounds), strict=True)
         ]
 
-    def _counter(self, rows: slice, total: int, per_core: int) -> Callable[[], None]:
+    def _counter(self, first: int, total: int) -> Callable[[int], None]:
         """Return a function that reports the progress after each batch."""
-        per_batch = per_core * parallel.process_core_count()
-        done = rows.start
+        done = first
 
-        def count() -> None:
+        def count(windows: int) -> None:
             nonlocal done
-            done = min(done + per_batch, rows.stop)
+            done += windows
             if self.progress is not None:
                 self.progress(done, total)
 
@@ -202,7 +296,7 @@ class QuestionAnswerer:
 
     # ---- windows ---------------------------------------------------------------------------------
 
-    def _windows(self, block: list["_Item"], settings: Settings) -> LazyWindows:
+    def _windows(self, block: list[Item], settings: Settings) -> LazyWindows:
         length = settings.max_seq_len
         limit = position_limit(self.model)
         if length is None:
@@ -213,6 +307,7 @@ class QuestionAnswerer:
                 f"tokens only; pass max_seq_len={limit} or less"
             )
         stride = settings.doc_stride
+        self._compared += 1
         texts = {
             "id": [str(item.index) for item in block],
             "question": [item.question.text for item in block],
@@ -228,6 +323,7 @@ class QuestionAnswerer:
                 pad_to_max_length=False,
                 disable_tqdm=True,
                 words=True,
+                compare=self._warned != set() or self._compared < COMPARED_BLOCKS,
                 warn=self._warn,
             )
         except ValueError as error:
@@ -248,81 +344,7 @@ class QuestionAnswerer:
             logger.warning("%s", text)
 
 
-# ---- loading -------------------------------------------------------------------------------------
-
-
-def _load_model(model: Any, dtype: Any, base_model: Any, hub: dict[str, Any]) -> Any:
-    if isinstance(model, AutoModelForQuestionAnswering):
-        if dtype is not None:
-            return model.with_dtype(dtype)
-        return model
-    if isinstance(model, str | os.PathLike):
-        return AutoModelForQuestionAnswering.from_pretrained(
-            model, dtype="float32" if dtype is None else dtype, base_model=base_model, **hub
-        )
-    how = "pass a folder or a Hub id, or a model of qa_flax.AutoModelForQuestionAnswering"
-    if type(model).__module__.split(".")[0] in ("transformers", "torch"):
-        how = 'save it with model.save_pretrained("folder") and pass the folder'
-    raise TypeError(f"model is a {type(model).__name__}, which qa_flax cannot ask; {how}")
-
-
-def _load_tokenizer(
-    model: AutoModelForQuestionAnswering,
-    source: Any,
-    tokenizer: Any,
-    base_model: Any,
-    hub: dict[str, Any],
-) -> PreTrainedTokenizerBase:
-    """Load the tokenizer, or check the one that was passed."""
-    if tokenizer is not None and not isinstance(tokenizer, str | os.PathLike):
-        check_tokenizer(model, tokenizer, argument="tokenizer")
-        return tokenizer
-    if not isinstance(source, str | os.PathLike):
-        source = model.config.name_or_path
-        if not source and tokenizer is None:
-            raise ValueError(
-                "the model was not loaded from a folder, so its tokenizer is unknown; pass "
-                "tokenizer=..., such as the one that made the training windows"
-            )
-    if not source:
-        source = tokenizer
-    return load_fitting_tokenizer(
-        model, source, tokenizer, base_model=base_model, argument="tokenizer", **hub
-    )
-
-
-# ---- blocks --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Item:
-    """A question and one of its contexts."""
-
-    index: int  # of the question in the call
-    question: Question
-    number: int  # of the context among the question's
-
-    @property
-    def context(self) -> str:
-        return self.question.contexts[self.number]
-
-
-def _blocks(questions: Iterable[Question]) -> Iterator[list[_Item]]:
-    """Yield questions with their contexts in blocks that bound the memory."""
-    block: list[_Item] = []
-    characters = 0
-    for index, question in enumerate(questions):
-        for number, context in enumerate(question.contexts):
-            if block and characters + len(context) > BLOCK_CHARACTERS:
-                yield block
-                block, characters = [], 0
-            block.append(_Item(index, question, number))
-            characters += len(context)
-            if len(block) == BLOCK_QUESTIONS:
-                yield block
-                block, characters = [], 0
-    if block:
-        yield block
+# ---- windows -> spans ----------------------------------------------------------------------------
 
 
 def _as_lists(spans: WindowSpans, words: Words) -> list[list[Span]]:
@@ -338,19 +360,27 @@ def _as_lists(spans: WindowSpans, words: Words) -> list[list[Span]]:
 
 
 def _found(
-    context: str,
+    item: Item,
     best: list[list[Span]],
     apart: list[list[Span]],
     nulls: np.ndarray,
     settings: Settings,
+    calibration: Calibration | None,
 ) -> Found:
     """Combine what the windows of a context give."""
+    context = item.context
     null_score, null_logit = nulls.min(axis=0).tolist()
-    competing = merged(context, best)
+    competing: list[Candidate] = []
+    if needs_confidence(item.question, settings, calibration):
+        # As many for any top_k, so that confidences do not depend on it.
+        competing = merged(context, (spans[:CANDIDATES] for spans in best))
     if settings.answers is not None:
         shown = separate(context, apart, settings.answers)
     else:
         shown = merged(context, (spans[: settings.spans_per_window] for spans in best))
+        logits = {answer.text.lower(): answer.logit for answer in competing}
+        for answer in shown:
+            answer.logit = logits.get(answer.text.lower(), answer.logit)
     return Found(shown, competing, null_score, null_logit)
 
 

@@ -17,6 +17,9 @@ FORMS = (
 TEXTS = ("question", "context", "contexts", "X", "data")
 """The keywords of a call that are no settings."""
 
+BLOCK_QUESTIONS, BLOCK_CHARACTERS = 256, 1 << 20
+"""How many questions are answered together, at most, and of how long contexts in all."""
+
 _ENTRIES = {
     "question": ("question", "question_text"),
     "context": ("context", "context_text"),
@@ -97,16 +100,16 @@ def _paired(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
     Raises:
         QuestionError: the lists do not fit each other.
     """
-    question, context = columns.get("question"), columns.get("context")
+    question, context = (_listed(columns.get(name)) for name in ("question", "context"))
     others = {name: columns[name] for name in ("contexts",) if name in columns}
-    if not _is_list(question):
-        if _is_list(context):
+    if not isinstance(question, list):
+        if isinstance(context, list):
             raise QuestionError(
                 f"one question is asked of a list of {len(context)} contexts: pass contexts=[...] "
                 "for the best answers over all of them, or a list of as many questions"
             )
-        return [dict(columns)]
-    if not _is_list(context):
+        return [dict(columns)] if context is None else [{**columns, "context": context}]
+    if not isinstance(context, list):
         given = {"context": context} if "context" in columns else {}
         return [{"question": text, **given, **others} for text in question]
     if len(question) != len(context):
@@ -116,6 +119,10 @@ def _paired(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
         )
     pairs = zip(question, context, strict=True)
     return [{"question": text, "context": passage, **others} for text, passage in pairs]
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if _is_list(value) else value
 
 
 def _is_list(value: Any) -> bool:
@@ -200,3 +207,50 @@ def _text(name: str, value: Any) -> str:
     if not value.strip():
         raise QuestionError(f"{name} is empty")
     return value
+
+
+# ---- blocks --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question and one of its contexts."""
+
+    index: int  # of the question in the call
+    question: Question
+    number: int  # of the context among the question's
+
+    @property
+    def context(self) -> str:
+        """The text that the question is asked of."""
+        return self.question.contexts[self.number]
+
+
+def in_blocks(questions: Iterable[Question]) -> Iterator[list[Item]]:
+    """Yield questions with their contexts in blocks that bound the memory.
+
+    Raises:
+        QuestionError: the stream of questions has a wrong one; those before it are yielded first.
+    """
+    block: list[Item] = []
+    characters, problem = 0, None
+    try:
+        for item in _items(questions):
+            is_full = characters + len(item.context) > BLOCK_CHARACTERS
+            if block and (is_full or len(block) == BLOCK_QUESTIONS):
+                yield block
+                block, characters = [], 0
+            block.append(item)
+            characters += len(item.context)
+    except QuestionError as error:
+        problem = error
+    if block:
+        yield block
+    if problem is not None:
+        raise problem
+
+
+def _items(questions: Iterable[Question]) -> Iterator[Item]:
+    for index, question in enumerate(questions):
+        for number in range(len(question.contexts)):
+            yield Item(index, question, number)

@@ -33,7 +33,7 @@ class Found:
 
     Attributes:
         answers: the answers to show.
-        competing: all distinct answers, among which confidence is divided.
+        competing: all distinct answers, among which confidence is divided; [] if nobody asks.
         null_score: the pipeline's score of "no answer": its smallest probability in a window;
             infinity if no window has finite logits.
         null_logit: the smallest sum of the CLS token's logits.
@@ -43,6 +43,13 @@ class Found:
     competing: list[Candidate]
     null_score: float
     null_logit: float
+
+
+def needs_confidence(
+    question: Question, settings: Settings, calibration: Calibration | None
+) -> bool:
+    """Whether answers have a confidence, which all competing answers are needed for."""
+    return calibration is not None or question.names is not None or settings.answers is not None
 
 
 def result(
@@ -58,10 +65,12 @@ def result(
     """
     has_several = question.names is not None
     names: tuple[Any, ...] = (None,) if question.names is None else question.names
-    shows_confidence = calibration is not None or has_several or settings.answers is not None
-    sure, null_sure = _confidences(found, settings, calibration or Calibration())
+    shows_confidence = needs_confidence(question, settings, calibration)
+    scales, null_confidence = [None] * len(found), 0.0
+    if shows_confidence:
+        scales, null_confidence = _confidences(found, settings, calibration or Calibration())
     answers = []
-    for name, in_context, of in zip(names, found, sure, strict=True):
+    for name, in_context, scale in zip(names, found, scales, strict=True):
         for candidate in in_context.answers:
             answer = Answer(
                 score=candidate.score,
@@ -69,8 +78,8 @@ def result(
                 end=candidate.end,
                 answer=candidate.text,
             )
-            if shows_confidence:
-                answer["confidence"] = of(candidate.logit)
+            if scale is not None:
+                answer["confidence"] = scale(candidate.logit)
             if has_several:
                 answer["context"] = name
             answers.append(answer)
@@ -81,7 +90,7 @@ def result(
         null = _no_answer(found, has_several)
         if null is not None:
             if shows_confidence:
-                null["confidence"] = null_sure
+                null["confidence"] = null_confidence
             _insert(null, answers, found, settings, calibration, key)
     return _selected(answers, settings)
 

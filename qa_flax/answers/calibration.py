@@ -23,9 +23,9 @@ from typing import Any
 
 from qa_flax import storage
 from qa_flax.data.messages import first_few
+from qa_flax.models.files import CALIBRATION_FILE
 from qa_flax.ranges import POSITIVE, Range, at_least, check_numbers
 
-CALIBRATION_FILE = "calibration.json"
 FORMAT = "qa_flax calibration 1"
 """The value of "format" in the file, which tells it from other programs' files of that name."""
 
@@ -114,26 +114,14 @@ class Calibration:
             if self.held_out_folds
             else "measured before the fit only"
         )
-        lines = [f"Calibration on {contexts}, {how}:"]
-        for name, unit, before, after in (
-            ("expected calibration error", "", self.held_out_ece_before, self.held_out_ece_after),
-            ("accuracy", "%", self.held_out_accuracy_before, self.held_out_accuracy_after),
-            (
-                "coverage at 80% accuracy",
-                "%",
-                self.held_out_coverage_at_80_before,
-                self.held_out_coverage_at_80_after,
-            ),
-        ):
-            if before is not None:
-                lines.append(f"  {name}: {_changed(before, after, unit)}")
-        if self.held_out_confidence_at_80 is not None:
-            lowest = f"{self.held_out_confidence_at_80:.3f}"
-            lines[-1] += f" (the answers with a confidence of at least {lowest})"
         threshold = self.no_answer_threshold
         fitted = "none" if threshold is None else f"{threshold:.3f}"
-        lines.append(f"  temperature {self.temperature:.3f}, no-answer threshold {fitted}")
-        return lines + [f"  Note: {note}" for note in self.notes]
+        return [
+            f"Calibration on {contexts}, {how}:",
+            *describe(self.metrics()),
+            f"  temperature {self.temperature:.3f}, no-answer threshold {fitted}",
+            *(f"  Note: {note}" for note in self.notes),
+        ]
 
     def metrics(self) -> dict[str, float]:
         """Return the measured figures and the fitted values by short names, without None."""
@@ -208,9 +196,28 @@ def _unusable(file: storage.AnyPath, problem: str) -> str:
     return f"{file} {problem}; calibrate the model again, or delete the file"
 
 
-def _changed(before: float, after: float | None, unit: str) -> str:
-    texts = [
-        "not measured" if value is None else f"{100 * value:.1f}%" if unit else f"{value:.3f}"
-        for value in (before, after)
-    ]
-    return " -> ".join(texts)
+# What is measured, with its name in `Calibration.metrics` and whether it is shown in percent.
+_MEASURED = (
+    ("expected calibration error", "ece", False),
+    ("accuracy", "accuracy", True),
+    ("coverage at 80% accuracy", "coverage_at_80", True),
+)
+
+
+def describe(metrics: Mapping[str, float]) -> list[str]:
+    """Return a line for each figure that was measured; `metrics` has the names of `metrics()`."""
+    lines = []
+    for title, name, is_share in _MEASURED:
+        if f"{name}_before" in metrics:
+            values = [metrics.get(f"{name}_{when}") for when in ("before", "after")]
+            lines.append(f"  {title}: {' -> '.join(_shown(v, is_share) for v in values)}")
+    if "confidence_at_80" in metrics:
+        lowest = f"{metrics['confidence_at_80']:.3f}"
+        lines[-1] += f" (the answers with a confidence of at least {lowest})"
+    return lines
+
+
+def _shown(value: float | None, is_share: bool) -> str:
+    if value is None:
+        return "not measured"
+    return f"{100 * value:.1f}%" if is_share else f"{value:.3f}"

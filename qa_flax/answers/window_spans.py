@@ -132,11 +132,11 @@ def separate_spans(
         )
         best = _search(logits, free, 1, min(max_answer_length, len(columns)), runs)
         parts.append(best)
-        is_span = best.probabilities[:, 0] >= 0
+        is_span = best.probabilities >= 0  # [N, 1], or [N, 0] without tokens
         if not is_span.any():
             break
         first, last = widen(best.starts, best.ends)
-        is_free &= ~((columns >= first) & (columns <= last) & is_span[:, None])
+        is_free &= ~((columns >= first) & (columns <= last) & is_span)
     joined = [
         np.concatenate(arrays, axis=1) for arrays in zip(*(p[:4] for p in parts), strict=True)
     ]
@@ -187,10 +187,10 @@ def _search(
     if runs is not None:
         is_span &= runs[rows, first[:, :, None]] == runs[rows, last]
     products = np.where(is_span, starts[rows, first[:, :, None]] * ends[rows, last], -1)
-    products = products.reshape(windows, -1)
+    products = products.reshape(windows, first.shape[1] * longest)
     chosen = largest(products, min(count, products.shape[1]))
     span_starts = np.take_along_axis(first, chosen // max(1, longest), 1)
-    span_ends = np.take_along_axis(last.reshape(windows, -1), chosen, 1)
+    span_ends = np.take_along_axis(last.reshape(products.shape), chosen, 1)
     scores = np.take_along_axis(logits.starts, span_starts, 1)
     return WindowSpans(
         span_starts,

@@ -337,6 +337,7 @@ def windows_of_texts(
     long_questions: str = "truncate",
     disable_tqdm: bool = False,
     words: bool = False,
+    compare: bool = True,
     warn: Warn = logger.warning,
     tokenizer_argument: str = "tokenizer",
 ) -> LazyWindows:
@@ -352,6 +353,8 @@ def windows_of_texts(
         long_questions: see `make_windows`.
         disable_tqdm: see `make_windows`.
         words: whether the contexts' tokens say where words begin.
+        compare: whether to compare some of the tokens with the texts that their offsets cut out,
+            and to correct wrong offsets.
         warn: see `make_windows`.
         tokenizer_argument: see `make_windows`.
 
@@ -367,7 +370,8 @@ def windows_of_texts(
         template = checked_template(tokenizer, backend, tokenizer_argument)
         questions = encode_distinct(texts["question"], backend, disable=True)
         contexts = encode_distinct(texts["context"], backend, disable=disable_tqdm, words=words)
-    contexts = _checked_tokens(texts, contexts, tokenizer, tokenizer_argument, warn)
+    if compare:
+        contexts = _checked_tokens(texts, contexts, tokenizer, tokenizer_argument, warn)
     total = max_seq_length - template.special_tokens
     check_stride(max_seq_length, doc_stride, total, contexts.count)
     if max_question_length is not None:

@@ -1,0 +1,144 @@
+"""`qa-flax run --calibrate`: the file, the report and the figures, and what it cannot go with."""
+
+import json
+import logging
+
+import pytest
+import tiny
+from tiny_run import run
+
+from qa_flax import QuestionAnswerer
+from qa_flax.answers.calibration import CALIBRATION_FILE, Calibration
+
+FLAGS = ("--do_eval", "--version_2_with_negative", "--calibrate", "--disable_tqdm=True")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A folder with a checkpoint and data: v2.jsonl has all questions, none.jsonl no answers."""
+    folder = tmp_path_factory.mktemp("inputs")
+    tiny.model(initializer_range=0.05).save_pretrained(folder / "checkpoint")
+    tiny.tokenizer().save_pretrained(folder / "checkpoint")
+    rows = tiny.rows()
+    (folder / "v2.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    none = [row | {"answers": {"text": [], "answer_start": []}} for row in rows]
+    (folder / "none.jsonl").write_text("\n".join(map(json.dumps, none)))
+    return folder
+
+
+def results_of(folder, name="all_results.json"):
+    return json.loads((folder / name).read_text())
+
+
+def test_an_evaluation_leaves_the_file_the_report_and_the_figures(inputs, tmp_path, capfd):
+    data, source = inputs / "v2.jsonl", str(inputs / "checkpoint")
+    files = [f"--validation_file={data}", f"--test_file={data}", "--do_predict"]
+    run(source, tmp_path, *files, *FLAGS)
+    calibration = Calibration.read(tmp_path)
+    assert calibration.fitted_questions == 12
+    assert calibration.fitted_questions_without_answer == 1
+    assert calibration.temperature != 1
+    out = capfd.readouterr().out
+    assert str(calibration) in out
+    assert "12 questions that were not used for the fit" in out
+    assert f"QuestionAnswerer({source!r}, calibration={str(tmp_path)!r})" in out
+
+    results, evaluation = results_of(tmp_path), results_of(tmp_path, "eval_results.json")
+    for name, value in calibration.metrics().items():
+        assert results[f"eval_{name}"] == evaluation[f"eval_{name}"] == value
+    assert "eval_exact" in evaluation
+    prediction = results_of(tmp_path, "predict_results.json")
+    # The test data are the validation data here: without values that are fitted all is the same.
+    for name in ("ece", "accuracy", "coverage_at_80"):
+        assert prediction[f"predict_{name}_before"] == evaluation[f"eval_{name}_before"]
+        assert 0 <= prediction[f"predict_{name}_after"] <= 1
+    assert "predict_exact" in prediction
+
+    # An answerer uses it if told where it is, and calibrates to the same itself.
+    answerer = QuestionAnswerer(source, calibration=str(tmp_path))
+    assert answerer.calibration == calibration
+    assert QuestionAnswerer(source).calibration is None
+    other = answerer.calibrate(data)
+    assert other.temperature == pytest.approx(calibration.temperature, rel=1e-4)
+    assert other.fingerprint == calibration.fingerprint
+
+
+@pytest.mark.slow
+def test_a_later_training_in_the_folder_makes_the_calibration_stale(
+    inputs, tmp_path, capfd, caplog
+):
+    data = inputs / "v2.jsonl"
+    training = [f"--train_file={data}", "--do_train", "--learning_rate=5e-3", "--save_strategy=no"]
+    files = [f"--validation_file={data}", f"--test_file={inputs / 'none.jsonl'}", "--do_predict"]
+    run(inputs / "checkpoint", tmp_path, *training, *files, *FLAGS, "--max_steps=20")
+    assert QuestionAnswerer(tmp_path).calibration == Calibration.read(tmp_path)
+    assert "QuestionAnswerer(" not in capfd.readouterr().out, "the model is in the same folder"
+    assert {"epoch", "eval_ece_after"} <= results_of(tmp_path, "eval_results.json").keys()
+    assert not any(name.startswith("predict_ece") for name in results_of(tmp_path))
+
+    again = ["--overwrite_output_dir", "--max_steps=1"]
+    run(inputs / "checkpoint", tmp_path, *training, *again, "--disable_tqdm=True")
+    assert (tmp_path / CALIBRATION_FILE).exists()
+    with caplog.at_level(logging.WARNING):
+        caplog.clear()
+        answerer = QuestionAnswerer(tmp_path)
+        answer = answerer(question="Who?", context=tiny.CONTEXTS[0])
+    assert answerer.calibration is None
+    assert "confidence" not in answer
+    assert len(caplog.records) == 1
+    assert "was fitted with other weights" in caplog.text
+    assert "qa-flax run --calibrate" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["--do_predict", "--test_file={v2}"], ["add --do_eval", "--validation_file"]),
+        (
+            ["--do_train", "--train_file={v2}", "--folds=2"],
+            ["cannot be used with --folds", "out/fold-1 --do_eval"],
+        ),
+        (
+            ["--do_train", "--train_file={v2}", "--shard_params"],
+            ["cannot be used with --shard_params", "qa-flax run --model_name_or_path"],
+        ),
+        (
+            ["--do_eval", "--validation_file={none}"],
+            ["--calibrate, validation data: none of the 12 questions has an answer"],
+        ),
+    ],
+)
+def test_what_it_cannot_go_with_is_refused_before_any_work(
+    inputs, tmp_path, capfd, arguments, messages
+):
+    arguments = [a.format(v2=inputs / "v2.jsonl", none=inputs / "none.jsonl") for a in arguments]
+    with pytest.raises(SystemExit) as exit_:
+        run(
+            tmp_path / "no-model",
+            tmp_path / "out",
+            *arguments,
+            "--calibrate",
+            "--version_2_with_negative",
+        )
+    assert exit_.value.code == 2
+    error = capfd.readouterr().err
+    assert error.count("qa-flax: error: ") == 1
+    assert "Traceback" not in error
+    for message in messages:
+        assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_model_with_nan_fails_after_all_files_are_written(inputs, tmp_path, caplog):
+    model = tiny.model()
+    model.head.outputs.bias[...] = float("nan")
+    model.save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    arguments = [f"--{name}_file={inputs / 'v2.jsonl'}" for name in ("validation", "test")]
+    with pytest.raises(SystemExit) as exit_:
+        run(tmp_path / "model", tmp_path / "out", *arguments, "--do_predict", *FLAGS)
+    assert exit_.value.code == 1
+    assert "it was not calibrated" in caplog.text
+    assert (tmp_path / "out" / "predict_predictions.json").exists()
+    assert not (tmp_path / "out" / CALIBRATION_FILE).exists()
