@@ -8,7 +8,7 @@ Where qa_flax differs on purpose there is nothing to compare:
 - answers of score 0: for contexts with fewer spans than `top_k` the pipeline also returns some that
   are no spans of the context;
 - contexts and questions of white space only, which qa_flax refuses;
-- texts with the tokenizer's own CLS token, such as "<s>", which the pipeline takes for the context;
+- questions with the text of the CLS token, such as "[CLS]": the pipeline lets answers begin there;
 - byte-level tokenizers with `add_prefix_space`: where a later window begins with a word, the
   pipeline's answers begin with the space before it;
 - tokenizers that pad on the left, for which the pipeline allows answers in the question;
