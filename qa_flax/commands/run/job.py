@@ -165,7 +165,8 @@ def make_post_processing(
 
     def post_process(examples, features, predictions, stage="eval") -> EvalPrediction:
         # Every process has all training questions of `eval_train_samples`: no files of parts.
-        with _gathered_files(None if stage == "train" else output_dir) as folder:
+        has_files = stage != "train" and output_dir is not None
+        with _gathered_files(output_dir if has_files else None) as folder:
             answers = find_answers(
                 examples,
                 features,
@@ -174,6 +175,7 @@ def make_post_processing(
                 data_args.null_score_diff_threshold,
                 output_dir=folder,
                 prefix=stage,
+                save_spans=data_args.save_spans and has_files,
             )
         formatted: Any  # lists, as in run_qa.py; EvalPrediction is annotated for arrays only
         if not settings.version_2_with_negative:
