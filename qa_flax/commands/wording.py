@@ -23,13 +23,18 @@ _NAMES = (
     *(name for name in _FLAGS if name.endswith("_column")),
 )
 
+# The settings of `qa-flax answer`, also with a number after them.
+_SETTINGS = ("top_k", "max_seq_len", "max_answer_len", "max_question_len")
+
+_NUMBER = re.compile(rf"(?<![-\w])({'|'.join(_SETTINGS)})=(\d+)")
 _TEXT_VALUE = re.compile(rf"(?<![-\w])({'|'.join(_FLAGS)})=([\"'])([^\"'\n]+)\2")
 _TRUE = re.compile(rf"(?<![-\w])({'|'.join(_FLAGS)})=True\b")
-_NAME = re.compile(rf"(?<![-\w])({'|'.join(_NAMES)})(?![\w=])")
+_NAME = re.compile(rf"(?<![-\w])({'|'.join((*_NAMES, *_SETTINGS))})(?![\w=])")
 
 
 def in_flags(message: str) -> str:
     """Return a message of the library with the command line's names of its arguments."""
     message = _TEXT_VALUE.sub(lambda m: f"--{_FLAGS[m[1]]} {m[3]}", message)
+    message = _NUMBER.sub(r"--\1 \2", message)
     message = _TRUE.sub(lambda m: f"--{_FLAGS[m[1]]}", message)
     return _NAME.sub(r"--\1", message)

@@ -20,9 +20,9 @@ from qa_flax.answers.postprocess import find_answers
 from qa_flax.answers.spans import SearchSettings
 from qa_flax.commands.arguments import DataArguments, DistributedArguments, ModelArguments
 from qa_flax.commands.env.report import start
-from qa_flax.commands.errors import usage_errors
+from qa_flax.commands.errors import TOKENIZER_ARGUMENT, usage_errors
 from qa_flax.commands.run.folds import cross_validate
-from qa_flax.commands.run.model import TOKENIZER_ARGUMENT, load_model_and_tokenizer
+from qa_flax.commands.run.model import load_model_and_tokenizer
 from qa_flax.commands.run.output import print_on_main, warn
 from qa_flax.commands.run.split import (
     check_stages,

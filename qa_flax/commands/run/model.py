@@ -1,7 +1,6 @@
 """Load the model and the tokenizer of `qa-flax run`, and check that they belong together."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from qa_flax import storage
 from qa_flax.commands.arguments import DataArguments, ModelArguments
-from qa_flax.commands.errors import UsageError
+from qa_flax.commands.errors import TOKENIZER_ARGUMENT, model_errors
 from qa_flax.data.tokenizer_checks import check_fit, compare
 from qa_flax.data.tokenizer_files import (
     check_vocabulary_file,
@@ -20,13 +19,10 @@ from qa_flax.data.tokenizer_files import (
 from qa_flax.device import parallel
 from qa_flax.models.averaged import refuse
 from qa_flax.models.files import ADAPTER_CONFIG_FILE, checkpoint_directory
-from qa_flax.models.lora import GIVE_BASE, LoraConfig, base_directory
+from qa_flax.models.lora import LoraConfig, base_directory
 from qa_flax.models.model import AutoModelForQuestionAnswering, get_peft_model, load_config
 from qa_flax.train.tokenizer_fit import model_numbers, position_limit
 from qa_flax.train.training_arguments import TrainingArguments, trains_in_bfloat16
-
-TOKENIZER_ARGUMENT = "--tokenizer_name"
-BASE_ARGUMENT = "--base_model_name_or_path"
 
 
 def load_model_and_tokenizer(
@@ -40,21 +36,11 @@ def load_model_and_tokenizer(
     """
     hub: dict[str, Any] = {"revision": model_args.model_revision, "token": model_args.token}
     hub["cache_dir"] = model_args.cache_dir
-    with _command_line_words():
+    with model_errors():
         model = _load_model(model_args, training_args, hub)
         tokenizer = _load_tokenizer(model_args, model, hub)
     _check_window_length(data_args, model_args, tokenizer, position_limit(model))
     return model, tokenizer
-
-
-@contextmanager
-def _command_line_words() -> Iterator[None]:
-    """Name the command line's arguments in messages that name Python's."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        text = str(error).replace(GIVE_BASE, GIVE_BASE.replace("base_model=", BASE_ARGUMENT))
-        raise UsageError(text.replace("base_model=", f"{BASE_ARGUMENT} ")) from error
 
 
 def _load_model(
