@@ -1,0 +1,202 @@
+"""The work of `qa-flax answer`: check the arguments, load texts and model, answer the questions."""
+
+import argparse
+import sys
+from typing import Any
+
+from qa_flax import storage
+from qa_flax.answering.answerer import QuestionAnswerer
+from qa_flax.commands.answer.batch import (
+    answer_questions,
+    check_output,
+    read_rows,
+    refuse_sources,
+)
+from qa_flax.commands.answer.progress import Progress
+from qa_flax.commands.answer.prompt import Asker, ask, piped_questions
+from qa_flax.commands.answer.texts import Texts, read_texts
+from qa_flax.commands.errors import TOKENIZER_ARGUMENT, model_errors, usage_errors
+from qa_flax.data.examples import LoadedExamples
+from qa_flax.data.tokenizer_checks import fast_backend
+from qa_flax.data.tokens import encode_distinct, plain_encoding
+from qa_flax.device import parallel
+from qa_flax.models.model import AutoModelForQuestionAnswering
+from qa_flax.ranges import Range, at_least
+from qa_flax.train.tokenizer_fit import load_fitting_tokenizer, position_limit
+
+_COUNT = at_least(1).or_none()
+_RANGES = {
+    "top_k": _COUNT,
+    "answers": _COUNT,
+    "threshold": Range("a number from 0 to 1", lambda v: 0 <= v <= 1, is_optional=True),
+    "doc_stride": at_least(0).or_none(),
+    "max_answer_len": _COUNT,
+    "max_seq_len": _COUNT,
+    "max_question_len": _COUNT,
+    "batch_size": _COUNT,
+}
+
+
+def run(args: argparse.Namespace) -> None:
+    """Answer the questions of `--input`, `--question`, standard input or the prompt.
+
+    Raises:
+        UsageError: a file, an argument, a question or the model is invalid.
+        OSError: the answers cannot be written.
+    """
+    with usage_errors(ValueError, OSError):
+        _check(args)
+        texts = None if args.context is None else read_texts(args.context)
+        _check_normalize(args, texts)
+        rows = None if args.output is None else _rows(args)
+        progress = Progress()
+        answerer = _load(args, progress)
+    _report(args, answerer, texts, rows)
+    if rows is not None:
+        with usage_errors(ValueError):
+            answer_questions(answerer, rows, texts, storage.path(args.output), progress)
+        return
+    assert texts is not None
+    asker = Asker(answerer, texts, progress)
+    if args.question is None and sys.stdin.isatty():
+        ask(asker)
+        return
+    with usage_errors(ValueError):
+        questions = args.question or piped_questions()
+        asker.print_all(questions, names_each=len(args.question or ()) != 1)
+
+
+def _rows(args: argparse.Namespace) -> LoadedExamples:
+    """The questions of a batch: rows of `--input`, or those given otherwise."""
+    if args.input is not None:
+        return read_rows(args)
+    return read_rows(args, list(args.question or piped_questions()))
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse values that are not allowed, and arguments that do not go together.
+
+    Raises:
+        ValueError: says what to do instead.
+    """
+    problems = [
+        f"--{name} is {value}; it must be {range_.allowed}"
+        for name, range_ in _RANGES.items()
+        if not range_.contains(value := getattr(args, name))
+    ]
+    if problems:
+        raise ValueError("; ".join(problems))
+    if args.answers is not None and args.top_k is not None:
+        raise ValueError(
+            "--answers and --top_k both say how many answers to give; use --answers for answers "
+            "that do not overlap, or --top_k for the pipeline's"
+        )
+    if args.threshold is not None and args.answers is None:
+        raise ValueError("--threshold selects among the answers of --answers; add that, too")
+    _check_questions(args)
+    if args.output is not None:
+        check_output(args.output, args.overwrite_output)
+        refuse_sources(args.output, [args.input, *(args.context or ())])
+
+
+def _check_questions(args: argparse.Namespace) -> None:
+    if args.input is not None:
+        if args.question is not None:
+            raise ValueError("--input and --question both give the questions; remove one of them")
+        if args.output is None:
+            raise ValueError(
+                "--input needs --output, the name of a .jsonl file for the answers; to see answers "
+                "here, use --question, or pipe the questions, one in each line"
+            )
+        return
+    flags = ["bad_rows", *(f"{column}_column" for column in ("question", "context", "id"))]
+    if given := [f"--{flag}" for flag in flags if getattr(args, flag) is not None]:
+        raise ValueError(f"{', '.join(given)} says how to read --input; add that, or remove it")
+    if args.context is None:
+        raise ValueError(
+            "no text to ask about: give a file or a folder with --context, or --input with "
+            "questions that have their contexts"
+        )
+    if args.output is None and args.overwrite_output:
+        raise ValueError("--overwrite_output has no effect without --output")
+    if args.output is not None and args.question is None and sys.stdin.isatty():
+        raise ValueError(
+            "--output needs questions: give a file of them with --input, or --question, or pipe "
+            "them, one in each line"
+        )
+
+
+def _check_normalize(args: argparse.Namespace, texts: Texts | None) -> None:
+    if args.normalize is not None and (texts is None or texts.is_single):
+        raise ValueError(
+            "--normalize says how the confidences of several contexts are normalized, but there is "
+            "only one; remove it, or give several files or a folder with --context"
+        )
+
+
+# ---- loading -------------------------------------------------------------------------------------
+
+
+def _load(args: argparse.Namespace, progress: Progress) -> QuestionAnswerer:
+    """Load the model and its tokenizer.
+
+    Raises:
+        OSError: files are missing, or could not be downloaded.
+        ValueError: a file or an argument is invalid, or model and tokenizer do not belong together.
+    """
+    hub: dict[str, Any] = {"revision": args.model_revision, "token": args.token}
+    hub["cache_dir"] = args.cache_dir
+    source, base = args.model_name_or_path, args.base_model_name_or_path
+    with model_errors():
+        model = AutoModelForQuestionAnswering.from_pretrained(
+            source, dtype=args.dtype, base_model=base, **hub
+        )
+        tokenizer = load_fitting_tokenizer(
+            model, source, args.tokenizer_name, base_model=base, argument=TOKENIZER_ARGUMENT, **hub
+        )
+    limit = position_limit(model)
+    if args.max_seq_len is not None and limit is not None and args.max_seq_len > limit:
+        raise ValueError(
+            f"--max_seq_len is {args.max_seq_len}, but {source} has positions for windows of "
+            f"{limit} tokens only; use --max_seq_len {limit} or less"
+        )
+    names = ("top_k", "answers", "threshold", "doc_stride", "max_answer_len", "max_seq_len")
+    names += ("max_question_len", "batch_size", "normalize")
+    settings = {name: getattr(args, name) for name in names}
+    settings["handle_impossible_answer"] = args.handle_impossible_answer
+    settings["align_to_words"] = not args.no_align_to_words
+    return QuestionAnswerer(model, tokenizer, progress=progress, **settings)
+
+
+def _report(
+    args: argparse.Namespace,
+    answerer: QuestionAnswerer,
+    texts: Texts | None,
+    rows: LoadedExamples | None,
+) -> None:
+    """Say on stderr what was loaded."""
+    model = answerer.model
+    kind = f"{model.config.model_type}, {model.num_parameters():,} parameters, {args.dtype}"
+    if answerer.calibration is not None:
+        kind += ", calibrated"
+    print(
+        f"Model: {args.model_name_or_path} ({kind}) on {parallel.describe_cores()}", file=sys.stderr
+    )
+    if texts is not None:
+        print(f"Context: {_described(texts, answerer)}", file=sys.stderr)
+    if rows is not None and args.input is not None:
+        print(f"Questions: {rows.counts()}", file=sys.stderr)
+
+
+def _described(texts: Texts, answerer: QuestionAnswerer) -> str:
+    """Name the texts, with their characters and tokens."""
+    names, values = list(texts.by_name), list(texts.by_name.values())
+    tokenizer = answerer.tokenizer
+    backend = fast_backend(tokenizer)
+    with plain_encoding(backend, tokenizer.split_special_tokens):
+        tokens = encode_distinct(values, backend, disable=True).count.sum()
+    what = names[0] if len(names) == 1 else f"{len(names):,} files"
+    return f"{what}, {sum(map(len, values)):,} characters, {tokens:,} tokens"
