@@ -5,7 +5,8 @@
                         device/   device    steps of one core, run on all cores
                         answers/  host      best spans, answer texts, files, EM and F1
 
-`train/` combines these stages into a trainer with the API of Hugging Face's. `distributed/` joins
+`train/` combines these stages into a trainer with the API of Hugging Face's, and `answering/` into
+the question answering pipeline that transformers 5.3 removed. `distributed/` joins
 several processes, `storage.py` reads and writes buckets, and `commands/` has the subcommands of
 `qa-flax`.
 
@@ -23,6 +24,8 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 if TYPE_CHECKING:
     from transformers import EarlyStoppingCallback
 
+    from qa_flax.answering.answerer import QuestionAnswerer
+    from qa_flax.answering.pipeline import QuestionAnsweringPipeline, pipeline
     from qa_flax.answers.metrics import squad_metric
     from qa_flax.answers.postprocess import postprocess_qa_predictions
     from qa_flax.data.examples import load_examples
@@ -105,7 +108,9 @@ __all__ = [
     "MPNetForQuestionAnswering",
     "ModernBertForQuestionAnswering",
     "PeftModel",
+    "QuestionAnswerer",
     "QuestionAnsweringModelOutput",
+    "QuestionAnsweringPipeline",
     "QuestionAnsweringTrainer",
     "RoFormerForQuestionAnswering",
     "RobertaForQuestionAnswering",
@@ -120,6 +125,7 @@ __all__ = [
     "get_peft_model",
     "learning_curves",
     "load_examples",
+    "pipeline",
     "postprocess_qa_predictions",
     "prepare_train_features",
     "prepare_validation_features",
@@ -132,7 +138,9 @@ _MODULES = {
     "EarlyStoppingCallback": "transformers",
     "LoraConfig": "qa_flax.models.lora",
     "PeftModel": "qa_flax.models.lora",
+    "QuestionAnswerer": "qa_flax.answering.answerer",
     "QuestionAnsweringModelOutput": "qa_flax.models.output",
+    "QuestionAnsweringPipeline": "qa_flax.answering.pipeline",
     "QuestionAnsweringTrainer": "qa_flax.train.qa_trainer",
     "TaskType": "qa_flax.models.lora",
     "Trainer": "qa_flax.train.trainer",
@@ -142,6 +150,7 @@ _MODULES = {
     "get_peft_model": "qa_flax.models.model",
     "learning_curves": "qa_flax.train.learning_curves",
     "load_examples": "qa_flax.data.examples",
+    "pipeline": "qa_flax.answering.pipeline",
     "postprocess_qa_predictions": "qa_flax.answers.postprocess",
     "prepare_train_features": "qa_flax.data.features",
     "prepare_validation_features": "qa_flax.data.features",

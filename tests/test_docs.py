@@ -43,6 +43,7 @@ CHECKED_ELSEWHERE = {
     "Scores on the held-out questions": "commands/test_demo.py compares it with a run (slow)",
     " rows / SQuAD JSON": "test_the_picture_names_modules_of_the_package",
     "pyproject.toml README.md": "the file tree: test_layout.py",
+    '{"id": "q1"': "a line of qa-flax answer: commands/test_answer.py",
 }
 
 
@@ -84,7 +85,9 @@ def prose_of(page: Path) -> str:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    """What the examples assume: `bert-base-uncased/`, `train-v1.1.json`, `dev-v1.1.json`."""
+    """What the examples assume: `bert-base-uncased/`, `train-v1.1.json`, `dev-v1.1.json`, a text
+    and a file of questions.
+    """
     folder = tmp_path_factory.mktemp("docs")
     model = tiny.model(max_position_embeddings=512)
     model.save_pretrained(folder / "bert-base-uncased")
@@ -115,6 +118,9 @@ def original(tmp_path_factory):
             for row in part
         ]
         (folder / f"{name}-v1.1.json").write_text(json.dumps({"version": "1.1", "data": articles}))
+    (folder / "notes.txt").write_text("Ada Lovelace wrote the first program in 1843.\n")
+    questions = [{key: row[key] for key in ("id", "question", "context")} for row in rows[:3]]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
     return folder
 
 
@@ -178,10 +184,17 @@ def test_shell_blocks_run(block, folder):
         env=environment(cores=1) | {"PATH": path},
         capture_output=True,
         text=True,
+        input="Who wrote the first program?\n",  # what a user types at a prompt
         timeout=500,
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
+    if block.text.startswith("qa-flax answer"):
+        written = folder / "answers.jsonl"
+        lines = written.read_text().splitlines() if written.exists() else [finished.stdout]
+        assert len(lines) == (3 if "--output" in block.text else 1)
+        assert all("score" in line for line in lines)
+        return
     (output,) = [path for path in folder.iterdir() if path.name.startswith("out")]
     names = {path.name for path in output.iterdir()}
     assert {"model.safetensors", "eval_predictions.json", "all_results.json"} <= names

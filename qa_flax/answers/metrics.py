@@ -97,6 +97,39 @@ def squad_metric(
     return _squad_v1(predictions, references, normalized)
 
 
+def exact_matches(
+    answers: Iterable[Iterable[str]], golds: Iterable[Iterable[str]], language: str | None = None
+) -> list[list[bool]]:
+    """Return whether each of several answers to each question is an exact match, as in v2.0.
+
+    Args:
+        answers: the answers to compare, for each question.
+        golds: the gold answers to each question; no answer matches if there are none.
+        language: as of `squad_metric`.
+
+    Raises:
+        ValueError: `language` is not supported.
+
+    Example:
+        >>> from qa_flax.answers.metrics import exact_matches
+        >>> exact_matches([["The Elbe.", "Oder"], ["Oder"]], [["Elbe"], []])
+        [[True, False], [False]]
+    """
+    normalized = _Normalized(language)
+    return [
+        [bool(texts) and normalized[answer].text in texts for answer in question]
+        for question, texts in zip(
+            answers, (_accepted(gold, normalized) for gold in golds), strict=True
+        )
+    ]
+
+
+def _accepted(golds: Iterable[str], normalized: "_Normalized") -> set[str]:
+    """Return the normalised gold answers; empty ones only if there are no others."""
+    texts = {normalized[gold].text for gold in golds}
+    return texts - {""} or texts
+
+
 def metric_names(version_2_with_negative: bool) -> list[str]:
     """Return the names of all scores that `squad_metric` can return."""
     gold: list[list[str]] = [["a"], []] if version_2_with_negative else [["a"]]

@@ -205,7 +205,7 @@ def top_tokens(
     starts: Float[np.ndarray, "w l"], ends: Float[np.ndarray, "w l"], count: int
 ) -> TopTokens:
     """Return the min(count, L) best starts and ends of each window, best first."""
-    best_starts, best_ends = _top(starts, count), _top(ends, count)
+    best_starts, best_ends = largest(starts, count), largest(ends, count)
     return TopTokens(
         best_starts,
         np.take_along_axis(starts, best_starts, axis=1),
@@ -214,7 +214,7 @@ def top_tokens(
     )
 
 
-def _top(logits: np.ndarray, count: int) -> np.ndarray:
+def largest(logits: np.ndarray, count: int) -> np.ndarray:
     """Return the positions [W, C] of each row's largest values; equal values from left to right."""
     width = logits.shape[1]
     if count >= width:

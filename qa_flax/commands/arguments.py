@@ -327,6 +327,17 @@ class DataArguments:
         },
     )
 
+    calibrate: bool = field(
+        default=False,
+        metadata={
+            "help": "After the evaluation, fit how sure the model may be of its answers on the "
+            "validation data, and write it to calibration.json in output_dir, for the confidence "
+            "that QuestionAnswerer and qa-flax answer give. Reports the expected calibration error "
+            "and how many questions can be answered with 80 of 100 right, on questions that were "
+            "not used for the fit."
+        },
+    )
+
     gather: str = field(
         default="topk",
         metadata={

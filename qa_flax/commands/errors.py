@@ -41,5 +41,6 @@ def model_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        text = str(error).replace(GIVE_BASE, GIVE_BASE.replace("base_model=", BASE_ARGUMENT))
+        text = str(error).removesuffix(", or pass calibration=Calibration() to do without")
+        text = text.replace(GIVE_BASE, GIVE_BASE.replace("base_model=", BASE_ARGUMENT))
         raise UsageError(text.replace("base_model=", f"{BASE_ARGUMENT} ")) from error

@@ -311,19 +311,73 @@ def make_windows(
             truncated far enough.
         ValueError: the tokenizer is not supported, or a setting is out of range.
     """
+    texts, answers = _example_columns(examples, labels, misaligned, leaves_out)
+    windows = windows_of_texts(
+        texts,
+        tokenizer,
+        max_seq_length=max_seq_length,
+        doc_stride=doc_stride,
+        pad_to_max_length=pad_to_max_length,
+        long_questions=long_questions,
+        disable_tqdm=disable_tqdm,
+        warn=warn,
+        tokenizer_argument=tokenizer_argument,
+    )
+    return windows if answers is None else _labelled(windows, answers, texts["id"], warn)
+
+
+def windows_of_texts(
+    texts: dict[str, list[str]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_seq_length: int,
+    doc_stride: int,
+    max_question_length: int | None = None,
+    pad_to_max_length: bool = True,
+    long_questions: str = "truncate",
+    disable_tqdm: bool = False,
+    words: bool = False,
+    compare: bool = True,
+    warn: Warn = logger.warning,
+    tokenizer_argument: str = "tokenizer",
+) -> LazyWindows:
+    """Split texts into windows without labels, as `make_windows` does with examples.
+
+    Args:
+        texts: the columns `id`, `question` and `context`. Questions are tokenized as they are.
+        tokenizer: as of `make_windows`, like the arguments that are not described here.
+        max_seq_length: tokens in a window.
+        doc_stride: tokens that two neighbouring windows share.
+        max_question_length: longer questions are truncated to this number of tokens; None: none is.
+        pad_to_max_length: see `make_windows`.
+        long_questions: see `make_windows`.
+        disable_tqdm: see `make_windows`.
+        words: whether the contexts' tokens say where words begin.
+        compare: whether to compare some of the tokens with the texts that their offsets cut out,
+            and to correct wrong offsets.
+        warn: see `make_windows`.
+        tokenizer_argument: see `make_windows`.
+
+    Raises:
+        ExampleError: as of `make_windows`, like `ValueError`.
+    """
     backend = fast_backend(tokenizer, tokenizer_argument)
     check_vocabulary(tokenizer, tokenizer_argument)
     if long_questions not in LONG_QUESTIONS:
         raise ValueError(f"long_questions must be one of {LONG_QUESTIONS}, got {long_questions!r}.")
     max_seq_length = checked_length(max_seq_length, doc_stride, tokenizer, warn)
-    texts, answers = _example_columns(examples, labels, misaligned, leaves_out)
     with plain_encoding(backend, tokenizer.split_special_tokens):
         template = checked_template(tokenizer, backend, tokenizer_argument)
         questions = encode_distinct(texts["question"], backend, disable=True)
-        contexts = encode_distinct(texts["context"], backend, disable=disable_tqdm)
-    contexts = _checked_tokens(texts, contexts, tokenizer, tokenizer_argument, warn)
+        contexts = encode_distinct(texts["context"], backend, disable=disable_tqdm, words=words)
+    if compare:
+        contexts = _checked_tokens(texts, contexts, tokenizer, tokenizer_argument, warn)
     total = max_seq_length - template.special_tokens
     check_stride(max_seq_length, doc_stride, total, contexts.count)
+    if max_question_length is not None:
+        questions = dataclasses.replace(
+            questions, count=np.minimum(questions.count, max_question_length)
+        )
     if long_questions == "truncate":
         questions = truncated(texts["id"], questions, contexts.count, total, doc_stride, warn)
     room = total - questions.count
@@ -335,20 +389,17 @@ def make_windows(
     questions = dataclasses.replace(questions, offsets=questions.offsets[:0].copy())  # not needed
     windows = LazyWindows(ids, questions, contexts, slices, _layout(template, length, tokenizer))
     cls_index = _cls_positions(windows, tokenizer)
-    if cls_index.any():
-        windows = dataclasses.replace(windows, cls_index=cls_index)
-    return windows if answers is None else _labelled(windows, answers, cls_index, texts["id"], warn)
+    return dataclasses.replace(windows, cls_index=cls_index) if cls_index.any() else windows
 
 
 def _labelled(
-    windows: LazyWindows,
-    answers: Int64[np.ndarray, "e 2"],
-    cls_index: Positions,
-    ids: list[str],
-    warn: Warn,
+    windows: LazyWindows, answers: Int64[np.ndarray, "e 2"], ids: list[str], warn: Warn
 ) -> LazyWindows:
     """Label the windows with the answers of the examples; warn of answers that none contains."""
     examples = windows.slices.example
+    cls_index = windows.cls_index
+    if cls_index is None:
+        cls_index = np.zeros(len(windows), np.int32)
     starts, ends = _label(windows, answers[examples], cls_index)
     windows = dataclasses.replace(windows, start_positions=starts, end_positions=ends)
     line = describe_answers_without_window(windows, answers, examples, ids)

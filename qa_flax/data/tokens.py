@@ -6,11 +6,12 @@ Each distinct text is tokenized once. A long text is split into overlapping chun
 import dataclasses
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Bool, Int32, Int64
 from tokenizers import Encoding, Tokenizer
 from tqdm import tqdm
 
@@ -36,13 +37,17 @@ class Tokens:
     offsets: Int32[np.ndarray, "k 2"]  # in code points; k = t, or 0 if offsets are not needed
     first: Int64Array
     count: Int64Array
+    begins_word: Bool[np.ndarray, " t"] | None = None  # whether each is the first of its word
 
 
-def encode_distinct(texts: list[str], backend: Tokenizer, *, disable: bool) -> Tokens:
+def encode_distinct(
+    texts: list[str], backend: Tokenizer, *, disable: bool, words: bool = False
+) -> Tokens:
     """Tokenize texts without special tokens.
 
     Offsets from which the tokenizer's post-processor leaves out letters are corrected. Unless
-    `disable`, a terminal or a notebook shows a progress bar, and a log one line at the end.
+    `disable`, a terminal or a notebook shows a progress bar, and a log one line at the end. With
+    `words` the result says where the words of the tokenizer's pre-tokenizer begin.
 
     Raises:
         ValueError: the tokenizer cannot encode the texts.
@@ -50,8 +55,8 @@ def encode_distinct(texts: list[str], backend: Tokenizer, *, disable: bool) -> T
     if _can_encode(backend) and token_offsets.trims_letters(backend):
         blank = token_offsets.blank_tokens(backend)
         with token_offsets.untrimmed(backend):
-            return _encode_distinct(texts, backend, disable=disable, blank=blank)
-    return _encode_distinct(texts, backend, disable=disable, blank=None)
+            return _encode_distinct(texts, backend, disable=disable, blank=blank, words=words)
+    return _encode_distinct(texts, backend, disable=disable, blank=None, words=words)
 
 
 def _can_encode(backend: Tokenizer) -> bool:
@@ -64,7 +69,12 @@ def _can_encode(backend: Tokenizer) -> bool:
 
 
 def _encode_distinct(
-    texts: list[str], backend: Tokenizer, *, disable: bool, blank: Int32[np.ndarray, " n"] | None
+    texts: list[str],
+    backend: Tokenizer,
+    *,
+    disable: bool,
+    blank: Int32[np.ndarray, " n"] | None,
+    words: bool,
 ) -> Tokens:
     """Tokenize texts; with `blank`, white space is trimmed from the offsets.
 
@@ -72,27 +82,28 @@ def _encode_distinct(
     """
     is_log = not (disable or shows_bar())
     index = {text: n for n, text in enumerate(dict.fromkeys(texts))}
-    ids, offsets = [np.zeros(0, np.int32)], [np.zeros((0, 2), np.int32)]
+    arrays_of = partial(_arrays, words=words)
+    parts = [arrays_of(Encoding())]
     with tqdm(total=len(texts), desc="Tokenizing", unit="ex", disable=disable or is_log) as bar:
         for batch in _batches(list(index)):
             if len(batch[0]) > CHUNK_SIZE:
-                encoded = [_encode_long(batch[0], backend)]
+                encoded = [_encode_long(batch[0], backend, arrays_of)]
             else:
-                encoded = map(_ids_and_offsets, _encode_batch(batch, backend))
-            for text, (text_ids, text_offsets) in zip(batch, encoded, strict=True):
+                encoded = map(arrays_of, _encode_batch(batch, backend))
+            for text, (ids, offsets, *begins_word) in zip(batch, encoded, strict=True):
                 if blank is not None:
-                    is_blank = np.isin(text_ids, blank)
-                    text_offsets = token_offsets.trimmed(text_offsets, is_blank, text)
-                ids.append(text_ids)
-                offsets.append(text_offsets)
+                    is_blank = np.isin(ids, blank)
+                    offsets = token_offsets.trimmed(offsets, is_blank, text)
+                parts.append((ids, offsets, *begins_word))
             bar.update(len(texts) * len(batch) // len(index))
         bar.update(bar.total - bar.n)
     if is_log:
         print(f"Tokenizing: 100%, {len(texts)}/{len(texts)} texts", file=sys.stderr)
-    count = np.array([len(tokens) for tokens in ids[1:]], np.int64)
+    count = np.array([len(ids) for ids, *_ in parts[1:]], np.int64)
     row = np.array([index[text] for text in texts], np.int64)
     first = np.cumsum(count) - count
-    return Tokens(np.concatenate(ids), np.concatenate(offsets), first[row], count[row])
+    ids, offsets, *begins_word = map(np.concatenate, zip(*parts, strict=True))
+    return Tokens(ids, offsets, first[row], count[row], *begins_word)
 
 
 def _encode_batch(texts: list[str], backend: Tokenizer) -> list[Encoding]:
@@ -103,48 +114,57 @@ def _encode_batch(texts: list[str], backend: Tokenizer) -> list[Encoding]:
             raise ValueError(f"the tokenizer cannot encode the texts: {error}") from error
 
 
-def _ids_and_offsets(encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
+def _arrays(encoding: Encoding, words: bool) -> tuple[np.ndarray, ...]:
+    """Return the ids, the offsets and, with `words`, whether each token begins a word."""
     n = len(encoding)
     pairs = itertools.chain.from_iterable(encoding.offsets)
     offsets = np.fromiter(pairs, np.int32, 2 * n).reshape(n, 2)
-    return np.fromiter(encoding.ids, np.int32, n), offsets
+    ids = np.fromiter(encoding.ids, np.int32, n)
+    if not words:
+        return ids, offsets
+    # A token that is in no word, if a tokenizer makes any, is a word of its own.
+    numbers = [-1 - i if word is None else word for i, word in enumerate(encoding.word_ids)]
+    begins_word = np.ones(n, bool)
+    begins_word[1:] = np.diff(np.fromiter(numbers, np.int64, n)) != 0
+    return ids, offsets, begins_word
 
 
-def _encode_long(text: str, backend: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+def _encode_long(
+    text: str, backend: Tokenizer, arrays_of: Callable[[Encoding], tuple[np.ndarray, ...]]
+) -> tuple[np.ndarray, ...]:
     """Tokenize a long text in bounded memory: in overlapping chunks, which are then merged.
 
     If the tokens of two chunks differ in the overlap, the text is tokenized as a whole.
     """
     # A token depends on its word and perhaps on neighbouring words. So the tokens of two chunks
     # agree inside the overlap, except near its ends: a quarter of it is left out on each side.
-    ids, offsets = [], []
+    chunks: list[tuple[np.ndarray, ...]] = []
     begin, seam = 0, 0  # the previous chunk provides the tokens before character `seam`
     while True:
         end = min(begin + CHUNK_SIZE, len(text))
         encoding = backend.encode(text[begin:end], add_special_tokens=False)
-        chunk_ids, chunk_offsets = _ids_and_offsets(encoding)
-        chunk_offsets += begin
+        chunk = arrays_of(encoding)
+        starts = chunk[1][:, 0]
+        chunk[1][:] += begin
         if begin:
+            previous_starts = chunks[-1][1][:, 0]
             margin = CHUNK_OVERLAP // 4
             last = begin + CHUNK_OVERLAP - margin
-            shared, previous_shared = (
-                (starts >= seam) & (starts < last)
-                for starts in (chunk_offsets[:, 0], offsets[-1][:, 0])
-            )
+            shared = (starts >= seam) & (starts < last)
+            previous_shared = (previous_starts >= seam) & (previous_starts < last)
             if not (
                 shared.any()
-                and np.array_equal(chunk_ids[shared], ids[-1][previous_shared])
-                and np.array_equal(chunk_offsets[shared], offsets[-1][previous_shared])
+                and all(
+                    np.array_equal(ours[shared], theirs[previous_shared])
+                    for ours, theirs in zip(chunk, chunks[-1], strict=True)
+                )
             ):
-                return _ids_and_offsets(backend.encode(text, add_special_tokens=False))
-            before = offsets[-1][:, 0] < seam
-            ids[-1], offsets[-1] = ids[-1][before], offsets[-1][before]
-            after = chunk_offsets[:, 0] >= seam
-            chunk_ids, chunk_offsets = chunk_ids[after], chunk_offsets[after]
-        ids.append(chunk_ids)
-        offsets.append(chunk_offsets)
+                return arrays_of(backend.encode(text, add_special_tokens=False))
+            chunks[-1] = tuple(array[previous_starts < seam] for array in chunks[-1])
+            chunk = tuple(array[starts >= seam] for array in chunk)
+        chunks.append(chunk)
         if end == len(text):
-            return np.concatenate(ids), np.concatenate(offsets)
+            return tuple(map(np.concatenate, zip(*chunks, strict=True)))
         begin = end - CHUNK_OVERLAP
         seam = begin + CHUNK_OVERLAP // 4
 

@@ -371,6 +371,10 @@ class LazyWindows(Windows):
 
         return OffsetLookup(at, self.padded_length)
 
+    def context_begins(self) -> Int64Array:
+        """Return the column of each window's first context token [N]."""
+        return self._context_begins(self.slices)
+
     def features(self) -> Features:
         shape = (len(self), self.padded_length)
         arrays: dict[str, Any] = {"offsets": np.empty((*shape, 2), np.int32)}

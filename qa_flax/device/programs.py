@@ -49,6 +49,15 @@ def eval_program(
     return _eval_program(graphdef, reduction, loss_function, parallel.cores())
 
 
+def process_eval_program(graphdef: nnx.GraphDef) -> Callable[..., Any]:
+    """`eval_program` of all logits over the cores of this process only.
+
+    Other processes take no part in it, so each can call it as often as it likes. The weights must
+    be replicated: shards are spread over the cores of all processes.
+    """
+    return _eval_program(graphdef, None, None, parallel.cores()[parallel.process_cores()])
+
+
 def clear() -> None:
     """Empty the cache."""
     _train_program.cache_clear()

@@ -28,6 +28,8 @@ ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_PICKLE_FILE = "adapter_model.bin"
 # Lists the folds of a cross-validation, whose models are in the folders fold-1 and so on.
 FOLDS_FILE = "folds.json"
+# How sure the model is of its answers, see `answers/calibration.py`.
+CALIBRATION_FILE = "calibration.json"
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def checkpoint_directory(source: str | os.PathLike[str], **hub: Any) -> Path:
             f"{source} does not exist, and it is not a valid hub id (name or owner/name)"
         )
     files = [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, "model*.safetensors"]
-    files += [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE]
+    files += [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, CALIBRATION_FILE]
     try:
         return Path(snapshot_download(str(source), allow_patterns=files, **hub))
     except (OSError, ValueError, HfHubHTTPError) as error:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from functools import partial
 
 import datasets
 import numpy as np
@@ -429,10 +430,27 @@ def test_a_text_tokenized_in_chunks_has_the_tokens_of_the_whole_text(monkeypatch
     chunks = []
     monkeypatch.setattr(tokens, "CHUNK_SIZE", 3000)
     monkeypatch.setattr(tokens, "CHUNK_OVERLAP", 400)
-    encode = tokens._ids_and_offsets
-    monkeypatch.setattr(tokens, "_ids_and_offsets", lambda e: chunks.append(len(e)) or encode(e))
+    encode = tokens._arrays
+    monkeypatch.setattr(
+        tokens, "_arrays", lambda e, words: chunks.append(len(e)) or encode(e, words)
+    )
     assert_same(windows(rows, tokenizer, 64, 16), expected)
     assert len(chunks) > 2 * len(text) / 3000
+
+
+@pytest.mark.parametrize("kind", [word_piece, byte_level, metaspace])
+def test_words_begin_where_the_tokenizer_says_also_in_chunks(monkeypatch, kind):
+    text, backend = " ".join(TEXTS) * 40, kind().backend_tokenizer
+    word_ids = np.array(backend.encode(text, add_special_tokens=False).word_ids)
+    expected = np.append(True, word_ids[1:] != word_ids[:-1])
+    assert 0 < expected.sum() < len(expected)
+    encode = partial(tokens.encode_distinct, disable=True, words=True)
+    both = encode(["x", text], backend)
+    assert np.array_equal(both.begins_word[both.first[1] :], expected)
+    monkeypatch.setattr(tokens, "CHUNK_SIZE", 3000)
+    monkeypatch.setattr(tokens, "CHUNK_OVERLAP", 400)
+    assert np.array_equal(encode([text], backend).begins_word, expected)
+    assert tokens.encode_distinct([text], backend, disable=True).begins_word is None
 
 
 @pytest.mark.parametrize("kind", [word_piece, byte_level])

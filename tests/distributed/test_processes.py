@@ -16,6 +16,7 @@ import tiny
 from datasets.distributed import split_dataset_by_node
 from process_jobs import (
     STEPS,
+    calibrated,
     in_a_script,
     launch,
     one_question,
@@ -158,6 +159,20 @@ def test_several_processes_have_the_results_of_a_single_one(single, folder, seve
 def test_one_question_has_the_results_of_a_single_process(single, folder, several_with_more_jobs):
     assert_same_metrics(one_question, single, several_with_more_jobs)
     assert_same_files(one_question, folder, several_with_more_jobs)
+
+
+def test_several_processes_fit_one_calibration(single, folder, several_with_more_jobs):
+    results = [results["calibrated"] for results in several_with_more_jobs.results]
+    assert all(result == results[0] for result in results)
+    expected, actual = without_times(single(calibrated)), without_times(results[0])
+    assert {"eval_ece_after", "predict_ece_after", "eval_temperature"} <= actual.keys()
+    assert actual == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    files = [
+        json.loads((root / "calibrated" / "calibration.json").read_text())
+        for root in (folder / "single", several_with_more_jobs.folder)
+    ]
+    assert files[1]["temperature"] == pytest.approx(files[0]["temperature"], rel=1e-3)
+    assert files[1]["fitted_questions"] == files[0]["fitted_questions"] == 11
 
 
 def test_a_script_gets_the_logits_of_a_single_process(single, folder, several_with_more_jobs):

@@ -116,8 +116,29 @@ def one_question(folder: Path, output: Path) -> dict:
         f"--validation_file={file}",
         "--do_train",
         "--do_eval",
+        "--calibrate",
         "--version_2_with_negative",
         "--max_steps=2",
+        "--learning_rate=0.5",
+        "--optim=sgd",
+        "--save_strategy=no",
+    )
+    return run(*parse_arguments(arguments))
+
+
+def calibrated(folder: Path, output: Path) -> dict:
+    """`qa-flax run --calibrate`: each process answers its own share of the questions."""
+    arguments = run_arguments(
+        folder,
+        output,
+        f"--train_file={folder / 'data' / 'v1.json'}",
+        f"--validation_file={folder / 'data' / 'v1.json'}",
+        f"--test_file={folder / 'data' / 'v1.json'}",
+        "--do_train",
+        "--do_eval",
+        "--do_predict",
+        "--calibrate",
+        f"--max_steps={STEPS}",
         "--learning_rate=0.5",
         "--optim=sgd",
         "--save_strategy=no",
@@ -397,6 +418,7 @@ JOBS = {
     ],
     "more": [
         one_question,
+        calibrated,
         in_a_script,
         own_loaders,
         access_model,

@@ -6,6 +6,7 @@ from typing import Any
 
 from qa_flax import storage
 from qa_flax.answering.answerer import QuestionAnswerer
+from qa_flax.answering.calibrating import read_calibration
 from qa_flax.commands.answer.batch import (
     answer_questions,
     check_output,
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         progress = Progress()
         answerer = _load(args, progress)
     _report(args, answerer, texts, rows)
-    if rows is not None:
+    if rows is not None and args.output is not None:
         with usage_errors(ValueError):
             answer_questions(answerer, rows, texts, storage.path(args.output), progress)
         return
@@ -157,6 +158,7 @@ def _load(args: argparse.Namespace, progress: Progress) -> QuestionAnswerer:
         tokenizer = load_fitting_tokenizer(
             model, source, args.tokenizer_name, base_model=base, argument=TOKENIZER_ARGUMENT, **hub
         )
+        calibration = read_calibration(None, source, hub)
     limit = position_limit(model)
     if args.max_seq_len is not None and limit is not None and args.max_seq_len > limit:
         raise ValueError(
@@ -168,7 +170,9 @@ def _load(args: argparse.Namespace, progress: Progress) -> QuestionAnswerer:
     settings = {name: getattr(args, name) for name in names}
     settings["handle_impossible_answer"] = args.handle_impossible_answer
     settings["align_to_words"] = not args.no_align_to_words
-    return QuestionAnswerer(model, tokenizer, progress=progress, **settings)
+    return QuestionAnswerer(
+        model, tokenizer, calibration=calibration, progress=progress, **settings
+    )
 
 
 def _report(

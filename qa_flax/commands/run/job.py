@@ -21,6 +21,7 @@ from qa_flax.answers.spans import SearchSettings
 from qa_flax.commands.arguments import DataArguments, DistributedArguments, ModelArguments
 from qa_flax.commands.env.report import start
 from qa_flax.commands.errors import TOKENIZER_ARGUMENT, usage_errors
+from qa_flax.commands.run.calibrate import Calibrator, check_calibrate, check_calibration_data
 from qa_flax.commands.run.folds import cross_validate
 from qa_flax.commands.run.model import load_model_and_tokenizer
 from qa_flax.commands.run.output import print_on_main, warn
@@ -98,6 +99,7 @@ def _run(
     with usage_errors(ValueError, OSError):
         check_training_arguments(training_args)
         check_stages(data_args, training_args)
+        check_calibrate(data_args, training_args)
         tracker_callbacks(training_args)  # a missing tracker is found before any work
     if data_args.folds is not None:
         return cross_validate(model_args, data_args, training_args, _run_stages)
@@ -108,6 +110,7 @@ def _run(
         labelled = {stage for stage, part in loaded.items() if part.says_none}
         labelled |= examples.keys() - loaded.keys()  # split off the training data
         check_answers(examples, data_args, training_args, labelled=labelled)
+        check_calibration_data(examples.get("eval"), data_args)
     return _run_stages(model_args, data_args, training_args, examples)
 
 
@@ -125,10 +128,13 @@ def _run_stages(
     metrics: dict[str, Any] = {}
     if training_args.do_train:
         metrics |= _train(trainer, stages["train"], data_args.accept_changes)
+    calibrator = None
+    if data_args.calibrate:
+        calibrator = Calibrator(trainer, data_args, model_args.model_name_or_path)
     if training_args.do_eval:
-        metrics |= _evaluate(trainer, stages["eval"])
+        metrics |= _evaluate(trainer, stages["eval"], calibrator)
     if training_args.do_predict:
-        metrics |= _predict(trainer, stages["predict"])
+        metrics |= _predict(trainer, stages["predict"], calibrator)
     trainer.save_state()
     trainer.create_model_card(
         finetuned_from=model_args.model_name_or_path, **_model_card_fields(data_args)
@@ -137,6 +143,11 @@ def _run_stages(
     exchange.barrier("the end of the run")
     print_on_main(f"All files are in {training_args.output_dir}")
     _refuse_nonfinite(trainer.nonfinite_windows)
+    if calibrator is not None and calibrator.calibration is None:
+        raise FloatingPointError(
+            "--calibrate: the model's scores are NaN or infinite, so it was not calibrated; all "
+            "other files were written"
+        )
     return metrics
 
 
@@ -358,14 +369,26 @@ def _checkpoint(args: Any) -> str | bool | None:
     return latest
 
 
-def _evaluate(trainer: QuestionAnsweringTrainer, stage: Stage) -> dict[str, Any]:
-    return _finish(trainer, "eval", dict(trainer.evaluate(), eval_samples=stage.count))
+def _evaluate(
+    trainer: QuestionAnsweringTrainer, stage: Stage, calibrator: Calibrator | None
+) -> dict[str, Any]:
+    metrics = _finish(trainer, "eval", dict(trainer.evaluate(), eval_samples=stage.count))
+    if calibrator is not None and (fitted := calibrator.fit(stage.examples)):
+        metrics |= fitted
+        trainer.save_metrics("eval", metrics)
+    return metrics
 
 
-def _predict(trainer: QuestionAnsweringTrainer, stage: Stage) -> dict[str, Any]:
+def _predict(
+    trainer: QuestionAnsweringTrainer, stage: Stage, calibrator: Calibrator | None
+) -> dict[str, Any]:
     output = trainer.predict(stage.windows, stage.examples, metric_key_prefix="predict")
     metrics = dict(output.metrics or {}, predict_samples=stage.count)
-    return _finish(trainer, "predict", metrics)
+    metrics = _finish(trainer, "predict", metrics)
+    if calibrator is not None and (measured := calibrator.measure(stage.examples)):
+        metrics |= measured
+        trainer.save_metrics("predict", metrics)
+    return metrics
 
 
 def _finish(

@@ -6,22 +6,13 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from qa_flax import storage
 from qa_flax.commands.arguments import DataArguments, ModelArguments
 from qa_flax.commands.errors import TOKENIZER_ARGUMENT, model_errors
-from qa_flax.data.tokenizer_checks import check_fit, compare
-from qa_flax.data.tokenizer_files import (
-    check_vocabulary_file,
-    has_tokenizer,
-    load_tokenizer,
-    quietly,
-)
 from qa_flax.device import parallel
 from qa_flax.models.averaged import refuse
-from qa_flax.models.files import ADAPTER_CONFIG_FILE, checkpoint_directory
-from qa_flax.models.lora import LoraConfig, base_directory
+from qa_flax.models.lora import LoraConfig
 from qa_flax.models.model import AutoModelForQuestionAnswering, get_peft_model, load_config
-from qa_flax.train.tokenizer_fit import model_numbers, position_limit
+from qa_flax.train.tokenizer_fit import load_fitting_tokenizer, local, position_limit
 from qa_flax.train.training_arguments import TrainingArguments, trains_in_bfloat16
 
 
@@ -38,7 +29,14 @@ def load_model_and_tokenizer(
     hub["cache_dir"] = model_args.cache_dir
     with model_errors():
         model = _load_model(model_args, training_args, hub)
-        tokenizer = _load_tokenizer(model_args, model, hub)
+        tokenizer = load_fitting_tokenizer(
+            model,
+            model_args.model_name_or_path,
+            model_args.tokenizer_name,
+            base_model=model_args.base_model_name_or_path,
+            argument=TOKENIZER_ARGUMENT,
+            **hub,
+        )
     _check_window_length(data_args, model_args, tokenizer, position_limit(model))
     return model, tokenizer
 
@@ -66,7 +64,7 @@ def _given_config(model_args: ModelArguments, hub: dict[str, Any]) -> PreTrained
     """The config of `--config_name`; None without it."""
     if model_args.config_name is None:
         return None
-    source = _local(model_args.config_name)
+    source = local(model_args.config_name)
     if Path(source).is_dir():
         return load_config(Path(source))
     return AutoConfig.from_pretrained(source, **hub)
@@ -80,48 +78,6 @@ def _lora_config(model_args: ModelArguments) -> LoraConfig:
         lora_dropout=model_args.lora_dropout,
         target_modules="all-linear" if targets == ["all-linear"] else targets,
     )
-
-
-def _load_tokenizer(
-    model_args: ModelArguments, model: AutoModelForQuestionAnswering, hub: dict[str, Any]
-) -> PreTrainedTokenizerBase:
-    """Load `--tokenizer_name`, or the model's own tokenizer, and check that it fits the model."""
-    own, own_hub = _own_tokenizer(model_args, hub)
-    given = model_args.tokenizer_name
-    source, source_hub = (own, own_hub) if given is None else (_local(given), hub)
-    tokenizer = load_tokenizer(source, argument=TOKENIZER_ARGUMENT, **source_hub)
-    numbers = model_numbers(model)
-    if given is None and Path(source).is_dir():
-        count, rows = len(tokenizer), numbers.rows["input_ids"]
-        check_vocabulary_file(Path(source), count, rows, TOKENIZER_ARGUMENT)
-    check_fit(tokenizer, numbers, TOKENIZER_ARGUMENT)
-    if source != own and (not Path(own).is_dir() or has_tokenizer(Path(own))):
-        expected = quietly(lambda: load_tokenizer(own, argument=TOKENIZER_ARGUMENT, **own_hub))
-        if expected is not None:
-            compare(tokenizer, expected, TOKENIZER_ARGUMENT)
-    return tokenizer
-
-
-def _own_tokenizer(model_args: ModelArguments, hub: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The folder or Hub id of the model's own tokenizer, and the arguments that load it.
-
-    Adapters without tokenizer have that of their base model.
-    """
-    source = _local(model_args.model_name_or_path)
-    folder = checkpoint_directory(source, **hub)
-    is_hub = not Path(source).is_dir()
-    if not (folder / ADAPTER_CONFIG_FILE).is_file() or (has_tokenizer(folder) and not is_hub):
-        return source, hub
-    if is_hub and quietly(lambda: load_tokenizer(source, argument=TOKENIZER_ARGUMENT, **hub)):
-        return source, hub
-    hub = {name: value for name, value in hub.items() if name != "revision"}
-    base, _ = base_directory(folder, model_args.base_model_name_or_path, **hub)
-    return _local(base.name), hub | {"revision": base.revision}
-
-
-def _local(source: str) -> str:
-    """`source` itself if it is a folder or a Hub id; a local copy if it is in a bucket."""
-    return str(storage.local_copy(source)) if storage.is_remote(source) else source
 
 
 def _check_window_length(

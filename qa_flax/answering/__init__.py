@@ -1,0 +1,1 @@
+"""Ask a model questions: the inputs, settings and results of transformers 4's pipeline."""
