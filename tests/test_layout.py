@@ -18,7 +18,6 @@ FOLDERS = sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
 TESTED_ELSEWHERE = {
     "__main__": "a line, run by distributed/test_preemption.py",
     "answering/forward": "by a model that gets other weights, test_answerer.py",
-    "answering/loading": "by what may be asked, test_answerer.py",
     "answering/results": "by the answers and their confidences, test_answerer.py",
     "answering/settings": "by the calls that have them, test_answerer.py",
     "commands/arguments": "by the commands that take them, test_run.py and test_environment.py",

@@ -38,7 +38,6 @@ from qa_flax.data.columns import blocks
 from qa_flax.data.examples import load_examples
 from qa_flax.data.features import windows_of_texts
 from qa_flax.data.windows import LazyWindows
-from qa_flax.device import parallel
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.train.tokenizer_fit import position_limit
 
@@ -48,7 +47,6 @@ WINDOWS_AT_ONCE = 2048
 """How many windows' logits are kept, at most."""
 COMPARED_BLOCKS = 20
 """In how many blocks tokens are compared with the texts, if that gave no warning."""
-DEFAULT_BATCH_SIZE = 32
 DEFAULT_SEQ_LEN, DEFAULT_STRIDE = 384, 128
 
 Progress = Callable[[int, int], None]
@@ -264,8 +262,8 @@ class QuestionAnswerer:
         best, own, nulls = [], [], []
         for rows in blocks(len(windows), WINDOWS_AT_ONCE):
             part = windows.select(rows)
-            per_core = settings.batch_size or DEFAULT_BATCH_SIZE
-            logits = self._forward(part, per_core, self._counter(rows, len(windows), per_core))
+            counter = self._counter(rows.start, len(windows))
+            logits = self._forward(part, settings.batch_size, counter)
             selected = window_logits(part, logits, self._null_positions(part))
             words = Words(part, settings.align_to_words)
             count = max(settings.spans_per_window, CANDIDATES)
@@ -284,14 +282,13 @@ class QuestionAnswerer:
             for item, (a, b) in zip(block, itertools.pairwise(bounds), strict=True)
         ]
 
-    def _counter(self, rows: slice, total: int, per_core: int) -> Callable[[], None]:
+    def _counter(self, first: int, total: int) -> Callable[[int], None]:
         """Return a function that reports the progress after each batch."""
-        per_batch = per_core * parallel.process_core_count()
-        done = rows.start
+        done = first
 
-        def count() -> None:
+        def count(windows: int) -> None:
             nonlocal done
-            done = min(done + per_batch, rows.stop)
+            done += windows
             if self.progress is not None:
                 self.progress(done, total)
 
@@ -381,6 +378,9 @@ def _found(
         shown = separate(context, apart, settings.answers)
     else:
         shown = merged(context, (spans[: settings.spans_per_window] for spans in best))
+        logits = {answer.text.lower(): answer.logit for answer in competing}
+        for answer in shown:
+            answer.logit = logits.get(answer.text.lower(), answer.logit)
     return Found(shown, competing, null_score, null_logit)
 
 

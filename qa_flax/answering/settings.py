@@ -53,7 +53,8 @@ class Settings:
         threshold: the lowest confidence of the separate answers.
         normalize: with several contexts, whether confidences sum to 1 over the answers in "all"
             contexts, or over those in "each".
-        batch_size: the largest number of windows that a core computes at once; None: 32.
+        batch_size: the largest number of windows that a core computes at once; None: what is
+            fast: 32, or on a CPU as many as have 512 tokens.
         padding: the pipeline's; has no effect, because padding takes no part in any result.
         num_workers: the pipeline's; has no effect, because there are no loader processes.
     """
