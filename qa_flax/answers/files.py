@@ -72,7 +72,8 @@ def _nbest_lists(chunk: Chunk, contexts: list[str], answers: ChunkAnswers) -> It
 def _span_lists(chunk: Chunk, contexts: list[str], answers: ChunkAnswers) -> Iterator[str]:
     """Yield the spans of each example's n-best list with their characters, as JSON.
 
-    Hugging Face's placeholder "empty" stands for no span, so it is left out.
+    The null prediction is "" at 0. Hugging Face's placeholder "empty", which stands for no span, is
+    left out.
     """
     texts, starts = _texts(chunk, contexts, answers), _start_chars(chunk, contexts, answers)
     ends = [start + len(text) for start, text in zip(starts, texts, strict=True)]

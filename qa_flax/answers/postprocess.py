@@ -100,19 +100,15 @@ def postprocess_qa_predictions(
             written; Hugging Face's function writes them in every process.
         hf_compatible: reproduce the defects of Hugging Face's function, listed in the docstring
             of this module.
-        save_spans: also write `spans.json` to `output_dir`: for each id a list of
-            `{"text", "start", "end", "score"}`, best first. They are the entries of the n-best
-            list, with its probability as score and `context[start:end] == text`, counted in code
-            points. The null prediction is "" at 0. Hugging Face's placeholder "empty", which is no
-            span, is left out.
+        save_spans: also write `spans.json`, the n-best lists as `{"text", "start", "end", "score"}`
+            by id: `context[start:end]` is the text, in code points; the score is the probability.
 
     Returns:
         The answer to each example by id, in the order of `examples`.
 
     Raises:
         ValueError: the number of windows, a shape, a column or an id does not match the others,
-            `n_best_size` or `max_answer_length` is below 1, or there is no `output_dir` for the
-            file of `save_spans`.
+            `n_best_size` or `max_answer_length` is below 1, or `save_spans` has no `output_dir`.
         OSError: `output_dir` is not a folder.
 
     Example:

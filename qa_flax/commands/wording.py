@@ -18,18 +18,16 @@ _FLAGS = {
     "id_column": "id_column",
 }
 # Those whose names are no words of their own, so that they are also translated without a value.
-_NAMES = (
+_NUMBERS = (
     *("max_seq_length", "doc_stride", "max_answer_length"),
-    *(name for name in _FLAGS if name.endswith("_column")),
+    *("top_k", "max_seq_len", "max_answer_len", "max_question_len"),  # of `qa-flax answer`
 )
+_NAMES = (*_NUMBERS, *(name for name in _FLAGS if name.endswith("_column")))
 
-# The settings of `qa-flax answer`, also with a number after them.
-_SETTINGS = ("top_k", "max_seq_len", "max_answer_len", "max_question_len")
-
-_NUMBER = re.compile(rf"(?<![-\w])({'|'.join(_SETTINGS)})=(\d+)")
+_NUMBER = re.compile(rf"(?<![-\w])({'|'.join(_NUMBERS)})=(\d+)")
 _TEXT_VALUE = re.compile(rf"(?<![-\w])({'|'.join(_FLAGS)})=([\"'])([^\"'\n]+)\2")
 _TRUE = re.compile(rf"(?<![-\w])({'|'.join(_FLAGS)})=True\b")
-_NAME = re.compile(rf"(?<![-\w])({'|'.join((*_NAMES, *_SETTINGS))})(?![\w=])")
+_NAME = re.compile(rf"(?<![-\w])({'|'.join(_NAMES)})(?![\w=])")
 
 
 def in_flags(message: str) -> str:

@@ -327,7 +327,7 @@ def test_long_questions_are_truncated_or_refused(capfd, caplog, checkpoint, tmp_
     file.write_text(json.dumps([row]))
     arguments = [f"--validation_file={file}", "--do_eval", "--disable_tqdm=True"]
     message = error_message(capfd, checkpoint, tmp_path, *arguments, "--long_questions=refuse")
-    assert "too long for windows of max_seq_length=64" in message
+    assert "too long for windows of --max_seq_length 64" in message
     assert not (tmp_path / "out").exists()
     run(checkpoint, tmp_path / "out", *arguments)
     warning = "1 of 1 questions are too long for the window and are truncated to 22 tokens"

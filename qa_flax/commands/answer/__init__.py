@@ -83,6 +83,11 @@ def _add_model(group: Any) -> None:
         "adapter_config.json says",
     )
     group.add_argument(
+        "--calibration",
+        metavar="DIR",
+        help="folder with the calibration.json of the model, if it is not in the model's",
+    )
+    group.add_argument(
         "--model_revision", metavar="NAME", help="branch, tag or commit of the model on the Hub"
     )
     group.add_argument("--token", help="access token for the Hub; prefer `hf auth login`")
@@ -213,6 +218,11 @@ def main(parsed: argparse.Namespace) -> None:
         UsageError: a file, an argument, a question or the model is invalid.
         OSError: the answers cannot be written.
     """
-    from qa_flax.commands.answer.job import run
+    from qa_flax.commands.answer.check import check
+    from qa_flax.commands.errors import usage_errors
+
+    with usage_errors(ValueError, OSError):
+        check(parsed)
+    from qa_flax.commands.answer.job import run  # slow, so that it comes after the checks
 
     run(parsed)

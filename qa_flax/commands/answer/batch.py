@@ -1,66 +1,25 @@
 """Batches: the questions of a file -> a line of JSON for each (host)."""
 
 import argparse
-import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 from qa_flax import storage
 from qa_flax.answering.answerer import QuestionAnswerer
+from qa_flax.commands.answer.check import rejected_file
 from qa_flax.commands.answer.progress import Progress
 from qa_flax.commands.answer.texts import Texts
 from qa_flax.commands.run.output import warn
 from qa_flax.data.examples import LoadedExamples, read_questions
 from qa_flax.data.rejected import ExampleError
 
-SUFFIX = ".jsonl"
 _KEYS = ("score", "confidence", "start", "end", "context")
 """The entries of the best answer that a line has, as far as there are, after its text."""
 
 
-# ---- arguments -----------------------------------------------------------------------------------
-
-
-def check_output(output: str, overwrite: bool) -> None:
-    """Refuse an output that is no `.jsonl` file, or exists.
-
-    Raises:
-        ValueError: says what to do instead.
-    """
-    if Path(output).suffix.lower() != SUFFIX:
-        raise ValueError(
-            f"--output is {output}, but answers are written as JSON Lines; give a name that ends "
-            f"in {SUFFIX} (pandas.read_json(..., lines=True) reads it, and writes other formats)"
-        )
-    path = storage.path(output)
-    if path.is_dir():
-        raise ValueError(f"--output {output} is a folder; give the name of a file")
-    if path.exists() and not overwrite:
-        raise ValueError(
-            f"--output {output} exists already; add --overwrite_output to replace it, or give "
-            "another name"
-        )
-
-
-def refuse_sources(output: str, sources: Sequence[str | None]) -> None:
-    """Refuse an output that would replace what is read.
-
-    Raises:
-        ValueError: names it.
-    """
-    targets = {_resolved(output), _resolved(output + storage.PARTIAL_SUFFIX)}
-    for source in sources:
-        if source is not None and _resolved(source) in targets:
-            raise ValueError(
-                f"--output {output} would overwrite {source}, which is read; give another name"
-            )
-
-
-def _resolved(name: str) -> str:
-    return name if storage.is_remote(name) else os.path.realpath(os.path.expanduser(name))
+# ---- questions -----------------------------------------------------------------------------------
 
 
 def read_rows(args: argparse.Namespace, questions: list[str] | None = None) -> LoadedExamples:
@@ -85,15 +44,18 @@ def read_rows(args: argparse.Namespace, questions: list[str] | None = None) -> L
             warn=warn,
         )
     except ExampleError as error:
-        if not (needs_context and "context" in str(error)):
-            raise
-        raise ExampleError(
-            f"{error}\nQuestions without a context of their own are asked of --context."
-        ) from error
+        hint = ""
+        if needs_context and "context" in str(error):
+            hint = "\nQuestions without a context of their own are asked of --context."
+        elif str(args.input).lower().endswith(".txt"):
+            hint = "\nA text file with a question in each line is piped: qa-flax answer ... < FILE"
+        raise ExampleError(f"{error}{hint}") from error
+    path = storage.path(rejected_file(args.output))
     if rows.rejected:
-        path = storage.path(f"{args.output.removesuffix(SUFFIX)}.rejected{SUFFIX}")
         storage.write_text(path, rows.rejected_lines())
         print(f"The rows that are left out, with the reasons: {path}", file=sys.stderr)
+    elif args.bad_rows == "skip":
+        path.unlink(missing_ok=True)  # of an earlier attempt
     return rows
 
 
@@ -144,11 +106,11 @@ def answer_questions(
                 file=sys.stderr,
             )
         raise
-    seconds = time.monotonic() - started
+    seconds = max(time.monotonic() - started, 1e-9)
     none = f", {unanswered:,} of them without an answer" if unanswered else ""
     print(
-        f"{total:,} questions in {seconds:.1f} s ({total / max(seconds, 1e-9):.1f} per second)"
-        f"{none}: {output}",
+        f"{total:,} question{'s' * (total != 1)} in {seconds:.1f} s "
+        f"({total / seconds:.1f} per second){none}: {output}",
         file=sys.stderr,
     )
 

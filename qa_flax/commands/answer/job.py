@@ -1,4 +1,4 @@
-"""The work of `qa-flax answer`: check the arguments, load texts and model, answer the questions."""
+"""The work of `qa-flax answer`: load texts, questions and model, and answer the questions."""
 
 import argparse
 import sys
@@ -7,12 +7,7 @@ from typing import Any
 from qa_flax import storage
 from qa_flax.answering.answerer import QuestionAnswerer
 from qa_flax.answering.calibrating import read_calibration
-from qa_flax.commands.answer.batch import (
-    answer_questions,
-    check_output,
-    read_rows,
-    refuse_sources,
-)
+from qa_flax.commands.answer.batch import answer_questions, read_rows
 from qa_flax.commands.answer.progress import Progress
 from qa_flax.commands.answer.prompt import Asker, ask, piped_questions
 from qa_flax.commands.answer.texts import Texts, read_texts
@@ -22,20 +17,7 @@ from qa_flax.data.tokenizer_checks import fast_backend
 from qa_flax.data.tokens import encode_distinct, plain_encoding
 from qa_flax.device import parallel
 from qa_flax.models.model import AutoModelForQuestionAnswering
-from qa_flax.ranges import Range, at_least
 from qa_flax.train.tokenizer_fit import load_fitting_tokenizer, position_limit
-
-_COUNT = at_least(1).or_none()
-_RANGES = {
-    "top_k": _COUNT,
-    "answers": _COUNT,
-    "threshold": Range("a number from 0 to 1", lambda v: 0 <= v <= 1, is_optional=True),
-    "doc_stride": at_least(0).or_none(),
-    "max_answer_len": _COUNT,
-    "max_seq_len": _COUNT,
-    "max_question_len": _COUNT,
-    "batch_size": _COUNT,
-}
 
 
 def run(args: argparse.Namespace) -> None:
@@ -46,7 +28,6 @@ def run(args: argparse.Namespace) -> None:
         OSError: the answers cannot be written.
     """
     with usage_errors(ValueError, OSError):
-        _check(args)
         texts = None if args.context is None else read_texts(args.context)
         _check_normalize(args, texts)
         rows = None if args.output is None else _rows(args)
@@ -74,60 +55,7 @@ def _rows(args: argparse.Namespace) -> LoadedExamples:
     return read_rows(args, list(args.question or piped_questions()))
 
 
-# ---- arguments -----------------------------------------------------------------------------------
-
-
-def _check(args: argparse.Namespace) -> None:
-    """Refuse values that are not allowed, and arguments that do not go together.
-
-    Raises:
-        ValueError: says what to do instead.
-    """
-    problems = [
-        f"--{name} is {value}; it must be {range_.allowed}"
-        for name, range_ in _RANGES.items()
-        if not range_.contains(value := getattr(args, name))
-    ]
-    if problems:
-        raise ValueError("; ".join(problems))
-    if args.answers is not None and args.top_k is not None:
-        raise ValueError(
-            "--answers and --top_k both say how many answers to give; use --answers for answers "
-            "that do not overlap, or --top_k for the pipeline's"
-        )
-    if args.threshold is not None and args.answers is None:
-        raise ValueError("--threshold selects among the answers of --answers; add that, too")
-    _check_questions(args)
-    if args.output is not None:
-        check_output(args.output, args.overwrite_output)
-        refuse_sources(args.output, [args.input, *(args.context or ())])
-
-
-def _check_questions(args: argparse.Namespace) -> None:
-    if args.input is not None:
-        if args.question is not None:
-            raise ValueError("--input and --question both give the questions; remove one of them")
-        if args.output is None:
-            raise ValueError(
-                "--input needs --output, the name of a .jsonl file for the answers; to see answers "
-                "here, use --question, or pipe the questions, one in each line"
-            )
-        return
-    flags = ["bad_rows", *(f"{column}_column" for column in ("question", "context", "id"))]
-    if given := [f"--{flag}" for flag in flags if getattr(args, flag) is not None]:
-        raise ValueError(f"{', '.join(given)} says how to read --input; add that, or remove it")
-    if args.context is None:
-        raise ValueError(
-            "no text to ask about: give a file or a folder with --context, or --input with "
-            "questions that have their contexts"
-        )
-    if args.output is None and args.overwrite_output:
-        raise ValueError("--overwrite_output has no effect without --output")
-    if args.output is not None and args.question is None and sys.stdin.isatty():
-        raise ValueError(
-            "--output needs questions: give a file of them with --input, or --question, or pipe "
-            "them, one in each line"
-        )
+# ---- loading -------------------------------------------------------------------------------------
 
 
 def _check_normalize(args: argparse.Namespace, texts: Texts | None) -> None:
@@ -136,9 +64,6 @@ def _check_normalize(args: argparse.Namespace, texts: Texts | None) -> None:
             "--normalize says how the confidences of several contexts are normalized, but there is "
             "only one; remove it, or give several files or a folder with --context"
         )
-
-
-# ---- loading -------------------------------------------------------------------------------------
 
 
 def _load(args: argparse.Namespace, progress: Progress) -> QuestionAnswerer:
@@ -158,7 +83,7 @@ def _load(args: argparse.Namespace, progress: Progress) -> QuestionAnswerer:
         tokenizer = load_fitting_tokenizer(
             model, source, args.tokenizer_name, base_model=base, argument=TOKENIZER_ARGUMENT, **hub
         )
-        calibration = read_calibration(None, source, hub)
+        calibration = read_calibration(args.calibration, source, hub)
     limit = position_limit(model)
     if args.max_seq_len is not None and limit is not None and args.max_seq_len > limit:
         raise ValueError(

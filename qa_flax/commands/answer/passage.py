@@ -1,5 +1,6 @@
 """The passage around an answer, for a terminal: marked, cut at words and wrapped (host, text)."""
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ _CONTROLS = re.compile(
     "\x1b\\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069]"
 )
 _JOINER = "\u200d"
+_VIRAMA = 9  # the class of signs that join the letters of India's scripts
 
 
 class Marks(NamedTuple):
@@ -54,9 +56,9 @@ def passage(context: str, start: int, end: int, width: int, marks: Marks = BRACK
         ['Ada wrote the first', 'program in [[1843]].']
     """
     margin = min(MARGIN, 3 * width // 2)
-    while 0 < start < len(context) and _combines(context, start - 1, start):
+    while _combines(context, start):
         start -= 1
-    while 0 < end < len(context) and _combines(context, end - 1, end):
+    while _combines(context, end):
         end += 1
     cells = [
         *_side(context[max(0, start - 4 * margin) : start], margin, is_left=True),
@@ -93,21 +95,25 @@ def _clusters(text: str) -> Iterator[str]:
     """Yield characters with what combines with them."""
     first = 0
     for n in range(1, len(text) + 1):
-        if n == len(text) or not _combines(text, first, n):
+        if not _combines(text, n):
             yield text[first:n]
             first = n
 
 
-def _combines(text: str, first: int, n: int) -> bool:
-    """Whether the character `n` is drawn together with those from `first` on."""
+def _combines(text: str, n: int) -> bool:
+    """Whether the character `n` is drawn together with the one before it."""
+    if not 0 < n < len(text):
+        return False
     before, this = text[n - 1], text[n]
     if this < "\u0300":
         return this == "\n" and before == "\r"
-    if _is_flag(this) and _is_flag(before):
-        return n - first == 1  # two letters make a flag
+    if _is_flag(this) and _is_flag(before):  # two letters make a flag
+        letters = itertools.takewhile(_is_flag, (text[k] for k in range(n - 1, -1, -1)))
+        return sum(1 for _ in letters) % 2 == 1
     is_modifier = "\U0001f3fb" <= this <= "\U0001f3ff"  # the colour of a skin
     is_mark = unicodedata.category(this) in ("Mn", "Me", "Mc") or this in (_JOINER, "\u200c")
-    return is_mark or is_modifier or before == _JOINER or _is_vowel_of_syllable(before, this)
+    is_joined = before == _JOINER or unicodedata.combining(before) == _VIRAMA
+    return is_mark or is_modifier or is_joined or _is_vowel_of_syllable(before, this)
 
 
 def _is_flag(character: str) -> bool:
@@ -202,8 +208,9 @@ def _parts(cells: list[_Cell]) -> Iterator[list[_Cell]]:
 def _may_break(before: _Cell, after: _Cell) -> bool:
     if " " in (before.text, after.text):
         return True
-    is_wide = before.width == 2 or after.width == 2
-    return is_wide and unicodedata.category(after.text[0])[0] != "P"
+    ends, begins = unicodedata.category(before.text[-1]), unicodedata.category(after.text[0])
+    is_wide = before.width >= 2 or after.width >= 2  # a marked one is wider
+    return is_wide and ends not in ("Ps", "Pi") and begins not in ("Pe", "Pf", "Po")
 
 
 def _trimmed(line: list[_Cell]) -> list[_Cell]:

@@ -74,13 +74,18 @@ class Asker:
 
 def _headline(answer: dict[str, Any]) -> str:
     """The answer with its figures in one line."""
-    figures = [f"{n} {answer[n]:.4f}" for n in ("confidence", "score") if n in answer]
+    names = [name for name in ("confidence", "score") if name in answer]
+    figures = [f"{name} {_rounded(answer[name])}" for name in names]
     if not answer["answer"]:
         return f"(no answer)  {', '.join(figures)}"
     place = f"characters {answer['start']}-{answer['end']}"
     if answer.get("context") is not None:
         place = f"{shown(answer['context'])}, {place}"
     return f"{shown(answer['answer'])}  {', '.join(figures)}, {place}"
+
+
+def _rounded(number: float) -> str:
+    return f"{number:.4f}" if number >= 0.001 or not number else f"{number:.1e}"
 
 
 # ---- questions -----------------------------------------------------------------------------------

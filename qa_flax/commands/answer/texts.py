@@ -105,11 +105,11 @@ def _texts_of_folder(name: str, folder: Path) -> dict[str, tuple[Path, str]]:
             first_few(problems, separator="\n  - "),
         )
     if not texts:
-        found = f"; it has {len(others)} other files: {first_few(others)}" if others else ""
+        found = f" (other files: {first_few(others)})" if others else ""
         which = f"no {kinds} file that can be read" if problems else f"no {kinds} files"
         raise ExampleError(
-            f"--context {name}: this folder has {which}{found}. Give the files by their names if "
-            "they are plain texts."
+            f"--context {name}: this folder has {which}{found}; give files of plain text by their "
+            "names, or another folder"
         )
     return texts
 
