@@ -118,6 +118,40 @@ def replacing(file: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+PARTIAL_SUFFIX = ".partial"
+
+
+@contextmanager
+def completing(file: AnyPath) -> Iterator[Path]:
+    """A context with a local path whose file becomes `file` on exit.
+
+    Meanwhile it is `{file}.partial`, and stays there after an exception, for what was written is
+    worth keeping; but not if that is nothing. For a URL it is uploaded on exit, under one of the
+    two names.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(file.name + PARTIAL_SUFFIX)
+    if not is_remote(file):
+        try:
+            yield partial
+        except BaseException:
+            if partial.exists() and not partial.stat().st_size:
+                partial.unlink()
+            raise
+        os.replace(partial, file)
+        return
+    with tempfile.TemporaryDirectory(prefix="qa_flax-") as folder:
+        local = Path(folder) / file.name
+        try:
+            yield local
+        except BaseException:
+            if local.exists() and local.stat().st_size:
+                copy(local, partial)
+            raise
+        copy(local, file)
+        partial.unlink(missing_ok=True)  # of an earlier attempt
+
+
 # What the first bytes of a file say that it is, if it took the place of another, and what to do.
 _FOREIGN = (
     ((b"version https://git-lfs",), "a pointer of Git LFS", "run `git lfs pull` in its folder"),

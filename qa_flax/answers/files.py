@@ -1,13 +1,15 @@
 """Stage 6 of 7: answers -> the JSON files that Hugging Face's scripts write (host, strings).
 
 Each file is an entry of `FILES`. Its bytes are those of `json.dumps(..., indent=4)` plus a newline.
+The spans with their characters are in a file of their own (`spans.json`), because Hugging Face's
+n-best list has none and its bytes are compared.
 """
 
 import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -38,8 +40,8 @@ class OutputFile(NamedTuple):
     name: str
     """The file name without prefix and `.json`."""
 
-    only_v2: bool
-    """Whether the file is written only with `version_2_with_negative`."""
+    argument: str | None
+    """The argument of `postprocess_qa_predictions` that it is written with; None: always."""
 
     values: Callable[[Chunk, list[str], ChunkAnswers], Iterable[str]]
     """Return the values of a chunk's examples as JSON, from their spans, contexts and answers."""
@@ -52,35 +54,33 @@ def _answers(chunk: Chunk, contexts: list[str], answers: ChunkAnswers) -> Iterat
 
 def _nbest_lists(chunk: Chunk, contexts: list[str], answers: ChunkAnswers) -> Iterator[str]:
     """Yield the n-best list of each example as JSON."""
-    spans, bounds = chunk.spans, chunk.bounds.tolist()
-    probabilities = _probabilities(spans.scores, chunk.bounds).tolist()
-    placeholders = dict.fromkeys(np.flatnonzero(answers.has_placeholder).tolist(), "")
-    for i in placeholders:
-        lo, hi = bounds[i : i + 2]
-        probability, *probabilities[lo:hi] = _probabilities_with_placeholder(spans.scores[lo:hi])
-        placeholders[i] = _PLACEHOLDER % _numbers([probability])[0]
-    texts = [
-        contexts[owner][first:last]
-        for owner, first, last in zip(spans.owner.tolist(), *spans.chars.T.tolist(), strict=True)
-    ]
-    if answers.strip:
-        texts = map(str.strip, texts)
-    entries = [
-        _ENTRY % entry
-        for entry in zip(
-            _repeated_numbers(spans.start_logits),
-            _repeated_numbers(spans.end_logits),
-            map(_quote, texts),
-            _numbers(probabilities),
-            strict=True,
-        )
-    ]
-    for i, (lo, hi) in enumerate(itertools.pairwise(bounds)):
-        example_entries = entries[lo:hi]
+    spans = chunk.spans
+    probabilities, placeholders = _probability_texts(chunk, answers)
+    columns = (
+        _repeated_numbers(spans.start_logits),
+        _repeated_numbers(spans.end_logits),
+        map(_quote, _texts(chunk, contexts, answers)),
+        probabilities,
+    )
+    entries = [_ENTRY % entry for entry in zip(*columns, strict=True)]
+    for i, example_entries in enumerate(_by_example(entries, chunk)):
         if i in placeholders:
-            example_entries.insert(0, placeholders[i])
-        block = ",\n".join(example_entries)
-        yield f"[\n{block}\n    ]" if block else "[]"
+            example_entries.insert(0, _PLACEHOLDER % placeholders[i])
+        yield _json_list(example_entries)
+
+
+def _span_lists(chunk: Chunk, contexts: list[str], answers: ChunkAnswers) -> Iterator[str]:
+    """Yield the spans of each example's n-best list with their characters, as JSON.
+
+    The null prediction is "" at 0. Hugging Face's placeholder "empty", which stands for no span, is
+    left out.
+    """
+    texts, starts = _texts(chunk, contexts, answers), _start_chars(chunk, contexts, answers)
+    ends = [start + len(text) for start, text in zip(starts, texts, strict=True)]
+    probabilities, _ = _probability_texts(chunk, answers)
+    columns = (map(_quote, texts), starts, ends, probabilities)
+    entries = [_SPAN % entry for entry in zip(*columns, strict=True)]
+    return map(_json_list, _by_example(entries, chunk))
 
 
 def _null_odds(chunk: Chunk, contexts: list[str], answers: ChunkAnswers) -> list[str]:
@@ -90,9 +90,10 @@ def _null_odds(chunk: Chunk, contexts: list[str], answers: ChunkAnswers) -> list
 
 
 FILES = (
-    OutputFile("predictions", False, _answers),
-    OutputFile("nbest_predictions", False, _nbest_lists),
-    OutputFile("null_odds", True, _null_odds),
+    OutputFile("predictions", None, _answers),
+    OutputFile("nbest_predictions", None, _nbest_lists),
+    OutputFile("null_odds", "version_2_with_negative", _null_odds),
+    OutputFile("spans", "save_spans", _span_lists),
 )
 
 Write = Callable[[list, Chunk, list[str], ChunkAnswers], None]
@@ -100,17 +101,24 @@ Write = Callable[[list, Chunk, list[str], ChunkAnswers], None]
 
 
 @contextmanager
-def answer_files(folder: str | os.PathLike, prefix: str | None, v2: bool) -> Iterator[Write]:
+def answer_files(
+    folder: str | os.PathLike, prefix: str | None, arguments: Collection[str]
+) -> Iterator[Write]:
     """Open the output files in `folder` and yield a function that adds a chunk to all of them.
 
     The files appear when the context exits. After an error, existing files are unchanged.
+
+    Args:
+        folder: an existing local folder.
+        prefix: prepends `{prefix}_` to the names of the files.
+        arguments: which of the arguments that decide about a file (`OutputFile.argument`) are set.
     """
     stem = "" if prefix is None else f"{prefix}_"
     with ExitStack() as stack:
         objects = [
             (file, stack.enter_context(_json_object(Path(folder) / f"{stem}{file.name}.json")))
             for file in FILES
-            if v2 or not file.only_v2
+            if file.argument is None or file.argument in arguments
         ]
 
         def write(ids: list, chunk: Chunk, contexts: list[str], answers: ChunkAnswers) -> None:
@@ -161,6 +169,56 @@ _PLACEHOLDER = """\
             "end_logit": 0.0,
             "probability": %s
         }"""
+_SPAN = """\
+        {
+            "text": %s,
+            "start": %d,
+            "end": %d,
+            "score": %s
+        }"""
+
+
+def _by_example(entries: list[str], chunk: Chunk) -> Iterator[list[str]]:
+    """Yield the entries of each example's spans."""
+    return (entries[lo:hi] for lo, hi in itertools.pairwise(chunk.bounds.tolist()))
+
+
+def _json_list(entries: list[str]) -> str:
+    """Join the entries of an example as a JSON list."""
+    block = ",\n".join(entries)
+    return f"[\n{block}\n    ]" if block else "[]"
+
+
+def _texts(chunk: Chunk, contexts: list[str], answers: ChunkAnswers) -> list[str]:
+    """Return the text of every span."""
+    owners, chars = chunk.spans.owner.tolist(), chunk.spans.chars.tolist()
+    texts = [contexts[i][first:last] for i, (first, last) in zip(owners, chars, strict=True)]
+    return list(map(str.strip, texts)) if answers.strip else texts
+
+
+def _start_chars(chunk: Chunk, contexts: list[str], answers: ChunkAnswers) -> list[int]:
+    """Return where the text of every span begins in its context, after whitespace if stripped."""
+    owners, chars = chunk.spans.owner.tolist(), chunk.spans.chars.tolist()
+    starts = []
+    for i, (first, last) in zip(owners, chars, strict=True):
+        start = min(first, len(contexts[i]))  # offsets of a script may be beyond the text
+        if answers.strip:
+            text = contexts[i][start:last]
+            rest = text.lstrip()
+            start += len(text) - len(rest) if rest else 0
+        starts.append(start)
+    return starts
+
+
+def _probability_texts(chunk: Chunk, answers: ChunkAnswers) -> tuple[list[str], dict[int, str]]:
+    """Return every span's probability as JSON, and those of the placeholders by example."""
+    scores, bounds = chunk.spans.scores, chunk.bounds
+    probabilities, placeholders = _probabilities(scores, bounds).tolist(), {}
+    for i in np.flatnonzero(answers.has_placeholder).tolist():
+        lo, hi = bounds[i : i + 2].tolist()
+        probability, *probabilities[lo:hi] = _probabilities_with_placeholder(scores[lo:hi])
+        placeholders[i] = _numbers([probability])[0]
+    return _numbers(probabilities), placeholders
 
 
 def _probabilities(scores: np.ndarray, bounds: np.ndarray) -> np.ndarray:

@@ -71,6 +71,7 @@ def postprocess_qa_predictions(
     log_level: int = logging.WARNING,
     is_world_process_zero: bool = True,
     hf_compatible: bool = True,
+    save_spans: bool = False,
 ) -> "OrderedDict[Any, str]":
     """Turn the logits of all windows into one answer per example; optionally write HF's files.
 
@@ -99,13 +100,15 @@ def postprocess_qa_predictions(
             written; Hugging Face's function writes them in every process.
         hf_compatible: reproduce the defects of Hugging Face's function, listed in the docstring
             of this module.
+        save_spans: also write `spans.json`, the n-best lists as `{"text", "start", "end", "score"}`
+            by id: `context[start:end]` is the text, in code points; the score is the probability.
 
     Returns:
         The answer to each example by id, in the order of `examples`.
 
     Raises:
-        ValueError: the number of windows, a shape, a column or an id does not match the others, or
-            `n_best_size` or `max_answer_length` is below 1.
+        ValueError: the number of windows, a shape, a column or an id does not match the others,
+            `n_best_size` or `max_answer_length` is below 1, or `save_spans` has no `output_dir`.
         OSError: `output_dir` is not a folder.
 
     Example:
@@ -119,6 +122,7 @@ def postprocess_qa_predictions(
         >>> postprocess_qa_predictions(examples, features, (start_logits, end_logits))["q0"]
         'Paris'
     """
+    _check_save_spans(save_spans, output_dir)
     return find_answers(
         examples,
         features,
@@ -126,6 +130,7 @@ def postprocess_qa_predictions(
         SearchSettings(version_2_with_negative, n_best_size, max_answer_length, hf_compatible),
         null_score_diff_threshold,
         output_dir=output_dir if is_world_process_zero else None,
+        save_spans=save_spans and is_world_process_zero,
         prefix=prefix,
         log_level=log_level if is_world_process_zero else max(log_level, logging.WARNING),
     ).texts
@@ -154,6 +159,7 @@ def find_answers(
     output_dir: str | os.PathLike | None = None,
     prefix: str | None = None,
     log_level: int = logging.WARNING,
+    save_spans: bool = False,
 ) -> Answers:
     """Do the work of `postprocess_qa_predictions`; also return the best texts and null odds.
 
@@ -161,6 +167,7 @@ def find_answers(
     """
     logger.setLevel(log_level)
     _check_arguments(settings, null_score_diff_threshold, output_dir)
+    _check_save_spans(save_spans, output_dir)
     windows, example_table = span_source(features), example_source(examples)
     predictions = _check_predictions(predictions, len(windows), settings)
     ids = example_table.ids()
@@ -175,8 +182,9 @@ def find_answers(
         write = None
         if output_dir is not None:
             folder = stack.enter_context(storage.output_folder(output_dir))
-            files = answer_files(folder, prefix, settings.version_2_with_negative)
-            write = stack.enter_context(files)
+            chosen = settings._asdict() | {"save_spans": save_spans}
+            arguments = [name for name, is_set in chosen.items() if is_set]
+            write = stack.enter_context(answer_files(folder, prefix, arguments))
         for search in make_searches(ids, windows, predictions, settings):
             missing += [ids[row] for row in search.without_windows().tolist()]
             contexts = example_table.contexts(search.examples)
@@ -324,6 +332,14 @@ def _check_arguments(
         return  # a bucket has no empty folders: writing a file creates its folder
     if not Path(output_dir).is_dir():
         raise OSError(f"output_dir {str(output_dir)!r} is not a folder: create it first")
+
+
+def _check_save_spans(save_spans: bool, output_dir: str | os.PathLike | None) -> None:
+    if save_spans and output_dir is None:
+        raise ValueError(
+            "save_spans=True writes spans.json, but output_dir is None; give output_dir a folder, "
+            "or leave save_spans out"
+        )
 
 
 def _check_distinct(ids: list) -> None:

@@ -319,6 +319,13 @@ class DataArguments:
             'defects, such as the answer "empty".'
         },
     )
+    save_spans: bool = field(
+        default=False,
+        metadata={
+            "help": "Also write eval_spans.json and predict_spans.json: the spans of the n-best "
+            "lists with their start and end in the context, in characters."
+        },
+    )
 
     calibrate: bool = field(
         default=False,

@@ -5,6 +5,9 @@ from contextlib import contextmanager
 
 from qa_flax.commands.wording import in_flags
 
+TOKENIZER_ARGUMENT = "--tokenizer_name"
+BASE_ARGUMENT = "--base_model_name_or_path"
+
 
 class UsageError(ValueError):
     """The user's input is invalid; the message says how to fix it, so no traceback is printed."""
@@ -24,3 +27,20 @@ def usage_errors(*kinds: type[Exception]) -> Iterator[None]:
         raise
     except kinds as error:
         raise UsageError(in_flags(str(error))) from error
+
+
+@contextmanager
+def model_errors() -> Iterator[None]:
+    """Turn exceptions of loading a model and its tokenizer into `UsageError`.
+
+    Raises:
+        UsageError: with the original message in the words of the command line.
+    """
+    from qa_flax.models.lora import GIVE_BASE  # imported here because it is slow
+
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        text = str(error).removesuffix(", or pass calibration=Calibration() to do without")
+        text = text.replace(GIVE_BASE, GIVE_BASE.replace("base_model=", BASE_ARGUMENT))
+        raise UsageError(text.replace("base_model=", f"{BASE_ARGUMENT} ")) from error

@@ -18,11 +18,13 @@ _FLAGS = {
     "id_column": "id_column",
 }
 # Those whose names are no words of their own, so that they are also translated without a value.
-_NAMES = (
+_NUMBERS = (
     *("max_seq_length", "doc_stride", "max_answer_length"),
-    *(name for name in _FLAGS if name.endswith("_column")),
+    *("top_k", "max_seq_len", "max_answer_len", "max_question_len"),  # of `qa-flax answer`
 )
+_NAMES = (*_NUMBERS, *(name for name in _FLAGS if name.endswith("_column")))
 
+_NUMBER = re.compile(rf"(?<![-\w])({'|'.join(_NUMBERS)})=(\d+)")
 _TEXT_VALUE = re.compile(rf"(?<![-\w])({'|'.join(_FLAGS)})=([\"'])([^\"'\n]+)\2")
 _TRUE = re.compile(rf"(?<![-\w])({'|'.join(_FLAGS)})=True\b")
 _NAME = re.compile(rf"(?<![-\w])({'|'.join(_NAMES)})(?![\w=])")
@@ -31,5 +33,6 @@ _NAME = re.compile(rf"(?<![-\w])({'|'.join(_NAMES)})(?![\w=])")
 def in_flags(message: str) -> str:
     """Return a message of the library with the command line's names of its arguments."""
     message = _TEXT_VALUE.sub(lambda m: f"--{_FLAGS[m[1]]} {m[3]}", message)
+    message = _NUMBER.sub(r"--\1 \2", message)
     message = _TRUE.sub(lambda m: f"--{_FLAGS[m[1]]}", message)
     return _NAME.sub(r"--\1", message)

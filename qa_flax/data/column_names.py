@@ -24,6 +24,8 @@ CANONICAL = (
 """The columns that are read."""
 CHOSEN = ("question", "context", "answers", "id")
 """The columns whose names the user can give, with `question_column=` and so on."""
+TEXTS = ("question", "context")
+"""The columns that a row needs to be asked, and to be trained on."""
 
 _OTHER_NAMES = {
     "answer": "answers",
@@ -60,7 +62,7 @@ class ColumnNames:
         source: what messages call the source.
         chosen: the source's own names of some of `CHOSEN`, by these.
         optional: those of `chosen` that the source need not have.
-        needs_text: whether a source without questions or without contexts is refused.
+        needs: those of `TEXTS` without which a source is refused.
     """
 
     def __init__(
@@ -69,10 +71,10 @@ class ColumnNames:
         chosen: Mapping[str, str | None] | None = None,
         *,
         optional: Collection[str] = (),
-        needs_text: bool = True,
+        needs: Collection[str] = TEXTS,
     ):
         self._optional = optional
-        self.source, self.needs_text = source, needs_text
+        self.source, self.needs = source, frozenset(needs)
         self.chosen = {key: name for key, name in (chosen or {}).items() if name is not None}
         self._by_keys: dict[tuple[Any, ...], dict[Any, str]] = {}
         self._kinds: dict[tuple[Any, ...], frozenset[str]] = {}
@@ -198,19 +200,20 @@ def _are_answer(names: list[Any], column: str) -> bool:
     return all(name == column or str(name).strip().lower() == "answer" for name in names)
 
 
-def require(source: str, rows: list[Row], hint: str = "") -> None:
+def require(source: str, rows: list[Row], hint: str = "", needs: Collection[str] = TEXTS) -> None:
     """Refuse rows of which none has a question, or none a context.
 
     Args:
         source: what messages call the source.
         rows: renamed rows.
         hint: the next step, if it is not to name the columns.
+        needs: those of `TEXTS` that are required.
 
     Raises:
         ExampleError: names the columns that were found.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    missing = [column for column in ("question", "context") if column not in columns]
+    missing = [column for column in TEXTS if column in needs and column not in columns]
     if not missing:
         return
     arguments = " and ".join(f'{argument(column)}="..."' for column in missing)

@@ -94,9 +94,10 @@ def read_csv(
 
 
 def looks_like_table(text: str, columns: ColumnNames) -> bool:
-    """Whether a text begins with a header that names a question and a context."""
+    """Whether a text begins with a header that names a question and, if needed, a context."""
+    needs = columns.needs or {"question", "context"}
     first = re.split(r"[\r\n]", text[:2000].lstrip("\ufeff"), maxsplit=1)[0]
-    return any({"question", "context"} <= columns.kinds(first.split(d)) for d in DELIMITERS)
+    return any(needs <= columns.kinds(first.split(d)) for d in DELIMITERS)
 
 
 # ---- header and dialect --------------------------------------------------------------------------

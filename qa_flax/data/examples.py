@@ -23,6 +23,7 @@ from qa_flax.data.answers import (
     read_is_impossible,
 )
 from qa_flax.data.cells import is_missing
+from qa_flax.data.column_names import TEXTS
 from qa_flax.data.messages import first_few
 from qa_flax.data.readers import ExampleError, Row, arrow_table, read
 from qa_flax.data.rejected import RejectedRow, json_lines
@@ -205,6 +206,38 @@ def read_examples(
     return _check(name, rows, rejected, misaligned, bad_rows, require_answers, warn)
 
 
+def read_questions(
+    source: Any,
+    *,
+    needs_context: bool = True,
+    bad_rows: str = "refuse",
+    columns: Mapping[str, str | None] | None = None,
+    warn: Callable[..., None] = logger.warning,
+) -> LoadedExamples:
+    """Read the questions of a source, to be answered; the answers that it has are not read.
+
+    Args:
+        source: see `load_examples`.
+        needs_context: whether a row without a context is invalid. Otherwise it has the context "".
+        bad_rows, columns, warn: see `read_examples`.
+
+    Raises:
+        FileNotFoundError: ``source`` looks like a path, but there is no such file.
+        ExampleError: the source cannot be read, or rows are invalid.
+
+    Example:
+        >>> rows = [{"question": "Who?"}, {"question": "When?", "context": "In 1843."}]
+        >>> read_questions(rows, needs_context=False).examples["context"][:]
+        ['', 'In 1843.']
+    """
+    needs = TEXTS if needs_context else ("question",)
+    optional = ("answers",) if needs_context else ("answers", "context")
+    name, rows, rejected = read(
+        source, columns=columns, optional_columns=optional, bad_rows=bad_rows, needs=needs
+    )
+    return _check(name, rows, rejected, None, bad_rows, False, warn, needs)
+
+
 def check_rows(
     name: str,
     rows: list[Row],
@@ -246,7 +279,7 @@ def read_references(
         FileNotFoundError: ``source`` looks like a path, but there is no such file.
         ExampleError: the data cannot be read, or has no answers.
     """
-    name, rows, _ = read(source, needs_text=False)
+    name, rows, _ = read(source, needs=())
     if not rows:
         raise ExampleError(f"{name}: contains no examples. Check the path.")
     if not any(column in row for row in rows for column in ANSWER_COLUMNS):
@@ -304,15 +337,16 @@ def _check(
     name: str,
     rows: list[Row],
     rejected: list[RejectedRow],
-    misaligned: str,
+    misaligned: str | None,  # None: the answers are not read
     bad_rows: str | None,  # None: refused, and there is no choice
     require_answers: bool,
     warn: Callable[..., None],
+    needs: Collection[str] = TEXTS,
 ) -> LoadedExamples:
     if not rows and not rejected:
         raise ExampleError(f"{name}: contains no examples. Check the path and the split.")
     if rows:
-        _require_columns(name, rows, require_answers)
+        _require_columns(name, rows, require_answers, needs)
     skips, can_skip = bad_rows == "skip", bad_rows is not None
     report = Report(name, len(rows), skips=skips, can_skip=can_skip, unread=rejected)
     columns: dict[str, list[Any]] = {key: [] for key in FEATURES}
@@ -320,7 +354,7 @@ def _check(
     says_none = False
     for number, row in enumerate(rows):
         row_report = report.row(_id(row, number))
-        example = _example(row, row_report, misaligned, require_answers)
+        example = _example(row, row_report, misaligned, require_answers, needs)
         if row_report.id in ids:
             row_report.problems.append("id was already used by an earlier row")
         if not report.add(row, row_report):
@@ -329,7 +363,7 @@ def _check(
         says_none |= row_report.says_none
         for key, value in example.items():
             columns[key].append(value)
-    report.finish(misaligned, warn)
+    report.finish(misaligned or "drop", warn)
     description = f"{_CHECKED} {_KEEPS}" if misaligned == "keep" else _CHECKED
     examples = datasets.Dataset(
         pa.table(columns, schema=FEATURES.arrow_schema),
@@ -338,9 +372,11 @@ def _check(
     return LoadedExamples(name, examples, report.repaired, report.rejected, says_none)
 
 
-def _require_columns(name: str, rows: list[Row], require_answers: bool) -> None:
+def _require_columns(
+    name: str, rows: list[Row], require_answers: bool, needs: Collection[str]
+) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    missing = [column for column in ("question", "context") if column not in columns]
+    missing = [column for column in TEXTS if column in needs and column not in columns]
     if require_answers and not set(ANSWER_COLUMNS) & set(columns):
         missing.append("answers")
     if missing:
@@ -354,12 +390,19 @@ def _require_columns(name: str, rows: list[Row], require_answers: bool) -> None:
 # --- One row -------------------------------------------------------------------------------------
 
 
-def _example(row: Row, report: RowReport, misaligned: str, required: bool) -> Row:
+def _example(
+    row: Row, report: RowReport, misaligned: str | None, required: bool, needs: Collection[str]
+) -> Row:
     """Convert a row to the columns of `FEATURES`, and add what was found to `report`."""
-    context = _text(row.get("context"), "context", report)
+    context = row.get("context")
+    is_absent = is_missing(context) or (isinstance(context, str) and not context.strip())
+    has_context = "context" in needs or not is_absent
+    context = _text(context, "context", report) if has_context else ""
     question = _text(row.get("question"), "question", report)
-    answers = _answers(row, context, report, required)
-    placed = [_placed(context, answer, report, misaligned) for answer in answers if context]
+    placed: list[Answer] = []
+    if misaligned is not None:
+        answers = _answers(row, context, report, required)
+        placed = [_placed(context, answer, report, misaligned) for answer in answers if context]
     return {
         "id": report.id,
         "title": _title(row.get("title")),

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from qa_flax import storage
 from qa_flax.data.cells import plain, without_fraction
-from qa_flax.data.column_names import ColumnNames, Row, require
+from qa_flax.data.column_names import TEXTS, ColumnNames, Row, require
 from qa_flax.data.csv_files import INT32_MAX, looks_like_table, read_csv
 from qa_flax.data.hub import arrow_table, load_hub, one_split
 from qa_flax.data.json_files import Rows, object_rows, read_json, read_json_lines
@@ -55,7 +55,7 @@ def read(
     columns: Mapping[str, str | None] | None = None,
     optional_columns: Collection[str] = (),
     bad_rows: str = "refuse",
-    needs_text: bool = True,
+    needs: Collection[str] = TEXTS,
 ) -> tuple[str, list[Row], list[RejectedRow]]:
     """Read all rows of a source.
 
@@ -67,7 +67,7 @@ def read(
         columns: the source's own names of the columns question, context, answers and id, by these;
             None: as they are called here.
         optional_columns: those of `columns` that the source need not have.
-        needs_text: whether a source without questions or without contexts is refused.
+        needs: those of the columns question and context without which a source is refused.
         bad_rows: what to do with lines that are no rows. "refuse" raises; "skip" leaves them out.
 
     Returns:
@@ -82,9 +82,7 @@ def read(
     """
     if bad_rows not in BAD_ROWS:
         raise ValueError(f"bad_rows must be one of {BAD_ROWS}, got {bad_rows!r}.")
-    names = ColumnNames(
-        object_name(source), columns, optional=optional_columns, needs_text=needs_text
-    )
+    names = ColumnNames(object_name(source), columns, optional=optional_columns, needs=needs)
     found = _read(source, split, config_name, dict(kwargs or {}), names)
     name = found.name
     if found.rejected and bad_rows == "refuse":
@@ -96,8 +94,8 @@ def read(
             first_few([f'"{key}" ({count})' for key, count in found.unused_twice.items()]),
         )
     rows = found.columns.rename(found.rows)
-    if rows and needs_text:
-        require(name, rows)
+    if rows:
+        require(name, rows, needs=needs)
     return name, [cleaned(row, is_text=found.is_text) for row in rows], found.rejected
 
 
@@ -254,7 +252,7 @@ def _arrow_rows(table: pa.Table, columns: ColumnNames) -> Rows:
     names = table.column_names
     columns.check(names)
     used = columns.mapping(names)
-    if columns.needs_text and not {"question", "context"} <= set(used.values()):
+    if not columns.needs <= set(used.values()):
         # One row with all column names is enough for the error message about missing columns.
         found.rows = [dict.fromkeys(names)] * min(table.num_rows, 1)
         return found

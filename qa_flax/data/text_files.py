@@ -67,6 +67,16 @@ def unpacked(name: str, data: bytes) -> bytes:
         ExampleError: the file is empty, damaged, or nothing that holds rows; the message says what
             it is.
     """
+    data = _decompressed(name, data)
+    if data.startswith(TABLE_MAGIC):
+        return data
+    kind, step = _other_kind(data)
+    if kind:
+        raise ExampleError(f"{name} is {kind}; {step}.")
+    return data
+
+
+def _decompressed(name: str, data: bytes) -> bytes:
     if not data.strip():
         size = f"{len(data)} bytes" if not data else "only white space"
         raise ExampleError(f"{name} is empty ({size}); check that it was written or downloaded.")
@@ -79,28 +89,15 @@ def unpacked(name: str, data: bytes) -> bytes:
                     f"{name}: the {kind} file is cut off or damaged ({error}); copy or download it "
                     "again."
                 ) from error
-            return unpacked(name, content)
-    if data.startswith(TABLE_MAGIC):
-        return data
-    kind, step = _other_kind(data)
-    if kind:
-        raise ExampleError(f"{name} is {kind}; {step}.")
+            return _decompressed(name, content)
     return data
 
 
 def _other_kind(data: bytes) -> tuple[str, str]:
     """Return what a file that holds no rows is, and the next step; "" and "" if it may hold any."""
-    for magic, described in _OTHER_FILES.items():
-        if data.startswith(magic):
-            return described
-    if data.startswith(b"PK\x03\x04"):
-        return _zip_kind(data)
-    if data[257:262] == b"ustar":
-        return "a tar archive", "unpack it with `tar xf` and give one of the files in it"
-    if _PICKLE.match(data):
-        return "a Python pickle, which can run any code and is never loaded", (
-            "load it in Python and write its rows as JSON Lines or Parquet"
-        )
+    kind, step = _binary_kind(data)
+    if kind:
+        return kind, step
     if _HTML.match(data[:4096]):
         return "an HTML page, not the data itself", (
             "download the raw file (on github.com the button Raw, on huggingface.co the button "
@@ -115,6 +112,23 @@ def _other_kind(data: bytes) -> tuple[str, str]:
         text = match[0].decode("utf-8", "replace").strip()
         return f"the error message of a server ({quoted(text)}), not the data itself", (
             "check the address and download the file again"
+        )
+    return "", ""
+
+
+def _binary_kind(data: bytes) -> tuple[str, str]:
+    """Return what a file is that begins as none with text does, or a pointer to one, as above."""
+    for magic, described in _OTHER_FILES.items():
+        # A text may begin with these letters, but an ORC file ends with them, too.
+        if data.startswith(magic) and (magic != b"ORC" or data[-4:-1] == magic):
+            return described
+    if data.startswith(b"PK\x03\x04"):
+        return _zip_kind(data)
+    if data[257:262] == b"ustar":
+        return "a tar archive", "unpack it with `tar xf` and give one of the files in it"
+    if _PICKLE.match(data):
+        return "a Python pickle, which can run any code and is never loaded", (
+            "load it in Python and write its rows as JSON Lines or Parquet"
         )
     return "", ""
 
@@ -135,6 +149,38 @@ def _zip_kind(data: bytes) -> tuple[str, str]:
 
 
 # ---- text ----------------------------------------------------------------------------------------
+
+
+def plain_text(name: str, data: bytes) -> str:
+    """Return the text of a file that is itself a text, such as a document, and holds no rows.
+
+    Its line ends are kept, and a byte order mark is no part of it.
+
+    Args:
+        name: what messages call the file.
+        data: its bytes, which may be compressed with gzip, bzip2 or xz.
+
+    Raises:
+        ExampleError: the file is empty, damaged, no text, or in an encoding that is not Unicode;
+            the message says what it is.
+    """
+    data = _decompressed(name, data)
+    kind, step = _binary_kind(data)
+    if kind:
+        if not ("pointer" in kind or step.startswith("unpack")):
+            step = "give its text as a file of plain text (UTF-8)"
+        raise ExampleError(f"{name} is {kind}; {step}.")
+    no_text = f"{name} is no text; give a file of plain text in UTF-8 or UTF-16."
+    try:
+        text = decode(name, data)
+    except ExampleError as error:
+        if _has_control_bytes(data[:_SAMPLE]):
+            raise ExampleError(no_text) from error
+        raise
+    if _has_control_bytes(text[:_SAMPLE].encode()):
+        raise ExampleError(no_text)
+    return text
+
 
 # UTF-32 first: its mark begins with that of UTF-16.
 _MARKS = {
@@ -207,6 +253,11 @@ def _wide_text(data: bytes) -> str | None:
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 
 
+def _has_control_bytes(sample: bytes) -> bool:
+    """Whether bytes that no text has are more than a few."""
+    return len(_CONTROL.findall(sample)) > len(sample) / 200
+
+
 def _not_utf8(name: str, data: bytes) -> ExampleError:
     """Return an error that names the encoding, or says that the file is no text."""
     text = data.decode("utf-8", "replace")
@@ -216,7 +267,7 @@ def _not_utf8(name: str, data: bytes) -> ExampleError:
     start = error.start
     line = data.count(b"\n", 0, start) + 1
     at = f"byte 0x{data[start]:02x} in line {line}"
-    if len(_CONTROL.findall(data[:_SAMPLE])) > len(data[:_SAMPLE]) / 200:
+    if _has_control_bytes(data[:_SAMPLE]):
         return ExampleError(
             f"{name} is neither text nor Parquet ({at} is not UTF-8). Supported files: {FORMATS}."
         )

@@ -73,3 +73,58 @@ def test_examples_without_windows_are_counted_and_named(caplog, hf_compatible, v
     caplog.clear()
     postprocess_qa_predictions(EXAMPLES, FEATURES, (logits(0), logits(0)), **settings)
     assert not caplog.records
+
+
+# ---- spans with their characters -----------------------------------------------------------------
+
+
+def spans_of(folder, context, offsets, logits, **settings):
+    """The answer and the list of spans of one question with one window."""
+    rows = [{"id": "a", "context": context}]
+    features = [{"example_id": "a", "offset_mapping": [None, *offsets]}]
+    array = np.array([logits], np.float32)
+    settings |= {"output_dir": folder, "save_spans": True}
+    answers = postprocess_qa_predictions(rows, features, (array, array), **settings)
+    return answers["a"], json.loads((folder / "spans.json").read_text())["a"]
+
+
+def test_white_space_is_cut_off_and_the_offsets_move_with_it(tmp_path):
+    context, offsets = "🙂 \u00a0Åse \r\n", [(0, 1), (1, 7), (7, 10)]
+    settings = {"max_answer_length": 1, "n_best_size": 3}
+    for compatible, expected in [
+        (True, [(" \u00a0Åse ", 1, 7), ("🙂", 0, 1), ("\r\n", 7, 9)]),
+        (False, [("Åse", 3, 6), ("🙂", 0, 1), ("", 7, 7)]),
+    ]:
+        _, found = spans_of(
+            tmp_path, context, offsets, [0, 2, 3, 1], hf_compatible=compatible, **settings
+        )
+        assert [(span["text"], span["start"], span["end"]) for span in found] == expected
+        assert all(context[span["start"] : span["end"]] == span["text"] for span in found)
+        assert sum(span["score"] for span in found) == pytest.approx(1)
+
+
+def test_the_null_prediction_is_nothing_at_0_and_the_placeholder_is_no_span(tmp_path):
+    offsets = [(0, 3), (4, 8)]
+    logits = [9, 1, 2]
+    answer, found = spans_of(tmp_path, CONTEXT, offsets, logits, version_2_with_negative=True)
+    assert answer == ""
+    assert [(span["text"], span["start"], span["end"]) for span in found] == [
+        ("", 0, 0),
+        ("mill", 4, 8),
+        ("The mill", 0, 8),
+        ("The", 0, 3),
+    ]
+    answer, found = spans_of(tmp_path, CONTEXT, [None, None], [9, 1, 2])
+    assert (answer, found) == ("empty", [])
+
+
+def test_spans_without_a_folder_are_refused():
+    pair = (logits(0), logits(0))
+    with pytest.raises(ValueError, match=r"save_spans=True .* output_dir is None; give"):
+        postprocess_qa_predictions(EXAMPLES, FEATURES, pair, save_spans=True)
+
+
+def test_only_the_main_process_writes_spans(tmp_path):
+    settings = {"output_dir": tmp_path, "save_spans": True, "is_world_process_zero": False}
+    postprocess_qa_predictions(EXAMPLES, FEATURES, (logits(0), logits(0)), **settings)
+    assert not list(tmp_path.iterdir())

@@ -144,6 +144,38 @@ def test_random_cases_equal_the_oracle(tmp_path, block):
     assert compared >= 30
 
 
+@pytest.mark.parametrize("compatible", [True, False])
+def test_the_file_of_spans_has_the_entries_of_the_n_best_list(tmp_path, monkeypatch, compatible):
+    """The same texts and probabilities in the same order, and the text is where the file says."""
+    monkeypatch.setattr(spans, "CHUNK_WINDOWS", 3)
+    moved = placeholders = 0
+    for seed in range(5000, 5040):
+        rows, features, predictions, settings = case(seed)
+        settings |= {"hf_compatible": compatible, "output_dir": tmp_path, "prefix": None}
+        answers = postprocess_qa_predictions(rows, features, predictions, **settings)
+        names = ("predictions.json", "nbest_predictions.json")
+        before = [(tmp_path / name).read_bytes() for name in names]
+        settings |= {"save_spans": True}
+        assert postprocess_qa_predictions(rows, features, predictions, **settings) == answers
+        assert [(tmp_path / name).read_bytes() for name in names] == before
+        text = (tmp_path / "spans.json").read_text()
+        lists, nbest = json.loads(text), json.loads(before[1])
+        assert text == json.dumps(lists, indent=4) + "\n"
+        assert list(lists) == list(nbest)
+        for row in rows:
+            entries, context = nbest[row["id"]], row["context"]
+            if entries and next(iter(entries[0])) == "text":  # the placeholder
+                placeholders += 1
+                del entries[0]
+            for span, entry in zip(lists[row["id"]], entries, strict=True):
+                assert list(span) == ["text", "start", "end", "score"]
+                assert (span["text"], span["score"]) == (entry["text"], entry["probability"])
+                assert context[span["start"] : span["end"]] == span["text"]
+                moved += context[: span["start"]].endswith(" ") and len(span["text"]) > 0
+    assert moved
+    assert bool(placeholders) == compatible
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 5])
 def test_chunk_sizes_do_not_change_the_result(tmp_path, monkeypatch, chunk):
     monkeypatch.setattr(spans, "CHUNK_WINDOWS", chunk)

@@ -156,6 +156,8 @@ def test_finished_folds_are_not_mixed_with_other_settings(checkpoint, data, fini
     assert "--overwrite_output_dir" in message
     message = error_message(capfd, checkpoint, finished, *arguments, "--folds=4")
     assert "folds was 3 and is 4" in message
+    message = error_message(capfd, checkpoint, finished, *arguments, "--save_spans")
+    assert "save_spans was False and is True" in message
     message = error_message(capfd, checkpoint, finished / "fold-1", *arguments)
     assert "holds a model already (config.json)" in message
     message = error_message(capfd, checkpoint, finished, *arguments, "--resume_from_checkpoint=x")
@@ -170,11 +172,15 @@ def test_finished_folds_are_not_mixed_with_other_settings(checkpoint, data, fini
 @pytest.mark.slow
 def test_folds_of_adapters_are_loaded_as_their_average(checkpoint, data, tmp_path):
     lora = ["--lora_r=2", "--lora_target_modules=query,value"]
-    run(checkpoint, tmp_path / "out", *folds_of(data), *lora, "--folds=2", "--max_steps=2")
+    arguments = [*folds_of(data), *lora, "--folds=2", "--max_steps=2", "--save_spans"]
+    run(checkpoint, tmp_path / "out", *arguments)
     model = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "out")
     assert isinstance(model, AveragedModel)
     assert model.model_count == 2
-    assert len(read(tmp_path / "out" / "predict_predictions.json")) == 11
+    for name in ("predictions", "spans"):
+        assert len(read(tmp_path / "out" / f"predict_{name}.json")) == 11
+        ids = [read(tmp_path / "out" / fold / f"eval_{name}.json") for fold in ("fold-1", "fold-2")]
+        assert sum(map(len, ids)) == 24
 
 
 def stop_once_it_exists(path):

@@ -51,6 +51,7 @@ def test_train_evaluate_and_predict_write_the_files_of_run_qa(checkpoint, data, 
         "--do_train",
         "--do_eval",
         "--do_predict",
+        "--save_spans",
         "--num_train_epochs=20",
         "--learning_rate=1e-2",
     )
@@ -69,6 +70,8 @@ def test_train_evaluate_and_predict_write_the_files_of_run_qa(checkpoint, data, 
         "eval_nbest_predictions.json",
         "predict_predictions.json",
         "predict_nbest_predictions.json",
+        "eval_spans.json",
+        "predict_spans.json",
     ]:
         assert name in names
     card = (tmp_path / "README.md").read_text()
@@ -87,6 +90,11 @@ def test_train_evaluate_and_predict_write_the_files_of_run_qa(checkpoint, data, 
     assert results["eval_exact_match"] > 60
     assert results["train_loss"] > 0
     assert read(tmp_path / "predict_predictions.json").keys() == {f"q{n}" for n in range(12)}
+    answers, spans = (read(tmp_path / f"eval_{n}.json") for n in ("predictions", "spans"))
+    assert spans.keys() == answers.keys()
+    for row in rows:
+        best = spans[row["id"]][0]
+        assert best["text"] == answers[row["id"]] == row["context"][best["start"] : best["end"]]
 
     captured = capfd.readouterr()
     assert "eval_exact_match" in captured.out
@@ -128,6 +136,7 @@ def test_v2_writes_null_odds_and_scores_the_best_threshold(checkpoint, data, tmp
         expected = with_odds
     for name, value in expected.items():
         assert results[f"eval_{name}"] == value
+    assert not (tmp_path / "eval_spans.json").exists()
 
 
 def test_pytorch_loads_the_saved_model_and_tokenizer(checkpoint, data, tmp_path):
@@ -318,7 +327,7 @@ def test_long_questions_are_truncated_or_refused(capfd, caplog, checkpoint, tmp_
     file.write_text(json.dumps([row]))
     arguments = [f"--validation_file={file}", "--do_eval", "--disable_tqdm=True"]
     message = error_message(capfd, checkpoint, tmp_path, *arguments, "--long_questions=refuse")
-    assert "too long for windows of max_seq_length=64" in message
+    assert "too long for windows of --max_seq_length 64" in message
     assert not (tmp_path / "out").exists()
     run(checkpoint, tmp_path / "out", *arguments)
     warning = "1 of 1 questions are too long for the window and are truncated to 22 tokens"
@@ -399,6 +408,10 @@ def test_invalid_adapter_targets_are_refused(capfd, checkpoint, data, tmp_path):
                 "--fsdp=full_shard",
             ],
             "fsdp=",
+        ),
+        (
+            ["--train_file=x.json", "--do_train", "--save_spans"],
+            "--save_spans writes the spans of evaluated questions, but nothing is evaluated",
         ),
         (["--train_file=x.json", "--do_train", "--no_such_flag=1"], "--no_such_flag=1"),
     ],

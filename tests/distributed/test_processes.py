@@ -135,9 +135,20 @@ def assert_same_files(job, folder, several):
     assert any(abs(expected[name] - initial[name]).max() > 1e-2 for name in expected)
 
 
+def texts_of(file):
+    """The ids, and the texts of each of the best spans, in the order of the file."""
+    lists = json.loads(file.read_text())
+    return [(id_, [entry["text"] for entry in entries]) for id_, entries in lists.items()]
+
+
 def test_several_processes_have_the_results_of_a_single_one(single, folder, several):
     assert_same_metrics(train_evaluate_predict, single, several)
     assert_same_files(train_evaluate_predict, folder, several)
+    for stage in ("eval", "predict"):
+        files = (f"{stage}_{name}.json" for name in ("spans", "nbest_predictions"))
+        texts = [texts_of(several.folder / train_evaluate_predict.__name__ / f) for f in files]
+        assert texts[0] == texts[1]
+        assert len(texts[0]) == 11
     error = several.results[0]["time_out"]["error"]
     assert "process 0 timed out after 1 s waiting for process 1 (test)" in error
     main, *others = several.processes

@@ -100,6 +100,7 @@ def train_evaluate_predict(folder: Path, output: Path) -> dict:
         "--ema_decay=0.5",
         "--pad_to_max_length=False",
         "--eval_train_samples=4",
+        "--save_spans",
         "--include_num_input_tokens_seen=True",
     )
     return run(*parse_arguments(arguments))

@@ -240,6 +240,8 @@ def _conditions(
     """What the result of a fold depends on, as JSON values: the data and the arguments."""
     values = {**vars(model_args), **vars(data_args), **training_args.to_dict()}
     values = {name: value for name, value in values.items() if not _FREE.match(name)}
+    if data_args.save_spans:  # a fold that has them may go on without, but not the reverse
+        values["save_spans"] = True
     sha256 = hashlib.sha256()
     for name in examples.column_names:
         sha256.update(json.dumps(examples[name][:]).encode())
@@ -258,7 +260,7 @@ def _check_conditions(
         UsageError: names every difference.
     """
     for number, fold in enumerate(finished, 1):
-        before = {} if fold is None else fold["conditions"]
+        before = {} if fold is None else {"save_spans": False, **fold["conditions"]}
         differences = [
             f"{name} was {before[name]!r} and is {conditions[name]!r}"
             for name in sorted(before.keys() & conditions.keys())

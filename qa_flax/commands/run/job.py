@@ -20,10 +20,10 @@ from qa_flax.answers.postprocess import find_answers
 from qa_flax.answers.spans import SearchSettings
 from qa_flax.commands.arguments import DataArguments, DistributedArguments, ModelArguments
 from qa_flax.commands.env.report import start
-from qa_flax.commands.errors import usage_errors
+from qa_flax.commands.errors import TOKENIZER_ARGUMENT, usage_errors
 from qa_flax.commands.run.calibrate import Calibrator, check_calibrate, check_calibration_data
 from qa_flax.commands.run.folds import cross_validate
-from qa_flax.commands.run.model import TOKENIZER_ARGUMENT, load_model_and_tokenizer
+from qa_flax.commands.run.model import load_model_and_tokenizer
 from qa_flax.commands.run.output import print_on_main, warn
 from qa_flax.commands.run.split import (
     check_stages,
@@ -176,7 +176,8 @@ def make_post_processing(
 
     def post_process(examples, features, predictions, stage="eval") -> EvalPrediction:
         # Every process has all training questions of `eval_train_samples`: no files of parts.
-        with _gathered_files(None if stage == "train" else output_dir) as folder:
+        has_files = stage != "train" and output_dir is not None
+        with _gathered_files(output_dir if has_files else None) as folder:
             answers = find_answers(
                 examples,
                 features,
@@ -185,6 +186,7 @@ def make_post_processing(
                 data_args.null_score_diff_threshold,
                 output_dir=folder,
                 prefix=stage,
+                save_spans=data_args.save_spans and has_files,
             )
         formatted: Any  # lists, as in run_qa.py; EvalPrediction is annotated for arrays only
         if not settings.version_2_with_negative:

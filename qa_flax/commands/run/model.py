@@ -1,23 +1,19 @@
 """Load the model and the tokenizer of `qa-flax run`, and check that they belong together."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from qa_flax.commands.arguments import DataArguments, ModelArguments
-from qa_flax.commands.errors import UsageError
+from qa_flax.commands.errors import TOKENIZER_ARGUMENT, model_errors
 from qa_flax.device import parallel
 from qa_flax.models.averaged import refuse
-from qa_flax.models.lora import GIVE_BASE, LoraConfig
+from qa_flax.models.lora import LoraConfig
 from qa_flax.models.model import AutoModelForQuestionAnswering, get_peft_model, load_config
 from qa_flax.train.tokenizer_fit import load_fitting_tokenizer, local, position_limit
 from qa_flax.train.training_arguments import TrainingArguments, trains_in_bfloat16
-
-TOKENIZER_ARGUMENT = "--tokenizer_name"
-BASE_ARGUMENT = "--base_model_name_or_path"
 
 
 def load_model_and_tokenizer(
@@ -31,7 +27,7 @@ def load_model_and_tokenizer(
     """
     hub: dict[str, Any] = {"revision": model_args.model_revision, "token": model_args.token}
     hub["cache_dir"] = model_args.cache_dir
-    with _command_line_words():
+    with model_errors():
         model = _load_model(model_args, training_args, hub)
         tokenizer = load_fitting_tokenizer(
             model,
@@ -43,16 +39,6 @@ def load_model_and_tokenizer(
         )
     _check_window_length(data_args, model_args, tokenizer, position_limit(model))
     return model, tokenizer
-
-
-@contextmanager
-def _command_line_words() -> Iterator[None]:
-    """Name the command line's arguments in messages that name Python's."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        text = str(error).replace(GIVE_BASE, GIVE_BASE.replace("base_model=", BASE_ARGUMENT))
-        raise UsageError(text.replace("base_model=", f"{BASE_ARGUMENT} ")) from error
 
 
 def _load_model(

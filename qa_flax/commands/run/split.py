@@ -48,6 +48,11 @@ def check_stages(data_args: DataArguments, training_args: TrainingArguments) -> 
             f"--num_train_epochs is {epochs}, so nothing would be trained; give a number above 0, "
             "or leave --do_train out"
         )
+    if data_args.save_spans and not (training_args.do_eval or training_args.do_predict):
+        raise ValueError(
+            "--save_spans writes the spans of evaluated questions, but nothing is evaluated; add "
+            "--do_eval or --do_predict, or remove it"
+        )
     for stage, split in SPLITS.items():
         file = getattr(data_args, f"{split}_file")
         is_needed = getattr(training_args, f"do_{stage}") and not (is_split and stage == "eval")
