@@ -1,5 +1,6 @@
 """`gs://` URLs in place of paths: a run, resuming it, scoring, and JAX's compilation cache."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -123,3 +124,16 @@ def test_numbers_that_json_does_not_have_are_null():
     values = {"a": float("nan"), "b": [1.5, float("inf"), (None, -float("inf"))], "c": {"d": "NaN"}}
     text = storage.json_text(values, sort_keys=True)
     assert text == '{"a": null, "b": [1.5, null, [null, null]], "c": {"d": "NaN"}}'
+
+
+def test_a_file_in_a_bucket_that_is_not_completed_has_another_name(bucket):
+    file = storage.path("gs://stage/late/file.txt")
+    for text, raises in (("", True), ("half", True), ("whole", False)):
+        with contextlib.suppress(KeyboardInterrupt), storage.completing(file) as path:
+            path.write_text(text)
+            if raises:
+                raise KeyboardInterrupt
+        names = [entry.name for entry in (bucket / "stage" / "late").glob("*")]
+        expected = {"": [], "half": ["file.txt.partial"], "whole": ["file.txt"]}
+        assert names == expected[text]
+    assert file.read_text() == "whole"
