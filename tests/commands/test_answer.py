@@ -145,7 +145,7 @@ def terminal(monkeypatch, *lines, width=60):
 
     master, slave = os.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
-    os.write(master, "".join(lines).encode())
+    os.write(master, "".join(lines).encode(errors="surrogateescape"))
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -161,23 +161,26 @@ def terminal(monkeypatch, *lines, width=60):
     with os.fdopen(slave, "r") as stdin, os.fdopen(os.dup(slave), "w") as stdout:
         monkeypatch.setattr(sys, "stdin", stdin)
         monkeypatch.setattr(sys, "stdout", stdout)
-        yield lambda: b"".join(received).decode().replace("\r\n", "\n")
+        yield lambda: b"".join(received).decode(errors="replace").replace("\r\n", "\n")
     reader.join()
     os.close(master)
 
 
 @pytest.mark.parametrize("end", ["\n", "quit\n", "\x04"])
 def test_a_prompt_asks_until_the_user_ends_it(model, answerer, folder, monkeypatch, capfd, end):
-    with terminal(monkeypatch, f"{QUESTION}\n", "When was it written?\n", end) as shown:
+    typed = [f"{QUESTION}\n", "caf\udce9\n", "When was it written?\n", end]
+    with terminal(monkeypatch, *typed) as shown:
         run(model, "--context=ada.txt")
     text = shown()
-    assert text.count("Question: ") == 3
+    assert text.count("Question: ") == 4
     context = Path("ada.txt").read_bytes().decode()
     for question in (QUESTION, "When was it written?"):
         answer = answerer(question=question, context=context)["answer"]
         assert f"\n{answer}  score " in text.replace("Question: ", "\n")
         assert f"\x1b[1;7m{answer.split()[0]}" in text
-    assert 'empty line, "quit" or Ctrl-D ends' in capfd.readouterr().err
+    err = capfd.readouterr().err
+    assert 'empty line, "quit" or Ctrl-D ends' in err
+    assert err.count("that is no UTF-8 text") == 1
 
 
 def test_ctrl_c_during_an_answer_leads_back_to_the_prompt(model, folder, monkeypatch, capfd):
@@ -435,6 +438,7 @@ def test_answers_are_written_to_a_bucket(model, folder, tmp_path_factory):
     [
         ([], "no text to ask about: give a file or a folder with --context, or --input"),
         (["--context=ada.txt", "--question= "], "--question is empty"),
+        (["--context=ada.txt", "--question=caf\udce9"], "--question is no UTF-8 text"),
         (["--context=ada.txt", "--top_k=0", "--threshold=2"], "--top_k is 0; it must be a whole"),
         (["--context=ada.txt", "--answers=2", "--top_k=2"], "--answers and --top_k both say"),
         (["--context=ada.txt", "--threshold=0.5"], "--threshold selects among the answers"),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qa_flax import storage
+from qa_flax.data.answers import is_unicode
 from qa_flax.ranges import Range, at_least
 
 SUFFIX = ".jsonl"
@@ -41,8 +42,11 @@ def check(args: argparse.Namespace) -> None:
             "--answers and --top_k both say how many answers to give; use --answers for answers "
             "that do not overlap, or --top_k for the pipeline's"
         )
-    if any(not question.strip() for question in args.question or ()):
-        raise ValueError("--question is empty; write the question after it, in quotes")
+    for question in args.question or ():
+        if not question.strip():
+            raise ValueError("--question is empty; write the question after it, in quotes")
+        if not is_unicode(question):
+            raise ValueError("--question is no UTF-8 text; set the terminal to UTF-8")
     if args.threshold is not None and args.answers is None:
         raise ValueError("--threshold selects among the answers of --answers; add that, too")
     _check_questions(args)

@@ -111,20 +111,27 @@ def ask(asker: Asker) -> None:
 
 def _next_question() -> str | None:
     """Read a question at the prompt; None: there is none any more."""
-    try:
-        if sys.stdout.isatty():
-            line = input(PROMPT)
-        else:  # the answers go to a file or a pipe
-            print(PROMPT, end="", file=sys.stderr, flush=True)
-            line = sys.stdin.readline()
-    except EOFError:
-        print(file=sys.stderr)
-        return None
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        raise
-    question = line.strip()
-    return question if question and question.lower() not in ENDS else None
+    while True:
+        try:
+            question = _typed().strip()
+            if is_unicode(question):
+                return question if question and question.lower() not in ENDS else None
+        except EOFError:
+            print(file=sys.stderr)
+            return None
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            raise
+        except UnicodeDecodeError:
+            pass  # as what is no Unicode otherwise
+        print("qa-flax: that is no UTF-8 text; set the terminal to UTF-8", file=sys.stderr)
+
+
+def _typed() -> str:
+    if sys.stdout.isatty():
+        return input(PROMPT)
+    print(PROMPT, end="", file=sys.stderr, flush=True)  # the answers go to a file or a pipe
+    return sys.stdin.readline()
 
 
 def piped_questions() -> Iterator[str]:
