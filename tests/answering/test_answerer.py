@@ -17,7 +17,8 @@ from qa_flax.answering.questions import BLOCK_QUESTIONS
 from qa_flax.answers.calibration import Calibration
 
 ROWS = [{"question": row["question"], "context": row["context"]} for row in tiny.rows()]
-SHORT = {"max_seq_len": 64, "doc_stride": 16}
+# One number of rows and one padded length: a single program is compiled for most tests.
+SHORT = {"max_seq_len": 64, "doc_stride": 16, "batch_size": 1}
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_results_depend_neither_on_blocks_nor_on_batches(ask, monkeypatch):
     expected = ask(ROWS, top_k=5)
     monkeypatch.setattr("qa_flax.answering.questions.BLOCK_QUESTIONS", 5)
     monkeypatch.setattr(answerer_module, "WINDOWS_AT_ONCE", 3)
-    for actual, theirs in zip(ask(ROWS, top_k=5, batch_size=1), expected, strict=True):
+    for actual, theirs in zip(ask(ROWS, top_k=5, batch_size=4), expected, strict=True):
         assert_same(actual, theirs)
 
 
@@ -165,22 +166,22 @@ def test_an_explicit_question_length_truncates_the_question(ask):
 
 def test_a_model_answers_with_its_present_weights(checkpoint):
     model = tiny.model()
-    ask = QuestionAnswerer(model, tiny.tokenizer())
+    ask = QuestionAnswerer(model, tiny.tokenizer(), **SHORT)
     before = ask(ROWS[0])
     assert ask(ROWS[0]) == before
     other = tiny.model(seed=1)
     model.set_params(nnx.state(other, nnx.Param))
     assert ask(ROWS[0]) != before
-    assert_same([ask(ROWS[0])], [QuestionAnswerer(other, tiny.tokenizer())(ROWS[0])])
+    assert_same([ask(ROWS[0])], [QuestionAnswerer(other, tiny.tokenizer(), **SHORT)(ROWS[0])])
 
 
 def test_the_tokenizer_is_that_of_the_models_folder(checkpoint, tmp_path):
     from qa_flax import AutoModelForQuestionAnswering
 
     loaded = AutoModelForQuestionAnswering.from_pretrained(checkpoint)
-    expected = QuestionAnswerer(checkpoint)(ROWS[0])
-    assert_same([QuestionAnswerer(loaded)(ROWS[0])], [expected])
-    assert_same([QuestionAnswerer(tiny.model(), checkpoint)(ROWS[0])], [expected])
+    expected = QuestionAnswerer(checkpoint, **SHORT)(ROWS[0])
+    assert_same([QuestionAnswerer(loaded, **SHORT)(ROWS[0])], [expected])
+    assert_same([QuestionAnswerer(tiny.model(), checkpoint, **SHORT)(ROWS[0])], [expected])
     with pytest.raises(ValueError, match="its tokenizer is unknown; pass tokenizer="):
         QuestionAnswerer(tiny.model())
     tiny.model().save_pretrained(tmp_path)
@@ -263,7 +264,7 @@ def test_an_unknown_setting_is_refused_with_a_hint(ask, checkpoint, name, messag
 
 
 def test_settings_of_the_answerer_are_defaults_of_its_calls(checkpoint):
-    ask = QuestionAnswerer(checkpoint, top_k=3, max_answer_len=2)
+    ask = QuestionAnswerer(checkpoint, top_k=3, max_answer_len=2, **SHORT)
     assert len(ask(ROWS[0])) == 3
     assert len(ask(ROWS[0], top_k=2)) == 2
     assert isinstance(ask(ROWS[0], top_k=1), dict)
@@ -282,7 +283,7 @@ def test_the_settings_of_the_tokenizer_are_left_as_they_were():
     tokenizer.backend_tokenizer.enable_truncation(9)
     tokenizer.backend_tokenizer.enable_padding(length=9)
     before = tokenizer.backend_tokenizer.to_str()
-    QuestionAnswerer(tiny.model(), tokenizer)(ROWS[0])
+    QuestionAnswerer(tiny.model(), tokenizer, **SHORT)(ROWS[0])
     assert tokenizer.backend_tokenizer.to_str() == before
 
 
@@ -310,7 +311,9 @@ def test_confidence_is_there_if_the_model_is_calibrated(checkpoint, ask):
 def test_the_temperature_divides_the_logits(checkpoint):
     by_temperature = {}
     for temperature in (1.0, 2.0):
-        ask = QuestionAnswerer(checkpoint, calibration=Calibration(temperature=temperature))
+        ask = QuestionAnswerer(
+            checkpoint, calibration=Calibration(temperature=temperature), **SHORT
+        )
         answers = ask(ROWS[0], top_k=300, handle_impossible_answer=True)
         by_temperature[temperature] = {a["answer"]: np.log(a["confidence"]) for a in answers}
     one, two = by_temperature[1.0], by_temperature[2.0]
@@ -322,7 +325,7 @@ def test_the_temperature_divides_the_logits(checkpoint):
 def test_a_fitted_threshold_decides_whether_there_is_an_answer(checkpoint):
     def first(threshold, **settings):
         calibration = Calibration(no_answer_threshold=threshold)
-        ask = QuestionAnswerer(checkpoint, calibration=calibration, **settings)
+        ask = QuestionAnswerer(checkpoint, calibration=calibration, **SHORT, **settings)
         return ask(ROWS[0], handle_impossible_answer=True)
 
     assert first(-1000.0)["answer"] == ""

@@ -112,7 +112,8 @@ def test_only_arguments_are_translated():
     assert (
         in_flags("Raise max_seq_length or doc_stride") == "Raise --max_seq_length or --doc_stride"
     )
-    for text in ("windows of max_seq_length=64", "--max_seq_length 64", "my-misaligned='x'"):
+    assert in_flags("windows of max_seq_length=64") == "windows of --max_seq_length 64"
+    for text in ("windows of my_max_seq_length=64", "--max_seq_length 64", "my-misaligned='x'"):
         assert in_flags(text) == text
 
 

@@ -150,7 +150,7 @@ def test_the_command_reports_how_to_resume(tmp_path, capfd, monkeypatch):
         "--max_seq_length=64",
         "--doc_stride=16",
     ]
-    monkeypatch.setattr("qa_flax.commands.run.model.load_tokenizer", _load_and_signal)
+    monkeypatch.setattr("qa_flax.train.tokenizer_fit.load_tokenizer", _load_and_signal)
     with pytest.raises(SystemExit) as exit:
         main(command)
     assert exit.value.code == 143
