@@ -309,7 +309,7 @@ class QuestionAnswerer:
         stride = settings.doc_stride
         self._compared += 1
         texts = {
-            "id": [str(item.index) for item in block],
+            "id": [item.id for item in block],
             "question": [item.question.text for item in block],
             "context": [item.context for item in block],
         }

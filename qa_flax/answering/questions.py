@@ -42,11 +42,13 @@ class Question:
         contexts: the texts that it is asked of.
         names: the name of each of several contexts: its number, or its key in a dict; None: the
             question was asked of a single `context`.
+        id: what messages call it, if it has an id.
     """
 
     text: str
     contexts: tuple[str, ...]
     names: tuple[Any, ...] | None = None
+    id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,8 @@ def _stream(rows: Iterator[Any]) -> Iterator[Question]:
 
 
 def _name(row: Any, number: int) -> str:
-    id_ = row.get("id") if isinstance(row, Mapping) else None
-    return f"number {number}" if id_ is None else f"number {number} (id {quoted(str(id_))})"
+    id_ = _id(row)
+    return f"number {number}" if id_ is None else f"number {number} (id {quoted(id_)})"
 
 
 def _question(row: Any) -> Question:
@@ -170,7 +172,7 @@ def _question(row: Any) -> Question:
     question = _text("question", texts["question"])
     contexts = texts["contexts"]
     if contexts is None:
-        return Question(question, (_text("context", texts["context"]),))
+        return Question(question, (_text("context", texts["context"]),), id=_id(row))
     if texts["context"] is not None:
         raise QuestionError("it has both context and contexts; pass one of them")
     if isinstance(contexts, Mapping):
@@ -188,7 +190,12 @@ def _question(row: Any) -> Question:
     passages = tuple(
         _text(f"contexts[{name!r}]", value) for name, value in zip(names, values, strict=True)
     )
-    return Question(question, passages, names)
+    return Question(question, passages, names, _id(row))
+
+
+def _id(row: Any) -> str | None:
+    id_ = row.get("id") if isinstance(row, Mapping) else None
+    return None if id_ is None else str(id_)
 
 
 def _entry(row: Any, names: tuple[str, ...]) -> Any:
@@ -219,6 +226,11 @@ class Item:
     index: int  # of the question in the call
     question: Question
     number: int  # of the context among the question's
+
+    @property
+    def id(self) -> str:
+        """What messages call the question: its id, or its number."""
+        return str(self.index) if self.question.id is None else self.question.id
 
     @property
     def context(self) -> str:

@@ -27,7 +27,7 @@ def read(*inputs, **keywords) -> list[Question]:
         read_call((), {"question": ["Who?"], "context": "Ada wrote it."}),
         read_call((), {"data": ROW}),
         read_call((), {"X": [ROW]}),
-        read_call((ROW | {"id": "q1", "answers": []},), {}),
+        read_call((ROW | {"answers": []},), {}),
         read_call(({"question": ("Who?",), "context": ("Ada wrote it.",)},), {}),
         read_call(([SimpleNamespace(question_text="Who?", context_text="Ada wrote it.")],), {}),
     ],
@@ -40,7 +40,9 @@ def test_a_single_question_may_be_asked_in_many_forms(call):
 
 def test_several_questions():
     assert read(ROW, ROW) == read([ROW, ROW]) == read((ROW, ROW)) == [ASKED, ASKED]
-    assert read(datasets.Dataset.from_list([ROW | {"id": "1"}] * 2)) == [ASKED, ASKED]
+    rows = [ROW | {"id": id_} for id_ in (1, 2)]
+    asked = [Question("Who?", ("Ada wrote it.",), id=id_) for id_ in "12"]
+    assert read(datasets.Dataset.from_list(rows)) == asked
     assert read(question=["Who?", "Who?"], context="Ada wrote it.") == [ASKED, ASKED]
     call = read_call((), {"question": ["Who?", "Why?"], "context": ["a", "b"]})
     assert list(call.questions) == [Question("Who?", ("a",)), Question("Why?", ("b",))]

@@ -117,9 +117,10 @@ def answer_questions(
 
 def _questions(rows: LoadedExamples, texts: Texts | None) -> Iterator[dict[str, Any]]:
     entries = {} if texts is None else texts.entries
-    for row in rows.examples.select_columns(["question", "context"]):
+    for row in rows.examples.select_columns(["id", "question", "context"]):
         own: Any = row
-        yield own if own["context"] else {"question": own["question"], **entries}
+        has_context = bool(own["context"])
+        yield own if has_context else {"id": own["id"], "question": own["question"], **entries}
 
 
 def _line(id_: str, question: str, result: Any, has_several: bool) -> dict[str, Any]:
