@@ -143,8 +143,16 @@ def assert_output(actual: str, block: Block) -> None:
 # ---- code blocks ---------------------------------------------------------------------------------
 
 
+WITH_PYTHON = [page for page in PAGES if any(b.page == page.name for b in of("python"))]
+SLOW_PAGES = ("small_data.md",)
+
+
 @pytest.mark.parametrize(
-    "page", [p for p in PAGES if any(b.page == p.name for b in of("python"))], ids=lambda p: p.name
+    "page",
+    [
+        pytest.param(p, marks=[pytest.mark.slow] if p.name in SLOW_PAGES else [], id=p.name)
+        for p in WITH_PYTHON
+    ],
 )
 def test_python_blocks_run_and_print_what_the_page_shows(page, folder):
     blocks = blocks_of(page)

@@ -291,6 +291,7 @@ def test_babysit_retries_by_exit_status(tmp_path, checkout, statuses, tries, exp
         assert "did not finish in 2 tries; repeat the command to resume" in err
 
 
+@pytest.mark.slow
 def test_babysit_retries_after_failures_of_create_setup_and_ssh(tmp_path, checkout):
     cloud = cloud_with_statuses(tmp_path, checkout, 0)
     cloud.set_faults("compute tpus queued-resources create", "install", "compute tpus tpu-vm ssh")
@@ -329,6 +330,7 @@ def test_run_passes_arguments_unchanged_and_deletes_the_tpu(tmp_path, checkout, 
     assert cloud.resources() == []
 
 
+@pytest.mark.slow
 def test_a_slice_of_several_machines(tmp_path, checkout):
     cloud = Cloud(tmp_path, checkout, qa_flax=SHORT_RUN.replace("STATUSES", "0 0 0 0"))
     group = ["--api=mig", "--workers=2"]

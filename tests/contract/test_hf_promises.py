@@ -45,6 +45,7 @@ class StopAt(TrainerCallback):
 # ---- stopping ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_that_a_callback_stopped_can_be_resumed(tmp_path, examples, tokenizer):
     """transformers clears the flag at the start of every training."""
     stopped = trainer_in(tmp_path, examples, tokenizer, [StopAt(1)], max_steps=3)
