@@ -45,8 +45,8 @@ logger = logging.getLogger(__name__)
 
 WINDOWS_AT_ONCE = 2048
 """How many windows' logits are kept, at most."""
-COMPARED_BLOCKS = 20
-"""In how many blocks tokens are compared with the texts, if that gave no warning."""
+COMPARED_TEXTS = 24
+"""After how many contexts tokens are no longer compared with the texts, if they gave no warning."""
 DEFAULT_SEQ_LEN, DEFAULT_STRIDE = 384, 128
 
 Progress = Callable[[int, int], None]
@@ -113,7 +113,7 @@ class QuestionAnswerer:
         self.progress = progress
         self._forward = Forward(self.model)
         self._warned: set[str] = set()
-        self._compared = 0  # blocks whose tokens were compared with the texts
+        self._compared = 0  # contexts whose tokens were compared with the texts
         self.calibration = read_calibration(calibration, model, hub)
         self._checked: tuple[Calibration | None, int] | None = None
         self._check_calibration()
@@ -153,7 +153,7 @@ class QuestionAnswerer:
         texts = {name: keywords.pop(name) for name in TEXTS if name in keywords}
         settings = self.settings.changed(keywords)
         call: Call = read_call(inputs, texts)
-        results = self._answer(call.questions, settings)
+        results = self._answer(call.questions, settings, call.is_stream)
         if call.is_stream:
             return results
         results = list(results)
@@ -215,6 +215,7 @@ class QuestionAnswerer:
 
         def find(questions: Iterable[Question]) -> Iterator[Found]:
             for block in in_blocks(questions):
+                self._forward.refresh()
                 yield from self._find(block, settings, Calibration())
 
         return score_examples(examples, find, language)
@@ -240,11 +241,15 @@ class QuestionAnswerer:
 
     # ---- questions -> results --------------------------------------------------------------------
 
-    def _answer(self, questions: Iterable[Question], settings: Settings) -> Iterator[Any]:
+    def _answer(
+        self, questions: Iterable[Question], settings: Settings, is_stream: bool
+    ) -> Iterator[Any]:
         """Yield the result of each question."""
         waiting: deque[tuple[Question, list[Found]]] = deque()
-        for block in in_blocks(questions):
-            self._forward.refresh()
+        for number, block in enumerate(in_blocks(questions)):
+            # A stream may go on for long, but nobody changes the model while a list is answered.
+            if number == 0 or is_stream:
+                self._forward.refresh()
             calibration = self._check_calibration()
             for item, found in zip(block, self._find(block, settings, calibration), strict=True):
                 if item.number == 0:
@@ -307,7 +312,8 @@ class QuestionAnswerer:
                 f"tokens only; pass max_seq_len={limit} or less"
             )
         stride = settings.doc_stride
-        self._compared += 1
+        compare = bool(self._warned) or self._compared < COMPARED_TEXTS
+        self._compared += len(block)
         texts = {
             "id": [item.id for item in block],
             "question": [item.question.text for item in block],
@@ -323,7 +329,7 @@ class QuestionAnswerer:
                 pad_to_max_length=False,
                 disable_tqdm=True,
                 words=True,
-                compare=self._warned != set() or self._compared < COMPARED_BLOCKS,
+                compare=compare,
                 warn=self._warn,
             )
         except ValueError as error:

@@ -54,7 +54,7 @@ class Settings:
         normalize: with several contexts, whether confidences sum to 1 over the answers in "all"
             contexts, or over those in "each".
         batch_size: the largest number of windows that a core computes at once; None: what is
-            fast: 32, or on a CPU as many as have 512 tokens.
+            fast: 32, or on a CPU as many as have 256 tokens.
         padding: the pipeline's; has no effect, because padding takes no part in any result.
         num_workers: the pipeline's; has no effect, because there are no loader processes.
     """

@@ -12,7 +12,13 @@ import optax
 from flax import nnx
 
 from qa_flax.device import parallel
-from qa_flax.device.step import LossFunction, Reduction, make_eval_step, make_train_step
+from qa_flax.device.step import (
+    LossFunction,
+    Reduction,
+    make_eval_step,
+    make_logits_loop,
+    make_train_step,
+)
 
 CACHE_SIZE = 8
 """Train steps and eval steps in the cache, 8 of each; compiled programs take memory on the host."""
@@ -49,6 +55,15 @@ def eval_program(
     return _eval_program(graphdef, reduction, loss_function, parallel.cores())
 
 
+def process_logits_loop(graphdef: nnx.GraphDef) -> Callable[..., Any]:
+    """`make_logits_loop`'s step over the cores of this process only.
+
+    Returns:
+        `(weights, batches, counts) -> (start, end)`, arrays [D, ...]; `counts` is int32 [D].
+    """
+    return _logits_loop(graphdef, parallel.cores()[parallel.process_cores()])
+
+
 def process_eval_program(graphdef: nnx.GraphDef) -> Callable[..., Any]:
     """`eval_program` of all logits over the cores of this process only.
 
@@ -62,6 +77,7 @@ def clear() -> None:
     """Empty the cache."""
     _train_program.cache_clear()
     _eval_program.cache_clear()
+    _logits_loop.cache_clear()
 
 
 @lru_cache(maxsize=CACHE_SIZE)
@@ -92,3 +108,8 @@ def _eval_program(
 ) -> Callable[..., Any]:
     step = make_eval_step(graphdef, reduction, loss_function)
     return parallel.over_cores(step, (0, 0), 0, devices=devices)
+
+
+@lru_cache(maxsize=CACHE_SIZE)
+def _logits_loop(graphdef: nnx.GraphDef, devices: tuple[Any, ...]) -> Callable[..., Any]:
+    return parallel.over_cores(make_logits_loop(graphdef), (0, 0, 0), 0, devices=devices)

@@ -317,6 +317,40 @@ def make_eval_step(
     return eval_step
 
 
+LogitsLoop = Callable[[Weights, Batch, Array], tuple[Array, Array]]
+
+
+def make_logits_loop(graphdef: nnx.GraphDef) -> LogitsLoop:
+    """Build a step of one core that computes small batches one after the other, in one call.
+
+    A CPU computes batches fast that its caches hold, but each call from the host takes time. Only
+    as many batches are computed as are asked for, so one program serves any number of them.
+
+    Args:
+        graphdef: the model's graph definition, with the compute dtype.
+
+    Returns:
+        `loop(weights, batches, count) -> (start, end)`. The inputs are [m, b, l]; `count`, an int32
+        scalar, says how many of the m batches to compute. The logits are float32 [m, b, l], 0 where
+        none were computed.
+    """
+
+    def loop(weights: Weights, batches: Batch, count: Array) -> tuple[Array, Array]:
+        def compute(number: Array, done: tuple[Array, Array]) -> tuple[Array, Array]:
+            batch = {
+                name: lax.dynamic_index_in_dim(array, number, keepdims=False)
+                for name, array in batches.items()
+            }
+            logits = _model(graphdef, weights).span_logits(**model_inputs(batch))
+            update = lax.dynamic_update_index_in_dim
+            return update(done[0], logits.start, number, 0), update(done[1], logits.end, number, 0)
+
+        empty = jnp.zeros(batches["input_ids"].shape, jnp.float32)
+        return lax.fori_loop(0, count, compute, (empty, empty))
+
+    return loop
+
+
 def reduce(logits: SpanLogits, batch: Batch, reduction: Reduction) -> BestTokens:
     """Return the best start and end tokens of each row; of equal logits the leftmost comes first.
 

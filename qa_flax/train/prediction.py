@@ -116,7 +116,7 @@ def predict_windows(
     for result in in_flight.all():
         collect(*result)
     nonfinite = np.flatnonzero(~are_finite)
-    _warn_of_nonfinite_logits(windows, nonfinite)
+    warn_of_nonfinite_logits(windows, nonfinite)
     return Predictions(buffer.contents(), losses, bytes_to_host, len(nonfinite))
 
 
@@ -144,7 +144,8 @@ def common_widths(windows: Windows, per_core: int) -> list[int]:
     return widths
 
 
-def _warn_of_nonfinite_logits(windows: Windows, rows: np.ndarray) -> None:
+def warn_of_nonfinite_logits(windows: Windows, rows: np.ndarray) -> None:
+    """Log the examples of the windows `rows`, whose logits are not all finite."""
     if len(rows):
         logger.warning(
             "The logits of %d of %d windows are not finite (examples %s), so they give no "

@@ -30,13 +30,13 @@ from pipeline_checkpoints import write_mini_lm
 from reference_pipeline import PYTHON
 
 from qa_flax import QuestionAnswerer
+from qa_flax.answering import forward
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--questions", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--batch_size", type=int, default=None, help="QuestionAnswerer's")
     parser.add_argument("--peer_batch_size", type=int, default=None, help="the pipeline's")
     args = parser.parse_args()
     shared = Path(os.environ["QA_FLAX_SHARED"])
@@ -45,7 +45,7 @@ def main():
         folder = write_mini_lm(shared / "models/all-MiniLM-L6-v2", Path(working, "model"))
         questions = Path(working, "questions.json")
         questions.write_text(json.dumps(rows), "utf-8")
-        sides = [Peer(folder, questions, args.peer_batch_size), Own(folder, rows, args.batch_size)]
+        sides = [Peer(folder, questions, args.peer_batch_size), Own(folder, rows)]
         for side in sides:
             print(f"{side.name}: {side.stack}", flush=True)
         times = {name: best_times(sides, name, args.repeats) for name in ("all", "host")}
@@ -88,8 +88,8 @@ class Own:
 
     name = "qa_flax"
 
-    def __init__(self, folder, rows, batch_size):
-        self.answerer = QuestionAnswerer(str(folder), batch_size=batch_size)
+    def __init__(self, folder, rows):
+        self.answerer = QuestionAnswerer(str(folder))
         self.texts = {name: [row[name] for row in rows] for name in ("question", "context")}
         self.stack = f"jax {jax.__version__}, {jax.device_count()} device(s), {os.cpu_count()} CPUs"
         self.outputs = []
@@ -101,22 +101,21 @@ class Own:
             started = time.perf_counter()
             self.results = self.answerer(**self.texts)
             return time.perf_counter() - started
-        forward = self.answerer._forward
-        step = forward._step
+        make_loop = forward.process_logits_loop
         if not self.outputs:
-            forward._step = self._recording(step)
+            forward.process_logits_loop = lambda graphdef: self._recording(make_loop(graphdef))
             self.answerer(**self.texts)
         replay = iter(self.outputs)
-        forward._step = lambda weights, batch: next(replay)
+        forward.process_logits_loop = lambda graphdef: lambda *arguments: next(replay)
         started = time.perf_counter()
         self.answerer(**self.texts)
         seconds = time.perf_counter() - started
-        forward._step = step
+        forward.process_logits_loop = make_loop
         return seconds
 
-    def _recording(self, step):
-        def recording(weights, batch):
-            self.outputs.append(jax.block_until_ready(step(weights, batch)))
+    def _recording(self, loop):
+        def recording(*arguments):
+            self.outputs.append(jax.block_until_ready(loop(*arguments)))
             return self.outputs[-1]
 
         return recording
