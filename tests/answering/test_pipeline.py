@@ -28,7 +28,9 @@ def test_code_of_an_old_notebook_runs(checkpoint, tmp_path):
     assert qa_model.predict(ROW) == qa_model.transform(ROW) == result
     qa_model.save_pretrained(tmp_path)
     nlp = pipeline(model=str(tmp_path), device=-1, framework="pt", batch_size=4)
-    assert nlp(ROW) == result
+    again = nlp(ROW)  # in batches of another size, which may round otherwise
+    assert again.pop("score") == pytest.approx(result.pop("score"), rel=1e-5)
+    assert again == result
     assert (nlp.task, str(nlp.device)) == ("question-answering", "cpu")
 
 

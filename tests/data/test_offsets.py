@@ -174,3 +174,27 @@ def test_offsets_that_nothing_explains_are_refused(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"offsets are wrong for \d+% of the tokens \(the token"):
         windows([r for r in tiny.rows() if r["answers"]["text"]], tokenizer, 64, 16)
+
+
+def test_characters_that_a_normalizer_takes_apart_have_right_offsets(caplog):
+    """An uncased BERT makes several letters, and so several tokens, of one Korean syllable."""
+    text = "서울은 대한민국의 수도이며 한강이 흐른다. 부산은 두 번째로 큰 도시이다. 12½"
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    letters = sorted(set(normalizer.normalize_str(text)) - {" "})
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{c}" for c in letters)]
+    vocabulary = {token: n for n, token in enumerate(tokens)}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = normalizer, split.BertPreTokenizer()
+    backend.post_processor = tiny.tokenizer().backend_tokenizer.post_processor
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]"}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_max_length=512, sep_token="[SEP]", **special
+    )
+    answer = "한강이 흐른다"
+    row = {"id": "q", "question": "서울?", "context": text}
+    row["answers"] = {"text": [answer], "answer_start": [text.index(answer)]}
+    made = windows([row], tokenizer, 256, 32)
+    offsets = made.features().offsets[0]
+    first, last = made.start_positions[0], made.end_positions[0]
+    assert text[offsets[first][0] : offsets[last][1]] == answer
+    assert not caplog.records
