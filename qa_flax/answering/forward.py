@@ -1,7 +1,11 @@
 """Run a model that may change over windows, on the cores of this process (host and device)."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
+from threading import Lock
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,7 +27,7 @@ TOKENS_ON_CPU = 256
 With MiniLM, windows of 384 tokens were computed 1.4 times as fast one by one as 32 at once."""
 WIDTH_STEP_ON_CPU = 32
 """There, windows are padded to a multiple of this many tokens."""
-BATCHES_IN_A_CALL = 32
+BATCHES_IN_A_CALL, CALLS_AT_ONCE = 16, 2
 
 
 class Forward:
@@ -41,6 +45,8 @@ class Forward:
         self._arrays: list[Any] = []
         self._weights: Any = None
         self._graphdef: Any = None
+        self._compiled: set[Any] = set()
+        self._compiling = Lock()
         self.loads = 0
         """How often weights were copied to the cores: it grows when the model has others."""
 
@@ -100,22 +106,33 @@ class Forward:
     def _on_cpu(self, windows: LazyWindows, on_windows: Callable[[int], None]) -> Logits:
         """Compute windows of similar lengths in small batches, many of them in each call."""
         starts, ends = np.full((2, len(windows), windows.padded_length), PADDING_LOGIT, np.float32)
-        lengths, cores = windows.lengths, parallel.process_core_count()
         is_finite = np.ones(len(windows), bool)
-        for width, rows in _by_width(lengths, windows.padded_length):
-            columns, per_batch = windows.columns(width), max(1, TOKENS_ON_CPU // width)
-            for part in blocks(len(rows), BATCHES_IN_A_CALL * per_batch * cores):
-                some = rows[part]
+        # Some operations use one thread of the CPU only: two calls at a time use the others.
+        cores = parallel.process_core_count()
+        pool = ThreadPoolExecutor(CALLS_AT_ONCE if cores == 1 else 1)
+        try:
+            compute = partial(self._compute, windows)
+            for rows, width, is_token, logits in pool.map(compute, _parts(windows, cores)):
                 preemption.check()
-                inputs = windows.inputs(some, width)
-                check_ids(inputs, self.model.id_limits)
-                is_token = inputs["attention_mask"] > 0
-                for logits, all_ in zip(self._loop(inputs, per_batch), (starts, ends), strict=True):
-                    all_[some, columns] = np.where(is_token, logits, PADDING_LOGIT)
-                    is_finite[some] &= (np.isfinite(logits) | ~is_token).all(axis=1)
-                on_windows(len(some))
+                for values, all_ in zip(logits, (starts, ends), strict=True):
+                    all_[rows, windows.columns(width)] = np.where(is_token, values, PADDING_LOGIT)
+                    is_finite[rows] &= (np.isfinite(values) | ~is_token).all(axis=1)
+                on_windows(len(rows))
+        finally:
+            pool.shutdown(cancel_futures=True)
         warn_of_nonfinite_logits(windows, np.flatnonzero(~is_finite))
         return starts, ends
+
+    def _compute(self, windows: LazyWindows, part: "_Part") -> tuple[Any, ...]:
+        """Return the part's windows, their width, which are tokens, and their logits."""
+        inputs = windows.inputs(part.rows, part.width)
+        check_ids(inputs, self.model.id_limits)
+        # Only one thread compiles: the other may need the same program.
+        is_new = (self._graphdef, part.width) not in self._compiled
+        with self._compiling if is_new else nullcontext():
+            logits = self._loop(inputs, part.per_batch)
+            self._compiled.add((self._graphdef, part.width))
+        return part.rows, part.width, inputs["attention_mask"] > 0, logits
 
     def _loop(self, inputs: dict[str, np.ndarray], per_batch: int) -> list[np.ndarray]:
         """Return start and end logits [n, width] of n rows."""
@@ -140,8 +157,18 @@ class Forward:
         return [np.asarray(array).reshape(-1, width)[places] for array in logits]
 
 
-def _by_width(lengths: np.ndarray, longest: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the widths that windows of these lengths are padded to, and their windows."""
-    widths = np.minimum(-(-lengths // WIDTH_STEP_ON_CPU) * WIDTH_STEP_ON_CPU, longest)
+class _Part(NamedTuple):
+    rows: np.ndarray
+    """The windows that are computed in one call."""
+    width: int
+    """What they are padded to, in tokens."""
+    per_batch: int
+
+
+def _parts(windows: LazyWindows, cores: int) -> Iterator[_Part]:
+    widths = -(-windows.lengths // WIDTH_STEP_ON_CPU) * WIDTH_STEP_ON_CPU
+    widths = np.minimum(widths, windows.padded_length)
     for width in np.unique(widths)[::-1].tolist():
-        yield width, np.flatnonzero(widths == width)
+        rows, per_batch = np.flatnonzero(widths == width), max(1, TOKENS_ON_CPU // width)
+        for part in blocks(len(rows), BATCHES_IN_A_CALL * per_batch * cores):
+            yield _Part(rows[part], width, per_batch)
