@@ -1,4 +1,4 @@
-"""Fitting a calibration: known values are recovered, and what cannot be fitted is said."""
+"""Fitting a calibration: known values are recovered, and what cannot be fitted is reported."""
 
 import dataclasses
 
