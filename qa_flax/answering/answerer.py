@@ -22,7 +22,16 @@ from qa_flax.answering.calibrating import (
 )
 from qa_flax.answering.forward import Forward
 from qa_flax.answering.loading import load_model, load_tokenizer_for
-from qa_flax.answering.questions import TEXTS, Call, Item, Question, in_blocks, read_call
+from qa_flax.answering.questions import (
+    BLOCK_QUESTIONS,
+    STREAM_QUESTIONS,
+    TEXTS,
+    Call,
+    Item,
+    Question,
+    in_blocks,
+    read_call,
+)
 from qa_flax.answering.results import Found, needs_confidence, result
 from qa_flax.answering.settings import Settings
 from qa_flax.answers.calibration import Calibration
@@ -214,7 +223,7 @@ class QuestionAnswerer:
         settings = replace(self.settings, answers=None)
 
         def find(questions: Iterable[Question]) -> Iterator[Found]:
-            for block in in_blocks(questions):
+            for block in in_blocks(questions, BLOCK_QUESTIONS):
                 self._forward.refresh()
                 yield from self._find(block, settings, Calibration())
 
@@ -246,7 +255,8 @@ class QuestionAnswerer:
     ) -> Iterator[Any]:
         """Yield the result of each question."""
         waiting: deque[tuple[Question, list[Found]]] = deque()
-        for number, block in enumerate(in_blocks(questions)):
+        size = STREAM_QUESTIONS if is_stream else BLOCK_QUESTIONS
+        for number, block in enumerate(in_blocks(questions, size)):
             # A stream may go on for long, but nobody changes the model while a list is answered.
             if number == 0 or is_stream:
                 self._forward.refresh()
@@ -264,6 +274,9 @@ class QuestionAnswerer:
     ) -> list[Found]:
         """Return what was found for each question in its context."""
         windows = self._windows(block, settings)
+        count = settings.spans_per_window
+        if any(needs_confidence(item.question, settings, calibration) for item in block):
+            count = max(count, CANDIDATES)
         best, own, nulls = [], [], []
         for rows in blocks(len(windows), WINDOWS_AT_ONCE):
             part = windows.select(rows)
@@ -271,7 +284,6 @@ class QuestionAnswerer:
             logits = self._forward(part, settings.batch_size, counter)
             selected = window_logits(part, logits, self._null_positions(part))
             words = Words(part, settings.align_to_words)
-            count = max(settings.spans_per_window, CANDIDATES)
             spans = probable_spans(selected, count, settings.max_answer_len)
             best += _as_lists(spans, words)
             nulls.append(np.stack([spans.null_probabilities, spans.null_scores], axis=1))
@@ -280,11 +292,12 @@ class QuestionAnswerer:
                     selected, settings.answers, settings.max_answer_len, words.widened
                 )
                 own += _as_lists(apart, words)
+        # Each question has at least one window.
         bounds = np.searchsorted(windows.slices.example, np.arange(len(block) + 1)).tolist()
-        null = np.concatenate(nulls)
+        lowest = np.minimum.reduceat(np.concatenate(nulls), bounds[:-1]).tolist()
         return [
-            _found(item, best[a:b], own[a:b], null[a:b], settings, calibration)
-            for item, (a, b) in zip(block, itertools.pairwise(bounds), strict=True)
+            _found(item, best[a:b], own[a:b], null, settings, calibration)
+            for item, (a, b), null in zip(block, itertools.pairwise(bounds), lowest, strict=True)
         ]
 
     def _counter(self, first: int, total: int) -> Callable[[int], None]:
@@ -369,13 +382,21 @@ def _found(
     item: Item,
     best: list[list[Span]],
     apart: list[list[Span]],
-    nulls: np.ndarray,
+    null: list[float],
     settings: Settings,
     calibration: Calibration | None,
 ) -> Found:
-    """Combine what the windows of a context give."""
+    """Combine what the windows of a context give.
+
+    Args:
+        item: the question and its context.
+        best: the most probable spans of each window.
+        apart: its spans that do not overlap; [] unless they are asked for.
+        null: the smallest probability of "no answer" in a window, and the smallest sum of logits.
+        settings: of the call.
+        calibration: of the model.
+    """
     context = item.context
-    null_score, null_logit = nulls.min(axis=0).tolist()
     competing: list[Candidate] = []
     if needs_confidence(item.question, settings, calibration):
         # As many for any top_k, so that confidences do not depend on it.
@@ -384,10 +405,11 @@ def _found(
         shown = separate(context, apart, settings.answers)
     else:
         shown = merged(context, (spans[: settings.spans_per_window] for spans in best))
-        logits = {answer.text.lower(): answer.logit for answer in competing}
-        for answer in shown:
-            answer.logit = logits.get(answer.text.lower(), answer.logit)
-    return Found(shown, competing, null_score, null_logit)
+        if competing:
+            logits = {answer.text.lower(): answer.logit for answer in competing}
+            for answer in shown:
+                answer.logit = logits.get(answer.text.lower(), answer.logit)
+    return Found(shown, competing, *null)
 
 
 def _in_own_words(message: str) -> str:

@@ -17,8 +17,11 @@ FORMS = (
 TEXTS = ("question", "context", "contexts", "X", "data")
 """The keywords of a call that are no settings."""
 
-BLOCK_QUESTIONS, BLOCK_CHARACTERS = 256, 1 << 20
-"""How many questions are answered together, at most, and of how long contexts in all."""
+BLOCK_QUESTIONS, STREAM_QUESTIONS = 1024, 256
+"""How many questions are answered together, at most: of a list, and of a stream, whose first
+answers somebody may wait for."""
+BLOCK_CHARACTERS = 1 << 20
+"""Of how long contexts in all questions are answered together."""
 
 _ENTRIES = {
     "question": ("question", "question_text"),
@@ -238,8 +241,12 @@ class Item:
         return self.question.contexts[self.number]
 
 
-def in_blocks(questions: Iterable[Question]) -> Iterator[list[Item]]:
+def in_blocks(questions: Iterable[Question], size: int) -> Iterator[list[Item]]:
     """Yield questions with their contexts in blocks that bound the memory.
+
+    Args:
+        questions: the questions.
+        size: how many contexts a block has, at most.
 
     Raises:
         QuestionError: the stream of questions has a wrong one; those before it are yielded first.
@@ -249,7 +256,7 @@ def in_blocks(questions: Iterable[Question]) -> Iterator[list[Item]]:
     try:
         for item in _items(questions):
             is_full = characters + len(item.context) > BLOCK_CHARACTERS
-            if block and (is_full or len(block) == BLOCK_QUESTIONS):
+            if block and (is_full or len(block) == size):
                 yield block
                 block, characters = [], 0
             block.append(item)

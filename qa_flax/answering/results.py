@@ -69,9 +69,15 @@ def result(
     scales, null_confidence = [None] * len(found), 0.0
     if shows_confidence:
         scales, null_confidence = _confidences(found, settings, calibration or Calibration())
+    by_confidence = has_several or settings.answers is not None
+    key = "confidence" if by_confidence else "score"
     answers = []
     for name, in_context, scale in zip(names, found, scales, strict=True):
-        for candidate in in_context.answers:
+        candidates = in_context.answers
+        if not by_confidence:
+            best_first = sorted(candidates, key=lambda candidate: candidate.score, reverse=True)
+            candidates = best_first[: settings.top_k]
+        for candidate in candidates:
             answer = Answer(
                 score=candidate.score,
                 start=candidate.start,
@@ -83,8 +89,6 @@ def result(
             if has_several:
                 answer["context"] = name
             answers.append(answer)
-    by_confidence = has_several or settings.answers is not None
-    key = "confidence" if by_confidence else "score"
     answers.sort(key=lambda answer: answer[key], reverse=True)
     if settings.handle_impossible_answer:
         null = _no_answer(found, has_several)

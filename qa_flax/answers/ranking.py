@@ -12,7 +12,7 @@ CANDIDATES = 20
 """How many distinct answers to a question compete for its confidence."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Candidate:
     """An answer to a question.
 

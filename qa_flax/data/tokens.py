@@ -6,9 +6,8 @@ Each distinct text is tokenized once. A long text is split into overlapping chun
 import dataclasses
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
@@ -82,28 +81,45 @@ def _encode_distinct(
     """
     is_log = not (disable or shows_bar())
     index = {text: n for n, text in enumerate(dict.fromkeys(texts))}
-    arrays_of = partial(_arrays, words=words)
-    parts = [arrays_of(Encoding())]
+    counts: list[int] = []
+    parts = [_arrays([], words)]
     with tqdm(total=len(texts), desc="Tokenizing", unit="ex", disable=disable or is_log) as bar:
         for batch in _batches(list(index)):
             if len(batch[0]) > CHUNK_SIZE:
-                encoded = [_encode_long(batch[0], backend, arrays_of)]
+                arrays = _encode_long(batch[0], backend, words)
+                in_batch = [len(arrays[0])]
             else:
-                encoded = map(arrays_of, _encode_batch(batch, backend))
-            for text, (ids, offsets, *begins_word) in zip(batch, encoded, strict=True):
-                if blank is not None:
-                    is_blank = np.isin(ids, blank)
-                    offsets = token_offsets.trimmed(offsets, is_blank, text)
-                parts.append((ids, offsets, *begins_word))
+                encodings = _encode_batch(batch, backend)
+                arrays = _arrays(encodings, words)
+                in_batch = [len(encoding) for encoding in encodings]
+            if blank is not None:
+                _trim(arrays, in_batch, batch, blank)
+            counts += in_batch
+            parts.append(arrays)
             bar.update(len(texts) * len(batch) // len(index))
         bar.update(bar.total - bar.n)
     if is_log:
         print(f"Tokenizing: 100%, {len(texts)}/{len(texts)} texts", file=sys.stderr)
-    count = np.array([len(ids) for ids, *_ in parts[1:]], np.int64)
+    count = np.array(counts, np.int64)
     row = np.array([index[text] for text in texts], np.int64)
     first = np.cumsum(count) - count
     ids, offsets, *begins_word = map(np.concatenate, zip(*parts, strict=True))
     return Tokens(ids, offsets, first[row], count[row], *begins_word)
+
+
+def _trim(
+    arrays: tuple[np.ndarray, ...],
+    counts: list[int],
+    texts: list[str],
+    blank: Int32[np.ndarray, " n"],
+) -> None:
+    """Trim white space from the offsets of several texts, in place."""
+    ids, offsets, *_ = arrays
+    is_blank = np.isin(ids, blank)
+    ends = list(itertools.accumulate(counts))
+    for text, begin, end in zip(texts, [0, *ends], ends, strict=False):
+        of_text = slice(begin, end)
+        offsets[of_text] = token_offsets.trimmed(offsets[of_text], is_blank[of_text], text)
 
 
 def _encode_batch(texts: list[str], backend: Tokenizer) -> list[Encoding]:
@@ -114,24 +130,28 @@ def _encode_batch(texts: list[str], backend: Tokenizer) -> list[Encoding]:
             raise ValueError(f"the tokenizer cannot encode the texts: {error}") from error
 
 
-def _arrays(encoding: Encoding, words: bool) -> tuple[np.ndarray, ...]:
-    """Return the ids, the offsets and, with `words`, whether each token begins a word."""
-    n = len(encoding)
-    pairs = itertools.chain.from_iterable(encoding.offsets)
-    offsets = np.fromiter(pairs, np.int32, 2 * n).reshape(n, 2)
-    ids = np.fromiter(encoding.ids, np.int32, n)
+def _arrays(encodings: list[Encoding], words: bool) -> tuple[np.ndarray, ...]:
+    """Return the ids, the offsets and, with `words`, whether each token begins a word.
+
+    The tokens of all encodings follow each other.
+    """
+    ends = list(itertools.accumulate(map(len, encodings)))
+    n = ends[-1] if ends else 0
+    chained = itertools.chain.from_iterable
+    ids = np.fromiter(chained(e.ids for e in encodings), np.int32, n)
+    numbers = chained(chained(e.offsets for e in encodings))
+    offsets = np.fromiter(numbers, np.int32, 2 * n).reshape(n, 2)
     if not words:
         return ids, offsets
-    # A token that is in no word, if a tokenizer makes any, is a word of its own.
-    numbers = [-1 - i if word is None else word for i, word in enumerate(encoding.word_ids)]
+    # A token that is in no word, if a tokenizer makes any, has NaN, so it is a word of its own.
+    word = np.array([*chained(e.word_ids for e in encodings)], np.float64)
     begins_word = np.ones(n, bool)
-    begins_word[1:] = np.diff(np.fromiter(numbers, np.int64, n)) != 0
+    begins_word[1:] = np.diff(word) != 0
+    begins_word[[begin for begin in (0, *ends) if begin < n]] = True
     return ids, offsets, begins_word
 
 
-def _encode_long(
-    text: str, backend: Tokenizer, arrays_of: Callable[[Encoding], tuple[np.ndarray, ...]]
-) -> tuple[np.ndarray, ...]:
+def _encode_long(text: str, backend: Tokenizer, words: bool) -> tuple[np.ndarray, ...]:
     """Tokenize a long text in bounded memory: in overlapping chunks, which are then merged.
 
     If the tokens of two chunks differ in the overlap, the text is tokenized as a whole.
@@ -143,7 +163,7 @@ def _encode_long(
     while True:
         end = min(begin + CHUNK_SIZE, len(text))
         encoding = backend.encode(text[begin:end], add_special_tokens=False)
-        chunk = arrays_of(encoding)
+        chunk = _arrays([encoding], words)
         starts = chunk[1][:, 0]
         chunk[1][:] += begin
         if begin:
@@ -159,7 +179,7 @@ def _encode_long(
                     for ours, theirs in zip(chunk, chunks[-1], strict=True)
                 )
             ):
-                return arrays_of(backend.encode(text, add_special_tokens=False))
+                return _arrays([backend.encode(text, add_special_tokens=False)], words)
             chunks[-1] = tuple(array[previous_starts < seam] for array in chunks[-1])
             chunk = tuple(array[starts >= seam] for array in chunk)
         chunks.append(chunk)

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from qa_flax import QuestionAnswerer, Trainer, TrainingArguments, prepare_train_features
 from qa_flax.answering import answerer as answerer_module
-from qa_flax.answering.questions import BLOCK_QUESTIONS
+from qa_flax.answering.questions import STREAM_QUESTIONS
 from qa_flax.answers.calibration import Calibration
 
 ROWS = [{"question": row["question"], "context": row["context"]} for row in tiny.rows()]
@@ -104,7 +104,7 @@ def test_the_form_of_the_result_follows_the_form_of_the_questions(ask):
 
 def test_results_depend_neither_on_blocks_nor_on_batches(ask, monkeypatch):
     expected = ask(ROWS, top_k=5)
-    monkeypatch.setattr("qa_flax.answering.questions.BLOCK_QUESTIONS", 5)
+    monkeypatch.setattr("qa_flax.answering.answerer.BLOCK_QUESTIONS", 5)
     monkeypatch.setattr(answerer_module, "WINDOWS_AT_ONCE", 3)
     for actual, theirs in zip(ask(ROWS, top_k=5, batch_size=4), expected, strict=True):
         assert_same(actual, theirs)
@@ -121,7 +121,7 @@ def test_a_stream_reads_no_further_than_its_block(ask):
 
     first = next(ask(rows()))
     assert_same([first], [ask(ROWS[1])])
-    assert read <= BLOCK_QUESTIONS + 1
+    assert read <= STREAM_QUESTIONS + 1
 
 
 def test_start_and_end_count_code_points_of_the_raw_context(ask):
@@ -401,7 +401,7 @@ def test_no_answer_of_several_contexts_is_from_none(ask):
 
 def test_many_contexts_are_combined_over_blocks(ask, monkeypatch):
     expected = ask(question=["Who?", "Where?"], contexts=CONTEXTS, top_k=7)
-    monkeypatch.setattr("qa_flax.answering.questions.BLOCK_QUESTIONS", 2)
+    monkeypatch.setattr("qa_flax.answering.answerer.BLOCK_QUESTIONS", 2)
     for actual, theirs in zip(
         ask(question=["Who?", "Where?"], contexts=CONTEXTS, top_k=7), expected, strict=True
     ):

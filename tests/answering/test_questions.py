@@ -120,17 +120,16 @@ def test_another_form_is_a_type_error(inputs, keywords, message):
 
 
 def test_blocks_are_bounded_by_their_questions_and_characters(monkeypatch):
-    monkeypatch.setattr(questions, "BLOCK_QUESTIONS", 3)
     monkeypatch.setattr(questions, "BLOCK_CHARACTERS", 10)
     asked = [Question("?", ("a",)), Question("?", ("b", "c" * 50, "d", "e", "f", "g"))]
-    texts = [[item.context[0] for item in block] for block in in_blocks(asked)]
+    texts = [[item.context[0] for item in block] for block in in_blocks(asked, 3)]
     assert texts == [["a", "b"], ["c"], ["d", "e", "f"], ["g"]]
-    assert list(in_blocks([])) == []
+    assert list(in_blocks([], 3)) == []
 
 
 def test_questions_before_a_wrong_one_of_a_stream_are_answered():
     call = read_call((iter([ROW, ROW | {"question": ""}]),), {})
-    blocks = in_blocks(call.questions)
+    blocks = in_blocks(call.questions, 3)
     assert [item.question for item in next(blocks)] == [ASKED]
     with pytest.raises(QuestionError, match=r"^number 1: question is empty$"):
         next(blocks)

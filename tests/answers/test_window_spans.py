@@ -60,6 +60,19 @@ def test_the_most_probable_spans_are_those_of_a_search_through_all_pairs(rng, co
         assert spans.null_scores[row] == logits.null_starts[row] + logits.null_ends[row]
 
 
+@pytest.mark.parametrize("longest", [2, 5, 24])
+def test_a_span_may_be_as_long_as_allowed_and_no_longer(longest):
+    width = 24
+    row = np.arange(width)
+    starts = np.where(row[:, None] == row, np.float32(40), np.float32(0))  # window i starts at i
+    ends = np.tile(row * np.float32(0.5), (width, 1))  # the later, the better
+    null = np.zeros(width, np.float32)
+    logits = WindowLogits(starts, ends, np.ones_like(starts, bool), null, null)
+    spans = probable_spans(logits, 1, longest)
+    assert spans.starts[:, 0].tolist() == row.tolist()
+    assert spans.ends[:, 0].tolist() == np.minimum(row + longest - 1, width - 1).tolist()
+
+
 def test_the_result_does_not_depend_on_the_chunks(rng, monkeypatch):
     logits = random_logits(rng, windows=40)
     expected = probable_spans(logits, 12, 15)

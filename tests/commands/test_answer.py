@@ -17,7 +17,7 @@ import tiny
 from safetensors.numpy import load_file, save_file
 
 from qa_flax import QuestionAnswerer
-from qa_flax.answering import questions as blocks
+from qa_flax.answering import answerer as answerer_module
 from qa_flax.answers.calibration import Calibration
 from qa_flax.cli import main
 from qa_flax.commands.answer import parser
@@ -396,7 +396,7 @@ def test_rows_that_cannot_be_used_are_refused_or_left_out(model, folder, capfd):
 def test_an_interrupted_batch_keeps_what_was_answered(model, folder, monkeypatch, capfd):
     rows = [{"id": str(n), "question": QUESTION, "context": ADA} for n in range(6)]
     write_rows("in.jsonl", rows)
-    monkeypatch.setattr(blocks, "BLOCK_QUESTIONS", 2)
+    monkeypatch.setattr(answerer_module, "STREAM_QUESTIONS", 2)
     show, calls = Progress.__call__, []
 
     def interrupted(self, done, total):

@@ -453,6 +453,20 @@ def test_words_begin_where_the_tokenizer_says_also_in_chunks(monkeypatch, kind):
     assert tokens.encode_distinct([text], backend, disable=True).begins_word is None
 
 
+def test_the_first_token_of_every_text_begins_a_word():
+    backend = word_piece().backend_tokenizer
+    texts = ["Ada wrote", "", "Ada", " ", "Ada wrote it"]
+    for order in (texts, texts[::-1], ["", " "]):
+        together = tokens.encode_distinct(order, backend, disable=True, words=True)
+        apart = [tokens.encode_distinct([t], backend, disable=True, words=True) for t in order]
+        assert together.count.tolist() == [len(one.ids) for one in apart]
+        for name in ("ids", "offsets", "begins_word"):
+            alone = np.concatenate([getattr(one, name) for one in apart])
+            np.testing.assert_array_equal(getattr(together, name), alone)
+            if name == "begins_word":
+                assert alone.sum() == sum(len(text.split()) for text in order)
+
+
 @pytest.mark.parametrize("kind", [word_piece, byte_level])
 def test_a_text_whose_chunks_differ_in_the_overlap_is_tokenized_as_a_whole(monkeypatch, kind):
     """The tokens of a word that is longer than the overlap depend on where it is split."""
