@@ -20,6 +20,7 @@ from jaxtyping import PyTree
 
 from qa_flax.distributed import processes
 from qa_flax.models import sharding
+from qa_flax.models.platform import traced_for
 from qa_flax.models.sharding import CORES, Shard, is_shard
 
 _KEY_IMPL = "rbg"  # far faster on TPUs and CPUs than JAX's default, threefry
@@ -107,10 +108,17 @@ def over_cores(
             call deletes it.
         devices: the cores, by default `cores()`. Pass other devices only to compile for them.
     """
+    devices = cores() if devices is None else devices
+
+    @functools.wraps(step)
+    def traced(*arguments: Any) -> Any:
+        with traced_for(devices[0].platform):
+            return step(*arguments)
+
     return jax.pmap(
-        step,
+        traced,
         axis_name=CORES,
-        devices=cores() if devices is None else devices,
+        devices=devices,
         in_axes=in_axes,
         out_axes=out_axes,
         donate_argnums=(0,) if donate else (),

@@ -5,10 +5,12 @@ Axis letters as in `layers`. The softmax is computed in float32, whatever the co
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from qa_flax.models.dropout import dropout
+from qa_flax.models.dropout import drop, dropout, random_bits, words_at
+from qa_flax.models.platform import is_for_cpu
 
 
 def make_attention_mask(
@@ -33,6 +35,10 @@ def make_attention_mask(
     return mask & same_window & (segment_ids > 0)[:, None, None, :]
 
 
+SCORES_AT_ONCE = 1 << 20
+"""From how many scores on, a CPU computes one head after the other: 4 MiB of them."""
+
+
 def attention(
     query: Float[Array, "b q a d"],
     key: Float[Array, "b k a d"],
@@ -49,6 +55,11 @@ def attention(
     A query token whose keys are all masked (padding between segments) gets the mean of all values,
     never NaN.
 
+    The form depends on the processor (`platform.py`) and on the shape. A CPU computes one head
+    after the other if all scores together do not fit into its caches, and computes them again for
+    the gradient. TPUs and GPUs compute all heads at once. The result is the same, up to rounding,
+    with the same dropout masks.
+
     Args:
         query, key, value: in the compute dtype.
         mask: True where a query token may attend to a key token.
@@ -60,27 +71,63 @@ def attention(
     Returns:
         The mixed values in the compute dtype.
     """
+    b, q, a, d = query.shape
+    factor: float = d**-0.5 if scale is None else scale
+    if dropout_rate == 0.0:
+        rngs = None
+    if is_for_cpu() and a > 1 and b * a * q * key.shape[1] >= SCORES_AT_ONCE:
+        return _by_heads(query, key, value, mask, bias, factor, dropout_rate, rngs)
     # JAX's own attention is used where it can be: it does not support dropout.
-    if rngs is None or dropout_rate == 0.0:
-        return jax.nn.dot_product_attention(query, key, value, bias, mask, scale=scale)
-    scores = jnp.einsum("bqad,bkad->baqk", query, key, preferred_element_type=jnp.float32)
-    scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if bias is not None:
-        scores = scores + bias
-    return attend(scores, value, mask, dropout_rate, rngs)
+    if rngs is None:
+        return jax.nn.dot_product_attention(query, key, value, bias, mask, scale=factor)
+    scores = jnp.einsum("bqad,bkad->baqk", query, key, preferred_element_type=jnp.float32) * factor
+    probabilities = _softmax(scores if bias is None else scores + bias, mask)
+    probabilities = dropout(probabilities, dropout_rate, rngs).astype(value.dtype)
+    return jnp.einsum("baqk,bkad->bqad", probabilities, value)
 
 
-def attend(
-    scores: Float[Array, "b a q k"],
+def _softmax(
+    scores: Float[Array, "*b q k"], mask: Bool[Array, "*#b #q k"]
+) -> Float[Array, "*b q k"]:
+    """The softmax of float32 scores over the tokens that `mask` allows."""
+    return jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
+
+
+def _by_heads(
+    query: Float[Array, "b q a d"],
+    key: Float[Array, "b k a d"],
     value: Float[Array, "b k a d"],
     mask: Bool[Array, "#b 1 #q k"],
-    dropout_rate: float = 0.0,
-    rngs: nnx.Rngs | None = None,
+    bias: Float[Array, "#b #a q k"] | None,
+    scale: float,
+    dropout_rate: float,
+    rngs: nnx.Rngs | None,
 ) -> Float[Array, "b q a d"]:
-    """The values weighted by the softmax of float32 `scores` over the tokens that `mask` allows."""
-    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    probabilities = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, rngs)
-    return jnp.einsum("baqk,bkad->bqad", probabilities.astype(value.dtype), value)
+    """One head after the other; `rngs` is None without dropout."""
+    b, q, a, _ = query.shape
+    shape = (b, q, key.shape[1])
+    bits = None if rngs is None else random_bits(rngs.dropout())
+    has_own_bias = bias is not None and bias.shape[1] == a
+    mask, shared_bias = mask[:, 0], None if bias is None or has_own_bias else bias[:, 0]
+
+    # The scores of a head are computed again for the gradient, so that they are never in memory.
+    @jax.checkpoint
+    def mix(query: Array, key: Array, value: Array, own_bias: Array | None, head: Array) -> Array:
+        scores = jnp.einsum("bqd,bkd->bqk", query, key, preferred_element_type=jnp.float32) * scale
+        bias = shared_bias if own_bias is None else own_bias
+        probabilities = _softmax(scores if bias is None else scores + bias, mask)
+        if bits is not None:
+            # The element's index among all heads' scores: the words do not depend on the form.
+            row, i, j = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(3))
+            index = ((row * np.uint32(a) + head) * np.uint32(q) + i) * np.uint32(shape[2]) + j
+            probabilities = drop(probabilities, dropout_rate, words_at(bits, index))
+        return jnp.einsum("bqk,bkd->bqd", probabilities.astype(value.dtype), value)
+
+    own_bias = jnp.moveaxis(bias, 1, 0) if bias is not None and has_own_bias else None
+    heads = [jnp.moveaxis(x, 2, 0) for x in (query, key, value)]
+    numbers = jnp.arange(a, dtype=jnp.uint32)
+    _, mixed = jax.lax.scan(lambda _, head: (None, mix(*head)), None, (*heads, own_bias, numbers))
+    return jnp.moveaxis(mixed, 0, 2)
 
 
 # ---- layouts -------------------------------------------------------------------------------------

@@ -3,8 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from flax import nnx
 
+from qa_flax.models import attention as attention_module
 from qa_flax.models.attention import attention, make_attention_mask
+from qa_flax.models.platform import traced_for
 
 
 def test_masks_from_padding_and_from_segments():
@@ -36,3 +40,37 @@ def test_scores_and_softmax_are_float32_in_bfloat16_compute():
     exact = weights / weights.sum(-1, keepdims=True) @ v
     # The remaining error is the rounding of the probabilities and of the result to 8 bits.
     assert np.abs(ours - exact).max() < 2**-7 * np.abs(v).max()
+
+
+@pytest.mark.parametrize("bias", [None, "shared", "of heads", "of heads and rows"])
+@pytest.mark.parametrize("rate", [0.0, 0.3])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_cpu_computes_the_same_by_heads(monkeypatch, bias, rate, packed):
+    b, l, a, d = 3, 24, 4, 8
+    random = np.random.default_rng(1)
+    arrays = [jnp.asarray(random.normal(0, 2, (b, l, a, d)), jnp.float32) for _ in range(3)]
+    is_real = jnp.asarray(np.arange(l) < np.array([[l], [9], [1]]), jnp.int32)
+    segments = is_real * jnp.asarray(1 + (np.arange(l) > 5))[None]
+    mask = make_attention_mask(is_real, segments if packed else None)
+    shapes = {"shared": (1, 1), "of heads": (1, a), "of heads and rows": (b, a)}
+    if bias is not None:
+        shape = (*shapes[bias], l, l)
+        arrays.append(jnp.asarray(random.normal(0, 2, shape), jnp.float32))
+
+    def loss(arrays):
+        rngs = nnx.Rngs(dropout=5) if rate else None
+        mixed = attention(*arrays[:3], mask, *arrays[3:], dropout_rate=rate, rngs=rngs)
+        return jnp.sum(jnp.sin(mixed) * is_real[:, :, None, None]), mixed
+
+    def has_scan():
+        return "scan" in str(jax.make_jaxpr(lambda arrays: loss(arrays))(arrays))
+
+    assert not has_scan()
+    whole = jax.grad(loss, has_aux=True)(arrays)
+    monkeypatch.setattr(attention_module, "SCORES_AT_ONCE", 1)
+    assert has_scan()
+    by_heads = jax.grad(loss, has_aux=True)(arrays)
+    for actual, expected in zip(jax.tree.leaves(by_heads), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    with traced_for("tpu"):
+        assert not has_scan()
