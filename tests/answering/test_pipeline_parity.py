@@ -180,7 +180,14 @@ def test_all_of_xquad_gives_the_pipeline_s_answers(
         for row, (name, values) in zip(rows, itertools.cycle(XQUAD_SETTINGS.items()), strict=False)
     }
     expected = reference(python_of_4_57, mini_lm_folder, calls)
-    assert not differences(calls, ask(mini_lm, calls), expected)
+    actual = ask(mini_lm, calls)
+    panics = {name for name, answers in expected.items() if answers is None}
+    # An English vocabulary has a token for each Arabic letter, so questions are long.
+    assert len(panics) <= (60 if language == "ar" else 0)
+    assert all(actual[name] for name in panics)
+    calls = {name: call for name, call in calls.items() if name not in panics}
+    print(f"{language}: {len(calls)} answers compared, {len(panics)} panics")
+    assert not differences(calls, actual, expected)
 
 
 @pytest.mark.slow
