@@ -25,7 +25,7 @@ from qa_flax.train.prediction import predict_windows, warn_of_nonfinite_logits
 
 DEFAULT_BATCH_SIZE = 32
 TOKENS_ON_CPU = 256
-"""How many tokens a core computes at once, where the cores are CPUs: about what their caches hold."""
+"""How many tokens a core computes at once, where cores are CPUs: about what their caches hold."""
 WIDTH_STEP_ON_CPU = 32
 """There, windows are padded to a multiple of this many tokens."""
 BATCHES_IN_A_CALL, CALLS_AT_ONCE = 16, 2

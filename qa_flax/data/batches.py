@@ -26,15 +26,19 @@ WIDTH_STEP = 64
 class HostBatch(NamedTuple):
     """One process's rows of a batch, in host memory.
 
-    Arrays are [D, B, ...] in evaluation and [D, A, B, ...] in training.
+    Arrays are [D, B, ...] in evaluation and [D, A, B, ...] in training. Where several windows are
+    packed into a row (`packing.py`), `rows`, `valid` and the labels have an axis of the row's
+    places in addition.
     """
 
     rows: Int[np.ndarray, "*shape"]  # index of each row's window
     valid: Bool[np.ndarray, "*shape"]  # False for padding rows
     arrays: dict[str, np.ndarray]  # inputs of the training or evaluation step
     columns: slice  # which of the windows' L columns the batch holds
-    windows: int  # valid rows: of all processes in training, of this process in evaluation
+    windows: int  # of all processes in training, of this process in evaluation
     tokens: int  # tokens of these windows, without padding
+    positions: int  # tokens of the rows of these windows, with padding
+    begins: Int[np.ndarray, "*shape"] | None = None  # packed: first column of each window
 
 
 def epoch_order(
@@ -118,7 +122,7 @@ def train_batches(
         rows = order[first : first + position.size]
         width, tokens = _width(windows, required[rows]), int(lengths[rows].sum())
         padded, valid = _pad_rows(rows, position.size)
-        counts = len(rows), tokens
+        counts = len(rows), tokens, len(rows) * width
         yield _batch(windows, padded[local_position], valid[local_position], width, counts, True)
 
 
@@ -152,7 +156,7 @@ def eval_batches(
     shape = (cores, per_core)
     for i, width in enumerate(eval_widths(windows, cores, per_core) if widths is None else widths):
         rows = order[i * cores * per_core : (i + 1) * cores * per_core]
-        counts = len(rows), int(lengths[rows].sum())
+        counts = len(rows), int(lengths[rows].sum()), len(rows) * width
         padded, valid = _pad_rows(rows, cores * per_core)
         batch = _batch(windows, padded.reshape(shape), valid.reshape(shape), width, counts, labels)
         if null_positions is not None:
@@ -172,14 +176,21 @@ def scatter(batch: HostBatch, values: np.ndarray, into: np.ndarray, fill: float)
     """Write a batch's values to the rows of its windows.
 
     Args:
-        batch: a batch of `eval_batches`.
+        batch: a batch of `eval_batches` or `packed_eval_batches`.
         values: [D, B, l], one value for each token of the batch.
         into: [N, L], changed in place. Columns that the batch does not hold are left unchanged.
-        fill: the value for the padding tokens of the batch.
+        fill: the value for the padding tokens that the batch holds; packed rows hold none.
     """
-    rows = batch.rows[batch.valid]
-    is_token = batch.arrays["attention_mask"][batch.valid] > 0
-    into[rows, batch.columns] = np.where(is_token, values[batch.valid], fill)
+    mask = batch.arrays["attention_mask"]
+    if batch.begins is None:
+        rows, is_token = batch.rows[batch.valid], mask[batch.valid] > 0
+        into[rows, batch.columns] = np.where(is_token, values[batch.valid], fill)
+        return
+    core, row, column = np.nonzero((batch.arrays["segment_ids"] > 0) & (mask > 0))
+    place = batch.arrays["segment_ids"][core, row, column] - 1
+    into[batch.rows[core, row, place], column - batch.begins[core, row, place]] = values[
+        core, row, column
+    ]
 
 
 def _width(windows: Windows, lengths: Int[np.ndarray, " m"]) -> int:
@@ -199,10 +210,10 @@ def _batch(
     rows: np.ndarray,
     valid: np.ndarray,
     width: int,
-    counts: tuple[int, int],
+    counts: tuple[int, int, int],
     labels: bool,
 ) -> HostBatch:
-    """Build the batch of some rows, of any shape; `counts` are its valid windows and tokens."""
+    """Build the batch of rows of any shape; `counts` are its windows, tokens and positions."""
     columns, shape = windows.columns(width), rows.shape
     if len(windows):
         arrays = windows.inputs(rows.reshape(-1), width)

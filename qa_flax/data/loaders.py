@@ -336,7 +336,9 @@ class UpdateBatches:
         }
         tokens = int(arrays["attention_mask"][arrays["valid"]].sum())
         rows = np.zeros(arrays["valid"].shape, np.int64)
-        return HostBatch(rows, arrays["valid"], arrays, slice(0, width), sum(counts), tokens)
+        windows = sum(counts)
+        columns = slice(0, width)
+        return HostBatch(rows, arrays["valid"], arrays, columns, windows, tokens, windows * width)
 
     def _padded(
         self, batch: Mapping[str, np.ndarray], width: int, size: int

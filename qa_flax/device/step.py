@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from qa_flax.models.blocks import Stack
 from qa_flax.models.layers import Table
+from qa_flax.models.platform import is_for_cpu
 from qa_flax.models.qa import SpanLogits, span_terms, term_scales
 from qa_flax.models.sharding import (
     CORES,
@@ -33,6 +34,8 @@ Batch = dict[str, Array]
 - `start_positions`, `end_positions`: int32 `[b]`, if the rows have labels
 - `valid`: bool `[b]`, False in padding rows
 - `null_positions`: int32 `[b]`, if logits are reduced to the best tokens
+- `segment_ids`: int32 `[b, l]`, if several windows are packed into each row. Labels, `valid` and
+  `null_positions` are `[b, s]` then, for the windows 1 to s of each row.
 
 A training step takes `a` microbatches (gradient accumulation) as stacked arrays `[a, b, ...]`.
 """
@@ -92,8 +95,34 @@ def weights_of(model: nnx.Module) -> Weights:
 
 def model_inputs(batch: Batch) -> Batch:
     """Return the arrays of a batch that are the model's inputs."""
-    names = ("input_ids", "attention_mask", "token_type_ids")
+    names = ("input_ids", "attention_mask", "token_type_ids", "segment_ids")
     return {name: batch[name] for name in names if name in batch}
+
+
+class _Windows(NamedTuple):
+    """The logits, masks and labels of w windows: a batch's rows or, packed, the places of its rows.
+
+    A packed window has all columns of its row, but the mask of its own tokens.
+    """
+
+    logits: SpanLogits  # [w, l]
+    mask: Int[Array, "w l"]
+    labels: tuple[Int[Array, " w"], Int[Array, " w"]] | None  # start and end, if there are any
+
+
+def _windows_of(logits: SpanLogits, batch: Batch) -> _Windows:
+    mask = batch["attention_mask"]
+    labels = None
+    if "start_positions" in batch:
+        labels = batch["start_positions"].reshape(-1), batch["end_positions"].reshape(-1)
+    if "segment_ids" not in batch:
+        return _Windows(logits, mask, labels)
+    b, l = mask.shape
+    places = batch["valid"].shape[1]
+    numbers = jnp.arange(1, places + 1, dtype=jnp.int32)[None, :, None]
+    own = (batch["segment_ids"][:, None, :] == numbers) & (mask > 0)[:, None, :]
+    spread = [jnp.broadcast_to(x[:, None, :], (b, places, l)).reshape(-1, l) for x in logits]
+    return _Windows(SpanLogits(*spread), own.astype(mask.dtype).reshape(-1, l), labels)
 
 
 def _model(graphdef: nnx.GraphDef, weights: Weights) -> Any:
@@ -159,16 +188,19 @@ def make_loss(
         if loss_function is not None:
             losses = _row_losses(loss_function, logits, batch)
         else:
-            # Padding tokens are in the softmax, as when Hugging Face trains.
+            windows = _windows_of(logits, batch)
+            assert windows.labels is not None
+            # Padding tokens are in the softmax, as when Hugging Face trains. In packed rows the
+            # tokens after a window are of another one.
             start, end = span_terms(
-                logits,
-                batch["start_positions"],
-                batch["end_positions"],
+                windows.logits,
+                *windows.labels,
+                windows.mask if "segment_ids" in batch else None,
                 smoothing=label_smoothing,
-                smoothed_over=batch["attention_mask"],
+                smoothed_over=windows.mask,
             )
             scales = term_scales(counts)
-            losses = (scales[0] * start + scales[1] * end) / 2
+            losses = ((scales[0] * start + scales[1] * end) / 2).reshape(batch["valid"].shape)
         return jnp.sum(jnp.where(batch["valid"], losses, 0.0)) / counts[0]
 
     return loss
@@ -179,6 +211,29 @@ def _counts(batch: Batch) -> Float[Array, "3"]:
     valid, width = batch["valid"], batch["input_ids"].shape[-1]
     inside = [batch[name] < width for name in ("start_positions", "end_positions")]
     return jnp.stack([jnp.sum(valid & counted, dtype=jnp.float32) for counted in (valid, *inside)])
+
+
+TRAINED_AT_ONCE, EVALUATED_AT_ONCE = 3072, 768
+"""How many tokens a CPU works through at once: with more, each row takes longer, because what is
+computed of them does not fit into the caches. Parts of training batches are larger, because the
+gradient of all parameters is added up after each part."""
+
+
+def _rows_at_once(rows: int, width: int, tokens: int) -> int:
+    """Into how many rows of `width` tokens to divide a batch of `rows` rows."""
+    if not is_for_cpu():
+        return rows
+    at_most = max(1, tokens // width)
+    divisors = [n for n in range(1, rows + 1) if rows % n == 0 and n <= at_most]
+    # Many small parts would take longer than a large one.
+    return divisors[-1] if 2 * divisors[-1] > min(at_most, rows) else rows
+
+
+def _in_parts(batch: Batch, tokens: int) -> Batch:
+    """Divide microbatches `[a, b, ...]` into `[a * n, b / n, ...]` where that is faster."""
+    a, b, width = batch["input_ids"].shape
+    rows = _rows_at_once(b, width, tokens)
+    return {name: x.reshape(a * (b // rows), rows, *x.shape[2:]) for name, x in batch.items()}
 
 
 def _updated_average(state: TrainState, params: PyTree, decay: float) -> PyTree:
@@ -229,6 +284,7 @@ def make_train_step(
         # draws the same masks as an uninterrupted one.
         key = jax.random.fold_in(jax.random.fold_in(key, state.step), lax.axis_index(CORES))
         counts = lax.psum(_counts(batch), CORES)
+        batch = _in_parts(batch, TRAINED_AT_ONCE)
         count = batch["valid"].shape[0]
         if count == 1:
             microbatch = jax.tree.map(lambda x: x[0], batch)
@@ -255,7 +311,10 @@ def make_train_step(
 
 
 class BestTokens(NamedTuple):
-    """The `c` best start and end tokens of each row, best first, and the logits of "no answer"."""
+    """The `c` best start and end tokens of each window, best first, and the logits of "no answer".
+
+    Of packed windows the arrays are `[b, s, ...]`, and the tokens are counted from the row's first.
+    """
 
     starts: Int[Array, "b c"]
     start_logits: Float[Array, "b c"]
@@ -266,7 +325,10 @@ class BestTokens(NamedTuple):
 
 
 class EvalOutput(NamedTuple):
-    """The result of an evaluation step, by row."""
+    """The result of an evaluation step, by row; of packed windows by row and place `[b, s, ...]`.
+
+    Logits, if they are not reduced, are those of the rows in either case.
+    """
 
     logits: SpanLogits | BestTokens
     losses: Float[Array, "b t"] | None
@@ -301,20 +363,34 @@ def make_eval_step(
     """
 
     def eval_step(weights: Weights, batch: Batch) -> EvalOutput:
-        logits = _model(graphdef, weights).span_logits(**model_inputs(batch))
-        losses = None
-        if "start_positions" in batch:
-            labels = (batch["start_positions"], batch["end_positions"])
-            if loss_function is not None:
-                losses = _row_losses(loss_function, logits, batch)[:, None]
-            else:
-                losses = jnp.stack(span_terms(logits, *labels, batch["attention_mask"]), axis=-1)
-        are_finite = jnp.isfinite(logits.start) & jnp.isfinite(logits.end)
-        are_finite = jnp.all(are_finite | (batch["attention_mask"] == 0), axis=1)
-        reduced = logits if reduction is None else reduce(logits, batch, reduction)
-        return EvalOutput(reduced, losses, are_finite)
+        logits = _logits(graphdef, weights, model_inputs(batch))
+        windows, losses = _windows_of(logits, batch), None
+        if windows.labels is not None and loss_function is not None:
+            losses = _row_losses(loss_function, logits, batch)[:, None]
+        elif windows.labels is not None:
+            losses = jnp.stack(span_terms(windows.logits, *windows.labels, windows.mask), axis=-1)
+        are_finite = jnp.isfinite(windows.logits.start) & jnp.isfinite(windows.logits.end)
+        are_finite = jnp.all(are_finite | (windows.mask == 0), axis=1)
+        reduced: SpanLogits | BestTokens = logits
+        if reduction is not None:
+            nulls = batch["null_positions"].reshape(-1)
+            reduced = reduce(windows.logits, windows.mask, nulls, reduction)
+        output = EvalOutput(reduced, losses, are_finite)
+        return _by_place(output, batch["valid"].shape) if "segment_ids" in batch else output
 
     return eval_step
+
+
+def _logits(graphdef: nnx.GraphDef, weights: Weights, inputs: Batch) -> SpanLogits:
+    """Compute logits without dropout; a CPU computes a few rows at a time."""
+    b, width = inputs["input_ids"].shape
+    rows = _rows_at_once(b, width, EVALUATED_AT_ONCE)
+    model = _model(graphdef, weights)
+    if rows == b:
+        return model.span_logits(**inputs)
+    parts = {name: x.reshape(b // rows, rows, width) for name, x in inputs.items()}
+    logits = lax.map(lambda part: model.span_logits(**part), parts)
+    return jax.tree.map(lambda x: x.reshape(b, width), logits)
 
 
 LogitsLoop = Callable[[Weights, Batch, Array], tuple[Array, Array]]
@@ -351,15 +427,28 @@ def make_logits_loop(graphdef: nnx.GraphDef) -> LogitsLoop:
     return loop
 
 
-def reduce(logits: SpanLogits, batch: Batch, reduction: Reduction) -> BestTokens:
-    """Return the best start and end tokens of each row; of equal logits the leftmost comes first.
+def _by_place(output: EvalOutput, shape: tuple[int, ...]) -> EvalOutput:
+    """Give the results of `b * s` packed windows the axes `[b, s]`; logits keep their rows."""
+    kept = output.logits if isinstance(output.logits, SpanLogits) else None
+    windows = output._replace(logits=None) if kept is not None else output
+    split: EvalOutput = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), windows)
+    return split if kept is None else split._replace(logits=kept)
+
+
+def reduce(
+    logits: SpanLogits,
+    mask: Int[Array, "w l"],
+    null_positions: Int[Array, " w"],
+    reduction: Reduction,
+) -> BestTokens:
+    """Return the best start and end tokens of each window; of equal logits the leftmost is first.
 
     A null position outside the batch's columns gets the logit of padding, because only columns of
     padding are removed from a batch.
     """
-    masked = [_mask_padding(x, batch["attention_mask"], reduction) for x in logits]
+    masked = [_mask_padding(x, mask, reduction) for x in logits]
     (start_logits, starts), (end_logits, ends) = (_top_k(x, reduction.candidates) for x in masked)
-    positions = batch["null_positions"][:, None]
+    positions = null_positions[:, None]
     columns = jax.lax.broadcasted_iota(positions.dtype, logits.start.shape, 1)
     nulls = [
         jnp.where(

@@ -25,6 +25,11 @@ class AveragedModel(AutoModelForQuestionAnswering):
     nor saved.
     """
 
+    @property
+    def packing_obstacle(self) -> str:
+        """Why rows cannot hold several windows."""
+        return "an average of models takes one window a row"
+
     def span_logits(
         self,
         input_ids: Int[ArrayLike, "b l"],

@@ -28,6 +28,9 @@ class Encoder(nnx.Module):
     project: Any = None
     last_norm: Any = None
 
+    packing_obstacle: ClassVar[str | None] = None
+    """Why rows cannot hold several windows (`segment_ids`); None: they can."""
+
     beside_layers: ClassVar[Mapping[str, int]] = {"last_norm": -1}
     """Module outside the stack of layers -> index of the layer to which it belongs; others belong
     to the embeddings. `depth.py` reads it of every module that holds a `Stack`."""

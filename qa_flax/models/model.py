@@ -124,6 +124,11 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         """The model's config, an object of transformers' config class."""
         return self._config.value
 
+    @property
+    def packing_obstacle(self) -> str | None:
+        """Why rows cannot hold several windows (`segment_ids`); None: they can."""
+        return getattr(self.encoder, "packing_obstacle", None)
+
     def span_logits(
         self,
         input_ids: Int[ArrayLike, "b l"],

@@ -20,12 +20,13 @@ from qa_flax.device.step import LossFunction
 from qa_flax.distributed import preemption, processes
 from qa_flax.distributed.exchange import all_gather_json, all_gather_rows
 from qa_flax.train.best import MetricError
+from qa_flax.train.eval_plan import eval_plan
 from qa_flax.train.events import Events, plain_metrics
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.plan import wants_device_report
-from qa_flax.train.prediction import common_widths, predict_windows, reduction
+from qa_flax.train.prediction import predict_windows, reduction
 from qa_flax.train.progress import close_bars
-from qa_flax.train.train_data import refuse_several_processes
+from qa_flax.train.train_data import refuse_several_processes, reports_fill, wants_packing
 
 Dataset = Any
 """A data set for the trainer: Hugging Face's, PyTorch's, windows or a list of dicts."""
@@ -120,6 +121,7 @@ class Evaluator:
         graphdef: of the model, in the dtype to compute in.
         shard: which windows this process computes.
         loss_function: replaces the loss of spans.
+        obstacle: why rows cannot hold several windows, apart from the data; None: they can.
     """
 
     def __init__(
@@ -129,7 +131,9 @@ class Evaluator:
         graphdef: nnx.GraphDef,
         shard: DatasetShard,
         loss_function: LossFunction | None = None,
+        obstacle: str | None = None,
     ):
+        self._obstacle = obstacle
         self._events, self._live, self._graphdef = events, live, graphdef
         self._shard, self._loss_function = shard, loss_function
 
@@ -196,7 +200,9 @@ class Evaluator:
     ) -> EvaluationResult:
         args = self._events.args
         per_core = args.per_device_eval_batch_size
-        widths = common_widths(windows, per_core)
+        plan = eval_plan(windows, per_core, wants_packing(args) and self._obstacle is None)
+        if wants_packing(args) and self._obstacle is not None:
+            self._events.warn_once("evaluation", f"packing has no effect, because {self._obstacle}")
         weights = self._live.evaluation_weights()
         measuring = device_report(f"{prefix} of {len(windows)} windows", wants_device_report(args))
         on_core = None if search_settings is None else reduction(search_settings)
@@ -210,18 +216,21 @@ class Evaluator:
                     per_core,
                     search_settings,
                     lambda: self._events.notify("on_prediction_step"),
-                    widths,
+                    plan,
                     self._live.model.id_limits,
                 )
-                report.steps, report.bytes_to_host = len(widths), predictions.bytes_to_host
+                report.steps, report.bytes_to_host = len(plan.widths), predictions.bytes_to_host
             # The processes finish at different times; each gathering waits for all of them.
             inside = [int(is_inside.sum()) for is_inside in labels_inside(windows) or ()]
             hits = count_hits(windows, predictions.logits) if counts_hits(args) else ()
-            counts = [len(windows), predictions.nonfinite, *inside, *hits]
-            count, nonfinite, *sums = self._shard.sum("windows", counts)
+            fill = (predictions.tokens, predictions.positions)
+            counts = [len(windows), predictions.nonfinite, *fill, *inside, *hits]
+            count, nonfinite, tokens, positions, *sums = self._shard.sum("windows", counts)
             inside, hits = sums[: len(inside)], sums[len(inside) :]
             labels, terms, logits = None, None, predictions.logits
             metrics: dict[str, Any] = _accuracies(hits, prefix)
+            if reports_fill(args):
+                metrics[f"{prefix}_fill"] = tokens / positions
             if predictions.losses is not None:
                 labels = (windows.start_positions, windows.end_positions)
                 terms = all_gather_rows("losses", predictions.losses)

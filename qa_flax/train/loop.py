@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from qa_flax.data.batches import HostBatch
-from qa_flax.distributed import preemption
+from qa_flax.distributed import preemption, processes
 from qa_flax.train.best import followed_metric, update_best
 from qa_flax.train.events import Events
 from qa_flax.train.overfitting import warn_of_overfitting
@@ -58,6 +58,7 @@ class TrainingLoop:
         self.position = position
         # During an evaluation: length of the log history, flags and callback states before it.
         self._before_evaluation: tuple[int, Flags, Any] | None = None
+        self._tokens = self._positions = 0
 
     def run(self) -> None:
         """Train until the last update, or until a callback stops the training.
@@ -84,6 +85,13 @@ class TrainingLoop:
             position.epoch_start = state.global_step
             events.notify("on_epoch_end")
             self._apply_control()
+
+    def fill(self) -> float:
+        """Return the share of the computed positions that hold tokens; 0 before an update.
+
+        A resumed run counts its own updates only.
+        """
+        return self._tokens / max(1, self._positions)
 
     def evaluate(self) -> dict[str, Any]:
         """Evaluate, pass the metric to a schedule that depends on it, and return the metrics."""
@@ -133,7 +141,9 @@ class TrainingLoop:
         return self._events.control.should_training_stop
 
     def _count_tokens(self, batch: HostBatch) -> None:
-        state, tokens = self._events.state, batch.windows * batch.arrays["input_ids"].shape[-1]
+        self._tokens += batch.tokens
+        self._positions += batch.arrays["input_ids"].size * processes.count()
+        state, tokens = self._events.state, batch.positions
         state.total_flos += float(self._flops_per_token * tokens)
         which_tokens = getattr(self._args, "include_num_input_tokens_seen", "no")
         if which_tokens != "no":

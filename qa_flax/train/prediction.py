@@ -3,10 +3,10 @@
 The results of a batch are copied to the host while the next batch is computed.
 """
 
-import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,14 +21,16 @@ from qa_flax.answers.spans import (
     TopTokens,
     null_positions,
 )
-from qa_flax.data.batches import HostBatch, eval_batches, eval_widths, scatter
+from qa_flax.data.batches import HostBatch, eval_batches, scatter
 from qa_flax.data.messages import first_few, quoted
+from qa_flax.data.packing import packed_eval_batches
 from qa_flax.data.windows import Windows
 from qa_flax.device import parallel
 from qa_flax.device.in_flight import InFlight
 from qa_flax.device.step import EvalOutput, Reduction, Weights
 from qa_flax.distributed import exchange, preemption
 from qa_flax.models.id_limits import IdLimits, check_ids
+from qa_flax.train.eval_plan import EvalPlan, eval_plan
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,10 @@ class Predictions(NamedTuple):
     """How many bytes were copied from the cores to the host."""
     nonfinite: int
     """Number of windows with logits that are not finite."""
+    tokens: int
+    """Tokens of the windows, without padding."""
+    positions: int
+    """Tokens of all rows that were computed, with padding."""
 
 
 def reduction(settings: SearchSettings) -> Reduction:
@@ -58,7 +64,7 @@ def predict_windows(
     per_core: int,
     settings: SearchSettings | None,
     on_batch: Callable[[], None],
-    widths: Sequence[int] | None = None,
+    plan: EvalPlan | None = None,
     limits: IdLimits = (),
 ) -> Predictions:
     """Run every window through `step` and return the logits (or candidates) and losses.
@@ -74,8 +80,8 @@ def predict_windows(
         per_core: batch size of each core, in windows.
         settings: return only the candidates that these settings need; None: all logits.
         on_batch: called when the results of a batch have arrived on the host.
-        widths: the width of each batch in tokens. With several processes, which each have their
-            own windows, pass `common_widths`; None: the widths that these windows need.
+        plan: the shapes of the batches, from `eval_plan`. Several processes, which each have their
+            own windows, need it; None: what these windows need, one window a row.
         limits: the model's `id_limits`; (): the ids are not checked.
 
     Raises:
@@ -86,6 +92,7 @@ def predict_windows(
     nulls = None if settings is None else null_positions(windows.cls_index, settings.hf_compatible)
     losses: np.ndarray | None = None
     are_finite = np.ones(len(windows), bool)
+    tokens = positions = 0
     in_flight = InFlight[HostBatch]()
     compiled_widths: set[int] = set()
     bytes_to_host = 0
@@ -101,8 +108,10 @@ def predict_windows(
             losses[batch.rows[batch.valid]] = output.losses[batch.valid]
         on_batch()
 
-    for batch in eval_batches(windows, parallel.process_core_count(), per_core, nulls, widths):
+    for batch in _batches(windows, per_core, nulls, plan):
         preemption.check()
+        tokens += batch.tokens
+        positions += batch.arrays["input_ids"].size
         check_ids(batch.arrays, limits)
         arrays = parallel.put(batch.arrays)
         width = batch.columns.stop - batch.columns.start
@@ -116,32 +125,51 @@ def predict_windows(
     for result in in_flight.all():
         collect(*result)
     nonfinite = np.flatnonzero(~are_finite)
+    found = Predictions(buffer.contents(), losses, bytes_to_host, len(nonfinite), tokens, positions)
+    if plan is not None and plan.packed is not None:
+        alone = partial(predict_windows, step, weights, on_batch=on_batch, limits=limits)
+        return _with_nonfinite_alone(found, windows, nonfinite, buffer, alone, per_core, settings)
     warn_of_nonfinite_logits(windows, nonfinite)
-    return Predictions(buffer.contents(), losses, bytes_to_host, len(nonfinite))
+    return found
 
 
-def common_widths(windows: Windows, per_core: int) -> list[int]:
-    """Return the width in tokens of each batch, the same in every process.
+def _batches(
+    windows: Windows, per_core: int, nulls: Any, plan: EvalPlan | None
+) -> Iterator[HostBatch]:
+    cores = parallel.process_core_count()
+    if plan is not None and plan.packed is not None:
+        return packed_eval_batches(windows, *plan.packed, cores, *plan.shape, nulls)
+    return eval_batches(windows, cores, per_core, nulls, None if plan is None else plan.widths)
 
-    Every process has its own windows, but all must run the same shapes equally often: a batch is as
-    wide as the widest of any process. Every process must call it.
 
-    Raises:
-        ValueError: no process has any windows, or only some processes have labels.
+def _with_nonfinite_alone(
+    found: Predictions,
+    windows: Windows,
+    nonfinite: np.ndarray,
+    buffer: Any,
+    predict: Callable[..., Predictions],
+    per_core: int,
+    settings: SearchSettings | None,
+) -> Predictions:
+    """Compute packed windows whose logits are not finite again, in rows of their own.
+
+    A packed window gets NaN from the others of its row, too: a probability of 0 times NaN.
     """
-    local_widths = eval_widths(windows, parallel.process_core_count(), per_core)
-    has_labels = windows.start_positions is not None
-    gathered = exchange.all_gather_json("batch widths", (local_widths, has_labels))
-    process_widths, are_labelled = zip(*gathered, strict=True)
-    if len(set(are_labelled)) > 1:
-        raise ValueError(
-            "the windows have labels in some processes and none in others: prepare them with "
-            "labels=True or labels=False in every process"
-        )
-    widths = [max(column) for column in itertools.zip_longest(*process_widths, fillvalue=0)]
-    if not widths:
-        raise ValueError("the data set has no windows; there is nothing to evaluate or predict")
-    return widths
+    if not sum(exchange.all_gather_json("windows that are not finite", len(nonfinite))):
+        return found
+    alone = windows.select(nonfinite)
+    of_each = predict(
+        windows=alone, per_core=per_core, settings=settings, plan=eval_plan(alone, per_core)
+    )
+    buffer.replace(nonfinite, of_each.logits)
+    if found.losses is not None and of_each.losses is not None:
+        found.losses[nonfinite] = of_each.losses
+    return found._replace(
+        logits=buffer.contents(),
+        bytes_to_host=found.bytes_to_host + of_each.bytes_to_host,
+        nonfinite=of_each.nonfinite,
+        positions=found.positions + of_each.positions,
+    )
 
 
 def warn_of_nonfinite_logits(windows: Windows, rows: np.ndarray) -> None:
@@ -168,6 +196,11 @@ class _LogitBuffer:
         scatter(batch, logits.start, self._starts, PADDING_LOGIT)
         scatter(batch, logits.end, self._ends, PADDING_LOGIT)
 
+    def replace(self, rows: np.ndarray, logits: Any) -> None:
+        """Replace the logits of some windows."""
+        for array, values in zip((self._starts, self._ends), logits, strict=True):
+            array[rows, : values.shape[1]] = values
+
     def contents(self) -> Logits:
         return self._starts, self._ends
 
@@ -185,14 +218,26 @@ class _CandidateBuffer:
         self._null_starts, self._null_ends = np.zeros((2, len(windows)), np.float32)
 
     def add(self, batch: HostBatch, best: Any) -> None:
-        rows, first = batch.rows[batch.valid], batch.columns.start
+        rows, first = batch.rows[batch.valid], np.int32(batch.columns.start)
+        if batch.begins is not None:
+            first = -batch.begins[batch.valid][:, None]
         count = best.starts.shape[-1]
-        self._starts[rows, :count] = best.starts[batch.valid].astype(np.int32) + first
-        self._ends[rows, :count] = best.ends[batch.valid].astype(np.int32) + first
+        for tokens, all_tokens in ((best.starts, self._starts), (best.ends, self._ends)):
+            own = tokens[batch.valid].astype(np.int32) + first
+            # A token of an earlier window of the row stands where a window has too few.
+            all_tokens[rows, :count] = np.where(own < 0, self._padded_length, own)
         self._start_logits[rows, :count] = best.start_logits[batch.valid]
         self._end_logits[rows, :count] = best.end_logits[batch.valid]
         self._null_starts[rows] = best.null_starts[batch.valid]
         self._null_ends[rows] = best.null_ends[batch.valid]
+
+    def replace(self, rows: np.ndarray, candidates: Any) -> None:
+        """Replace the candidates of some windows."""
+        arrays = (self._starts, self._start_logits, self._ends, self._end_logits)
+        for array, values in zip(arrays, candidates.tokens, strict=True):
+            array[rows] = values
+        self._null_starts[rows] = candidates.null_starts
+        self._null_ends[rows] = candidates.null_ends
 
     def contents(self) -> Candidates:
         tokens = TopTokens(self._starts, self._start_logits, self._ends, self._end_logits)

@@ -250,6 +250,7 @@ def conditions_of(
         "rows_per_update": plan.rows * plan.accumulation,
         "dataloader_drop_last": args.dataloader_drop_last,
         "train_sampling_strategy": args.train_sampling_strategy,
+        "packing": data.packed_as(args),
         "windows": plan.windows,
         "windows_digest": data.digest(),
         "model": _config_values(model.config),

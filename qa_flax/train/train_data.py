@@ -15,9 +15,18 @@ from qa_flax.data.loaders import (
     length_of,
     rows_of,
 )
+from qa_flax.data.packing import (
+    PackedEpoch,
+    describe_obstacle,
+    packed_epoch,
+    packed_train_batches,
+    packing_of,
+    saves_positions,
+)
 from qa_flax.data.rows import LABELS
 from qa_flax.data.windows import Windows
 from qa_flax.device import parallel
+from qa_flax.device.packed_check import describe_packed_error
 from qa_flax.distributed import processes
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.train import checkpoints
@@ -45,15 +54,34 @@ class TrainData(Protocol):
         """Return a sentence that counts the labels outside their windows; None: none are known."""
         ...
 
+    def describe_packing(self, args: transformers.TrainingArguments) -> str | None:
+        """Return a sentence about an argument that has no effect: `packing`, or one because of it.
+
+        None: there is none.
+        """
+        ...
+
+    def packed_as(self, args: transformers.TrainingArguments) -> str | None:
+        """Return what `packing` changes: "rows" or "group_by_length"; None, as before it: nothing.
+
+        A resumed run must share it.
+        """
+        ...
+
 
 class WindowData:
     """A training set whose batches are built from windows.
+
+    Args:
+        windows: the windows.
+        obstacle: why the training cannot have several windows in a row; None: it can.
+        is_of_family: whether that is the model's family.
 
     Raises:
         ValueError: the windows have no labels.
     """
 
-    def __init__(self, windows: Windows):
+    def __init__(self, windows: Windows, obstacle: str | None = None, is_of_family: bool = False):
         if not len(windows):
             raise ValueError(
                 "train() needs a train_dataset with at least one window; pass one to the trainer"
@@ -64,6 +92,9 @@ class WindowData:
                 "prepare_train_features(examples, tokenizer)"
             )
         self._windows = windows
+        self._obstacle = obstacle or describe_obstacle(windows)
+        self._is_of_family = is_of_family
+        self._decisions: dict[Any, str | None] = {}
 
     def plan(self, args: transformers.TrainingArguments) -> Plan:
         """See `TrainData`."""
@@ -73,18 +104,92 @@ class WindowData:
         self, args: transformers.TrainingArguments, epoch: int, skip: int
     ) -> Iterator[HostBatch]:
         """See `TrainData`."""
+        if self.packed_as(args) == "rows":
+            return packed_train_batches(
+                self._windows,
+                packing_of(self._windows),
+                self._packed(args, epoch),
+                parallel.core_count(),
+                args.gradient_accumulation_steps,
+                skip,
+                parallel.process_cores(),
+            )
         return train_batches(
             self._windows,
             parallel.core_count(),
             args.per_device_train_batch_size,
             data_seed_of(args),
             epoch,
-            args.train_sampling_strategy,
+            self._strategy(args),
             accumulation=args.gradient_accumulation_steps,
             drop_last=args.dataloader_drop_last,
             skip=skip,
             local_cores=parallel.process_cores(),
         )
+
+    def describe_packing(self, args: transformers.TrainingArguments) -> str | None:
+        """See `TrainData`."""
+        if not wants_packing(args):
+            return None
+        unpacked = self._describe_unpacked(args)
+        if unpacked is None and args.train_sampling_strategy == "group_by_length":
+            return (
+                "train_sampling_strategy='group_by_length' has no effect with packing, which "
+                "leaves no padding to save"
+            )
+        return unpacked
+
+    def _describe_unpacked(self, args: transformers.TrainingArguments) -> str | None:
+        """Return why windows are not packed although `packing` asks for it; None if they are.
+
+        All epochs of a training are packed, or none is.
+        """
+        if self._obstacle is not None:
+            grouped = self._is_of_family and args.train_sampling_strategy == "random"
+            instead = "; batches have windows of similar lengths instead" if grouped else ""
+            return f"packing has no effect, because {self._obstacle}{instead}"
+        key = _packing_key(args)
+        if key not in self._decisions:
+            self._decisions[key] = self._describe_small(args)
+        return self._decisions[key]
+
+    def packed_as(self, args: transformers.TrainingArguments) -> str | None:
+        """See `TrainData`."""
+        if wants_packing(args) and self._describe_unpacked(args) is None:
+            return "rows"
+        strategy = self._strategy(args)
+        return None if strategy == args.train_sampling_strategy else strategy
+
+    def _describe_small(self, args: transformers.TrainingArguments) -> str | None:
+        if args.train_sampling_strategy == "sequential":
+            return "packing has no effect, because train_sampling_strategy is sequential"
+        plan, packed = self.plan(args), self._packed(args, 0)
+        rows, per_update = len(packed.members), parallel.core_count() * plan.accumulation
+        if rows < plan.updates_per_epoch * per_update:
+            return (
+                f"packing has no effect: {len(self._windows)} windows would fill {rows} rows, "
+                f"fewer than one for each core in each of {plan.updates_per_epoch} updates"
+            )
+        if not saves_positions(self._windows, rows, packing_of(self._windows), plan.rows):
+            return "packing has no effect: the windows are so long that it would save nothing"
+        return None
+
+    def _packed(self, args: transformers.TrainingArguments, epoch: int) -> PackedEpoch:
+        return packed_epoch(
+            self._windows,
+            packing_of(self._windows),
+            parallel.core_count(),
+            args.per_device_train_batch_size,
+            data_seed_of(args),
+            epoch,
+            accumulation=args.gradient_accumulation_steps,
+            drop_last=args.dataloader_drop_last,
+        )
+
+    def _strategy(self, args: transformers.TrainingArguments) -> str:
+        strategy = args.train_sampling_strategy
+        is_replaced = wants_packing(args) and self._is_of_family and strategy == "random"
+        return "group_by_length" if is_replaced else strategy
 
     def digest(self) -> str:
         """See `TrainData`."""
@@ -140,19 +245,71 @@ class LoaderData:
     def digest(self) -> None:
         """See `TrainData`."""
 
+    def describe_packing(self, args: transformers.TrainingArguments) -> str | None:
+        """See `TrainData`."""
+        if not wants_packing(args):
+            return None
+        return f"packing has no effect, because {describe(self._loader)} makes the batches"
+
+    def packed_as(self, args: transformers.TrainingArguments) -> None:
+        """See `TrainData`."""
+
     def describe_labels_outside(self) -> None:
         """See `TrainData`; `UpdateBatches` counts them when it has made an epoch's batches."""
 
 
-def train_data(loader: Any, model: AutoModelForQuestionAnswering, takes_extras: bool) -> TrainData:
+def train_data(
+    loader: Any, model: AutoModelForQuestionAnswering, takes_extras: bool, obstacle: str | None
+) -> TrainData:
     """Choose how the batches of a loader are built: from windows, if that gives the same.
+
+    Args:
+        loader: of the training set.
+        model: the model to train.
+        takes_extras: whether the script's own loss function gets further arrays of the batches.
+        obstacle: `packing_obstacle` of the training.
 
     Raises:
         ValueError: there are no windows, they have no labels, or several processes cannot share
             the loader.
     """
     windows = loader.windows() if isinstance(loader, Loader) else None
-    return LoaderData(loader, model, takes_extras) if windows is None else WindowData(windows)
+    if windows is None:
+        return LoaderData(loader, model, takes_extras)
+    return WindowData(windows, obstacle, is_of_family=model.packing_obstacle is not None)
+
+
+def wants_packing(args: Any) -> bool:
+    """Whether `packing` is set; transformers' own TrainingArguments does not have it."""
+    return bool(getattr(args, "packing", None))
+
+
+def reports_fill(args: Any) -> bool:
+    """Whether metrics have the share of positions that hold tokens: if `packing` was given."""
+    return getattr(args, "packing", None) is not None
+
+
+def packing_obstacle(args: Any, model: Any, has_own_loss: bool, dtype: str) -> str | None:
+    """Return why rows cannot hold several windows, apart from the data; None if they can.
+
+    Args:
+        args: the trainer's arguments. Without `packing` nothing is looked at.
+        model: the model.
+        has_own_loss: whether the script has a loss function.
+        dtype: the compute dtype, in which the device is checked.
+    """
+    if not wants_packing(args):
+        return None
+    if (obstacle := model.packing_obstacle) is not None:
+        return f"{model.config.model_type} cannot have several windows in a row: {obstacle}"
+    if has_own_loss:
+        return "compute_loss_func expects one window in each row"
+    return describe_packed_error(dtype)
+
+
+def _packing_key(args: Any) -> tuple[Any, ...]:
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last")
+    return (data_seed_of(args), *(getattr(args, name) for name in names))
 
 
 def refuse_several_processes(loader: Any, method: str) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import transformers
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import (
@@ -39,7 +40,7 @@ from qa_flax.train.plan import is_sharded
 from qa_flax.train.reinitialize import reinitialize
 from qa_flax.train.tokenizer_fit import check_tokenizer
 from qa_flax.train.torch_attributes import TorchAttributes
-from qa_flax.train.train_data import train_data
+from qa_flax.train.train_data import packing_obstacle, train_data
 from qa_flax.train.train_questions import TrainQuestions
 from qa_flax.train.training import Resume, TrainerActions, run_training
 from qa_flax.train.training_arguments import (
@@ -295,7 +296,8 @@ class Trainer(TrainQuestions, OutputFiles, TorchAttributes):
         self._warn_of_leakage(self.eval_dataset)
         self._report_unused_samples()
         loader = self.get_train_dataloader()
-        data = train_data(loader, self.model, self._custom.loss is not None)
+        has_own_loss = self._custom.loss is not None
+        data = train_data(loader, self.model, has_own_loss, self._packing_obstacle(self._dtypes[0]))
         if self.model_init is not None:
             self.model = self._new_model()
         apply_model_arguments(self.args, self.model)
@@ -440,6 +442,7 @@ class Trainer(TrainQuestions, OutputFiles, TorchAttributes):
         settings = (model, dtype, remat, eval_dtype, model.config.to_json_string())
         if settings != self._graphdef_settings:
             self._graphdef_settings = settings
+            self._dtypes = jnp.dtype(dtype).name, jnp.dtype(eval_dtype).name
             self._train_graphdef = model.graphdef(dtype, remat=remat)
             self._eval_graphdef = model.graphdef(eval_dtype)
 
@@ -465,8 +468,18 @@ class Trainer(TrainQuestions, OutputFiles, TorchAttributes):
         self._apply_changed_arguments()
         if not self._live.is_training:
             self._update_graphdefs()
-        loss = self._custom.loss
-        return Evaluator(self._events, self._live, self._eval_graphdef, self._shard, loss)
+        return Evaluator(
+            self._events,
+            self._live,
+            self._eval_graphdef,
+            self._shard,
+            self._custom.loss,
+            self._packing_obstacle(self._dtypes[1]),
+        )
+
+    def _packing_obstacle(self, dtype: str) -> str | None:
+        """Why rows cannot hold several windows, apart from the data."""
+        return packing_obstacle(self.args, self.model, self._custom.loss is not None, dtype)
 
     def _new_model(self) -> AutoModelForQuestionAnswering:
         """Call `model_init`, which may have the parameter `trial` of a search (None here)."""

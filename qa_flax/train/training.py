@@ -55,7 +55,7 @@ from qa_flax.train.resume import (
 )
 from qa_flax.train.schedules import Schedule
 from qa_flax.train.steps import Steps
-from qa_flax.train.train_data import TrainData
+from qa_flax.train.train_data import TrainData, reports_fill
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +114,7 @@ def run_training(
     if custom.loss is None and processes.is_main():
         events.warn_once("training", data.describe_labels_outside())
     if processes.is_main():
+        events.warn_once("training", data.describe_packing(events.args))
         message = describe_few_evaluations(events.args, events.state.max_steps)
         events.warn_once("training", message)
     started, first_step = time.time(), events.state.global_step
@@ -269,6 +270,8 @@ class _Training:
         )
         metrics["total_flos"] = state.total_flos
         metrics["train_loss"] = self._steps.mean_loss()
+        if reports_fill(args):
+            metrics["train_fill"] = self._loop.fill()
         metrics = broadcast_from_main("training metrics", metrics)
         is_best_loaded = bool(args.load_best_model_at_end) and self._load_best_model()
         self._report_early_stop(is_best_loaded)

@@ -20,6 +20,7 @@ from process_jobs import (
     in_a_script,
     launch,
     one_question,
+    packed,
     preempted,
     sharded,
     train_evaluate_predict,
@@ -30,7 +31,8 @@ from safetensors.numpy import load_file
 from qa_flax.distributed import ProcessError, join, processes
 from qa_flax.distributed.processes import part_of
 
-TIMES = ("runtime", "per_second", "_time")
+OF_CORES = ("runtime", "per_second", "_time", "_fill")
+"""What the names of the metrics end with that depend on time or on the number of cores."""
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,7 @@ def folder(tmp_path_factory):
     answerable = [row for row in tiny.rows() if row["answers"]["text"]]
     (folder / "data" / "v1.json").write_text(json.dumps({"data": answerable}))
     (folder / "data" / "one.jsonl").write_text(json.dumps(answerable[1]))
+    tiny.repeated_examples(6).to_json(folder / "data" / "many.jsonl")
     return folder
 
 
@@ -53,7 +56,7 @@ def single(folder):
 
 
 def without_times(metrics):
-    return {k: v for k, v in metrics.items() if not k.endswith(TIMES)}
+    return {k: v for k, v in metrics.items() if not k.endswith(OF_CORES)}
 
 
 class Several(NamedTuple):
@@ -159,6 +162,22 @@ def test_several_processes_have_the_results_of_a_single_one(single, folder, seve
 def test_one_question_has_the_results_of_a_single_process(single, folder, several_with_more_jobs):
     assert_same_metrics(one_question, single, several_with_more_jobs)
     assert_same_files(one_question, folder, several_with_more_jobs)
+
+
+def test_packed_rows_have_the_results_of_a_single_process(single, several_with_more_jobs):
+    results = [results["packed"] for results in several_with_more_jobs.results]
+    assert all(result == results[0] for result in results)
+    expected = single(packed)
+    same = ["evaluation"]
+    if len(results) == 4:  # as many cores, so each update has the same windows
+        same.append("training")
+        assert results[0]["training"]["train_fill"] > 0.7
+    for stage in same:
+        actual = results[0][stage]
+        assert actual["eval_fill"] > 0.7
+        assert without_times(actual) == pytest.approx(
+            without_times(expected[stage]), rel=1e-5, abs=1e-6
+        )
 
 
 def test_several_processes_fit_one_calibration(single, folder, several_with_more_jobs):

@@ -13,7 +13,13 @@ from loud import TESTED, batch_of, loud_model
 from qa_flax.device import parallel
 from qa_flax.device.memory import abstract_state
 from qa_flax.device.optim import make_optimizer
-from qa_flax.device.step import Weights, make_eval_step, make_train_step, model_inputs
+from qa_flax.device.step import (
+    Reduction,
+    Weights,
+    make_eval_step,
+    make_train_step,
+    model_inputs,
+)
 
 pytest.importorskip("libtpu", reason="needs the compiler: pip install libtpu")
 pytestmark = pytest.mark.slow
@@ -60,3 +66,27 @@ def test_the_steps_compile_for_tpu(cores, family):
     assert "all-reduce" in replicated
     assert "all-gather" not in replicated
     assert "all-gather" in sharded
+
+
+@pytest.mark.parametrize("family", ["bert", "deberta-v2", "modernbert"])
+def test_the_steps_of_packed_rows_compile_for_tpu(cores, family):
+    """Rows of 384 tokens, for which a CPU would compute one attention head after the other."""
+    model = loud_model(family=family)
+    graphdef = nnx.graphdef(model)
+    rows, width, places = 4, 384, 3
+    names = [*batch_of(family), "segment_ids"]
+    batch = {name: jnp.zeros((rows, width), jnp.int32) for name in names}
+    labels = jnp.zeros((rows, places), jnp.int32)
+    batch |= {"start_positions": labels, "end_positions": labels, "valid": labels > -1}
+    key = jax.eval_shape(partial(parallel.run_key, 0))
+    rate = jax.ShapeDtypeStruct((), jnp.float32)
+    state = on_cores(cores, abstract_state(model, make_optimizer(), False, len(cores)))
+    inputs = state, on_cores(cores, batch, 1), rate, key
+    step = make_train_step(graphdef, make_optimizer())
+    train = compiled_text(cores, step, (0, 0, None, None), (0, None), *inputs)
+    inputs = Weights(state.params, state.fixed), on_cores(cores, batch | {"null_positions": labels})
+    step = make_eval_step(graphdef, Reduction(20, -1e4, finite=True))
+    evaluation = compiled_text(cores, step, (0, 0), 0, *inputs)
+    # Neither rows nor heads are computed in a loop there.
+    for text in (train, evaluation):
+        assert " while(" not in text

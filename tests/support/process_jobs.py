@@ -77,6 +77,7 @@ def run_arguments(folder: Path, output: Path, *more: str) -> list[str]:
         "--per_device_eval_batch_size=1",
         "--disable_tqdm=True",
         "--report_to=none",
+        "--packing=false",  # with packed rows, the windows of an update depend on the cores
         *more,
     ]
 
@@ -104,6 +105,18 @@ def train_evaluate_predict(folder: Path, output: Path) -> dict:
         "--include_num_input_tokens_seen=True",
     )
     return run(*parse_arguments(arguments))
+
+
+def packed(folder: Path, output: Path) -> dict:
+    """`qa-flax run` with several windows in each row: an evaluation, then a training."""
+    file = folder / "data" / "many.jsonl"
+    more = ["--max_seq_length=96", "--packing=true", f"--validation_file={file}", "--do_eval"]
+    arguments = run_arguments(folder, output, *more)
+    results = {"evaluation": run(*parse_arguments(arguments))}
+    more += [f"--train_file={file}", "--do_train", "--learning_rate=0.5", "--optim=sgd"]
+    more += ["--max_steps=3", "--save_strategy=no"]
+    arguments = run_arguments(folder, Path(f"{output}-trained"), *more)
+    return results | {"training": run(*parse_arguments(arguments))}
 
 
 def one_question(folder: Path, output: Path) -> dict:
@@ -418,6 +431,7 @@ JOBS = {
     ],
     "more": [
         one_question,
+        packed,
         calibrated,
         in_a_script,
         own_loaders,

@@ -63,6 +63,14 @@ def examples(answerable: bool = False) -> datasets.Dataset:
     return load_examples([row for row in rows() if row["answers"]["text"] or not answerable])
 
 
+def repeated_examples(count: int) -> datasets.Dataset:
+    """The examples with an answer several times, with ids of their own."""
+    answerable = [row for row in rows() if row["answers"]["text"]]
+    return load_examples(
+        [{**row, "id": f"{row['id']}-{n}"} for n in range(count) for row in answerable]
+    )
+
+
 def tokenizer() -> BertTokenizerFast:
     """WordPiece with BERT's special tokens; its vocabulary has every character and some words.
 

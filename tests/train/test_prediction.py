@@ -67,20 +67,18 @@ def test_reduce_chooses_the_same_tokens_as_top_tokens(rng, finite):
     logits = rng.choice(np.array(values, np.float32), (2, 200, 40))
     logits[:, 100:] = np.round(rng.normal(0, 2, (2, 100, 40)))
     length = rng.integers(1, 41, 200)
-    batch = {
-        "attention_mask": (np.arange(40) < length[:, None]).astype(np.int32),
-        "null_positions": rng.integers(-2, 42, 200).astype(np.int32),
-    }
-    best = jax.jit(reduce, static_argnums=2)(
-        SpanLogits(*logits), batch, Reduction(7, PADDING_LOGIT, finite)
+    mask = (np.arange(40) < length[:, None]).astype(np.int32)
+    nulls = rng.integers(-2, 42, 200).astype(np.int32)
+    best = jax.jit(reduce, static_argnums=3)(
+        SpanLogits(*logits), mask, nulls, Reduction(7, PADDING_LOGIT, finite)
     )
     if finite:
         logits = np.nan_to_num(logits, nan=-1e4, posinf=1e4, neginf=-1e4)
-    logits = np.where(batch["attention_mask"] > 0, logits, np.float32(PADDING_LOGIT))
+    logits = np.where(mask > 0, logits, np.float32(PADDING_LOGIT))
     expected = top_tokens(*logits, 7)
     for name in ("starts", "ends", "start_logits", "end_logits"):
         np.testing.assert_array_equal(getattr(best, name), getattr(expected, name), err_msg=name)
-    positions = batch["null_positions"]
+    positions = nulls
     is_inside = (positions >= 0) & (positions < 40)
     for actual, rows in zip((best.null_starts, best.null_ends), logits, strict=True):
         expected = np.where(is_inside, rows[np.arange(200), positions % 40], PADDING_LOGIT)

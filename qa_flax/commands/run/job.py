@@ -96,6 +96,8 @@ def _run(
     model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
 ) -> dict[str, Any]:
     vars(training_args)["_is_command_line"] = True  # messages name arguments with dashes
+    if training_args.packing is None:
+        training_args.packing = True
     with usage_errors(ValueError, OSError):
         check_training_arguments(training_args)
         check_stages(data_args, training_args)

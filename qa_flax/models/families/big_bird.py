@@ -276,6 +276,8 @@ class BigBirdEncoder(Encoder):
     padding determines which block is the last one, so padding changes a long row's logits slightly.
     """
 
+    packing_obstacle = "its blocks and its question are counted from the start of the row"
+
     def __init__(self, config: BigBirdConfig, *, dtype: jnp.dtype):
         embeddings = BigBirdEmbeddings(config, dtype=dtype)
         super().__init__(config, dtype=dtype, block=None, embeddings=embeddings)
@@ -298,8 +300,8 @@ class BigBirdEncoder(Encoder):
         """
         if segment_ids is not None:
             raise ValueError(
-                "big_bird does not support several windows in a row (segment_ids): its blocks and "
-                "its question are counted from the start of the row; give each window its own row"
+                "big_bird does not support several windows in a row (segment_ids): "
+                f"{self.packing_obstacle}; give each window its own row"
             )
         return super().positions_of(input_ids, position_ids, None)
 

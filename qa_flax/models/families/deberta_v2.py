@@ -261,6 +261,13 @@ class DebertaV2Encoder(nnx.Module):
         )
         self.convolution = Convolution(config, dtype=dtype) if config.conv_kernel_size else None
 
+    @property
+    def packing_obstacle(self) -> str | None:
+        """Why rows cannot hold several windows; None: they can."""
+        if self.convolution is None:
+            return None
+        return "its convolution (conv_kernel_size) would mix them"
+
     def __call__(
         self,
         input_ids: Int[Array, "b l"],
@@ -275,10 +282,10 @@ class DebertaV2Encoder(nnx.Module):
 
         Raises `ValueError` for packed rows if the checkpoint has a convolution.
         """
-        if segment_ids is not None and self.convolution is not None:
+        if segment_ids is not None and self.packing_obstacle is not None:
             raise ValueError(
-                "this checkpoint does not support several windows in a row (segment_ids): its "
-                "convolution (conv_kernel_size) would mix them; give each window its own row"
+                "this checkpoint does not support several windows in a row (segment_ids): "
+                f"{self.packing_obstacle}; give each window its own row"
             )
         if self.config.position_biased_input:
             limit = self.config.max_position_embeddings

@@ -186,6 +186,8 @@ class LongformerEncoder(PositionsAfterPadding):
     (512 in the published checkpoints).
     """
 
+    packing_obstacle = "all tokens of a row attend to its question"
+
     def __init__(self, config: LongformerConfig, *, dtype: jnp.dtype):
         super().__init__(config, dtype=dtype, block=None)
         self.separator = config.sep_token_id
@@ -209,8 +211,8 @@ class LongformerEncoder(PositionsAfterPadding):
         """As in RoBERTa; `ValueError` for `segment_ids`."""
         if segment_ids is not None:
             raise ValueError(
-                "longformer does not support several windows in a row (segment_ids): all tokens of "
-                "a row attend to its question; give each window its own row"
+                "longformer does not support several windows in a row (segment_ids): "
+                f"{self.packing_obstacle}; give each window its own row"
             )
         return super().positions_of(input_ids, position_ids, None)
 
