@@ -1,6 +1,5 @@
 """Training on packed rows: the loss and gradient of one window a row, resuming, and messages."""
 
-import logging
 import shutil
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 from flax import nnx
-from loud import TESTED, batch_of, derived_families_slow, loud_model
+from loud import TESTED, batch_of, loud_model
 from tiny_families import family_model, family_windows
 
 from qa_flax import (
@@ -17,7 +16,9 @@ from qa_flax import (
     TrainingArguments,
     prepare_train_features,
 )
+from qa_flax.data.features import make_windows
 from qa_flax.device.step import make_loss, weights_of
+from qa_flax.train.train_data import WindowData, packing_obstacle
 
 WINDOW = {"max_seq_length": 96, "doc_stride": 16}
 PACKED = [name for name, case in TESTED.items() if case.can_pack]
@@ -77,30 +78,38 @@ def packed_and_apart(family):
     return packed | labels | {"valid": valid}, apart
 
 
-@pytest.mark.parametrize("family", derived_families_slow(PACKED))
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=[] if name in ("bert", "modernbert") else [pytest.mark.slow])
+        for name in PACKED
+    ],
+)
 def test_packed_rows_have_the_loss_and_gradient_of_separate_rows(family):
     model = loud_model(2, family=family)
     packed, apart = (
         {name: jnp.asarray(x) for name, x in batch.items()} for batch in packed_and_apart(family)
     )
-    graphdef = model.graphdef("float32")
     params, fixed = weights_of(model)
+    loss = make_loss(model.graphdef("float32"))
     counts = jnp.array([3.0, 3.0, 2.0])
-    loss = make_loss(graphdef)
-    actual, gradient = jax.value_and_grad(loss)(params, fixed, packed, counts)
 
-    def expected_loss(params):
-        total = 0.0
+    def packed_loss(params):
+        return loss(params, fixed, packed, counts)
+
+    def separate_loss(params):
         # Each window in a row without padding, which would be in the softmax.
-        for window, length in enumerate((7, 4, 2)):
-            row = {
+        rows = [
+            {
                 name: x[window : window + 1, :length] if x.ndim == 2 else x[window : window + 1]
                 for name, x in apart.items()
             }
-            total += loss(params, fixed, row, counts)
-        return total
+            for window, length in enumerate((7, 4, 2))
+        ]
+        return sum(loss(params, fixed, row, counts) for row in rows)
 
-    expected, expected_gradient = jax.value_and_grad(expected_loss)(params)
+    actual, gradient = jax.jit(jax.value_and_grad(packed_loss))(params)
+    expected, expected_gradient = jax.jit(jax.value_and_grad(separate_loss))(params)
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
     leaves = zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True)
     largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected_gradient))
@@ -132,8 +141,14 @@ def test_training_has_as_many_updates_and_less_padding(tmp_path, windows):
     "changes",
     [
         {},
-        {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
-        {"shard_params": True, "dataloader_drop_last": True, "data_seed": 5},
+        pytest.param(
+            {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"shard_params": True, "dataloader_drop_last": True, "data_seed": 5},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path, windows, changes):
@@ -161,41 +176,78 @@ def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path, windows, changes):
         unpacked.train(resume_from_checkpoint=True)
 
 
-def warnings_of(caplog, folder, windows, model=None, **changes):
-    caplog.clear()
-    with caplog.at_level(logging.WARNING):
-        _, result = train(folder, windows, model, save_strategy="no", max_steps=1, **changes)
-    texts = [record.getMessage() for record in caplog.records]
-    return [text for text in texts if "packing" in text], result
+def described(windows, obstacle=None, is_of_family=False, **changes):
+    """What is said about packing, and what it does."""
+    args = arguments("unused", **changes)
+    data = WindowData(windows, obstacle, is_of_family)
+    return data.describe_packing(args), data.packed_as(args)
 
 
-def test_what_is_not_packed_says_why(tmp_path, windows, caplog, monkeypatch):
-    def warnings(windows=windows, **changes):
-        return warnings_of(caplog, tmp_path, windows, **changes)[0]
+def windows_of(length=96):
+    return make_windows(
+        tiny.repeated_examples(5),
+        tiny.tokenizer(),
+        labels=True,
+        disable_tqdm=True,
+        max_seq_length=length,
+        doc_stride=length // 6,
+    )
 
-    assert warnings() == []
-    assert warnings(packing=False) == []
-    (text,) = warnings(train_sampling_strategy="sequential")
+
+def test_what_is_not_packed_says_why():
+    windows = windows_of()
+    assert described(windows) == (None, "rows")
+    assert described(windows, packing=False) == (None, None)
+    text, how = described(windows, train_sampling_strategy="sequential")
     assert text.endswith("packing has no effect, because train_sampling_strategy is sequential")
-    (text,) = warnings(train_sampling_strategy="group_by_length")
+    assert how is None
+    text, how = described(windows, train_sampling_strategy="group_by_length")
     assert "train_sampling_strategy='group_by_length' has no effect with packing" in text
-    (text,) = warnings(windows.select(range(8)), per_device_train_batch_size=1)
+    assert how == "rows"
+    text, how = described(windows.select(np.arange(8)), per_device_train_batch_size=1)
     assert "8 windows would fill" in text
     assert "fewer than one for each core in each of 1 updates" in text
+    assert how is None
+    whole = windows_of(40)
+    text, how = described(whole.select(whole.lengths > 36))
+    assert "the windows are so long that it would save nothing" in text
+    assert how is None
 
 
-def test_a_family_that_is_not_packed_gets_windows_of_similar_lengths(tmp_path, caplog):
-    model, windows = family_model("longformer"), family_windows(20)
-    texts, grouped = warnings_of(caplog, tmp_path, windows, model)
-    (text,) = set(texts)
+def test_obstacles_of_the_model_and_the_script():
+    args = arguments("unused")
+    assert packing_obstacle(args, tiny.model(), False, "float32") is None
+    text = packing_obstacle(args, tiny.model(), True, "float32")
+    assert text == "compute_loss_func expects one window in each row"
+    text = packing_obstacle(args, loud_model(0, family="longformer"), False, "float32")
     assert "longformer cannot have several windows in a row: all tokens of a row attend" in text
-    assert text.endswith("batches have windows of similar lengths instead")
-    _, same = warnings_of(
-        caplog,
-        tmp_path,
-        windows,
-        family_model("longformer"),
-        packing=None,
-        train_sampling_strategy="group_by_length",
+    args.packing = None
+    assert packing_obstacle(args, loud_model(0, family="longformer"), True, "float32") is None
+
+
+def test_a_family_that_is_not_packed_gets_windows_of_similar_lengths():
+    windows = windows_of()
+    text, how = described(windows, "of the family", is_of_family=True)
+    assert text.endswith("of the family; batches have windows of similar lengths instead")
+    assert how == "group_by_length"
+    text, how = described(
+        windows, "of the family", is_of_family=True, train_sampling_strategy="sequential"
     )
-    assert grouped.training_loss == same.training_loss
+    assert text.endswith("because of the family")
+    assert how is None
+    text, how = described(windows, "compute_loss_func")
+    assert text.endswith("because compute_loss_func")
+    assert how is None
+
+
+@pytest.mark.slow
+def test_longformer_trains_on_windows_of_similar_lengths(tmp_path):
+    windows = family_windows(20)
+    losses = [
+        train(tmp_path, windows, family_model("longformer"), save_strategy="no", **changes)[1]
+        for changes in (
+            {"packing": True},
+            {"packing": None, "train_sampling_strategy": "group_by_length"},
+        )
+    ]
+    assert losses[0].training_loss == losses[1].training_loss
