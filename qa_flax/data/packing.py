@@ -24,6 +24,9 @@ from qa_flax.data.windows import Features, Windows
 
 POOL = 1000
 """How many windows are packed together: more would hardly leave less padding."""
+FEW_UPDATES = 16
+"""With fewer updates in an epoch, all have the same number of rows: compiling a second shape would
+take longer than computing the padding."""
 NONE = -1
 """The window of an unused place in a row."""
 
@@ -136,13 +139,15 @@ def row_counts(rows: int, updates: int, per_update: int) -> RowCounts:
         per_update: microbatches in an update, on all cores together.
 
     Example:
-        >>> counts = row_counts(rows=17, updates=4, per_update=2)
-        >>> [counts.rows(update) for update in range(4)]  # on each of 2 cores
-        [2, 2, 2, 3]
+        >>> counts = row_counts(rows=85, updates=20, per_update=2)
+        >>> [counts.rows(update) for update in range(20)]  # on each of 2 cores
+        [2, 2, 2, 2, 2, 2, 3, 2, 2, 2, 2, 2, 2, 3, 2, 2, 2, 2, 2, 3]
     """
     few = max(1, rows // (updates * per_update))
     more = max(0, math.ceil((rows - few * updates * per_update) / per_update))
-    return RowCounts(few + 1, updates, 0) if more == updates else RowCounts(few, updates, more)
+    if more == updates or (more and updates < FEW_UPDATES):
+        few, more = few + 1, 0
+    return RowCounts(few, updates, more)
 
 
 class PackedEpoch(NamedTuple):
@@ -207,13 +212,14 @@ def packed_train_batches(
         skip: updates of this epoch that a resumed run has already done.
         local_cores: which of the `cores` belong to this process; all by default.
     """
-    lengths, first = windows.lengths, 0
-    for update in range(packed.counts.updates):
-        shape = (accumulation, cores, packed.counts.rows(update))
-        members = packed.members[first : first + math.prod(shape)]
-        first += math.prod(shape)
-        if update < skip:
-            continue
+    lengths = windows.lengths
+    shapes = [(accumulation, cores, packed.counts.rows(u)) for u in range(packed.counts.updates)]
+    room = np.cumsum([0, *map(math.prod, shapes)])
+    # Rows that remain without windows are spread over the updates, so that none is all padding.
+    first = room * len(packed.members) // room[-1]
+    for update in range(skip, len(shapes)):
+        shape = shapes[update]
+        members = packed.members[first[update] : first[update + 1]]
         of_batch = members[members != NONE]
         counts = (len(of_batch), int(lengths[of_batch].sum()), len(members) * packing.width)
         places = _padded(members, math.prod(shape)).reshape(*shape, -1).swapaxes(0, 1)
