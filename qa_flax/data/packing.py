@@ -24,9 +24,9 @@ from qa_flax.data.windows import Features, Windows
 
 POOL = 1000
 """How many windows are packed together: more would hardly leave less padding."""
-FEW_UPDATES = 16
-"""With fewer updates in an epoch, all have the same number of rows: compiling a second shape would
-take longer than computing the padding."""
+FEW_UPDATES, MOST_PADDING = 16, 1.15
+"""With fewer updates in an epoch, all have the same number of rows if that adds at most 15% of
+padding: compiling a second shape would take longer than computing it."""
 NONE = -1
 """The window of an unused place in a row."""
 
@@ -145,7 +145,8 @@ def row_counts(rows: int, updates: int, per_update: int) -> RowCounts:
     """
     few = max(1, rows // (updates * per_update))
     more = max(0, math.ceil((rows - few * updates * per_update) / per_update))
-    if more == updates or (more and updates < FEW_UPDATES):
+    largest = (few + 1) * updates * per_update
+    if more == updates or (more and updates < FEW_UPDATES and largest <= MOST_PADDING * rows):
         few, more = few + 1, 0
     return RowCounts(few, updates, more)
 

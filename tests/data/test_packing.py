@@ -82,9 +82,15 @@ def test_a_hundred_thousand_windows_are_packed_in_half_a_second(rng):
 
 def test_few_updates_all_have_the_same_number_of_rows():
     """A second shape would be compiled for them."""
-    counts = row_counts(17, 4, 2)
-    assert [counts.rows(update) for update in range(4)] == [3] * 4
-    assert [row_counts(16, 4, 2).rows(update) for update in range(4)] == [2] * 4
+
+    def rows_of(rows, updates, per_update):
+        counts = row_counts(rows, updates, per_update)
+        return [counts.rows(update) for update in range(updates)]
+
+    assert rows_of(68, 8, 1) == [9] * 8
+    assert rows_of(64, 8, 1) == [8] * 8
+    assert sorted(rows_of(136, 16, 1)) == [8] * 8 + [9] * 8
+    assert rows_of(17, 4, 2) == [2, 2, 2, 3]  # a row more would be a third more
 
 
 @pytest.mark.parametrize(
