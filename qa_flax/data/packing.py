@@ -13,12 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from qa_flax.data.batches import (
-    WIDTH_STEP,
-    HostBatch,
-    epoch_order,
-    eval_widths,
-)
+from qa_flax.data.batches import WIDTH_STEP, HostBatch, epoch_order
 from qa_flax.data.labels import required_lengths
 from qa_flax.data.windows import Features, Windows
 
@@ -193,6 +188,22 @@ def packed_epoch(
     return PackedEpoch(members[shuffle], counts)
 
 
+def unpacked_positions(windows: Windows, batch_size: int, seed: int, epoch: int) -> int:
+    """Return the tokens, with padding, of an epoch of `train_batches` in random order.
+
+    Args:
+        windows: the full training set.
+        batch_size: windows of an update.
+        seed: seed of the order.
+        epoch: number of the epoch, from 0.
+    """
+    lengths = required_lengths(windows)
+    order = epoch_order(windows.lengths, batch_size, seed, epoch)
+    longest = np.maximum.reduceat(lengths[order], np.arange(0, len(order), batch_size))
+    widths = np.minimum(-(-longest // WIDTH_STEP) * WIDTH_STEP, windows.padded_length)
+    return int(widths.sum()) * batch_size
+
+
 def packed_train_batches(
     windows: Windows,
     packing: Packing,
@@ -230,12 +241,6 @@ def packed_train_batches(
 def packed_eval_rows(windows: Windows, packing: Packing) -> Members:
     """Pack the windows of an evaluation, in the order of the data."""
     return pack(required_lengths(windows), np.arange(len(windows)), packing)
-
-
-def saves_positions(windows: Windows, rows: int, packing: Packing, per_core: int) -> bool:
-    """Whether packed rows are fewer positions than the batches that `eval_batches` makes."""
-    unpacked = sum(eval_widths(windows, 1, per_core)) * per_core
-    return rows * packing.width < unpacked
 
 
 def packed_eval_batches(

@@ -229,7 +229,7 @@ class Evaluator:
             inside, hits = sums[: len(inside)], sums[len(inside) :]
             labels, terms, logits = None, None, predictions.logits
             metrics: dict[str, Any] = _accuracies(hits, prefix)
-            if reports_fill(args):
+            if reports_fill(args) and prefix != "train":  # `train_fill` is the training's
                 metrics[f"{prefix}_fill"] = tokens / positions
             if predictions.losses is not None:
                 labels = (windows.start_positions, windows.end_positions)

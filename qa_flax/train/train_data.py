@@ -21,7 +21,7 @@ from qa_flax.data.packing import (
     packed_epoch,
     packed_train_batches,
     packing_of,
-    saves_positions,
+    unpacked_positions,
 )
 from qa_flax.data.rows import LABELS
 from qa_flax.data.windows import Windows
@@ -170,7 +170,10 @@ class WindowData:
                 f"packing has no effect: {len(self._windows)} windows would fill {rows} rows, "
                 f"fewer than one for each core in each of {plan.updates_per_epoch} updates"
             )
-        if not saves_positions(self._windows, rows, packing_of(self._windows), plan.rows):
+        apart = unpacked_positions(
+            self._windows, plan.rows * plan.accumulation, data_seed_of(args), 0
+        )
+        if rows * packing_of(self._windows).width >= apart:
             return "packing has no effect: the windows are so long that it would save nothing"
         return None
 
@@ -308,7 +311,12 @@ def packing_obstacle(args: Any, model: Any, has_own_loss: bool, dtype: str) -> s
 
 
 def _packing_key(args: Any) -> tuple[Any, ...]:
-    names = ("per_device_train_batch_size", "gradient_accumulation_steps", "dataloader_drop_last")
+    names = (
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "dataloader_drop_last",
+        "train_sampling_strategy",
+    )
     return (data_seed_of(args), *(getattr(args, name) for name in names))
 
 
