@@ -32,6 +32,10 @@ from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.train import checkpoints
 from qa_flax.train.plan import Plan
 
+WORTH_PACKING = 0.9
+"""Packed rows must have at most this share of the positions of one window a row. They are wide, so
+that each position takes longer in attention."""
+
 
 class TrainData(Protocol):
     """A training set. The trainer's arguments may change until the training begins."""
@@ -173,8 +177,11 @@ class WindowData:
         apart = unpacked_positions(
             self._windows, plan.rows * plan.accumulation, data_seed_of(args), 0
         )
-        if rows * packing_of(self._windows).width >= apart:
-            return "packing has no effect: the windows are so long that it would save nothing"
+        if rows * packing_of(self._windows).width > WORTH_PACKING * apart:
+            return (
+                "packing has no effect, because it would save less than a tenth of the positions "
+                "with windows of these lengths"
+            )
         return None
 
     def _packed(self, args: transformers.TrainingArguments, epoch: int) -> PackedEpoch:

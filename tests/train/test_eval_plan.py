@@ -49,7 +49,7 @@ def test_packed_windows_have_the_logits_losses_and_candidates_of_separate_rows(e
         scale = np.abs(theirs[is_token]).max()
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * scale)
     np.testing.assert_allclose(packed.losses, apart.losses, rtol=1e-4, atol=1e-5)
-    for count in (3, 20, 80):
+    for count in (3, 80):  # more than most windows have tokens
         settings = SearchSettings(True, count, 30, True)
         ours, theirs = (predictions(model, part, settings, packs).logits for packs in (True, False))
         for name in ("start_logits", "end_logits"):

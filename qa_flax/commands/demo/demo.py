@@ -130,7 +130,6 @@ def _training_arguments(seed: int, output: Path) -> TrainingArguments:
         learning_rate=2e-3,
         warmup_steps=30,
         weight_decay=0.01,
-        packing=True,
         logging_strategy="no",
         save_strategy="no",
         report_to="none",
