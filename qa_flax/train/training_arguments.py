@@ -290,9 +290,8 @@ class TrainingArguments(  # pyright: ignore[reportIncompatibleMethodOverride,rep
         default=None,
         metadata={
             "help": "Pack several windows into each row, for training and evaluation: half of the "
-            "positions are padding otherwise. Results are the same up to rounding. Families and "
-            "data that cannot be packed are not, which is said. Default: true in qa-flax run, "
-            "false in Python."
+            "positions are padding otherwise. Results are the same up to rounding. A warning says "
+            "why a family or data cannot be packed. Default: true in qa-flax run, false in Python."
         },
     )
 

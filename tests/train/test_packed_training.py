@@ -174,7 +174,7 @@ def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path, windows, changes):
 
 
 def described(windows, obstacle=None, is_of_family=False, **changes):
-    """What is said about packing, and what it does."""
+    """The warning about packing, and what packing changes."""
     args = arguments("unused", **changes)
     data = WindowData(windows, obstacle, is_of_family)
     return data.describe_packing(args), data.packed_as(args)
