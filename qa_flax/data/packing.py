@@ -39,8 +39,8 @@ class Packing(NamedTuple):
 def packing_of(windows: Windows) -> Packing:
     """Return the rows that suit these windows: as wide as the longest window may be.
 
-    In wider rows there is less padding (6% become 1% in rows of 768 tokens), but attention takes
-    longer than that saves.
+    In wider rows there is less padding (6% become 1% in rows of 768 tokens), but the attention of
+    each token takes longer.
     """
     width = -(-windows.padded_length // WIDTH_STEP) * WIDTH_STEP
     mean = max(1.0, float(required_lengths(windows).mean())) if len(windows) else width
