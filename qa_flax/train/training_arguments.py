@@ -233,9 +233,9 @@ class TrainingArguments(  # pyright: ignore[reportIncompatibleMethodOverride,rep
         shard_params: shard parameters, gradients and optimizer state over the cores, for models
             that do not fit on one. Layers are recomputed in the backward pass.
         packing: pack several windows into each row, for training and evaluation, so that less
-            padding is computed. `train_fill` and `eval_fill` in the metrics are the share of positions
-            that hold tokens; None: one window a row, without these metrics. What cannot be packed
-            has rows of its own, with a warning that says why.
+            padding is computed. `train_fill` and `eval_fill` in the metrics are the share of
+            positions that hold tokens; None: one window a row, without these metrics. What cannot
+            be packed has rows of its own, with a warning that says why.
         overwrite_output_dir: start from the beginning, even if `output_dir` has checkpoints
             (command line only; `Trainer.train` resumes only when asked to).
         optim: also `"lamb"`, which transformers does not have.
