@@ -57,6 +57,11 @@ def process_core_count() -> int:
     return jax.local_device_count()
 
 
+def is_one_cpu() -> bool:
+    """Return whether the cores of all processes are one, and that is a CPU."""
+    return core_count() == 1 and jax.devices()[0].platform == "cpu"
+
+
 def process_cores() -> slice:
     """Return the positions in `cores()` of this process's cores, which are consecutive."""
     first = [device.process_index for device in cores()].index(processes.index())

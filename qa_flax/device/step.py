@@ -213,10 +213,9 @@ def _counts(batch: Batch) -> Float[Array, "3"]:
     return jnp.stack([jnp.sum(valid & counted, dtype=jnp.float32) for counted in (valid, *inside)])
 
 
-TRAINED_AT_ONCE, EVALUATED_AT_ONCE = 3072, 768
+TOKENS_AT_ONCE = 768
 """How many tokens a CPU works through at once: with more, each row takes longer, because what is
-computed of them does not fit into the caches. Parts of training batches are larger, because the
-gradient of all parameters is added up after each part."""
+computed of them does not fit into the caches."""
 
 
 def _rows_at_once(rows: int, width: int, tokens: int) -> int:
@@ -225,8 +224,9 @@ def _rows_at_once(rows: int, width: int, tokens: int) -> int:
         return rows
     at_most = max(1, tokens // width)
     divisors = [n for n in range(1, rows + 1) if rows % n == 0 and n <= at_most]
-    # Many small parts would take longer than a large one.
-    return divisors[-1] if 2 * divisors[-1] > min(at_most, rows) else rows
+    # Many small parts would take longer than a large one: in training, the gradient of all
+    # parameters is added up after each.
+    return divisors[-1] if 2 * divisors[-1] >= min(at_most, rows) else rows
 
 
 def _in_parts(batch: Batch, tokens: int) -> Batch:
@@ -284,7 +284,7 @@ def make_train_step(
         # draws the same masks as an uninterrupted one.
         key = jax.random.fold_in(jax.random.fold_in(key, state.step), lax.axis_index(CORES))
         counts = lax.psum(_counts(batch), CORES)
-        batch = _in_parts(batch, TRAINED_AT_ONCE)
+        batch = _in_parts(batch, TOKENS_AT_ONCE)
         count = batch["valid"].shape[0]
         if count == 1:
             microbatch = jax.tree.map(lambda x: x[0], batch)
@@ -384,7 +384,7 @@ def make_eval_step(
 def _logits(graphdef: nnx.GraphDef, weights: Weights, inputs: Batch) -> SpanLogits:
     """Compute logits without dropout; a CPU computes a few rows at a time."""
     b, width = inputs["input_ids"].shape
-    rows = _rows_at_once(b, width, EVALUATED_AT_ONCE)
+    rows = _rows_at_once(b, width, TOKENS_AT_ONCE)
     model = _model(graphdef, weights)
     if rows == b:
         return model.span_logits(**inputs)

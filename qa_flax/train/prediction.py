@@ -5,7 +5,6 @@ The results of a batch are copied to the host while the next batch is computed.
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -93,7 +92,6 @@ def predict_windows(
     losses: np.ndarray | None = None
     are_finite = np.ones(len(windows), bool)
     tokens = positions = 0
-    in_flight = InFlight[HostBatch]()
     compiled_widths: set[int] = set()
     bytes_to_host = 0
 
@@ -108,22 +106,24 @@ def predict_windows(
             losses[batch.rows[batch.valid]] = output.losses[batch.valid]
         on_batch()
 
-    for batch in _batches(windows, per_core, nulls, plan):
-        preemption.check()
-        tokens += batch.tokens
-        positions += batch.arrays["input_ids"].size
-        check_ids(batch.arrays, limits)
-        arrays = parallel.put(batch.arrays)
-        width = batch.columns.stop - batch.columns.start
-        # The first batch of a width may compile the step, which copies constants to the cores.
-        with parallel.no_implicit_transfers() if width in compiled_widths else nullcontext():
-            output = step(weights, arrays)
-        compiled_widths.add(width)
-        in_flight.add(batch, output)
-        for result in in_flight.due():
+    with InFlight[HostBatch]() as in_flight:
+        for batch in _batches(windows, per_core, nulls, plan):
+            preemption.check()
+            tokens += batch.tokens
+            positions += batch.arrays["input_ids"].size
+            check_ids(batch.arrays, limits)
+            arrays = parallel.put(batch.arrays)
+            width = batch.columns.stop - batch.columns.start
+            if width in compiled_widths:
+                in_flight.call(batch, partial(_compute, step, weights, arrays))
+            else:
+                # It may compile the step, which copies constants to the cores.
+                in_flight.add(batch, step(weights, arrays))
+                compiled_widths.add(width)
+            for result in in_flight.due():
+                collect(*result)
+        for result in in_flight.all():
             collect(*result)
-    for result in in_flight.all():
-        collect(*result)
     nonfinite = np.flatnonzero(~are_finite)
     found = Predictions(buffer.contents(), losses, bytes_to_host, len(nonfinite), tokens, positions)
     if plan is not None and plan.packed is not None:
@@ -131,6 +131,11 @@ def predict_windows(
         return _with_nonfinite_alone(found, windows, nonfinite, buffer, alone, per_core, settings)
     warn_of_nonfinite_logits(windows, nonfinite)
     return found
+
+
+def _compute(step: Callable[..., EvalOutput], weights: Weights, arrays: Any) -> EvalOutput:
+    with parallel.no_implicit_transfers():
+        return step(weights, arrays)
 
 
 def _batches(
