@@ -44,7 +44,6 @@ TESTED_ELSEWHERE = {
     "data/tokens": "with the windows it makes, test_features.py",
     "data/windows": "test_features.py",
     "device/counters": "by a run that asks for them, train/test_evaluation.py",
-    "device/in_flight": "by what it is for, train/test_prediction.py and test_trainer.py",
     "device/memory": "by a real run and the compiler, device/test_sharding.py",
     "distributed/exchange": "between real processes, test_processes.py",
     "distributed/failure": "between real processes, test_processes.py",
