@@ -8,9 +8,10 @@ side has a process of its own, started with the same environment. They measure i
 others wait meanwhile, so that other load on the machine slows down all.
 
 Training: each side trains one epoch on the first `--train_windows` windows of the data, in as many
-parts as there are turns. Its speed is that of whole updates. A side of qa_flax has trained the same
-epoch once before, so that every batch shape is compiled; that training is not counted. With
-`--scores` the trained models then answer the questions of the evaluation.
+parts as there are turns. Its speed is that of whole updates, and it is compared over the epoch: a
+side that groups windows by length trains on the longest in its first turn. A side of qa_flax has
+trained the same epoch once before, so that every batch shape is compiled; that training is not
+counted. With `--scores` the trained models then answer the questions of the evaluation.
 
 Evaluation: from the windows of the last questions of the data to EM and F1, a part of the questions
 in each turn, the same for all sides. The model is untrained, so the scores only show that all sides
@@ -216,6 +217,10 @@ def rate(result: dict[str, Any], seconds: str = "seconds") -> float:
     return result["windows"] / result[seconds]
 
 
+def total(results: list[dict[str, Any]]) -> dict[str, float]:
+    return {name: sum(result[name] for result in results) for name in ("windows", "seconds")}
+
+
 def mean_scores(results: list[dict[str, Any]]) -> dict[str, float]:
     """The scores of all questions, from those of each part."""
     total = sum(result["questions"] for result in results)
@@ -227,6 +232,8 @@ def mean_scores(results: list[dict[str, Any]]) -> dict[str, float]:
 
 def print_table(stage: str, sides: dict[str, list[dict]], scores: dict[str, dict]) -> None:
     medians = {name: median(map(rate, results)) for name, results in sides.items()}
+    of_all = {name: rate(total(results)) for name, results in sides.items()}
+    compared = of_all if stage == "train" else medians
     peers = ["hf", BEST[stage]]
     columns = ["windows/s, median", "min-max", "all turns", *(f"to {peer}" for peer in peers)]
     if stage == "eval":
@@ -237,11 +244,10 @@ def print_table(stage: str, sides: dict[str, list[dict]], scores: dict[str, dict
     print("|---" * (len(columns) + 1) + "|")
     for name, results in sides.items():
         rates = [rate(result) for result in results]
-        # Of all the work at once: the turns of a side have different windows.
-        whole = sum(r["windows"] for r in results) / sum(r["seconds"] for r in results)
-        values = [f"{medians[name]:.2f}", f"{min(rates):.2f}-{max(rates):.2f}", f"{whole:.2f}"]
+        range_ = f"{min(rates):.2f}-{max(rates):.2f}"
+        values = [f"{medians[name]:.2f}", range_, f"{of_all[name]:.2f}"]
         for peer in peers:
-            values.append(f"{medians[name] / medians[peer]:.2f}x" if peer in medians else "")
+            values.append(f"{compared[name] / compared[peer]:.2f}x" if peer in compared else "")
         if stage == "eval":
             values.append(f"{median(rate(result, 'forward') for result in results):.2f}")
         if scores:
