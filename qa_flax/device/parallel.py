@@ -1,8 +1,8 @@
 """Stage 5 of 7: run a step on all cores, copy arrays to them and back (device, JAX).
 
 A core is a JAX device. `step.py` is written for one core, and `over_cores` maps it over the cores
-of all processes with `jax.pmap`. The arrays of a process have a leading axis of its D cores,
-`[D, ...]`. "The host" is the memory and the CPU of this process. No other module handles devices;
+of all processes. The arrays of a process have a leading axis of its D cores, `[D, ...]`. "The host"
+is the memory and the CPU of this process. No other module handles devices;
 `distributed/processes.py` gives the number and the index of the processes.
 """
 
@@ -100,10 +100,12 @@ def over_cores(
     donate: bool = False,
     devices: Sequence[Any] | None = None,
 ) -> Callable[..., Any]:
-    """Map `step` over the cores of all processes with `jax.pmap`; the axis is named `CORES`.
+    """Map `step` over the cores of all processes; the axis is named `CORES`.
 
     Every process must call the returned function equally often and with arrays of the same shapes.
     The arrays of a process hold the slices of its own cores.
+
+    With one process, nothing keeps the compiled step when the caller drops the function.
 
     Args:
         step: a function for one core.
@@ -120,14 +122,69 @@ def over_cores(
         with traced_for(devices[0].platform):
             return step(*arguments)
 
+    donated = (0,) if donate else ()
+    if processes.count() == 1 or _are_own(devices):
+        return _jit_over(devices, traced, in_axes, out_axes, donated)
+    # `pmap` turns arrays of one process's cores into arrays of all cores and back, ten times
+    # faster than JAX's public functions can. But its cache keeps each compiled step for ever.
     return jax.pmap(
         traced,
         axis_name=CORES,
         devices=devices,
         in_axes=in_axes,
         out_axes=out_axes,
-        donate_argnums=(0,) if donate else (),
+        donate_argnums=donated,
     )
+
+
+def _are_own(devices: Sequence[Any]) -> bool:
+    return all(device.process_index == processes.index() for device in devices)
+
+
+def _jit_over(
+    devices: Sequence[Any],
+    step: Callable[..., Any],
+    in_axes: tuple,
+    out_axes: Any,
+    donated: tuple[int, ...],
+) -> Callable[..., Any]:
+    """What `jax.pmap` is made of, without its cache, from which no entry ever goes.
+
+    The key of an entry there is the step, held weakly; but the entry's value holds the step, too.
+    """
+    mesh = Mesh(np.array(devices), (CORES,))
+
+    def spec(axis: int | None) -> PartitionSpec:
+        return PartitionSpec() if axis is None else PartitionSpec(CORES)
+
+    def one_core(*arguments: Any) -> Any:
+        rows = (_first_of(axis, tree) for axis, tree in zip(in_axes, arguments, strict=True))
+        results = step(*rows)
+        if not isinstance(out_axes, tuple):
+            return _as_first(out_axes, results)
+        return tuple(_as_first(axis, tree) for axis, tree in zip(out_axes, results, strict=True))
+
+    in_specs, out_specs = tuple(map(spec, in_axes)), jax.tree.map(spec, out_axes, is_leaf=_is_none)
+    to_sharding = functools.partial(NamedSharding, mesh)
+    return jax.jit(
+        jax.shard_map(one_core, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False),
+        donate_argnums=donated,
+        in_shardings=jax.tree.map(to_sharding, in_specs),
+        out_shardings=jax.tree.map(to_sharding, out_specs),
+    )
+
+
+def _is_none(node: Any) -> bool:
+    return node is None
+
+
+def _first_of(axis: int | None, tree: PyTree) -> PyTree:
+    """Take a core's slice of arrays `[1, ...]` if they have an axis of cores."""
+    return tree if axis is None else jax.tree.map(lambda array: lax.squeeze(array, [axis]), tree)
+
+
+def _as_first(axis: int | None, tree: PyTree) -> PyTree:
+    return tree if axis is None else jax.tree.map(lambda a: lax.expand_dims(a, [axis]), tree)
 
 
 def put(batch: PyTree) -> PyTree:

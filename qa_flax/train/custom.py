@@ -8,6 +8,7 @@ transformations; an object of PyTorch is refused with a message that names the r
 import inspect
 import math
 from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +45,9 @@ def make_custom(
     """
     if compute_loss_func is not None:
         _check_loss(compute_loss_func)
+        if not _is_hashable(compute_loss_func):
+            # `device.programs` looks a compiled step up by it; a partial's hash is its identity.
+            compute_loss_func = partial(compute_loss_func)
     optimizer, schedule = _pair(optimizers)
     if optimizer_cls_and_kwargs is not None:
         if optimizer is not None:
@@ -133,6 +137,14 @@ def _check_optimizer(optimizer: Any) -> None:
         )
 
 
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:  # such as a dataclass of arrays
+        return False
+    return True
+
+
 class OwnSchedule(Schedule):
     """A script's schedule: of the trainer's optimizer, or only reported beside an own optimizer.
 
@@ -180,7 +192,18 @@ class OptimizerView:
 
 
 def as_direction(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Turn updates to add into the direction that the training step subtracts."""
+    """Turn updates to add into the direction that the training step subtracts.
+
+    The same optax transformation gives the same object again, so that a second training reuses the
+    compiled step. An object of another class may have changed since, so it is never reused.
+    """
+    if isinstance(optimizer, optax.GradientTransformation) and _is_hashable(optimizer):
+        return _direction(optimizer)
+    return _direction.__wrapped__(optimizer)
+
+
+@lru_cache(maxsize=8)
+def _direction(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     return optax.chain(optimizer, optax.scale(-1.0))
 
 

@@ -1,7 +1,9 @@
 """Copies between host and cores: slices, replicas, order, donation."""
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +59,28 @@ def test_a_donated_state_is_deleted_and_keeps_its_sharding():
         assert before.is_deleted()
         assert state.sharding == parallel.put(np.ones((8, 1))).sharding
     np.testing.assert_array_equal(parallel.take_replica(state), np.full((4, 4), 49.0))
+
+
+def test_nothing_keeps_a_step_that_the_caller_drops():
+    """`jax.pmap` keeps each one, and its compiled program, until the process ends."""
+
+    def step(state, x):
+        return state + lax.psum(x.sum(), CORES), state.sum()
+
+    def compiled():
+        return len(jax.devices()[0].client.live_executables())
+
+    mapped = parallel.over_cores(step, (0, 0), (0, None), donate=True)
+    arguments = parallel.put_replicas(np.ones(4)), parallel.put(np.ones((8, 2), np.float32))
+    gc.collect()
+    before = compiled()
+    mapped.lower(*arguments).compile()(*arguments)
+    assert compiled() > before
+    kept = weakref.ref(step)
+    del step, mapped
+    gc.collect()
+    assert kept() is None
+    assert compiled() <= before
 
 
 @pytest.mark.parametrize(

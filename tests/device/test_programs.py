@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import optax
 import tiny
 from tiny_trainers import WINDOW, arguments
 
@@ -9,6 +10,7 @@ from qa_flax import Trainer, prepare_train_features
 from qa_flax.device import programs
 from qa_flax.device.optim import make_optimizer
 from qa_flax.device.step import Reduction
+from qa_flax.train.custom import as_direction
 
 COMPILATIONS = []
 
@@ -70,3 +72,13 @@ def test_settings_that_change_the_step_give_another_program():
     before = train()
     programs.clear()
     assert train() is not before
+
+
+def test_a_second_training_with_an_own_optimizer_shares_its_program():
+    graphdef, optimizer = tiny.model().graphdef("float32"), optax.sgd(1e-2)
+
+    def train(optimizer):
+        return programs.train_program(graphdef, as_direction(optimizer), 0.0)
+
+    assert train(optimizer) is train(optimizer)
+    assert train(optax.sgd(1e-2)) is not train(optimizer)
