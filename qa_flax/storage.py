@@ -2,13 +2,18 @@
 
 Buckets are accessed through etils and fsspec. For libraries that need local files, `local_copy`
 downloads a file or folder, and `output_folder` uploads a local folder.
+
+Whatever a library raises when a file cannot be written becomes an `OSError` here: `write_errors`.
 """
 
 import atexit
+import errno
 import json
 import math
 import os
+import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -87,6 +92,112 @@ def _remove_copies() -> None:
         _copies.popitem()[1].cleanup()
 
 
+# Why a file cannot be written, and what to do about it.
+_ADVICE = {
+    errno.ENOSPC: "free some space there, or write to another folder",
+    errno.EDQUOT: "free some space there, or write to another folder",
+    errno.EFBIG: "raise the limit of a file's size (`ulimit -f`), or write to another file system",
+    errno.EROFS: "write to another folder",
+    errno.EACCES: "write to another folder, or change its permissions",
+    errno.EPERM: "write to another folder, or change its permissions",
+    errno.EIO: "the disk may be damaged; write to another one",
+}
+# How the libraries in Rust (safetensors, tokenizers) and C++ (tensorstore) name the system's error.
+_ERROR_NUMBER = re.compile(r"\(os error (\d+)\)|OS error (\d+)", re.IGNORECASE)
+
+
+@contextmanager
+def write_errors(location: AnyPath | str) -> Iterator[None]:
+    """Turn what libraries raise when a file cannot be written into an `OSError`.
+
+    safetensors, tokenizers and Orbax each raise a type of their own.
+
+    Args:
+        location: the file or folder that is written; the error names it.
+
+    Raises:
+        OSError: with the system's number, its text and what to do, in place of another exception.
+            An `OSError` that names its file is raised as it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and (error.filename is not None or error.errno is None):
+            raise
+        if (number := _error_number(error)) is None:
+            raise
+        raise write_error(number, location) from error
+
+
+def write_error(number: int, location: AnyPath | str) -> OSError:
+    """The error that a file or folder cannot be written, with what to do; `number` as in errno."""
+    return OSError(number, f"{os.strerror(number)}; {_ADVICE[number]}", os.fspath(location))
+
+
+def _error_number(error: BaseException | None) -> int | None:
+    """The system's number of an error that a library raised, or that was the cause of it."""
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        if (match := _ERROR_NUMBER.search(str(error))) is not None:
+            number = int(match[1] or match[2])
+        if number in _ADVICE:
+            return number
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
+
+
+def make_folder(folder: AnyPath) -> None:
+    """Create a folder and those above it, unless the disk or its permissions do not allow it.
+
+    `check_writable` says so; any other error is one of the name.
+
+    Raises:
+        OSError: the name is that of a file, too long, or below a file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno not in _ADVICE:
+            raise
+
+
+def check_writable(folder: AnyPath) -> None:
+    """Create a local folder if necessary, and a file in it, which is deleted again.
+
+    Raises:
+        OSError: names the folder, and what to do.
+    """
+    if is_remote(folder):
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".qa_flax-") as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        if error.errno in _ADVICE:
+            raise write_error(error.errno, folder) from error
+        raise
+
+
+def check_encodable(location: str | os.PathLike, argument: str) -> None:
+    """Check that the libraries in Rust and C++ can open a path, which need it in UTF-8.
+
+    Raises:
+        ValueError: they cannot, because Python takes file names for ASCII; with what to do.
+    """
+    text = os.fspath(location)
+    try:
+        if os.fsencode(text) == text.encode():
+            return
+    except UnicodeEncodeError:
+        pass
+    raise ValueError(
+        f"{argument}={text!a} has letters that Python, whose encoding of file names is "
+        f"{sys.getfilesystemencoding()}, cannot pass on; set PYTHONUTF8=1 or LC_ALL=C.UTF-8 in the "
+        "environment, or give a path in UTF-8"
+    )
+
+
 @contextmanager
 def output_folder(location: str | os.PathLike) -> Iterator[Path]:
     """A context with a local folder whose files end up in the folder `location`.
@@ -99,7 +210,7 @@ def output_folder(location: str | os.PathLike) -> Iterator[Path]:
         yield Path(location)
         return
     target = path(location)
-    with tempfile.TemporaryDirectory(prefix="qa_flax-") as folder:
+    with write_errors(target), tempfile.TemporaryDirectory(prefix="qa_flax-") as folder:
         yield Path(folder)
         copy(Path(folder), target)
 
@@ -108,12 +219,13 @@ def output_folder(location: str | os.PathLike) -> Iterator[Path]:
 def replacing(file: Path) -> Iterator[Path]:
     """A context with a temporary path that replaces `file` atomically on exit.
 
-    After an exception `file` is unchanged and the temporary file is deleted.
+    After an exception `file` is unchanged and the temporary file is deleted; see `write_errors`.
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        os.replace(temporary, file)
+        with write_errors(file):
+            yield temporary
+            os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -127,8 +239,13 @@ def completing(file: AnyPath) -> Iterator[Path]:
 
     Meanwhile it is `{file}.partial`, and stays there after an exception, for what was written is
     worth keeping; but not if that is nothing. For a URL it is uploaded on exit, under one of the
-    two names.
+    two names. See `write_errors`.
     """
+    with write_errors(file):
+        yield from _completing(file)
+
+
+def _completing(file: AnyPath) -> Iterator[Path]:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + PARTIAL_SUFFIX)
     if not is_remote(file):
@@ -185,7 +302,7 @@ def write_text(file: AnyPath, text: str) -> None:
         file.write_text(text)  # an object in a bucket appears once its upload is complete
         return
     with replacing(file) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def json_text(value: Any, **settings: Any) -> str:
@@ -207,6 +324,22 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def size_of(file: AnyPath) -> int:
+    """The size of a file in bytes, local or remote."""
+    status: Any = file.stat()  # etils' paths call the size `length`
+    return int(status.length if is_remote(file) else status.st_size)
+
+
+def is_real_folder(folder: AnyPath) -> bool:
+    """Whether a path is a folder itself, and no link to one, which may lead anywhere."""
+    return folder.is_dir() and (is_remote(folder) or not folder.is_symlink())
+
+
+def is_taken(location: AnyPath) -> bool:
+    """Whether a file, a folder or a link has this name, also a link that leads nowhere."""
+    return location.exists() or (not is_remote(location) and location.is_symlink())
 
 
 def delete(folder: AnyPath) -> None:

@@ -4,11 +4,13 @@ import logging
 import os
 import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from qa_flax.answering.answerer import QuestionAnswerer
+from qa_flax.models.save import save_tokenizer
 from qa_flax.models.torch_device import Device
 
 logger = logging.getLogger(__name__)
@@ -98,7 +100,7 @@ class QuestionAnsweringPipeline(QuestionAnswerer):
             OSError: a file cannot be written.
         """
         self.model.save_pretrained(save_directory)
-        self.tokenizer.save_pretrained(save_directory)
+        save_tokenizer(self.tokenizer, Path(save_directory))
 
 
 def pipeline(

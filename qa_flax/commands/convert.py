@@ -80,6 +80,7 @@ def convert(directory: str | os.PathLike[str]) -> Path:
         _refuse_existing(file)
         with replacing(file) as temporary:
             _write_tensors([directory / adapters[0]], temporary)
+            _remove_manifest(directory)
         return file
     _refuse_existing(directory / files.WEIGHTS_FILE, directory / files.INDEX_FILE)
     if flax and pickles:
@@ -89,6 +90,7 @@ def convert(directory: str | os.PathLike[str]) -> Path:
         )
     with replacing(directory / files.WEIGHTS_FILE) as temporary:
         (_convert_flax if flax else _convert_pickles)(directory, temporary)
+        _remove_manifest(directory)
     return directory / files.WEIGHTS_FILE
 
 
@@ -96,6 +98,13 @@ def _refuse_existing(*files: Path) -> None:
     for file in files:
         if file.exists():
             raise FileExistsError(f"{file} already exists; nothing to convert")
+
+
+def _remove_manifest(directory: Path) -> None:
+    """Remove the manifest of weights that were here before: it would refuse the new ones."""
+    from qa_flax.models.manifest import MODEL_MANIFEST
+
+    (directory / MODEL_MANIFEST).unlink(missing_ok=True)
 
 
 def _convert_flax(directory: Path, file: Path) -> None:

@@ -2,7 +2,8 @@
 
 A folder never loads a mixture of two saves. It has one model.safetensors, or shards and an index,
 and readers take model.safetensors if there are both. The index is removed before a shard of an
-earlier save is replaced, and is written after all shards.
+earlier save is replaced, and is written after all shards. So is the manifest, which is removed
+before the first file is replaced and written after the last: see `manifest.py`.
 """
 
 import json
@@ -28,6 +29,7 @@ from qa_flax.models.files import (
     INDEX_FILE,
     WEIGHTS_FILE,
 )
+from qa_flax.models.manifest import MODEL_MANIFEST, add_files, entry_of, manifest_text
 from qa_flax.models.tensors import is_tensor, tensor_to_numpy
 from qa_flax.models.weights import NamedParameters, torch_layout
 from qa_flax.storage import replacing
@@ -112,9 +114,12 @@ def write_adapter(location: str | os.PathLike[str], config: str, named: NamedPar
     Raises:
         OSError: a file cannot be written.
     """
+    manifest = storage.path(location) / MODEL_MANIFEST
     with storage.output_folder(location) as directory:
         files = {ADAPTER_WEIGHTS_FILE: list(named)}
-        _write(directory, (ADAPTER_CONFIG_FILE, config), files, _reader(named))
+        _write(directory, (ADAPTER_CONFIG_FILE, config), files, _reader(named), [manifest])
+        text = _manifest_of(directory, [ADAPTER_CONFIG_FILE, *files])
+    storage.write_text(manifest, text)
 
 
 def write_model(
@@ -145,18 +150,42 @@ def write_model(
     split = _split({n: 4 * math.prod(p.shape) for n, (_, p) in named.items()}, max_shard_size)
     files, target = split.filename_to_tensors, storage.path(location)
     with storage.output_folder(location) as directory:
-        old_index = [target / INDEX_FILE] if split.is_sharded else []
-        _write(directory, (CONFIG_FILE, config), files, read, old_index)
+        replaced = [MODEL_MANIFEST, INDEX_FILE] if split.is_sharded else [MODEL_MANIFEST]
+        removed = [target / name for name in replaced]
+        _write(directory, (CONFIG_FILE, config), files, read, removed)
         if split.is_sharded:
             total = {"total_parameters": split.metadata["total_size"] // 4}
             index = {"metadata": total | split.metadata, "weight_map": split.tensor_to_filename}
             with replacing(directory / INDEX_FILE) as temporary:
                 temporary.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-    kept = {*files, INDEX_FILE} if split.is_sharded else {*files}
+        kept = {*files, INDEX_FILE} if split.is_sharded else {*files}
+        manifest = _manifest_of(directory, [CONFIG_FILE, *kept])
     stale = {path.name for path in target.iterdir() if _WEIGHTS.fullmatch(path.name)} - kept
     # Without the index first, a reader could look for shards that are gone.
     for name in sorted(stale, key=lambda name: name != INDEX_FILE):
         (target / name).unlink(missing_ok=True)
+    storage.write_text(target / MODEL_MANIFEST, manifest)
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer beside the model in a local folder, and add its files to the manifest.
+
+    Args:
+        tokenizer: one of transformers, or what else has its `save_pretrained`.
+        folder: the folder of the model.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    with storage.write_errors(folder):
+        written = tokenizer.save_pretrained(folder)
+    if isinstance(written, tuple | list):  # the files' paths; a script's own may return nothing
+        paths = [Path(file) for file in written]
+        add_files(folder, [os.path.relpath(path, folder) for path in paths if path.is_file()])
+
+
+def _manifest_of(directory: Path, names: Collection[str]) -> str:
+    return manifest_text({name: entry_of(directory / name) for name in names})
 
 
 def _reader(named: NamedParameters) -> Callable[[str], np.ndarray]:
@@ -210,7 +239,8 @@ def _write(
         for file, names in files.items():
             temporaries.append(on_exit.enter_context(replacing(directory / file)))
             # transformers rejects a file whose metadata has no format.
-            save_file({name: read(name) for name in names}, temporaries[-1], {"format": "pt"})
+            with storage.write_errors(directory / file):
+                save_file({name: read(name) for name in names}, temporaries[-1], {"format": "pt"})
         text_file = on_exit.enter_context(replacing(directory / config[0]))
         text_file.write_text(config[1])
         for temporary in temporaries:

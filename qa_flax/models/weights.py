@@ -19,13 +19,17 @@ from flax import nnx
 from qa_flax.models.family import Family
 from qa_flax.models.files import (
     ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
     CONFIG_FILE,
     FLOAT_DTYPES,
+    INDEX_FILE,
+    WEIGHTS_FILE,
     StoredTensor,
     stored_adapter,
     stored_tensors,
 )
 from qa_flax.models.layers import BlockConfig, Fixed, ParamPath
+from qa_flax.models.manifest import check_model
 from qa_flax.ranges import SEED, check_numbers
 
 # (path, shape) of a parameter -> its float32 values.
@@ -211,6 +215,7 @@ def _used_tensors(
     used: dict[str, StoredTensor] = {}
     alternatives: dict[str, StoredTensor] = {}
     tensors = stored_tensors(directory)
+    check_model(directory, _files_of(tensors, directory))
     names = _names_without_wrappers([t.name for t in tensors], family, expected, directory)
     for tensor in tensors:
         name = _canonical(names[tensor.name], family)
@@ -226,6 +231,12 @@ def _used_tensors(
             )
         used[name] = tensor
     return alternatives | used
+
+
+def _files_of(tensors: Collection[StoredTensor], directory: Path) -> set[str]:
+    """The names of the weights files, and that of the index if it was read."""
+    names = {tensor.file.name for tensor in tensors}
+    return names if WEIGHTS_FILE in names else names | {INDEX_FILE}
 
 
 # Names of modules that wrap a model or a part of it: DistributedDataParallel, torch.compile, FSDP.
@@ -284,6 +295,7 @@ def _prefixes(names: Collection[str], family: Family, expected: Collection[str])
 def adapter_arrays(directory: Path, named: NamedParameters) -> dict[ParamPath, np.ndarray]:
     """The values of an adapter file by path; `ValueError` if it does not fit `named`."""
     stored = {tensor.name: tensor for tensor in stored_adapter(directory)}
+    check_model(directory, {ADAPTER_WEIGHTS_FILE})
     shapes = {name: torch_shape(path, param.shape) for name, (path, param) in named.items()}
     _check_fit(directory, shapes, stored, ADAPTER_CONFIG_FILE)
     return {path: flax_layout(path, stored[name].read()) for name, (path, _) in named.items()}

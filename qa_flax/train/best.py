@@ -8,6 +8,7 @@ from typing import Any
 import transformers
 from transformers.trainer_callback import TrainerState
 
+from qa_flax import storage
 from qa_flax.storage import AnyPath
 from qa_flax.train.training_arguments import plain_value
 
@@ -119,7 +120,7 @@ def set_best_checkpoint(
     """
     if state.best_global_step is not None:
         best = output_dir / f"checkpoint-{state.best_global_step}"
-        if best == unsaved or best.is_dir():
+        if best == unsaved or storage.is_real_folder(best):
             state.best_model_checkpoint = str(best)
 
 

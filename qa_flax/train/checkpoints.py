@@ -9,7 +9,8 @@
 - `manifest.json`, the size and SHA-256 of every other file.
 
 The manifest is written last. A folder without a manifest, or with files that differ from it, is not
-a valid checkpoint.
+a valid checkpoint. A file or a link that has the name of a checkpoint is not one of this trainer:
+it is left alone, and so is what it leads to.
 """
 
 import dataclasses
@@ -32,6 +33,17 @@ from transformers.trainer_callback import TrainerState
 from qa_flax import storage
 from qa_flax.data.windows import Windows
 from qa_flax.distributed import processes
+from qa_flax.models.manifest import (
+    MODEL_MANIFEST,
+    Entry,
+    ManifestError,
+    difference,
+    entry_of,
+    is_inside,
+    manifest_text,
+    read_manifest,
+    refused_name,
+)
 from qa_flax.storage import AnyPath
 from qa_flax.train.root_handlers import keep_root_handlers
 
@@ -45,9 +57,15 @@ class ResumeError(ValueError):
 TRAINER_STATE = "trainer_state.json"
 _TRAIN_STATE, _RUN, _MANIFEST = "train_state", "run.json", "manifest.json"
 
+_NAME = re.compile(r"checkpoint-(0|[1-9][0-9]*)")
+# Also names that somebody may take for it: zeros before the number, digits of other scripts.
+_SIMILAR_NAME = re.compile(r"checkpoint-\d+")
+
 # Names beside `checkpoint-5`: the new folder while it is filled, the old one while it is replaced,
-# and a folder while it is deleted.
-_TEMPORARY = re.compile(r"\.(checkpoint-\d+)\.(new|old|deleted)")
+# and a folder while it is deleted. There is a number if something else has the name without one.
+_TEMPORARY = re.compile(r"\.(checkpoint-[0-9]+)(?:\.[0-9]+)?\.(new|old|deleted)")
+
+_warned: set[str] = set()  # foreign things, each of which is named once in a process
 
 
 # ---- folders on disk -----------------------------------------------------------------------------
@@ -61,16 +79,22 @@ def new_folder(directory: AnyPath) -> Iterator[Path]:
     and then renamed; if the process is killed at any moment, `recover` leaves either the previous
     or the new checkpoint. A bucket has no atomic rename, so the previous checkpoint is deleted
     first, and the manifest is uploaded last: a folder without one is not a valid checkpoint.
+
+    Raises:
+        OSError: it cannot be written, whichever library found out; see `storage.write_errors`.
     """
+    with storage.write_errors(directory):
+        yield from _new_folder(directory)
+
+
+def _new_folder(directory: AnyPath) -> Iterator[Path]:
     if storage.is_remote(directory):
         with tempfile.TemporaryDirectory(prefix="qa_flax-") as folder:
             yield Path(folder)
             _write_manifest(Path(folder))
             _publish(Path(folder), directory)
         return
-    new, old = (directory.with_name(f".{directory.name}.{kind}") for kind in ("new", "old"))
-    if new.exists():
-        storage.delete(new)
+    new, old = _temporary(directory, "new"), _temporary(directory, "old")
     new.mkdir(parents=True)
     try:
         yield new
@@ -87,6 +111,15 @@ def new_folder(directory: AnyPath) -> Iterator[Path]:
         storage.delete(old)
 
 
+def _temporary(directory: Path, kind: str) -> Path:
+    """A name that nothing has, for a folder that becomes `directory` or was it."""
+    path, number = directory.with_name(f".{directory.name}.{kind}"), 0
+    while storage.is_taken(path):
+        number += 1
+        path = directory.with_name(f".{directory.name}.{number}.{kind}")
+    return path
+
+
 def recover(output_dir: AnyPath) -> None:
     """Clean up after a process that was killed while it saved or deleted a checkpoint.
 
@@ -94,28 +127,55 @@ def recover(output_dir: AnyPath) -> None:
     """
     if storage.is_remote(output_dir) or not output_dir.is_dir():
         return
-    for path in output_dir.iterdir():
-        if (match := _TEMPORARY.fullmatch(path.name)) is None:
+    for path in list(output_dir.iterdir()):
+        if (match := _TEMPORARY.fullmatch(path.name)) is None or _is_foreign(path):
             continue
         directory = path.with_name(match[1])
-        if match[2] == "old" and not directory.exists():
+        if match[2] == "old" and not storage.is_taken(directory):
             path.rename(directory)
-        else:
+        elif match[2] != "old" or not _is_foreign(directory):
             storage.delete(path)
 
 
 def list_checkpoints(output_dir: AnyPath) -> list[AnyPath]:
-    """Return all folders named `checkpoint-<step>`, valid or not, sorted by step."""
+    """Return all folders named `checkpoint-<step>`, valid or not, sorted by step.
+
+    A link or a file of such a name is left out, with a warning.
+    """
     if not output_dir.is_dir():
         return []
-    paths = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output_dir.iterdir()]
-    return [path for _, path in sorted((int(match[1]), path) for match, path in paths if match)]
+    paths = [path for path in output_dir.iterdir() if _SIMILAR_NAME.fullmatch(path.name)]
+    steps = {path: int(path.name.partition("-")[2]) for path in paths if not _is_foreign(path)}
+    return sorted(steps, key=steps.__getitem__)
+
+
+def is_free(directory: AnyPath) -> bool:
+    """Whether a checkpoint can be saved as `directory`: nothing foreign has that name."""
+    return not storage.is_taken(directory) or not _is_foreign(directory)
+
+
+def _is_foreign(path: AnyPath) -> bool:
+    """Whether this trainer has not made what is at `path`; a warning says so, once."""
+    is_ours = _NAME.fullmatch(path.name) or _TEMPORARY.fullmatch(path.name)
+    if is_ours and storage.is_real_folder(path):
+        return False
+    if str(path) not in _warned:
+        _warned.add(str(path))
+        is_link = not storage.is_remote(path) and path.is_symlink()
+        what = "a link" if is_link else "a folder" if path.is_dir() else "no folder"
+        logger.warning(
+            "%s is %s that this trainer has not made: checkpoints are folders named "
+            "checkpoint-<step>. It is left alone; move it away if it should not be there.",
+            path,
+            what,
+        )
+    return True
 
 
 def write_trainer_state(state: TrainerState, folder: Path) -> None:
     """Write `trainer_state.json` as transformers does, but with `null` for NaN and infinity."""
     text = storage.json_text(dataclasses.asdict(state), indent=2, sort_keys=True)
-    (folder / TRAINER_STATE).write_text(text + "\n")
+    storage.write_text(folder / TRAINER_STATE, text + "\n")
 
 
 def latest(output_dir: AnyPath) -> AnyPath | None:
@@ -197,7 +257,7 @@ def _delete(directory: AnyPath) -> None:
     if storage.is_remote(directory):
         (directory / _MANIFEST).unlink(missing_ok=True)
     else:
-        directory = directory.rename(directory.with_name(f".{directory.name}.deleted"))
+        directory = directory.rename(_temporary(directory, "deleted"))
     storage.delete(directory)
 
 
@@ -215,44 +275,48 @@ def _problem(path: AnyPath) -> str | None:
             "with save_only_model, or saving it was interrupted"
         )
     try:
-        entries: dict[str, dict[str, Any]] = json.loads((path / _MANIFEST).read_text())["files"]
-        files = {name: (entry["size"], entry["sha256"]) for name, entry in entries.items()}
+        entries = read_manifest(path / _MANIFEST)
     except FileNotFoundError:
         return f"it has no {_MANIFEST}: saving it was interrupted"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"its {_MANIFEST} cannot be read ({error})"
-    for name, (expected_size, sha256) in files.items():
+    except ManifestError as error:
+        return f"its {_MANIFEST} is damaged ({error})"
+    listed = {name.partition("/")[0] for name in entries}
+    if missing := [name for name in names if name not in listed]:
+        return f"its {_MANIFEST} is damaged (it has no sum of {', '.join(missing)})"
+    for name, entry in entries.items():
         file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        size = _size(file) if storage.is_remote(path) else file.stat().st_size
-        if size != expected_size:
-            return f"{name} has {size} bytes, expected {expected_size}"
-        if not storage.is_remote(path) and _sha256(file) != sha256:
-            return f"{name} has changed since it was saved (its SHA-256 differs)"
+        if file.exists() and not is_inside(file, path):
+            return f"{name} is a link that leads out of the folder"
+        if (found := difference(file, entry)) is not None:
+            return f"{name} {found}"
     return None
 
 
-def _size(file: AnyPath) -> int:
-    # etils' paths call the size `length`.
-    return int(file.stat().length)  # pyright: ignore[reportAttributeAccessIssue]
-
-
 def _write_manifest(folder: Path) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    known = _known_entries(folder)
     entries = {
-        path.relative_to(folder).as_posix(): {
-            "size": path.stat().st_size,
-            "sha256": _sha256(path),
-        }
-        for path in files
+        name: known.get(name) or entry_of(path)
+        for path in folder.rglob("*")
+        if path.is_file() and refused_name(name := path.relative_to(folder).as_posix()) is None
     }
-    (folder / _MANIFEST).write_text(json.dumps({"files": entries}, indent=2) + "\n")
+    (folder / _MANIFEST).write_text(manifest_text(entries))
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def _known_entries(folder: Path) -> dict[str, Entry]:
+    """The sums that were computed when the model was saved into a new checkpoint just now.
+
+    Files that are not older than the model's manifest may have changed since, and are left out.
+    """
+    try:
+        entries = read_manifest(folder / MODEL_MANIFEST)
+        written = (folder / MODEL_MANIFEST).stat().st_mtime_ns
+    except (FileNotFoundError, ManifestError):  # a script's own `save_model` may write anything
+        return {}
+    return {
+        name: entry
+        for name, entry in entries.items()
+        if (folder / name).is_file() and (folder / name).stat().st_mtime_ns < written
+    }
 
 
 def _fsync(folder: Path, recursive: bool = True) -> None:

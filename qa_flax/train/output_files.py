@@ -7,6 +7,7 @@ from typing import Any
 
 from qa_flax import storage
 from qa_flax.distributed import processes
+from qa_flax.models.save import save_tokenizer
 from qa_flax.storage import AnyPath
 from qa_flax.train import checkpoints
 from qa_flax.train.learning_curves import FILE as CURVES_FILE
@@ -41,7 +42,7 @@ class OutputFiles(SharedAttributes):
             if tokenizer is None:  # as in transformers, that of a collator is saved, too
                 tokenizer = getattr(self._collator, "tokenizer", None)
             if tokenizer is not None:
-                tokenizer.save_pretrained(folder)
+                save_tokenizer(tokenizer, folder)
 
     def save_state(self) -> None:
         """Write `trainer_state.json` into `args.output_dir`; only the main process writes.

@@ -14,7 +14,7 @@ from transformers.trainer_callback import ExportableState, TrainerState
 
 from qa_flax.device.step import TrainState, weights_of
 from qa_flax.distributed import processes
-from qa_flax.distributed.exchange import barrier, check_shared_folder
+from qa_flax.distributed.exchange import broadcast_from_main, check_shared_folder
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.models.parameters import frozen_names
 from qa_flax.storage import AnyPath
@@ -24,6 +24,7 @@ from qa_flax.train.checkpoints import ResumeError
 from qa_flax.train.events import Events
 from qa_flax.train.layer_rates import layerwise_decay
 from qa_flax.train.live_state import LiveState
+from qa_flax.train.output_room import check_room, checkpoint_room
 from qa_flax.train.plan import Plan, ema_decay_of, output_dir
 from qa_flax.train.reinitialize import reinit_count
 from qa_flax.train.train_data import TrainData, data_seed_of
@@ -70,15 +71,23 @@ class RunCheckpoints:
         self._output = output_dir(events.args)
         self._saved: tuple[int, Flags] | None = None
 
-    def prepare(self, is_needed: bool) -> None:
+    def prepare(self, is_needed: bool, state: TrainState | None = None) -> None:
         """Clean up after a killed run, and check that all processes see the same `output_dir`.
 
         Args:
             is_needed: False if the run neither saves nor resumes; then nothing is done.
+            state: what is saved, of the sizes it will have; its fixed weights are not.
+
+        Raises:
+            OSError: the run saves, and there is no room, or writing is not permitted.
         """
         if is_needed:
             if processes.is_main():
                 checkpoints.recover(self._output)
+                if self._args.save_strategy != "no" and state is not None:
+                    saved = None if self._args.save_only_model else state._replace(fixed=())
+                    room = checkpoint_room(self._live.model, saved)
+                    check_room(self._output, room, "a checkpoint")
             check_shared_folder(self._output)
 
     def load(
@@ -141,7 +150,8 @@ class RunCheckpoints:
             self._conditions |= {"fixed_digest": checkpoints.tensors_digest(fixed)}
         description = run | asdict(position) | {"conditions": self._conditions}
         self._live.gather_shards()
-        if processes.is_main():
+        is_free = True
+        if processes.is_main() and (is_free := checkpoints.is_free(directory)):
             with checkpoints.new_folder(directory) as folder:
                 self._save_model(folder)
                 if train_state is not None:
@@ -149,8 +159,10 @@ class RunCheckpoints:
                 checkpoints.write_trainer_state(state, folder)
             best = state.best_model_checkpoint
             checkpoints.rotate(self._output, args.save_total_limit, directory, best)
-        barrier(directory.name)
-        self._saved = step, position.pending
+        if broadcast_from_main(directory.name, is_free):
+            self._saved = step, position.pending
+        elif processes.is_main():
+            logger.warning("%s is not saved, because something else has that name.", directory)
 
     def is_current(self, pending: Flags) -> bool:
         """Whether resuming from the current step needs no new checkpoint.

@@ -189,7 +189,7 @@ class _Training:
             model, optimizer, is_sharded(args), is_averaged=average is not None
         )
         events.reset()
-        self._checkpoints.prepare(bool(resume.checkpoint) or args.save_strategy != "no")
+        self._checkpoints.prepare(bool(resume.checkpoint) or args.save_strategy != "no", state)
         run: dict[str, Any] = {}
         if resume.checkpoint:
             state, run, events.state = self._checkpoints.load(
@@ -321,11 +321,12 @@ class _Training:
                 "keeps its latest weights."
             )
             return False
-        if not storage.path(best).is_dir():
+        if not storage.is_real_folder(storage.path(best)):
+            is_taken = storage.is_taken(storage.path(best))
             logger.warning(
-                "load_best_model_at_end: %s does not exist any more, so the model keeps its latest "
-                "weights.",
+                "load_best_model_at_end: %s %s, so the model keeps its latest weights.",
                 best,
+                "is no checkpoint of this run" if is_taken else "does not exist any more",
             )
             return False
         metric = self._events.state.best_metric

@@ -14,6 +14,7 @@ import transformers
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import trainer_log_levels
 
+from qa_flax import storage
 from qa_flax.train.argument_ranges import outside_ranges
 from qa_flax.train.old_names import OLD_NAMES as OLD_NAMES
 from qa_flax.train.old_names import REMOVED, OldNames, warn_user
@@ -386,6 +387,7 @@ def check_training_arguments(args: transformers.TrainingArguments) -> None:
         ValueError: names every unsupported argument, with the reason and the allowed values.
     """
     _refuse_unsupported(args)
+    storage.check_encodable(args.output_dir or "", "output_dir")
     for name, (value, text) in _remarks(args).items():
         report_once(args, name, value, text)
 

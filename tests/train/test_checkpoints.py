@@ -54,11 +54,11 @@ DAMAGES = {
     "empty folder": (empty, "has no trainer_state.json, train_state, run.json"),
     "manifest without sums": (
         lambda folder: (folder / "manifest.json").write_text('{"files": {"a": {"size": 1}}}'),
-        "manifest.json cannot be read",
+        "manifest.json is damaged",
     ),
     "bad manifest": (
         lambda folder: (folder / "manifest.json").write_text("{"),
-        "manifest.json cannot be read",
+        "manifest.json is damaged",
     ),
 }
 

@@ -26,6 +26,7 @@ from qa_flax.models.files import (
     CONFIG_FILE,
     FOLDS_FILE,
 )
+from qa_flax.models.save import save_tokenizer
 from qa_flax.storage import AnyPath
 from qa_flax.train.plan import output_dir
 from qa_flax.train.regularization import remove_evaluation
@@ -151,7 +152,7 @@ def _copy_tokenizer(source: AnyPath, target: AnyPath) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(str(storage.local_copy(source)))
     with storage.output_folder(target) as folder:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
 
 
 def _predict(
@@ -203,7 +204,7 @@ def _delete_folds(folder: AnyPath) -> None:
     if processes.is_main() and folder.is_dir():
         (folder / FOLDS_FILE).unlink(missing_ok=True)
         for path in list(folder.iterdir()):
-            if re.fullmatch(r"fold-\d+", path.name) and path.is_dir():
+            if re.fullmatch(r"fold-[0-9]+", path.name) and storage.is_real_folder(path):
                 storage.delete(path)
     exchange.barrier("earlier folds are deleted")
 

@@ -41,6 +41,7 @@ from qa_flax.train import checkpoints
 from qa_flax.train.best import MetricError
 from qa_flax.train.checkpoints import ResumeError
 from qa_flax.train.model_arguments import apply_model_arguments
+from qa_flax.train.output_room import Room, check_room, model_room
 from qa_flax.train.plan import optimizer_bytes, output_dir
 from qa_flax.train.qa_trainer import QuestionAnsweringTrainer
 from qa_flax.train.trackers import tracker_callbacks
@@ -126,7 +127,10 @@ def _run_stages(
     with usage_errors(ValueError, OSError):
         trainer, stages = _prepare(model_args, data_args, training_args, examples)
         if processes.is_main():
-            output_dir(training_args).mkdir(parents=True, exist_ok=True)
+            storage.make_folder(output_dir(training_args))
+    if processes.is_main():
+        room = model_room(trainer.model) if training_args.do_train else Room(0, 0)
+        check_room(output_dir(training_args), room, "the model")
     metrics: dict[str, Any] = {}
     if training_args.do_train:
         metrics |= _train(trainer, stages["train"], data_args.accept_changes)
