@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import jax
 from jax._src.clusters import ClusterEnv
 
-from qa_flax.distributed import ProcessError
+from qa_flax.distributed import ProcessError, failure, liveness, processes, relay
 
 _GRACE_SECONDS = 10.0  # allowance for processes that start later, or are slow to send a message
 
@@ -54,13 +54,18 @@ def join(
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise ProcessError(f"--coordinator is {address!r}; it must be HOST:PORT of process 0")
+    host = host.strip("[]")
     if process == 0:
         _wait_for_others(int(port), size, timeout)
     else:
-        _report_to_main((host.strip("[]"), int(port)), process, size, timeout)
+        _report_to_main((host, int(port)), process, size, timeout)
+        address = f"127.0.0.1:{relay.start(host, int(port))}"
+        processes.set_coordinator_host(host)
+    liveness.leave_at_exit()
     # All processes are running, so this is fast. After its own timeout JAX ends the process without
     # naming the missing ones.
     jax.distributed.initialize(address, size, process, initialization_timeout=max(60, int(timeout)))
+    failure.watch()
 
 
 def _wait_for_others(port: int, size: int, timeout: float) -> None:

@@ -33,3 +33,19 @@ def part_of(total: int) -> slice:
 def client() -> Any:
     """The client of JAX's distributed service, which has a key-value store."""
     return distributed.global_state.client
+
+
+_relayed_host: str | None = None
+
+
+def set_coordinator_host(host: str) -> None:
+    """Store the host of process 0, if JAX was given the address of a relay (`relay`) instead."""
+    global _relayed_host
+    _relayed_host = host
+
+
+def coordinator_host() -> str:
+    """The name or address of the host of process 0, as this process knows it."""
+    if _relayed_host is not None:
+        return _relayed_host
+    return (distributed.global_state.coordinator_address or "").rpartition(":")[0].strip("[]")

@@ -195,6 +195,17 @@ class FailInProcess1(TrainerCallback):
             raise RuntimeError("the disk of this host is full")
 
 
+class KillProcess(TrainerCallback):
+    """Kill one process with SIGKILL after the second update."""
+
+    def __init__(self, process: int):
+        self._process = process
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if processes.index() == self._process and state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def library_trainer(output: Path, **changes) -> QuestionAnsweringTrainer:
     """A trainer as in a user's script: every process has all the data."""
     tokenizer, examples = tiny.tokenizer(), tiny.examples(answerable=True)
@@ -409,6 +420,14 @@ def fail(folder: Path, output: Path) -> dict:
     return {}
 
 
+def killed(folder: Path, output: Path) -> dict:
+    """Train until the process that `victim` names is killed."""
+    (output.parent / f"pid-{processes.index()}").write_text(str(os.getpid()))
+    victim = int((folder / "victim").read_text())
+    library_trainer(output, callbacks=[KillProcess(victim)], max_steps=100_000).train()
+    return {}
+
+
 def time_out(folder: Path, output: Path) -> dict:
     """Process 0 waits one second for process 1, which takes two."""
     if processes.index() == 1:
@@ -439,6 +458,7 @@ JOBS = {
         access_sharded_model,
         write_different_weights,
     ],
+    "killed": [killed],
     "preempted": [preempted],
     "resumed": [resumed, uninterrupted],
     "sharded": [sharded],
@@ -458,9 +478,11 @@ def main() -> None:
                 run_job(job, folder, arguments)
                 return
             children.append((name, child))
-        for name, child in children:
-            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            name.with_suffix(".status").write_text(str(status))
+        names = {child: name for name, child in children}
+        for _ in children:  # so that the times of the files are those of the ends
+            child, status = os.wait()
+            file = names[child].with_suffix(".status")
+            file.write_text(str(os.waitstatus_to_exitcode(status)))
 
 
 def run_job(job: str, folder: Path, arguments: list[str]) -> None:
