@@ -23,6 +23,7 @@ from qa_flax.models.files import (
     read_json,
 )
 from qa_flax.models.layers import NO_RNGS, Dense, Fixed, ParamPath, zeros
+from qa_flax.models.patterns import matching
 from qa_flax.models.weights import NamedParameters
 from qa_flax.ranges import BELOW_1, NUMBER, SEED, at_least, check_numbers
 
@@ -136,11 +137,28 @@ class LoraConfig:
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     def targets(self, layer: str) -> bool:
-        """Return whether the dense layer with the PyTorch name `layer` gets an adapter."""
+        """Return whether the dense layer with the PyTorch name `layer` gets an adapter.
+
+        Raises `ValueError` as `targeted` does.
+        """
+        return layer in self.targeted([layer])
+
+    def targeted(self, layers: Sequence[str]) -> frozenset[str]:
+        """Return those of some dense layers, by their PyTorch names, that get an adapter.
+
+        Raises:
+            ValueError: `target_modules` is no regular expression, or one whose match takes too
+                long.
+        """
         targets = self.target_modules or ()
+        if targets == "all-linear":
+            return frozenset(layers)
         if isinstance(targets, str):
-            return targets == "all-linear" or re.fullmatch(targets, layer) is not None
-        return any(_has_suffix(layer, target) for target in targets)
+            try:
+                return matching(targets, tuple(layers))
+            except ValueError as error:
+                raise ValueError(f"target_modules={error}") from error
+        return frozenset(n for n in layers if any(_has_suffix(n, target) for target in targets))
 
     @classmethod
     def from_peft(cls, file: Path) -> "LoraConfig":
@@ -391,7 +409,7 @@ def resolve_config(config: LoraConfig, layers: Sequence[str], named: NamedParame
     """
     short = ", ".join(sorted({re.sub(r"\.\d+\.", ".*.", name) for name in layers}))
     targets = config.target_modules
-    if not any(map(config.targets, layers)):
+    if not config.targeted(layers):
         raise ValueError(
             f"target_modules={targets!r} matches none of this model's dense layers, "
             f"which are: {short}"
@@ -481,12 +499,15 @@ def add_adapters(
         layer_name: returns PyTorch's name of the dense layer at a path.
     """
 
+    names = {path: layer_name(path) for path, _ in dense_layers(encoder)}
+    targeted = config.targeted(list(names.values()))
+
     def freeze_and_adapt(path: ParamPath, node: Any) -> Any:
         if isinstance(node, nnx.Module):
             for name, value in list(vars(node).items()):
                 if isinstance(value, nnx.Param):
                     setattr(node, name, Fixed(value[...]))
-        if isinstance(node, nnx.Linear) and config.targets(layer_name(path)):
+        if isinstance(node, nnx.Linear) and names[path] in targeted:
             return LoraLinear(node, config)
         return node
 
