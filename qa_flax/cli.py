@@ -10,6 +10,7 @@ from typing import NoReturn
 from qa_flax import __version__, commands
 from qa_flax.commands.errors import UsageError, usage_errors
 from qa_flax.distributed import ProcessError
+from qa_flax.messages import PrintableRecord, printable
 
 USAGE = "usage: qa-flax [--help] [--version] COMMAND [arguments]"
 DESCRIPTION = "Fine-tune and evaluate extractive question answering models with JAX and Flax."
@@ -51,6 +52,7 @@ def help_text() -> str:
 def _run(name: str, argv: list[str]) -> int | None:
     """Run one subcommand and return its exit status; print expected errors instead of raising."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.setLogRecordFactory(PrintableRecord)
     try:
         command = _command(name)
         parser = command.parser()
@@ -64,9 +66,13 @@ def _run(name: str, argv: list[str]) -> int | None:
         status, message = 1, str(error)
     except OSError as error:  # after the input was checked: a full disk, a lost file system
         status, message = 1, f"{type(error).__name__}: {error}"
+    except MemoryError as error:
+        status, message = 1, f"not enough memory: {error}".removesuffix(": ")
     except KeyboardInterrupt:
         status, message = 130, "interrupted"
-    print(f"qa-flax: {message}", file=sys.stderr)
+    finally:
+        logging.setLogRecordFactory(logging.LogRecord)
+    print(f"qa-flax: {printable(message)}", file=sys.stderr)
     if sys.modules.get("jax"):  # a process that has not imported JAX has not joined any others
         from qa_flax.distributed.failure import exit_all
 

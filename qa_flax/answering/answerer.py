@@ -1,7 +1,6 @@
 """`QuestionAnswerer`: asks a model questions about texts."""
 
 import itertools
-import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from qa_flax import messages
 from qa_flax.answering.calibrating import (
     AGAIN,
     ScoredExamples,
@@ -50,7 +50,7 @@ from qa_flax.data.windows import LazyWindows
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.train.tokenizer_fit import position_limit
 
-logger = logging.getLogger(__name__)
+logger = messages.logger(__name__)
 
 WINDOWS_AT_ONCE = 2048
 """How many windows' logits are kept, at most."""

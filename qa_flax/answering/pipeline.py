@@ -1,6 +1,5 @@
 """`pipeline("question-answering")` and its class, as transformers 4 had them, for existing code."""
 
-import logging
 import os
 import re
 import warnings
@@ -9,11 +8,12 @@ from typing import Any
 
 import jax
 
+from qa_flax import messages
 from qa_flax.answering.answerer import QuestionAnswerer
 from qa_flax.models.save import save_tokenizer
 from qa_flax.models.torch_device import Device
 
-logger = logging.getLogger(__name__)
+logger = messages.logger(__name__)
 
 TASK = "question-answering"
 DEFAULT_MODEL = "distilbert/distilbert-base-cased-distilled-squad"

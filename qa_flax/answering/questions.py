@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qa_flax.data.messages import first_few, quoted
+from qa_flax.messages import first_few, quoted
 
 FORMS = (
     'pass question="..." and context="...", lists of them, a dict {"question": ..., "context": '

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qa_flax import storage
-from qa_flax.data.messages import first_few
+from qa_flax.messages import first_few
 from qa_flax.models.files import CALIBRATION_FILE
 from qa_flax.ranges import POSITIVE, Range, at_least, check_numbers
 

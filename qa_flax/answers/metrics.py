@@ -27,7 +27,6 @@ this removes the articles of that language and all Unicode punctuation, and spli
 characters. These scores are not comparable with SQuAD's, not even in English.
 """
 
-import logging
 import re
 import string
 import sys
@@ -37,10 +36,11 @@ from functools import cache, partial
 from numbers import Real
 from typing import Any, NamedTuple
 
-from qa_flax.data.messages import first_few
+from qa_flax import messages
+from qa_flax.messages import first_few
 from qa_flax.ranges import NUMBER, check_numbers
 
-logger = logging.getLogger(__name__)
+logger = messages.logger(__name__)
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")

@@ -41,7 +41,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qa_flax import storage
+from qa_flax import messages, storage
 from qa_flax.answers.files import ChunkAnswers, answer_files
 from qa_flax.answers.spans import (
     PADDING_LOGIT,
@@ -51,11 +51,11 @@ from qa_flax.answers.spans import (
     SearchSettings,
     make_searches,
 )
-from qa_flax.data.messages import first_few, quoted
 from qa_flax.data.tables import ExampleRows, FeatureRows, example_source, span_source
+from qa_flax.messages import first_few, quoted
 from qa_flax.ranges import NUMBER, at_least
 
-logger = logging.getLogger(__name__)
+logger = messages.logger(__name__)
 
 
 def postprocess_qa_predictions(

@@ -28,8 +28,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from qa_flax.data.columns import blocks
-from qa_flax.data.messages import first_few
 from qa_flax.data.tables import SpanSource, as_slice
+from qa_flax.messages import first_few
 
 # How much is processed at once: windows of a chunk of examples, and (start, end) pairs of tokens.
 CHUNK_WINDOWS = 1024

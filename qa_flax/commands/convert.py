@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qa_flax.commands.errors import usage_errors
+from qa_flax.messages import first_few, printable, printable_errors
 
 SUMMARY = "convert pytorch_model.bin (needs PyTorch) or flax_model.msgpack to model.safetensors"
 
@@ -40,9 +41,10 @@ def main(parsed: argparse.Namespace) -> None:
             not installed.
     """
     with usage_errors(ValueError, OSError, ModuleNotFoundError):
-        print(f"{convert(parsed.directory)} written")
+        print(printable(f"{convert(parsed.directory)} written"))
 
 
+@printable_errors()
 def convert(directory: str | os.PathLike[str]) -> Path:
     """Convert the weights in `directory` to `model.safetensors`, or those of adapters.
 
@@ -167,8 +169,6 @@ def _tensors(file: Path) -> dict[str, Any]:
     """
 
     import torch
-
-    from qa_flax.data.messages import first_few
 
     try:
         contents = torch.load(file, map_location="cpu", weights_only=True)

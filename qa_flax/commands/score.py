@@ -98,7 +98,7 @@ def score(
     """
     from qa_flax.answers.metrics import squad_metric
     from qa_flax.data.examples import read_references
-    from qa_flax.data.messages import first_few
+    from qa_flax.messages import first_few
 
     references = read_references(dataset)
     answers = _read(predictions, str, "string")
@@ -140,8 +140,8 @@ def as_printed(scores: dict[str, float]) -> str:
 def _read(path: str | os.PathLike, kind: type | tuple[type, ...], what: str) -> dict[str, Any]:
     """Read a JSON file {id: value}; every value is of type `kind`, called `what` in messages."""
     from qa_flax import storage
-    from qa_flax.data.messages import first_few
     from qa_flax.data.text_files import decode, unpacked
+    from qa_flax.messages import first_few
 
     text = decode(str(path), unpacked(str(path), storage.path(path).read_bytes()))
     try:

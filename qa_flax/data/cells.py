@@ -7,6 +7,7 @@ and, without commas, as `['a' 'b']`.
 
 import ast
 import io
+import itertools
 import json
 import math
 import re
@@ -143,7 +144,8 @@ def parse_literal(text: str) -> Any:
             warnings.simplefilter("ignore")  # a backslash in somebody's text
             tree = ast.parse(_with_commas(text.strip()), mode="eval")
             return ast.literal_eval(_PlainValues().visit(tree))
-    except (ValueError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
+    # TypeError: a set or a dict of what cannot be in one, as `{{}}` and `{[]: 1}`.
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError):
         return text
 
 
@@ -187,7 +189,7 @@ def _with_commas(text: str) -> str:
     """
     if not re.search(r"""['"\d.]\s+['"\d.+-]""", text):
         return text
-    commas: list[tuple[int, int]] = []
+    commas: dict[int, list[int]] = {}  # row -> columns
     previous = None
     values = (tokenize.STRING, tokenize.NUMBER)
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -200,14 +202,18 @@ def _with_commas(text: str) -> str:
             and previous.type in values
             and (token.type in values or (is_sign and is_apart))
         ):
-            commas.append(previous.end)
+            commas.setdefault(previous.end[0], []).append(previous.end[1])
         previous = token
     lines = list(io.StringIO(text))
-    for row, column in reversed(commas):
-        lines[row - 1] = f"{lines[row - 1][:column]},{lines[row - 1][column:]}"
+    for row, columns in commas.items():
+        ends = itertools.pairwise([0, *columns, len(lines[row - 1])])
+        lines[row - 1] = ",".join(lines[row - 1][first:end] for first, end in ends)
     return "".join(lines)
+
+
+_DIGIT = re.compile(r"[\d.]")
 
 
 def _touches(text: str, token: tokenize.TokenInfo) -> bool:
     """Whether a number follows a sign without a blank."""
-    return bool(re.match(r"[\d.]", token.line[token.end[1] :]))
+    return _DIGIT.match(token.line, token.end[1]) is not None

@@ -6,8 +6,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from qa_flax.data.messages import quoted
 from qa_flax.data.rejected import ExampleError
+from qa_flax.messages import quoted
 
 Row = dict[str, Any]
 

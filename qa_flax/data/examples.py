@@ -1,6 +1,5 @@
 """Stage 1 of 7: rows -> checked examples; one message lists all problems with their ids (host)."""
 
-import logging
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool
 
-from qa_flax import storage
+from qa_flax import messages, storage
 from qa_flax.data import alignment
 from qa_flax.data.answers import (
     ANSWER_COLUMNS,
@@ -24,12 +23,12 @@ from qa_flax.data.answers import (
 )
 from qa_flax.data.cells import is_missing
 from qa_flax.data.column_names import TEXTS
-from qa_flax.data.messages import first_few
 from qa_flax.data.readers import ExampleError, Row, arrow_table, read
 from qa_flax.data.rejected import RejectedRow, json_lines
 from qa_flax.data.report import Note, Report, RowReport, counts_line, summary
+from qa_flax.messages import first_few
 
-logger = logging.getLogger(__name__)
+logger = messages.logger(__name__)
 
 FEATURES = datasets.Features(
     {

@@ -8,7 +8,6 @@ corrected: the label described at `_label`, and a space that byte-level tokenize
 """
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -17,6 +16,7 @@ from jaxtyping import Int64
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from qa_flax import messages
 from qa_flax.data.answers import ANSWER_COLUMNS
 from qa_flax.data.columns import blocks, ranges
 from qa_flax.data.examples import (
@@ -66,7 +66,7 @@ from qa_flax.data.windows import (
     Rows,
 )
 
-logger = logging.getLogger(__name__)
+logger = messages.logger(__name__)
 
 LONG_QUESTIONS = ("truncate", "refuse")
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qa_flax.data.column_names import ColumnNames, Row
-from qa_flax.data.messages import first_few, quoted
 from qa_flax.data.rejected import ExampleError, RejectedRow
+from qa_flax.messages import first_few, quoted
 
 ROW_KEYS = {"question", "context"}
 

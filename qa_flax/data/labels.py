@@ -14,11 +14,11 @@ from jaxtyping import Bool, Int64
 
 from qa_flax.data import alignment
 from qa_flax.data.examples import has_answers, keeps_misaligned
-from qa_flax.data.messages import first_few, quoted
 from qa_flax.data.readers import arrow_table
 from qa_flax.data.rejected import ExampleError
 from qa_flax.data.rows import OUTSIDE_WINDOW
 from qa_flax.data.windows import Windows
+from qa_flax.messages import first_few, quoted
 
 NO_ANSWER = (-1, -1)
 """The span to label of an example without an answer."""

@@ -8,10 +8,10 @@ import numpy as np
 
 from qa_flax.data.columns import blocks, list_lengths, numpy_column
 from qa_flax.data.loaders import as_windows
-from qa_flax.data.messages import first_few
 from qa_flax.data.readers import arrow_table
 from qa_flax.data.rows import is_constant
 from qa_flax.data.splits import contexts_of
+from qa_flax.messages import first_few
 
 _SUMMED = 4  # tokens at the end of a context
 

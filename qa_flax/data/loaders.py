@@ -7,13 +7,13 @@ loader, whether it is a `Loader` or a script's own.
 
 import importlib.util
 import itertools
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from transformers import DataCollatorWithPadding, DefaultDataCollator, default_data_collator
 
+from qa_flax import messages
 from qa_flax.data.batches import WIDTH_STEP, HostBatch
 from qa_flax.data.rows import (
     INPUTS,
@@ -33,7 +33,7 @@ from qa_flax.data.rows import (
 )
 from qa_flax.data.windows import Features, Windows
 
-logger = logging.getLogger(__name__)
+logger = messages.logger(__name__)
 
 _END: Any = object()
 CHUNK_ROWS = 1024

@@ -4,18 +4,18 @@
 windows of these examples. `with_transform` and `set_transform` do the same.
 """
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import datasets
 
+from qa_flax import messages
 from qa_flax.data.columns import OUTSIDE
 from qa_flax.data.readers import ExampleError, Row
 from qa_flax.data.windows import COLUMNS, Features
 
-logger = logging.getLogger(__name__)
+logger = messages.logger(__name__)
 
 BATCH = "the batch"
 """What messages call the examples of a batch."""

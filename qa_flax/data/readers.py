@@ -5,7 +5,6 @@ or Arrow here), which are then renamed, and missing values become None.
 """
 
 import difflib
-import logging
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -16,21 +15,21 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qa_flax import storage
+from qa_flax import messages, storage
 from qa_flax.data.cells import plain, without_fraction
 from qa_flax.data.column_names import TEXTS, ColumnNames, Row, require
 from qa_flax.data.csv_files import INT32_MAX, looks_like_table, read_csv
 from qa_flax.data.hub import arrow_table, load_hub, one_split
 from qa_flax.data.json_files import Rows, object_rows, read_json, read_json_lines
-from qa_flax.data.messages import MAX_SHOWN, first_few
 from qa_flax.data.objects import object_name, plain_object
 from qa_flax.data.rejected import ExampleError, RejectedRow
 from qa_flax.data.text_files import TABLE_MAGIC, decode, unpacked
 from qa_flax.data.values import cleaned
+from qa_flax.messages import MAX_SHOWN, first_few
 
 __all__ = ["INT32_MAX", "ExampleError", "Row", "arrow_table", "read"]
 
-logger = logging.getLogger(__name__)
+logger = messages.logger(__name__)
 
 _TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|"}
 _LINE_SUFFIXES = {".jsonl", ".ndjson"}

@@ -5,9 +5,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from qa_flax.messages import printable
+
 
 class ExampleError(ValueError):
-    """The examples cannot be read or are invalid; the message lists the problems and what to do."""
+    """The examples cannot be read or are invalid; the message lists the problems and what to do.
+
+    Control characters of the data are escaped in it.
+    """
+
+    def __init__(self, message: str = ""):
+        super().__init__(printable(message))
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from qa_flax.data.messages import MAX_SHOWN, first_few
 from qa_flax.data.readers import ExampleError, Row
 from qa_flax.data.rejected import RejectedRow
+from qa_flax.messages import MAX_SHOWN, first_few
 
 
 class Note(Enum):

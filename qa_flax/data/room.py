@@ -6,9 +6,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from qa_flax.data.map_batches import Warn
-from qa_flax.data.messages import first_few, quoted
 from qa_flax.data.readers import ExampleError
 from qa_flax.data.tokens import Int64Array, Tokens
+from qa_flax.messages import first_few, quoted
 from qa_flax.ranges import at_least, check_numbers
 
 _RANGES = {"max_seq_length": at_least(1), "doc_stride": at_least(0)}

@@ -10,8 +10,8 @@ import shlex
 import zipfile
 import zlib
 
-from qa_flax.data.messages import first_few, quoted
 from qa_flax.data.rejected import ExampleError
+from qa_flax.messages import first_few, quoted
 
 FORMATS = "nested SQuAD JSON, flat JSON, JSONL, CSV/TSV and Parquet"
 TABLE_MAGIC = (b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")

@@ -5,7 +5,6 @@ nothing in a tokenizer says which model it was made for. What can be compared ar
 many tokens there are, which ids the special tokens have, and how many token types.
 """
 
-import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
@@ -13,10 +12,11 @@ import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from qa_flax.data.messages import first_few, quoted
+from qa_flax import messages
 from qa_flax.data.tokens import Template, Tokens, read_template
+from qa_flax.messages import first_few, quoted
 
-logger = logging.getLogger(__name__)
+logger = messages.logger(__name__)
 
 ROLES = ("pad", "cls", "sep", "bos", "eos")
 # What takes the place of a special token that a tokenizer does not have.

@@ -10,7 +10,6 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from qa_flax import storage
-from qa_flax.data.messages import first_few
 from qa_flax.data.tokenizer_checks import (
     FEW_TOKENS,
     advice,
@@ -19,6 +18,7 @@ from qa_flax.data.tokenizer_checks import (
     fast_backend,
 )
 from qa_flax.data.tokens import plain_encoding
+from qa_flax.messages import first_few, printable_errors
 
 FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer_config.json")
 FILES += ("special_tokens_map.json", "added_tokens.json")
@@ -30,6 +30,7 @@ def has_tokenizer(folder: Path) -> bool:
     return any(any(folder.glob(pattern)) for pattern in VOCABULARIES)
 
 
+@printable_errors()
 def load_tokenizer(source: str, *, argument: str, **hub: Any) -> PreTrainedTokenizerBase:
     """Load a tokenizer, and check that it is complete.
 

@@ -1,7 +1,6 @@
 """Stage 4 of 7: finds a checkpoint's files and reads them one tensor at a time (host)."""
 
 import json
-import logging
 import os
 import re
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 
-from qa_flax import storage
+from qa_flax import messages, storage
 
-logger = logging.getLogger(__name__)
+logger = messages.logger(__name__)
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

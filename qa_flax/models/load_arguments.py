@@ -4,15 +4,15 @@ A keyword changes the config, asks for what is the case anyway, or is refused by
 """
 
 import copy
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from qa_flax import messages
 from qa_flax.models.family import DROPOUT_RATES, Family
 
-logger = logging.getLogger(__name__)
+logger = messages.logger(__name__)
 
 # Keyword -> accepted values, and what to do instead of passing another.
 FIXED_KEYWORDS: dict[str, tuple[tuple[Any, ...], str]] = {

@@ -1,6 +1,5 @@
 """Stage 4 of 7: LoRA adapters (Hu et al. 2021), compatible with PEFT's names and files."""
 
-import logging
 import math
 import os
 import re
@@ -14,6 +13,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from qa_flax import messages
+from qa_flax.messages import escaped, first_few, shown
 from qa_flax.models.dropout import dropout
 from qa_flax.models.files import (
     ADAPTER_CONFIG_FILE,
@@ -23,12 +24,18 @@ from qa_flax.models.files import (
     read_json,
 )
 from qa_flax.models.layers import NO_RNGS, Dense, Fixed, ParamPath, zeros
+from qa_flax.models.patterns import matching
 from qa_flax.models.weights import NamedParameters
-from qa_flax.ranges import BELOW_1, NUMBER, SEED, at_least, check_numbers
+from qa_flax.ranges import BELOW_1, SEED, Range, check_numbers
 
-_RANGES = {"r": at_least(1), "lora_alpha": NUMBER, "lora_dropout": BELOW_1}
+_MOST = 10**6
+_RANGES = {
+    "r": Range(f"a whole number from 1 to {_MOST:,}", lambda v: 1 <= v <= _MOST, is_whole=True),
+    "lora_alpha": Range(f"a number from {-_MOST:,} to {_MOST:,}", lambda v: abs(v) <= _MOST),
+    "lora_dropout": BELOW_1,
+}
 
-logger = logging.getLogger(__name__)
+logger = messages.logger(__name__)
 
 
 # ---- configuration -------------------------------------------------------------------------------
@@ -111,11 +118,11 @@ class LoraConfig:
         _check_peft_settings(peft_settings)
         settings = {
             "r": r,
-            "target_modules": _as_tuple(target_modules),
+            "target_modules": _as_tuple("target_modules", target_modules),
             "lora_alpha": lora_alpha,
             "lora_dropout": lora_dropout,
             "use_rslora": use_rslora,
-            "modules_to_save": _as_tuple(modules_to_save),
+            "modules_to_save": _as_tuple("modules_to_save", modules_to_save),
             "task_type": getattr(task_type, "value", task_type),
             "bias": bias,
         }
@@ -125,10 +132,12 @@ class LoraConfig:
 
     def _check(self) -> None:
         check_numbers(_RANGES, r=self.r, lora_alpha=self.lora_alpha, lora_dropout=self.lora_dropout)
+        if not isinstance(self.use_rslora, bool):
+            raise ValueError(f"use_rslora={shown(self.use_rslora)}: it must be true or false")
         for name, supported in (("task_type", ("QUESTION_ANS", None)), ("bias", ("none",))):
             if (value := getattr(self, name)) not in supported:
                 choices = ", ".join(map(repr, supported))
-                raise ValueError(f"{name}={value!r} is not supported; supported: {choices}")
+                raise ValueError(f"{name}={shown(value)} is not supported; supported: {choices}")
 
     @property
     def scaling(self) -> float:
@@ -136,11 +145,28 @@ class LoraConfig:
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     def targets(self, layer: str) -> bool:
-        """Return whether the dense layer with the PyTorch name `layer` gets an adapter."""
+        """Return whether the dense layer with the PyTorch name `layer` gets an adapter.
+
+        Raises `ValueError` as `targeted` does.
+        """
+        return layer in self.targeted([layer])
+
+    def targeted(self, layers: Sequence[str]) -> frozenset[str]:
+        """Return those of some dense layers, by their PyTorch names, that get an adapter.
+
+        Raises:
+            ValueError: `target_modules` is no regular expression, or one whose match takes too
+                long.
+        """
         targets = self.target_modules or ()
+        if targets == "all-linear":
+            return frozenset(layers)
         if isinstance(targets, str):
-            return targets == "all-linear" or re.fullmatch(targets, layer) is not None
-        return any(_has_suffix(layer, target) for target in targets)
+            try:
+                return matching(targets, tuple(layers))
+            except ValueError as error:
+                raise ValueError(f"target_modules={error}") from error
+        return frozenset(n for n in layers if any(_has_suffix(n, target) for target in targets))
 
     @classmethod
     def from_peft(cls, file: Path) -> "LoraConfig":
@@ -154,13 +180,13 @@ class LoraConfig:
         others = {name: v for name, v in values.items() if v and name not in settings}
         init = values.get("init_lora_weights")
         unsupported = [
-            f"{name}={value!r}"
+            f"{escaped(name)}={shown(value)}"
             for name, value in others.items()
             if name not in IGNORED_SETTINGS and value != CONSTANT_SETTINGS.get(name)
             if name not in ("init_lora_weights", "eva_config") or init not in INITIALIZATIONS
         ]
         if unsupported:
-            raise ValueError(f"{file}: these settings are not supported: {', '.join(unsupported)}")
+            raise ValueError(f"{file}: these settings are not supported: {first_few(unsupported)}")
         try:
             return cls(**settings)
         except (ValueError, TypeError) as error:
@@ -177,10 +203,19 @@ class LoraConfig:
         return CONSTANT_SETTINGS | base_settings | settings
 
 
-def _as_tuple(names: Collection[str] | str | None) -> Any:
-    """A hashable form, because the config is part of a model's graph definition."""
+def _as_tuple(setting: str, names: Collection[str] | str | None) -> Any:
+    """A hashable form, because the config is part of a model's graph definition.
+
+    Raises `ValueError` for what is neither a text nor a list of texts.
+    """
     if names is None or isinstance(names, str):
         return names
+    is_list = isinstance(names, Collection) and not isinstance(names, Mapping)
+    if not is_list or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"{setting}={shown(names)}: it must be a list of names of modules"
+            + ", or a text" * (setting == "target_modules")
+        )
     return tuple(sorted(names) if isinstance(names, set | frozenset) else names)
 
 
@@ -221,12 +256,12 @@ def _check_peft_settings(settings: Mapping[str, Any]) -> None:
         if name not in known:
             raise TypeError(f"LoraConfig has no setting {name!r}")
         if name in OFF_SETTINGS and value:
-            raise ValueError(f"LoraConfig: {name}={value!r} is not supported; leave it out")
+            raise ValueError(f"LoraConfig: {name}={shown(value)} is not supported; leave it out")
         if name in CONSTANT_SETTINGS and value is not None:
             constant = CONSTANT_SETTINGS[name]
             if getattr(value, "value", value) != constant:
                 raise ValueError(
-                    f"LoraConfig: {name}={value!r} is not supported; supported: {constant!r}"
+                    f"LoraConfig: {name}={shown(value)} is not supported; supported: {constant!r}"
                 )
 
 
@@ -319,8 +354,8 @@ def read_base_model(directory: Path) -> BaseModel:
         raise ValueError(f"{file} has no base_model_name_or_path; {GIVE_BASE}")
     if not isinstance(name, str) or not isinstance(revision, str | None):
         raise ValueError(
-            f"{file}: base_model_name_or_path={name!r} with revision={revision!r} is not the name "
-            f"of a model; {GIVE_BASE}"
+            f"{file}: base_model_name_or_path={shown(name)} with revision={shown(revision)} is not "
+            f"the name of a model; {GIVE_BASE}"
         )
     return BaseModel(name, revision)
 
@@ -391,9 +426,9 @@ def resolve_config(config: LoraConfig, layers: Sequence[str], named: NamedParame
     """
     short = ", ".join(sorted({re.sub(r"\.\d+\.", ".*.", name) for name in layers}))
     targets = config.target_modules
-    if not any(map(config.targets, layers)):
+    if not config.targeted(layers):
         raise ValueError(
-            f"target_modules={targets!r} matches none of this model's dense layers, "
+            f"target_modules={shown(targets)} matches none of this model's dense layers, "
             f"which are: {short}"
         )
     if targets == "all-linear":
@@ -401,13 +436,15 @@ def resolve_config(config: LoraConfig, layers: Sequence[str], named: NamedParame
     elif not isinstance(targets, str):
         for target in targets or ():
             if not any(_has_suffix(layer, target) for layer in layers):
-                logger.warning("target_modules: %s matches none of the layers %s", target, short)
+                logger.warning(
+                    "target_modules: %s matches none of the layers %s", escaped(target), short
+                )
     head = [name.rpartition(".")[0] for name, (path, _) in named.items() if path[0] == "head"]
     for module in config.modules_to_save or ():
         if any(_is_inside(name, module) and path[0] != "head" for name, (path, _) in named.items()):
             raise ValueError(
-                f"modules_to_save={module!r} is not supported: besides the adapters only the span "
-                f"head is trained ({', '.join(dict.fromkeys(head))})"
+                f"modules_to_save={shown(module)} is not supported: besides the adapters only the "
+                f"span head is trained ({', '.join(dict.fromkeys(head))})"
             )
     return replace(config, target_modules=targets, modules_to_save=tuple(dict.fromkeys(head)))
 
@@ -481,12 +518,15 @@ def add_adapters(
         layer_name: returns PyTorch's name of the dense layer at a path.
     """
 
+    names = {path: layer_name(path) for path, _ in dense_layers(encoder)}
+    targeted = config.targeted(list(names.values()))
+
     def freeze_and_adapt(path: ParamPath, node: Any) -> Any:
         if isinstance(node, nnx.Module):
             for name, value in list(vars(node).items()):
                 if isinstance(value, nnx.Param):
                     setattr(node, name, Fixed(value[...]))
-        if isinstance(node, nnx.Linear) and config.targets(layer_name(path)):
+        if isinstance(node, nnx.Linear) and names[path] in targeted:
             return LoraLinear(node, config)
         return node
 

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,8 @@ from flax import nnx
 from jaxtyping import ArrayLike, Int
 from transformers import AutoConfig, PreTrainedConfig
 
+from qa_flax import messages
+from qa_flax.messages import printable_errors
 from qa_flax.models import lora as adapters
 from qa_flax.models import save
 from qa_flax.models.blocks import Stack
@@ -53,7 +54,7 @@ from qa_flax.models.weights import (
     with_parameters,
 )
 
-logger = logging.getLogger(__name__)
+logger = messages.logger(__name__)
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
@@ -182,6 +183,7 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         return class_for(cls, family_of(config), "the config")(config, dtype=dtype, seed=seed)
 
     @classmethod
+    @printable_errors()
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
@@ -320,6 +322,7 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
                 module.remat = remat
         return model
 
+    @printable_errors()
     def with_adapter(self, directory: str | os.PathLike[str]) -> "AutoModelForQuestionAnswering":
         """A copy of this model with the LoRA adapters of a PEFT directory instead of its own.
 

@@ -1,6 +1,5 @@
 """A model's parameters by PyTorch's names: views to read, write, count and freeze them (host)."""
 
-import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from qa_flax import messages
 from qa_flax.models.families import FAMILIES
 from qa_flax.models.layers import Fixed, ParamPath
 from qa_flax.models.live_tensors import Source, live_tensor, torch_module
@@ -26,7 +26,7 @@ from qa_flax.models.weights import (
     weight_name,
 )
 
-logger = logging.getLogger(__name__)
+logger = messages.logger(__name__)
 
 Tree = dict[str, Any]
 """The children of a module by name: a `Tree` for a module, a `Parameter` for a parameter."""

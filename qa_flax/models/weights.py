@@ -4,7 +4,6 @@ A tensor of a checkpoint and a parameter of the model differ only in their names
 `weight_names` translate, and in the layout of dense kernels, which are transposed.
 """
 
-import logging
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from qa_flax import messages
 from qa_flax.models.family import Family
 from qa_flax.models.files import (
     ADAPTER_CONFIG_FILE,
@@ -38,7 +38,7 @@ MakeArray = Callable[[ParamPath, tuple[int, ...]], np.ndarray]
 NamedParameters = dict[str, tuple[ParamPath, nnx.Variable]]
 M = TypeVar("M", bound=nnx.Module)
 
-logger = logging.getLogger(__name__)
+logger = messages.logger(__name__)
 
 MAX_DIFFERENCES = 40
 """Differences between a checkpoint and the model that an error message lists."""

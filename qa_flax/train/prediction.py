@@ -21,13 +21,13 @@ from qa_flax.answers.spans import (
     null_positions,
 )
 from qa_flax.data.batches import HostBatch, eval_batches, scatter
-from qa_flax.data.messages import first_few, quoted
 from qa_flax.data.packing import packed_eval_batches
 from qa_flax.data.windows import Windows
 from qa_flax.device import parallel
 from qa_flax.device.in_flight import InFlight
 from qa_flax.device.step import EvalOutput, Reduction, Weights
 from qa_flax.distributed import exchange, preemption
+from qa_flax.messages import first_few, quoted
 from qa_flax.models.id_limits import IdLimits, check_ids
 from qa_flax.train.eval_plan import EvalPlan, eval_plan
 

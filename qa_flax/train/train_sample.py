@@ -11,10 +11,10 @@ from typing import Any
 import datasets
 import numpy as np
 
-from qa_flax.data.messages import first_few, quoted
 from qa_flax.data.rows import ChosenRows, is_constant
 from qa_flax.data.tables import example_source, span_source
 from qa_flax.data.windows import Windows
+from qa_flax.messages import first_few, quoted
 
 PREFIX = "train"
 """What the names of the metrics begin with, and the stage that post-processing is passed."""

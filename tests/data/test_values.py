@@ -3,7 +3,7 @@
 import pytest
 
 from qa_flax import load_examples
-from qa_flax.data.cells import number_as_text
+from qa_flax.data.cells import number_as_text, parse_literal
 from qa_flax.data.rejected import ExampleError
 from qa_flax.data.values import cleaned
 
@@ -87,3 +87,41 @@ def test_a_start_that_no_text_can_have_is_refused(start):
     answers = {"text": [1912], "answer_start": [start]}
     with pytest.raises(ExampleError, match=r"\(ids \"a\"\)"):
         load_examples([row | {"answers": answers}])
+
+
+ODD_CELLS = [
+    *("{{}}", "{[]: 1}", "{{1: 2}: 3}", "[{{}}]", "[{[]}]", "{'text': {{}}}", "{None: 1}"),
+    *(
+        "array([{{}}])",
+        "{'text': ['Ada'], 'answer_start': {[]: 1}}",
+        "[-'a']",
+        "{**{}}",
+        "[f'{1}']",
+    ),
+    *("[" * 5000, "{'a':" * 3000, "array(" * 3000, "[" + "9" * 5000 + "]", "{1: 2, 1: 3}"),
+]
+
+
+@pytest.mark.parametrize("column", ["answers", "answer_text", "answer_start"])
+def test_odd_texts_in_cells_are_texts_or_refused_together(column, tmp_path):
+    lines = ["id,question,context,answer_text,answer_start", "good,Who?,Ada wrote it.,Ada,0"]
+    lines[0] = lines[0].replace("answer_text", "answers" if column == "answers" else "answer_text")
+    for number, cell in enumerate(ODD_CELLS):
+        cells = {"text": '"' + cell + '"', "start": "0"}
+        cells["start" if column == "answer_start" else "text"] = '"' + cell + '"'
+        text, start = ("Ada", cells["start"]) if column == "answer_start" else cells.values()
+        lines.append(f"odd-{number},Who?,Ada wrote it.,{text},{start}")
+    (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ExampleError) as refused:
+        load_examples(str(tmp_path / "rows.csv"), misaligned="refuse")
+    assert "odd-0" in str(refused.value)
+    assert len(str(refused.value)) < 2000
+    kept = load_examples(str(tmp_path / "rows.csv"), bad_rows="skip", misaligned="drop")
+    assert kept[0]["id"] == "good"
+    assert kept[0]["answers"]["text"] == ["Ada"]
+
+
+def test_a_long_list_of_numpy_takes_a_moment():
+    texts = " ".join(["'a'"] * 20_000)
+    assert parse_literal(f"[{texts}]") == ["a"] * 20_000
+    assert parse_literal("['a'\n 'b' -1\n 'c' 'd']") == ["a", "b", -1, "c", "d"]

@@ -14,6 +14,7 @@ from qa_flax.commands.answer.texts import Texts
 from qa_flax.commands.run.output import warn
 from qa_flax.data.examples import LoadedExamples, read_questions
 from qa_flax.data.rejected import ExampleError
+from qa_flax.messages import escaped
 
 _KEYS = ("score", "confidence", "start", "end", "context")
 """The entries of the best answer that a line has, as far as there are, after its text."""
@@ -53,7 +54,7 @@ def read_rows(args: argparse.Namespace, questions: list[str] | None = None) -> L
     path = storage.path(rejected_file(args.output))
     if rows.rejected:
         storage.write_text(path, rows.rejected_lines())
-        print(f"The rows that are left out, with the reasons: {path}", file=sys.stderr)
+        print(f"The rows that are left out, with the reasons: {escaped(path)}", file=sys.stderr)
     elif args.bad_rows == "skip":
         path.unlink(missing_ok=True)  # of an earlier attempt
     return rows
@@ -102,7 +103,7 @@ def answer_questions(
         if done:
             print(
                 f"qa-flax: {done:,} of {total:,} questions are answered; their answers stay in "
-                f"{output}{storage.PARTIAL_SUFFIX} until the command is repeated",
+                f"{escaped(output)}{storage.PARTIAL_SUFFIX} until the command is repeated",
                 file=sys.stderr,
             )
         raise
@@ -110,7 +111,7 @@ def answer_questions(
     none = f", {unanswered:,} of them without an answer" if unanswered else ""
     print(
         f"{total:,} question{'s' * (total != 1)} in {seconds:.1f} s "
-        f"({total / seconds:.1f} per second){none}: {output}",
+        f"({total / seconds:.1f} per second){none}: {escaped(output)}",
         file=sys.stderr,
     )
 

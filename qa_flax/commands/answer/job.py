@@ -16,6 +16,7 @@ from qa_flax.data.examples import LoadedExamples
 from qa_flax.data.tokenizer_checks import fast_backend
 from qa_flax.data.tokens import encode_distinct, plain_encoding
 from qa_flax.device import parallel
+from qa_flax.messages import escaped
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.train.tokenizer_fit import load_fitting_tokenizer, position_limit
 
@@ -112,7 +113,8 @@ def _report(
     if answerer.calibration is not None:
         kind += ", calibrated"
     print(
-        f"Model: {args.model_name_or_path} ({kind}) on {parallel.describe_cores()}", file=sys.stderr
+        f"Model: {escaped(args.model_name_or_path)} ({kind}) on {parallel.describe_cores()}",
+        file=sys.stderr,
     )
     if texts is not None:
         print(f"Context: {_described(texts, answerer)}", file=sys.stderr)
@@ -127,5 +129,5 @@ def _described(texts: Texts, answerer: QuestionAnswerer) -> str:
     backend = fast_backend(tokenizer)
     with plain_encoding(backend, tokenizer.split_special_tokens):
         tokens = encode_distinct(values, backend, disable=True).count.sum()
-    what = names[0] if len(names) == 1 else f"{len(names):,} files"
+    what = escaped(names[0]) if len(names) == 1 else f"{len(names):,} files"
     return f"{what}, {sum(map(len, values)):,} characters, {tokens:,} tokens"

@@ -13,6 +13,7 @@ from qa_flax.commands.answer.progress import Progress
 from qa_flax.commands.answer.texts import Texts
 from qa_flax.commands.wording import in_flags
 from qa_flax.data.answers import is_unicode
+from qa_flax.messages import printable
 
 PROMPT = "Question: "
 ENDS = ("quit", "exit", "quit()", "exit()", ":q")
@@ -106,7 +107,7 @@ def ask(asker: Asker) -> None:
         except KeyboardInterrupt:
             print("\ninterrupted; Ctrl-D ends", file=sys.stderr)
         except ValueError as error:
-            print(f"qa-flax: {in_flags(str(error))}", file=sys.stderr)
+            print(f"qa-flax: {printable(in_flags(str(error)))}", file=sys.stderr)
 
 
 def _next_question() -> str | None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qa_flax import storage
-from qa_flax.data.messages import first_few
 from qa_flax.data.rejected import ExampleError
 from qa_flax.data.text_files import plain_text
+from qa_flax.messages import first_few
 
 logger = logging.getLogger(__name__)
 

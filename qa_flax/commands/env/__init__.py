@@ -21,9 +21,10 @@ def main(parsed: argparse.Namespace) -> int:
     """Print the report and the problems; return 1 if there are problems, else 0."""
     from qa_flax.commands.env.report import report
     from qa_flax.distributed import processes
+    from qa_flax.messages import printable
 
     lines, problems = report(*parsed.dataclasses)
     if processes.is_main() or problems:
-        print("\n".join(lines))
+        print(printable("\n".join(lines)))
         print("\n".join(f"problem: {problem}" for problem in problems) or "no problem found")
     return 1 if problems else 0

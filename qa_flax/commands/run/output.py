@@ -5,6 +5,7 @@ from typing import Any
 
 from qa_flax.commands.wording import in_flags
 from qa_flax.distributed import processes
+from qa_flax.messages import printable
 
 logger = logging.getLogger(__name__)
 
@@ -23,4 +24,4 @@ def warn_on_main(message: str, *values: Any) -> None:
 def print_on_main(line: str, file: Any = None) -> None:
     """Print a line in the main process only."""
     if processes.is_main():
-        print(line, file=file, flush=True)
+        print(printable(line), file=file, flush=True)

@@ -12,7 +12,7 @@ import numpy as np
 from qa_flax.commands.arguments import DataArguments
 from qa_flax.commands.run.output import warn_on_main
 from qa_flax.data.examples import has_answers
-from qa_flax.data.messages import first_few, quoted
+from qa_flax.messages import first_few, quoted
 from qa_flax.train.training_arguments import TrainingArguments
 
 _NAMES = {"train": "training", "eval": "validation", "predict": "test"}
