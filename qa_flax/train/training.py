@@ -32,6 +32,7 @@ from qa_flax.train import checkpoints
 from qa_flax.train.custom import Custom, OptimizerView, OwnSchedule, as_direction
 from qa_flax.train.early_stopping import describe_late_stop, describe_stop
 from qa_flax.train.events import Events
+from qa_flax.train.folder_lock import check_lock
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.loop import Actions, TrainingLoop
 from qa_flax.train.plan import (
@@ -340,6 +341,7 @@ class _Training:
         )
 
     def _save(self, position: Position, callback_states: Any) -> None:
+        check_lock(output_dir(self._args))
         run = {"counters": self._steps.counters(), "schedule": self._schedule.state_dict()}
         self._checkpoints.save(run, position, callback_states)
 
