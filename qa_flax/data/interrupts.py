@@ -29,5 +29,5 @@ def interrupts_deferred() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
-    if received:
-        previous(*received[0])
+    for arguments in received:
+        previous(*arguments)

@@ -78,12 +78,14 @@ def watch() -> None:
     atexit.register(lambda: (is_finished.set(), watcher.join()))
 
 
-def before_exit(function: Callable[[], None]) -> None:
+def before_exit(function: Callable[[], None]) -> Callable[[], None]:
     """Have a function called before this process exits because of a failure, here or elsewhere.
 
-    Such an exit skips `finally`, contexts and `atexit`. The function must not wait for others.
+    Such an exit skips `finally`, contexts and `atexit`. The function must not wait for others. It
+    is returned, so that this can be its decorator.
     """
     _exit_functions.append(function)
+    return function
 
 
 def exit_all(status: int, reason: str) -> None:

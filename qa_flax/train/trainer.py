@@ -5,6 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import jax.numpy as jnp
@@ -30,13 +31,14 @@ from qa_flax.train.custom import check_custom, make_custom
 from qa_flax.train.early_stopping import prefer_script_callback
 from qa_flax.train.evaluation import Dataset, DatasetShard, Evaluator, prediction_output
 from qa_flax.train.events import Events
+from qa_flax.train.folder_lock import locked
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.loading import check_eval_dataset, check_train_dataset
 from qa_flax.train.model_arguments import apply_model_arguments, check_model_arguments
 from qa_flax.train.old_names import used_name
 from qa_flax.train.output_files import OutputFiles
 from qa_flax.train.overrides import check_overrides, is_replaced
-from qa_flax.train.plan import is_sharded
+from qa_flax.train.plan import is_sharded, output_dir
 from qa_flax.train.reinitialize import reinitialize
 from qa_flax.train.tokenizer_fit import check_tokenizer
 from qa_flax.train.torch_attributes import TorchAttributes
@@ -286,6 +288,9 @@ class Trainer(TrainQuestions, OutputFiles, TorchAttributes):
                 or of another run.
             FloatingPointError: the loss or gradient norm is not finite; the message has the step.
             Preempted: SIGTERM was received (a `SystemExit` of status 143). A checkpoint was saved.
+            KeyboardInterrupt: Ctrl-C was received. Unless `save_strategy` is "no", a checkpoint was
+                saved; a second Ctrl-C ends the training without it.
+            FolderLockedError: another run writes into `output_dir`.
         """
         refuse(self.model, "trained")
         self._check_overrides()
@@ -307,18 +312,20 @@ class Trainer(TrainQuestions, OutputFiles, TorchAttributes):
             reinitialize(self.args, self.model)
         self.is_in_train = True
         try:
-            with preemption.sigterm_handled():
-                output = run_training(
-                    self._events,
-                    self._live,
-                    data,
-                    loader,
-                    self._train_graphdef,
-                    Resume(resume_from_checkpoint, accept_changes),
-                    actions,
-                    self._custom,
-                )
-            self._save_curves_of_training()
+            saves = self.args.save_strategy != "no"
+            with locked(output_dir(self.args)) if saves else nullcontext():
+                with preemption.sigterm_handled():
+                    output = run_training(
+                        self._events,
+                        self._live,
+                        data,
+                        loader,
+                        self._train_graphdef,
+                        Resume(resume_from_checkpoint, accept_changes),
+                        actions,
+                        self._custom,
+                    )
+                self._save_curves_of_training()
             return output
         finally:
             self.is_in_train = False

@@ -32,6 +32,7 @@ from qa_flax.train import checkpoints
 from qa_flax.train.custom import Custom, OptimizerView, OwnSchedule, as_direction
 from qa_flax.train.early_stopping import describe_late_stop, describe_stop
 from qa_flax.train.events import Events
+from qa_flax.train.folder_lock import check_lock
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.loop import Actions, TrainingLoop
 from qa_flax.train.plan import (
@@ -109,6 +110,8 @@ def run_training(
         ValueError: an argument is invalid, or the checkpoint cannot be resumed from.
         FloatingPointError: the loss or gradient norm of a step is not finite.
         Preempted: SIGTERM was received; a checkpoint was saved.
+        KeyboardInterrupt: Ctrl-C was received; a checkpoint was saved, unless save_strategy is
+            "no" or it was the second Ctrl-C. On the command line this is an `Interrupted`.
     """
     training = _Training(events, live, data, loader, graphdef, resume, actions, custom)
     if custom.loss is None and processes.is_main():
@@ -120,7 +123,7 @@ def run_training(
     started, first_step = time.time(), events.state.global_step
     try:
         with device_report("training", wants_device_report(events.args)) as report:
-            preempted = training.run()
+            stopped = training.run()
             report.steps = events.state.global_step - first_step
             report.bytes_to_host = report.steps * BYTES_PER_STEP
         live.end()
@@ -132,9 +135,20 @@ def run_training(
         if isinstance(error, KeyboardInterrupt):
             training.report_interrupt()
         raise
-    if preempted is not None:
-        raise preempted
+    if stopped is not None:
+        close_bars(events.handler, training=True)
+    if isinstance(stopped, preemption.Preempted):
+        raise stopped
+    if stopped is not None:
+        if _is_command_line(events.args):
+            raise preemption.Interrupted(training.describe_interrupt())
+        training.report_interrupt()
+        raise KeyboardInterrupt
     return training.finish(started)
+
+
+def _is_command_line(args: Any) -> bool:
+    return vars(args).get("_is_command_line", False)
 
 
 def _trained_weights(model: AutoModelForQuestionAnswering) -> Weights:
@@ -230,26 +244,39 @@ class _Training:
         self._first_step = events.state.global_step
         self._begin_state(loader)
 
-    def run(self) -> preemption.Preempted | None:
-        """Train to the last update or until a callback stops it; return `Preempted` on SIGTERM."""
+    def run(self) -> preemption.Preempted | preemption.Interrupted | None:
+        """Train to the last update or until a callback stops it; return what else stopped it."""
         # Only `start` refers to the host's copy, so that `del` frees it once the cores have theirs.
         start, self._start = self._start, None
         self._live.begin(parallel.put_state(start, self._abstract))
         del start
+        try:
+            with preemption.interrupt_handled(exits=_is_command_line(self._args)):
+                return self._run_loop()
+        except preemption.Interrupted as stopped:  # after the last update
+            self._save_stopped(stopped)
+            return stopped
+
+    def _run_loop(self) -> preemption.Preempted | preemption.Interrupted | None:
         try:
             self._events.notify("on_train_begin")
             self._events.control.should_training_stop |= self._was_stopped
             if self._args.eval_on_start and not self._is_resumed:
                 self._actions.evaluate()  # a schedule that follows the metric does not count it
             self._loop.run()
-        except preemption.Preempted as preempted:
-            self._save_interrupted()
-            return preempted
+        except (preemption.Preempted, preemption.Interrupted) as stopped:
+            self._save_stopped(stopped)
+            return stopped
         return None
 
-    def _save_interrupted(self) -> None:
-        """Save a checkpoint to resume from, unless nothing has changed since the latest one."""
+    def _save_stopped(self, stopped: BaseException) -> None:
+        """Save a checkpoint to resume from, unless nothing has changed since the latest one.
+
+        A preempted run always needs one. Who presses Ctrl-C has the choice: `save_strategy`.
+        """
         callback_states = self._loop.discard_evaluation()
+        if isinstance(stopped, preemption.Interrupted) and self._args.save_strategy == "no":
+            return
         if not self._checkpoints.is_current(self._loop.position.pending):
             self._save(self._loop.position, callback_states)
 
@@ -283,6 +310,17 @@ class _Training:
         self._events.notify("on_train_end")
         return TrainOutput(state.global_step, metrics["train_loss"], metrics)
 
+    def describe_interrupt(self) -> str:
+        """After Ctrl-C on the command line, say what is saved, and how to go on."""
+        state, checkpoint = self._events.state, self._checkpoints.latest
+        if checkpoint is not None:
+            then = f"{checkpoint} is saved, and repeating the command resumes from it"
+        elif self._args.save_strategy == "no":
+            then = "with --save_strategy no, no checkpoint is saved"
+        else:
+            then = "there is no checkpoint to resume from yet"
+        return f"interrupted after step {state.global_step} of {state.max_steps}; {then}"
+
     def report_interrupt(self) -> None:
         """After Ctrl-C, log what is kept, and how to go on."""
         if not processes.is_main() or self._live.is_lost:  # reading the model gives the reason
@@ -303,6 +341,7 @@ class _Training:
         )
 
     def _save(self, position: Position, callback_states: Any) -> None:
+        check_lock(output_dir(self._args))
         run = {"counters": self._steps.counters(), "schedule": self._schedule.state_dict()}
         self._checkpoints.save(run, position, callback_states)
 

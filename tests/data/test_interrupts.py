@@ -101,5 +101,5 @@ def test_an_update_interrupted_at_its_worst_point_is_kept(tmp_path, caplog):
     np.testing.assert_array_equal(kept, two_updates)
     (message,) = (r.getMessage() for r in caplog.records if "interrupted" in r.getMessage())
     assert "after step 2 of 4. The model has the weights of step 2" in message
-    assert f"resumes from {tmp_path}/4/checkpoint-1" in message
+    assert f"resumes from {tmp_path}/4/checkpoint-2" in message
     assert trainer.train(resume_from_checkpoint=True).global_step == 4

@@ -160,10 +160,10 @@ def calibrated(folder: Path, output: Path) -> dict:
 
 
 class SendSigterm(TrainerCallback):
-    """Send this process SIGTERM at the n-th occurrence of an event at a step."""
+    """Send this process a signal at the n-th occurrence of an event at a step."""
 
-    def __init__(self, event: str, step: int, n: int = 1):
-        self._event, self._step, self._remaining = event, step, n
+    def __init__(self, event: str, step: int, n: int = 1, number: int = signal.SIGTERM):
+        self._event, self._step, self._remaining, self._number = event, step, n, number
 
     def on_step_begin(self, args, state, control, **kwargs):
         self._happens("on_step_begin", state)
@@ -182,7 +182,7 @@ class SendSigterm(TrainerCallback):
             self._remaining -= 1
             if self._remaining:
                 return
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self._number)
             if processes.count() > 1:  # JAX's service polls for the signal every second
                 time.sleep(3.0)
 

@@ -71,8 +71,11 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(parsed: argparse.Namespace) -> None:
+def main(parsed: argparse.Namespace) -> int | None:
     """Train, evaluate and predict as the arguments say.
+
+    Returns:
+        130 after a training that Ctrl-C stopped; otherwise None.
 
     Raises:
         UsageError: a file, an argument, the data or the model is invalid.
@@ -81,13 +84,18 @@ def main(parsed: argparse.Namespace) -> None:
         Preempted: the run was stopped by SIGTERM.
     """
     from qa_flax.commands.run.job import run
-    from qa_flax.distributed.preemption import Preempted
+    from qa_flax.distributed.failure import INTERRUPTED
+    from qa_flax.distributed.preemption import Interrupted, Preempted
 
     try:
         run(*parsed.dataclasses)
+    except Interrupted as interrupted:  # in all processes at the same point
+        print(f"qa-flax: {str(interrupted) or 'interrupted'}", file=sys.stderr)
+        return INTERRUPTED
     except Preempted:
         print("qa-flax: stopped by SIGTERM; repeat the command to resume", file=sys.stderr)
         raise
+    return None
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[Any, ...]:

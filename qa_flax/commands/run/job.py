@@ -3,7 +3,7 @@
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from qa_flax.distributed import exchange, failure, preemption, processes
 from qa_flax.train import checkpoints
 from qa_flax.train.best import MetricError
 from qa_flax.train.checkpoints import ResumeError
+from qa_flax.train.folder_lock import FolderLockedError, check_lock, locked
 from qa_flax.train.model_arguments import apply_model_arguments
 from qa_flax.train.output_room import Room, check_room, model_room
 from qa_flax.train.plan import optimizer_bytes, output_dir
@@ -104,6 +105,16 @@ def _run(
         check_stages(data_args, training_args)
         check_calibrate(data_args, training_args)
         tracker_callbacks(training_args)  # a missing tracker is found before any work
+        folder = output_dir(training_args)
+    with ExitStack() as stack:
+        with usage_errors(FolderLockedError, FileExistsError, NotADirectoryError):
+            stack.enter_context(locked(folder))
+        return _run_locked(model_args, data_args, training_args)
+
+
+def _run_locked(
+    model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
+) -> dict[str, Any]:
     if data_args.folds is not None:
         return cross_validate(model_args, data_args, training_args, _run_stages)
     with usage_errors(ValueError, OSError):
@@ -343,9 +354,10 @@ def _train(trainer: QuestionAnsweringTrainer, stage: Stage, accept_changes: bool
         f"Training {trained:,} of {total:,} parameters ({trained / total:.2%}); the optimizer "
         f"state takes {optimizer_bytes(trainer.args, trainer.model):,} bytes on each core"
     )
-    with usage_errors(ResumeError, MetricError):
+    with usage_errors(ResumeError, MetricError, FolderLockedError):
         output = trainer.train(_checkpoint(trainer.args), accept_changes=accept_changes)
     metrics = dict(output.metrics, train_samples=stage.count)
+    check_lock(output_dir(trainer.args))
     trainer.save_model()
     return _finish(trainer, "train", metrics)
 
