@@ -2,8 +2,9 @@
 
 A folder never loads a mixture of two saves. It has one model.safetensors, or shards and an index,
 and readers take model.safetensors if there are both. The index is removed before a shard of an
-earlier save is replaced, and is written after all shards. So is the manifest, which is removed
-before the first file is replaced and written after the last: see `manifest.py`.
+earlier save is replaced, and is written after all shards. The manifest of an earlier save is
+removed before the first file is replaced. Trainers write a new one after the last file, see
+`manifest.py`; a model that is saved alone has none, because scripts edit such files.
 """
 
 import json
@@ -118,8 +119,6 @@ def write_adapter(location: str | os.PathLike[str], config: str, named: NamedPar
     with storage.output_folder(location) as directory:
         files = {ADAPTER_WEIGHTS_FILE: list(named)}
         _write(directory, (ADAPTER_CONFIG_FILE, config), files, _reader(named), [manifest])
-        text = _manifest_of(directory, [ADAPTER_CONFIG_FILE, *files])
-    storage.write_text(manifest, text)
 
 
 def write_model(
@@ -159,12 +158,25 @@ def write_model(
             with replacing(directory / INDEX_FILE) as temporary:
                 temporary.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
         kept = {*files, INDEX_FILE} if split.is_sharded else {*files}
-        manifest = _manifest_of(directory, [CONFIG_FILE, *kept])
     stale = {path.name for path in target.iterdir() if _WEIGHTS.fullmatch(path.name)} - kept
     # Without the index first, a reader could look for shards that are gone.
     for name in sorted(stale, key=lambda name: name != INDEX_FILE):
         (target / name).unlink(missing_ok=True)
-    storage.write_text(target / MODEL_MANIFEST, manifest)
+
+
+def write_manifest(folder: Path) -> None:
+    """Write the manifest of a model that was just saved into a local folder.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if (folder / ADAPTER_CONFIG_FILE).exists() and (folder / ADAPTER_WEIGHTS_FILE).exists():
+        names = [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE]
+    else:
+        weights = (path.name for path in folder.iterdir() if _WEIGHTS.fullmatch(path.name))
+        names = [CONFIG_FILE, *weights]
+    entries = {name: entry_of(folder / name) for name in names if (folder / name).is_file()}
+    storage.write_text(folder / MODEL_MANIFEST, manifest_text(entries))
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -182,10 +194,6 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     if isinstance(written, tuple | list):  # the files' paths; a script's own may return nothing
         paths = [Path(file) for file in written]
         add_files(folder, [os.path.relpath(path, folder) for path in paths if path.is_file()])
-
-
-def _manifest_of(directory: Path, names: Collection[str]) -> str:
-    return manifest_text({name: entry_of(directory / name) for name in names})
 
 
 def _reader(named: NamedParameters) -> Callable[[str], np.ndarray]:

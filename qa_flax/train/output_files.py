@@ -7,7 +7,7 @@ from typing import Any
 
 from qa_flax import storage
 from qa_flax.distributed import processes
-from qa_flax.models.save import save_tokenizer
+from qa_flax.models.save import save_tokenizer, write_manifest
 from qa_flax.storage import AnyPath
 from qa_flax.train import checkpoints
 from qa_flax.train.learning_curves import FILE as CURVES_FILE
@@ -38,6 +38,7 @@ class OutputFiles(SharedAttributes):
         directory = _output_dir(self.args) if output_dir is None else output_dir
         with storage.output_folder(directory) as folder:
             self.model.save_pretrained(folder)
+            write_manifest(folder)
             tokenizer = self.processing_class
             if tokenizer is None:  # as in transformers, that of a collator is saved, too
                 tokenizer = getattr(self._collator, "tokenizer", None)

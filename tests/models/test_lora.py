@@ -40,7 +40,7 @@ encoders = pytest.mark.parametrize(
         for family in TESTED
     ],
 )
-FILES = {"adapter_config.json", "adapter_model.safetensors", "qa_flax_manifest.json"}
+FILES = {"adapter_config.json", "adapter_model.safetensors"}
 
 
 def variables(model, kind):

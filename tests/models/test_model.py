@@ -11,7 +11,6 @@ from loud import loud_batch, loud_config, loud_model, parameters, relative_error
 from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, GPT2Config
 
-from qa_flax.models.manifest import MODEL_MANIFEST
 from qa_flax.models.model import AutoModelForQuestionAnswering
 
 load = AutoModelForQuestionAnswering.from_pretrained
@@ -56,7 +55,7 @@ def test_save_load_save_is_byte_identical(saved, tmp_path):
     load(saved).save_pretrained(tmp_path)
     for name in ("config.json", WEIGHTS):
         assert (tmp_path / name).read_bytes() == (saved / name).read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", WEIGHTS, MODEL_MANIFEST]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", WEIGHTS]
     assert same_parameters(load(tmp_path), loud_model(0))
 
 
@@ -203,11 +202,7 @@ def test_a_failed_save_leaves_no_temporary_files(checkpoint, tmp_path):
     (tmp_path / "out" / WEIGHTS).mkdir(parents=True)  # a folder with the name of the file
     with pytest.raises(OSError, match=WEIGHTS):
         load(checkpoint).save_pretrained(tmp_path / "out")
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "config.json",
-        WEIGHTS,
-        MODEL_MANIFEST,
-    ]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["config.json", WEIGHTS]
 
 
 # ---- invalid checkpoints -------------------------------------------------------------------------

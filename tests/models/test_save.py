@@ -16,7 +16,6 @@ from safetensors.numpy import load_file
 from qa_flax import AutoModelForQuestionAnswering, LoraConfig, get_peft_model, storage
 from qa_flax.models import save
 from qa_flax.models.files import stored_tensors
-from qa_flax.models.manifest import MODEL_MANIFEST
 from qa_flax.models.model import _named_parameters
 from qa_flax.models.weights import torch_layout
 
@@ -45,7 +44,7 @@ def test_a_large_model_is_written_in_shards(size, tmp_path):
     count = len(shards)
     assert count > 5
     assert shards == [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
-    assert names_in(tmp_path) == sorted([CONFIG, INDEX, MODEL_MANIFEST, *shards])
+    assert names_in(tmp_path) == sorted([CONFIG, INDEX, *shards])
     total = 0
     for shard in shards:
         tensors = load_file(tmp_path / shard)
@@ -111,7 +110,7 @@ def test_other_files_stay(tmp_path):
         (tmp_path / name).write_text("mine")
     loud_model(0).save_pretrained(tmp_path, max_shard_size=12000)
     loud_model(0).save_pretrained(tmp_path)
-    assert names_in(tmp_path) == sorted([CONFIG, SINGLE, MODEL_MANIFEST, *kept])
+    assert names_in(tmp_path) == sorted([CONFIG, SINGLE, *kept])
 
 
 class CrashError(Exception):
@@ -246,7 +245,7 @@ def test_keywords_that_change_nothing_are_accepted(tmp_path):
     assert len(keywords) > 5
     keywords |= {"token": "hf_x", "save_function": print, "commit_message": "saved"}
     loud_model(0).save_pretrained(tmp_path, **keywords)
-    assert names_in(tmp_path) == [CONFIG, SINGLE, MODEL_MANIFEST]
+    assert names_in(tmp_path) == [CONFIG, SINGLE]
     assert is_model(tmp_path, 0)
 
 
@@ -282,11 +281,7 @@ def test_every_keyword_of_transformers_and_peft_is_known():
 def test_adapters_are_one_file(tmp_path):
     model = get_peft_model(loud_model(0), LoraConfig(r=2, target_modules=["query"]))
     model.save_pretrained(tmp_path, max_shard_size=1, selected_adapters=["default"])
-    assert names_in(tmp_path) == [
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        MODEL_MANIFEST,
-    ]
+    assert names_in(tmp_path) == ["adapter_config.json", "adapter_model.safetensors"]
     with pytest.raises(ValueError, match="state_dict is not supported with LoRA adapters"):
         model.save_pretrained(tmp_path, state_dict={})
 
