@@ -103,7 +103,7 @@ _ADVICE = {
     errno.EIO: "the disk may be damaged; write to another one",
 }
 # How the libraries in Rust (safetensors, tokenizers) and C++ (tensorstore) name the system's error.
-_ERROR_NUMBER = re.compile(r"\(os error (\d+)\)|OS error (\d+)", re.IGNORECASE)
+_ERROR_NUMBER = re.compile(r"os[ _]error(?:_code=')? ?(\d+)", re.IGNORECASE)
 
 
 @contextmanager
@@ -139,7 +139,7 @@ def _error_number(error: BaseException | None) -> int | None:
     while error is not None:
         number = error.errno if isinstance(error, OSError) else None
         if (match := _ERROR_NUMBER.search(str(error))) is not None:
-            number = int(match[1] or match[2])
+            number = int(match[1])
         if number in _ADVICE:
             return number
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

@@ -19,7 +19,9 @@ import json
 import logging
 import os
 import re
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +47,7 @@ from qa_flax.models.manifest import (
     refused_name,
 )
 from qa_flax.storage import AnyPath
-from qa_flax.train.root_handlers import keep_root_handlers
+from qa_flax.train.root_handlers import keep_root_handlers, orbax_errors_raised_only
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +85,7 @@ def new_folder(directory: AnyPath) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written, whichever library found out; see `storage.write_errors`.
     """
-    with storage.write_errors(directory):
+    with storage.write_errors(directory), orbax_errors_raised_only():
         yield from _new_folder(directory)
 
 
@@ -101,7 +103,7 @@ def _new_folder(directory: AnyPath) -> Iterator[Path]:
         _write_manifest(new)
         _fsync(new)
     except BaseException:
-        storage.delete(new)
+        _delete_while_written(new)
         raise
     if directory.exists():  # a resumed run saves the same step again
         directory.rename(old)
@@ -109,6 +111,17 @@ def _new_folder(directory: AnyPath) -> Iterator[Path]:
     _fsync(directory.parent, recursive=False)
     if old.exists():
         storage.delete(old)
+
+
+def _delete_while_written(folder: Path, seconds: float = 2.0) -> None:
+    """Delete a folder into which Orbax's threads may still write after one of them has failed."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
+        if not folder.exists():
+            return
+    storage.delete(folder)
 
 
 def _temporary(directory: Path, kind: str) -> Path:
@@ -275,6 +288,8 @@ def _problem(path: AnyPath) -> str | None:
             "with save_only_model, or saving it was interrupted"
         )
     try:
+        if storage.is_taken(path / _MANIFEST) and not is_inside(path / _MANIFEST, path):
+            raise ManifestError("it is a link that leads out of the folder")
         entries = read_manifest(path / _MANIFEST)
     except FileNotFoundError:
         return f"it has no {_MANIFEST}: saving it was interrupted"

@@ -58,16 +58,16 @@ def check_room(folder: AnyPath, room: Room, what: str) -> None:
     if free < room.total:
         raise OSError(
             errno.ENOSPC,
-            f"{what} of this run takes {_megabytes(room.total)}, and there is room for "
-            f"{_megabytes(free)}; free some space there, or give another output_dir",
+            f"{what} of this run takes {_size(room.total)}, and there is room for "
+            f"{_size(free)}; free some space there, or give another output_dir",
             str(folder),
         )
     limit = _file_size_limit()
     if limit is not None and limit < room.largest:
         raise OSError(
             errno.EFBIG,
-            f"{what} of this run has a file of {_megabytes(room.largest)}, and the limit of a "
-            f"file's size is {_megabytes(limit)}; raise it (`ulimit -f`)",
+            f"{what} of this run has a file of {_size(room.largest)}, and the limit of a "
+            f"file's size is {_size(limit)}; raise it (`ulimit -f`)",
             str(folder),
         )
 
@@ -82,5 +82,5 @@ def _file_size_limit() -> int | None:
     return None if limit == resource.RLIM_INFINITY else limit
 
 
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.1f} MB"
+def _size(count: int) -> str:
+    return f"{count:,} bytes" if count < 1e6 else f"{count / 1e6:,.1f} MB"

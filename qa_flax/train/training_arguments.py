@@ -387,7 +387,8 @@ def check_training_arguments(args: transformers.TrainingArguments) -> None:
         ValueError: names every unsupported argument, with the reason and the allowed values.
     """
     _refuse_unsupported(args)
-    storage.check_encodable(args.output_dir or "", "output_dir")
+    dashes = "--" if getattr(args, "_is_command_line", False) else ""
+    storage.check_encodable(args.output_dir or "", f"{dashes}output_dir")
     for name, (value, text) in _remarks(args).items():
         report_once(args, name, value, text)
 

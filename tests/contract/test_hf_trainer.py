@@ -244,4 +244,4 @@ def test_events_and_log_history_equal_those_of_transformers(tmp_path, windows, s
     for name in ("global_step", "best_global_step", "max_steps", "num_train_epochs", "total_flos"):
         assert getattr(ours.state, name) == getattr(hf.state, name), name
     files = [{path.name for path in (tmp_path / name).iterdir()} for name in ("hf", "ours")]
-    assert files[0] == files[1]
+    assert files[1] - {"qa_flax_manifest.json"} == files[0]

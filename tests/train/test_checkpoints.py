@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import limits
 import numpy as np
 import pytest
 from processes import environment
@@ -151,29 +152,115 @@ def test_rotation_retains_the_checkpoint_just_saved_rather_than_a_damaged_later_
     assert [path.name for path in saved.iterdir()] == ["checkpoint-3"]
 
 
-def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path):
-    """A file size limit stands in for a full disk: writes fail with an OSError."""
-    program = (
-        "import resource, signal, sys, pathlib\n"
-        "from saved_state import save\n"
-        "root = pathlib.Path(sys.argv[1])\n"
-        "save(root / 'checkpoint-1')\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))\n"
-        "save(root / 'checkpoint-2')\n"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)],
-        env=environment(1),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode != 0
-    assert "too large" in result.stderr or "EFBIG" in result.stderr, result.stderr[-2000:]
-    checkpoints.recover(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
+def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, capfd):
+    """A limit of the size of files stands in for a full disk, which fails each of the writers."""
+    save(tmp_path / "checkpoint-1")
+    large = {f"a{n}": np.random.default_rng(n).random(2000) for n in range(8)}
+    for limit in (50, 1000, 4000, 4990):  # of Orbax's first file, of its arrays, of the model
+        with limits.file_size(limit), pytest.raises(OSError, match=r"File too large; raise .*-2'$"):
+            save(tmp_path / "checkpoint-2", large if limit == 4000 else STATE)
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
     assert checkpoints.find(True, tmp_path).name == "checkpoint-1"
+    assert capfd.readouterr() == ("", "")  # neither Orbax nor its threads print a traceback
+
+
+# ---- things that this trainer has not made -------------------------------------------------------
+
+
+def make_file(path):
+    path.write_text("mine")
+
+
+def make_link(path):
+    (path.parent / "elsewhere").mkdir(exist_ok=True)
+    (path.parent / "elsewhere" / "kept").write_text("mine")
+    path.symlink_to("elsewhere")
+
+
+def make_dangling(path):
+    path.symlink_to("nowhere")
+
+
+def make_circle(path):
+    path.symlink_to(path.name)
+
+
+THINGS = {f.__name__: f for f in (make_file, make_link, make_dangling, make_circle, os.mkfifo)}
+
+
+@pytest.mark.parametrize("thing", THINGS)
+def test_foreign_things_are_left_alone_with_one_warning(saved, caplog, thing):
+    names = ["checkpoint-5", "checkpoint-99", ".checkpoint-11.new", ".checkpoint-2.old"]
+    names += [".checkpoint-10.deleted"]
+    for name in names:
+        THINGS[thing](saved / name)
+    before = {path.name for path in saved.iterdir()} - {"checkpoint-2"}
+    checkpoints.recover(saved)
+    save(saved / "checkpoint-11")
+    checkpoints.rotate(saved, 1, saved / "checkpoint-11", None)
+    checkpoints.delete_others(saved, saved / "checkpoint-11")
+    assert checkpoints.find(True, saved) == saved / "checkpoint-11"
+    assert [path.name for path in checkpoints.list_checkpoints(saved)] == ["checkpoint-11"]
+    after = {path.name for path in saved.iterdir()}
+    assert after == before - {"checkpoint-10"} | {"checkpoint-11"}
+    if thing == "make_link":
+        assert (saved / "elsewhere" / "kept").read_text() == "mine"
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == len(names)
+    for name in names:
+        assert sum(f"{saved / name} is " in warning for warning in warnings) == 1, warnings
+    assert not checkpoints.is_free(saved / "checkpoint-5")
+    assert checkpoints.is_free(saved / "checkpoint-6")
+    assert checkpoints.is_free(saved / "checkpoint-11")
+
+
+def test_numbers_that_this_trainer_does_not_write_are_left_alone(saved, caplog):
+    names = ["checkpoint-\u0663", "checkpoint-007", "checkpoint-\uff15"]
+    for name in names:
+        shutil.copytree(saved / "checkpoint-2", saved / name)
+    (saved / ".checkpoint-\u0663.new").mkdir()
+    (saved / "checkpoint-last").mkdir()
+    checkpoints.recover(saved)
+    checkpoints.delete_others(saved, saved / "checkpoint-10")
+    assert {path.name for path in saved.iterdir()} == {
+        *names,
+        "checkpoint-10",
+        "checkpoint-last",
+        ".checkpoint-\u0663.new",
+    }
+    assert sum("is a folder that this trainer has not made" in m for m in caplog.messages) == 3
+
+
+def test_the_old_copy_of_a_checkpoint_stays_if_something_foreign_has_its_name(saved):
+    (saved / "checkpoint-10").rename(saved / ".checkpoint-10.old")
+    make_dangling(saved / "checkpoint-10")
+    checkpoints.recover(saved)
+    assert (saved / ".checkpoint-10.old" / "run.json").is_file()
+    (saved / "checkpoint-10").unlink()
+    checkpoints.recover(saved)
+    assert checkpoints.find(True, saved).name == "checkpoint-10"
+
+
+@pytest.mark.parametrize("name", ["run.json", "train_state", "manifest.json"])
+def test_a_checkpoint_with_a_link_that_leads_out_of_it_is_damaged(saved, name):
+    newest = saved / "checkpoint-10"
+    (newest / name).rename(saved / "moved")
+    (newest / name).symlink_to("../moved")
+    with pytest.raises(ResumeError, match="is a link that leads out of the folder"):
+        checkpoints.find(newest, saved)
+    assert checkpoints.find(True, saved).name == "checkpoint-2"
+
+
+def test_a_manifest_without_the_sums_of_what_is_loaded_is_damaged(saved):
+    manifest = saved / "checkpoint-10" / "manifest.json"
+    for name in ("run.json", "train_state", "trainer_state.json"):
+        files = json.loads(manifest.read_text())["files"]
+        kept = {file: values for file, values in files.items() if not file.startswith(name)}
+        manifest.write_text(json.dumps({"files": kept}))
+        with pytest.raises(ResumeError, match=rf"is damaged \(it has no sum of {name}\)"):
+            checkpoints.find(saved / "checkpoint-10", saved)
+        manifest.write_text(json.dumps({"files": files}))
+    assert checkpoints.find(True, saved).name == "checkpoint-10"
 
 
 KILLS = [1, pytest.param(20, marks=pytest.mark.slow)]
