@@ -55,9 +55,12 @@ def load_tokenizer(source: str, *, argument: str, **hub: Any) -> PreTrainedToken
             f"{source} does not exist, and it is not a valid hub id (name or owner/name)"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **hub)
+        # Left out, transformers asks on a terminal whether to run code that comes with the files.
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)
     except Exception as error:  # the libraries raise many kinds, also plain `Exception`
         reason = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
+        if "trust_remote_code" in reason:
+            reason = "it needs code that comes with it, and such code is never run"
         if folder.is_dir():
             _check_json(folder)
             message = f"the tokenizer in {source} cannot be loaded: {reason}"

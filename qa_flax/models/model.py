@@ -523,7 +523,7 @@ def load_config(directory: Path) -> PreTrainedConfig:
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(f"{path}: {_unsupported(model_type)}")
     try:
-        return AutoConfig.from_pretrained(directory, local_files_only=True)
+        return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises many kinds for values of wrong types
         raise ValueError(f"{path} is not a valid config: {' '.join(str(error).split())}") from error
 

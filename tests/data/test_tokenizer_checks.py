@@ -179,3 +179,20 @@ def test_two_tokenizers_are_compared():
     grown.add_tokens(["new"])
     compare(grown, own, "--x", lambda message, *values: lines.append(message % values))
     assert lines == [f"--x: the tokenizer has {len(own) + 1} tokens, the model's own {len(own)}."]
+
+
+def test_code_that_comes_with_a_tokenizer_is_never_run(tmp_path, monkeypatch):
+    """Not even if somebody answers yes to the question that transformers asks on a terminal."""
+    tiny.tokenizer().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "own.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\n"
+        "from transformers import PreTrainedTokenizerFast\n"
+        "class Own(PreTrainedTokenizerFast): pass\n"
+    )
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    with pytest.raises(ValueError, match="code that comes with it, and such code is never run"):
+        load_tokenizer(str(tmp_path), argument="--tokenizer_name")
+    assert not (tmp_path / "ran").exists()

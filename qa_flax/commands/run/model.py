@@ -67,7 +67,8 @@ def _given_config(model_args: ModelArguments, hub: dict[str, Any]) -> PreTrained
     source = local(model_args.config_name)
     if Path(source).is_dir():
         return load_config(Path(source))
-    return AutoConfig.from_pretrained(source, **hub)
+    # Left out, transformers asks on a terminal whether to run code that comes with the config.
+    return AutoConfig.from_pretrained(source, trust_remote_code=False, **hub)
 
 
 def _lora_config(model_args: ModelArguments) -> LoraConfig:
