@@ -17,6 +17,7 @@ from qa_flax import (
     LoraConfig,
     QuestionAnswerer,
     get_peft_model,
+    storage,
 )
 from qa_flax.models.manifest import (
     MODEL_MANIFEST,
@@ -29,7 +30,7 @@ from qa_flax.models.manifest import (
     manifest_text,
     read_manifest,
 )
-from qa_flax.models.save import save_tokenizer
+from qa_flax.models.save import save_tokenizer, write_manifest
 
 load = AutoModelForQuestionAnswering.from_pretrained
 WEIGHTS = "model.safetensors"
@@ -37,10 +38,17 @@ SUM = "0" * 64
 GOOD = {"size": 1, "sha256": SUM}
 
 
+def save(model, location, **settings):
+    """As a trainer does."""
+    with storage.output_folder(location) as folder:
+        model.save_pretrained(folder, **settings)
+        write_manifest(folder)
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
-    tiny.model().save_pretrained(folder)
+    save(tiny.model(), folder)
     save_tokenizer(tiny.tokenizer(), folder)
     return folder
 
@@ -111,12 +119,13 @@ def test_weights_that_another_tool_has_saved_there_are_refused(copy):
     (copy / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(DamagedError, match=r"model.safetensors is a pointer of Git LFS; run"):
         check_model(copy, {WEIGHTS})
-    tiny.model().save_pretrained(copy)
+    tiny.model().save_pretrained(copy)  # it removes the manifest, and writes none
     load(copy)
+    assert not (copy / MODEL_MANIFEST).exists()
 
 
 def test_shards_and_their_index_are_checked(tmp_path):
-    loud_model(0).save_pretrained(tmp_path, max_shard_size=12000)
+    save(loud_model(0), tmp_path, max_shard_size=12000)
     load(tmp_path)
     names = read_manifest(tmp_path / MODEL_MANIFEST).keys() - {"config.json"}
     assert len(names) > 2
@@ -133,7 +142,7 @@ def test_shards_and_their_index_are_checked(tmp_path):
 
 def test_adapters_are_checked(tmp_path):
     base, config = loud_model(0), LoraConfig(r=2, target_modules=["query"])
-    get_peft_model(base, config).save_pretrained(tmp_path)
+    save(get_peft_model(base, config), tmp_path)
     base.with_adapter(tmp_path)
     flip(tmp_path / "adapter_model.safetensors", -9)
     with pytest.raises(DamagedError, match=r"adapter_model.safetensors has changed since"):
@@ -163,7 +172,7 @@ def test_a_tokenizer_beside_a_model_without_manifest_adds_none(copy):
 def test_a_model_in_a_bucket_is_checked(tmp_path_factory):
     root = fake_gs.register(str(tmp_path_factory.mktemp("buckets"))) / "checked"
     for seed in (0, 1):
-        loud_model(seed).save_pretrained("gs://checked/model")
+        save(loud_model(seed), "gs://checked/model")
     load("gs://checked/model")
     flip(root / "model" / WEIGHTS, 8 * 5000)
     with pytest.raises(DamagedError, match="has changed since it was saved"):
