@@ -20,6 +20,7 @@ from qa_flax.commands.demo.data import Story, make_stories, squad_json
 from qa_flax.data.examples import load_examples
 from qa_flax.data.features import prepare_train_features, prepare_validation_features
 from qa_flax.device import parallel
+from qa_flax.models import weights
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.train.progress import TrainingLines, TrainingProgress, progress_callback
 from qa_flax.train.qa_trainer import QuestionAnsweringTrainer
@@ -98,7 +99,7 @@ def _trainer(
 ) -> QuestionAnsweringTrainer:
     tokenizer = AutoTokenizer.from_pretrained(ENCODER)
     # Hide the warning that the span head is newly initialized; the line below mentions it.
-    logging.getLogger(AutoModelForQuestionAnswering.__module__).setLevel(logging.ERROR)
+    logging.getLogger(weights.__name__).setLevel(logging.ERROR)
     model = AutoModelForQuestionAnswering.from_pretrained(ENCODER, seed=seed)
     print(
         f"  model     BERT with {model.config.num_hidden_layers} layers, "
