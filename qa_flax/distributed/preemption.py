@@ -158,8 +158,10 @@ def check() -> None:
         return
     if processes.count() > 1:
         if _poll():
-            interrupted = exchange.all_gather_json("what stops the run", _state.interrupted)
-            raise Interrupted if any(interrupted) else Preempted
+            is_new = _state.interrupted and not _state.is_raised
+            interrupted = any(exchange.all_gather_json("whether Ctrl-C stops the run", is_new))
+            _state.is_raised = True
+            raise Interrupted if interrupted else Preempted
     elif _state.signalled:
         _state.signalled = False
         raise Preempted

@@ -72,6 +72,12 @@ def _connect(client: socket.socket, address: tuple[str, int]) -> None:
 
 
 def _forward(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # one of both sides has closed its connection
+    """Forward until the source closes its side; what the target no longer takes is dropped."""
+    is_open = True
+    with contextlib.suppress(OSError):  # the source was killed
         while data := source.recv(_BYTES):
-            target.sendall(data)
+            try:
+                if is_open:
+                    target.sendall(data)
+            except OSError:
+                is_open = False
