@@ -44,10 +44,11 @@ class Space(NamedTuple):
         if self.is_mounted:
             self._mount("-t", "tmpfs", "-o", f"size={self.size}", "tmpfs")
 
-    def limit(self) -> None:
-        """Limit the files of a new process."""
+    def limit(self, pid: int) -> None:
+        """Limit the files of a process."""
         if not self.is_mounted:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.RLIM_INFINITY))
+            limits = self.size, resource.RLIM_INFINITY
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
 
     def make_room(self) -> None:
         """Let the folder take as much as anybody wants."""

@@ -13,12 +13,13 @@ is 1 if the memory of a series grew. pytest does not collect this file.
 """
 
 import gc
+import io
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import soak_run
@@ -51,12 +52,16 @@ def _count(name: str, _seconds: float, **_: Any) -> None:
 
 def watch(
     name: str, calls: Iterator[Callable[[], Any]], until: float, most: float, warm: int
-) -> bool:
-    """Make the calls; whether the memory grew by at most `most` MB a call after `warm` of them."""
+) -> bool | None:
+    """Make the calls; whether the memory grew by at most `most` MB a call after `warm` of them.
+
+    None: the time was over before that could be told.
+    """
     used, started = [memory()], compilations
     every = max(1, warm)
     for number, call in enumerate(calls, 1):
-        call()
+        with redirect_stdout(io.StringIO()):  # the trainers print what they log
+            call()
         used.append(memory())
         if number % every == 0:
             print(f"{name}: {number} calls, {used[-1]:.0f} MB", flush=True)
@@ -67,7 +72,7 @@ def watch(
         print(
             f"{name}: {len(used) - 1} calls, too few to tell ({used[0]:.0f} to {used[-1]:.0f} MB)"
         )
-        return True
+        return None
     slope = float(np.polyfit(np.arange(len(later)), later, 1)[0])
     is_flat = slope <= most
     print(
@@ -83,6 +88,7 @@ def watch(
 def trainers() -> Iterator[Callable[..., Any]]:
     """A function that builds a trainer of a tiny model in a temporary folder."""
     examples, tokenizer = tiny.examples(answerable=True), tiny.tokenizer()
+    windows = tiny_trainers.watched_windows()
     changes = {"save_strategy": "no", "max_steps": 2, "num_train_epochs": 1}
     with tempfile.TemporaryDirectory(prefix="qa_flax-soak-") as folder:
 
@@ -96,7 +102,7 @@ def trainers() -> Iterator[Callable[..., Any]]:
             return tiny_trainers.Trainer(
                 model,
                 tiny_trainers.arguments(folder, **changes),
-                train_dataset=tiny_trainers.watched_windows(),
+                train_dataset=windows,
                 compute_loss_func=loss,
             )
 
@@ -136,8 +142,11 @@ def main() -> None:
         flat = []
         for number, (name, calls, most, warm) in enumerate(series, 1):
             flat.append(watch(name, calls, begin + number * share, most, warm))
-    print(f"{sum(flat)} of {len(flat)} series flat, {memory():.0f} MB at the end")
-    sys.exit(0 if all(flat) else 1)
+    print(
+        f"{flat.count(True)} of {len(flat)} series flat, {flat.count(False)} grew, "
+        f"{flat.count(None)} too short to tell; {memory():.0f} MB at the end"
+    )
+    sys.exit(1 if False in flat else 0)
 
 
 if __name__ == "__main__":

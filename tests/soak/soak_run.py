@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "support"), str(Path(__file__).parents[2])]
 
@@ -64,10 +65,12 @@ class Run:
         folder: of `prepare`.
         output: the run's `output_dir`.
         count: number of processes. They have two cores together.
-        limit: called in each process before it starts, such as to limit its files.
+        limit: called with the id of each process as soon as it runs, such as to limit its files.
     """
 
-    def __init__(self, folder: Path, output: Path, count: int = 1, limit: Any = None):
+    def __init__(
+        self, folder: Path, output: Path, count: int = 1, limit: Callable[[int], None] | None = None
+    ):
         self.logs = [output.with_name(f"{output.name}-{index}.log") for index in range(count)]
         self.processes: list[subprocess.Popen[bytes]] = []
         environment = processes.environment(2 // count)
@@ -75,9 +78,15 @@ class Run:
             self.logs, processes.join_arguments(count, processes.free_port()), strict=True
         ):
             with log.open("wb") as file:
-                self.processes.append(
-                    _start(command(folder, output, *joining), environment, file, limit)
+                process = subprocess.Popen(
+                    command(folder, output, *joining),
+                    env=environment,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
                 )
+            if limit is not None:
+                limit(process.pid)
+            self.processes.append(process)
 
     def text(self) -> str:
         """What the main process has written so far."""
@@ -99,14 +108,6 @@ class Run:
                 process.wait()
                 statuses.append(None)
         return statuses
-
-
-def _start(
-    command: list[str], environment: dict[str, str], log: IO[bytes], limit: Any
-) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command, env=environment, stdout=log, stderr=subprocess.STDOUT, preexec_fn=limit
-    )
 
 
 def checkpoints_in(output: Path) -> list[Path]:
@@ -135,7 +136,8 @@ def fingerprint(output: Path) -> dict[str, str]:
 
 
 def _without_times(logs: dict[str, Any]) -> dict[str, Any]:
-    times = ("runtime", "per_second", "_time")
+    # `train_fill` counts the updates of one start only: see `TrainingLoop.fill`.
+    times = ("runtime", "per_second", "_time", "train_fill")
     return {name: value for name, value in logs.items() if not name.endswith(times)}
 
 
