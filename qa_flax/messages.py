@@ -81,6 +81,8 @@ def printable_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and isinstance(error.filename, str):
+            error.filename = _short(error.filename)  # a name may be too long for the file system
         if len(error.args) == 1 and isinstance(error.args[0], str):
             error.args = (printable(error.args[0]),)
         raise
