@@ -50,11 +50,11 @@ def first_few(items: Sequence, show: Callable[[Any], str] = str, separator: str 
     Control characters are escaped; items that stand in lines of their own may have several lines.
     """
     safe = printable if "\n" in separator else escaped
-    shown_items = [safe(_short(show(item))) for item in items[:MAX_SHOWN]]
+    shown_items = [safe(short(show(item))) for item in items[:MAX_SHOWN]]
     return separator.join(shown_items + ["..."] * (len(items) > MAX_SHOWN))
 
 
-def _short(text: str, length: int = MAX_LENGTH) -> str:
+def short(text: str, length: int = MAX_LENGTH) -> str:
     """Cut a text that would hide the message around it, such as an id of a thousand characters."""
     return text if len(text) <= length else f"{text[:length]}..."
 
@@ -67,7 +67,7 @@ def quoted(text: Any) -> str:
 def shown(value: Any) -> str:
     """Return a value of a file as Python writes it, cut if it is long, for an error message."""
     try:
-        return escaped(_short(repr(value), 100))
+        return escaped(short(repr(value), 100))
     except (RecursionError, ValueError):  # nested too deep, or an integer of thousands of digits
         return f"a {type(value).__name__} that is too large to be shown"
 
@@ -81,6 +81,8 @@ def printable_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and isinstance(error.filename, str):
+            error.filename = short(error.filename)  # a name may be too long for the file system
         if len(error.args) == 1 and isinstance(error.args[0], str):
             error.args = (printable(error.args[0]),)
         raise

@@ -5,6 +5,9 @@ from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
+from qa_flax.messages import shown
+
+LARGEST = 10**300  # a float holds it
 LARGEST_SEED = 2**32 - 1  # NumPy's legacy generator, which scripts seed, takes no larger one
 
 
@@ -30,7 +33,11 @@ class Range(NamedTuple):
             return self.is_optional
         kind = Integral if self.is_whole else Real
         is_number = isinstance(value, kind) and not isinstance(value, bool)
-        if not is_number or math.isnan(value):
+        if not is_number:
+            return False
+        if isinstance(value, Integral):  # may be too large for a float
+            return abs(value) < LARGEST and self.is_valid(value)
+        if math.isnan(value):
             return False
         return (self.is_infinite or not math.isinf(value)) and self.is_valid(value)
 
@@ -65,7 +72,7 @@ def check_numbers(ranges: Mapping[str, Range], **values: Any) -> None:
         ValueError: names each of them, in one line.
     """
     problems = [
-        f"{name}={value!r}: it must be {ranges[name].allowed}"
+        f"{name}={shown(value)}: it must be {ranges[name].allowed}"
         for name, value in values.items()
         if not ranges[name].contains(value)
     ]

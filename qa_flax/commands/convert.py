@@ -6,11 +6,12 @@ read only by this command, and only if it consists of plain tensors.
 
 import argparse
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 from qa_flax.commands.errors import usage_errors
-from qa_flax.messages import first_few, printable, printable_errors
+from qa_flax.messages import first_few, printable, printable_errors, shown
 
 SUMMARY = "convert pytorch_model.bin (needs PyTorch) or flax_model.msgpack to model.safetensors"
 
@@ -170,26 +171,77 @@ def _tensors(file: Path) -> dict[str, Any]:
 
     import torch
 
+    _refuse_compressed(file)
     try:
         contents = torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # a damaged pickle raises any kind
+        reason = str(error).strip().split("\n")[0].split(". ")[0] or type(error).__name__
         raise ValueError(
-            f"{file} is not a pickle of plain tensors: "
-            + (_what_it_is(file) or str(error).strip().split("\n")[0])
+            f"{file} is not a pickle of plain tensors: {_what_it_is(file) or reason}"
         ) from error
     if not isinstance(contents, dict):
         raise ValueError(f"{file} contains a {type(contents).__name__}, not tensors by name")
     contents = _state_dict(contents, torch.Tensor)
-    if bad := [str(n) for n, t in contents.items() if not isinstance(t, torch.Tensor)]:
+    if bad := [n for n, t in contents.items() if not isinstance(t, torch.Tensor)]:
         raise ValueError(
             f"{file}: {first_few(bad)} ({len(bad)} in all) are not tensors; a state dict is "
             f"expected, or one inside the file as {', '.join(STATE_DICT_NAMES)}"
         )
     if not contents:
         raise ValueError(f"{file} contains no tensors")
+    for name, tensor in contents.items():
+        if (problem := _unwritable(name, tensor)) is not None:
+            raise ValueError(f"{file}: {shown(name)} {problem}")
+    size, most = sum(t.nbytes for t in contents.values()), MAX_GROWTH * file.stat().st_size
+    if size > most:
+        raise ValueError(
+            f"{file}: its tensors take {size:,} bytes, more than {MAX_GROWTH} times the size of "
+            "the file, because they repeat what is stored; save contiguous copies of them"
+        )
     return {name: tensor.contiguous() for name, tensor in contents.items()}
+
+
+MAX_GROWTH = 8
+"""How much larger than the file its tensors may be, whose shared memory is written in full."""
+
+
+def _unwritable(name: object, tensor: Any) -> str | None:
+    """Say why a tensor cannot be written to safetensors; None: it can."""
+    import torch
+
+    from qa_flax.data.answers import is_unicode
+
+    if not isinstance(name, str) or not is_unicode(name) or name in ("", "__metadata__"):
+        return "is not the name of a tensor; a text is expected"
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type == "meta":
+        return "is not a dense tensor; save it with to_dense()"
+    if tensor.is_quantized or tensor.dtype not in _dtypes():
+        return f"has the dtype {tensor.dtype}, which safetensors files do not have"
+    return None
+
+
+def _dtypes() -> set[Any]:
+    """The dtypes that are written; `load` then says which of them a model may have."""
+    import torch
+
+    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    integers = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    return {*floats, *integers}
+
+
+def _refuse_compressed(file: Path) -> None:
+    """Refuse an archive that may hold far more than its size; `torch.save` never compresses."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = [m.filename for m in archive.infolist() if m.compress_type]
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):
+        return  # `torch.load` says what is wrong with it
+    if names:
+        raise ValueError(
+            f"{file} is compressed ({first_few(names)}); write it again with torch.save"
+        )
 
 
 def _what_it_is(file: Path) -> str | None:

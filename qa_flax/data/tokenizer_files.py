@@ -18,7 +18,7 @@ from qa_flax.data.tokenizer_checks import (
     fast_backend,
 )
 from qa_flax.data.tokens import plain_encoding
-from qa_flax.messages import first_few, printable_errors
+from qa_flax.messages import first_few, printable_errors, short
 
 FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer_config.json")
 FILES += ("special_tokens_map.json", "added_tokens.json")
@@ -57,10 +57,13 @@ def load_tokenizer(source: str, *, argument: str, **hub: Any) -> PreTrainedToken
     try:
         # Left out, transformers asks on a terminal whether to run code that comes with the files.
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)
+        # An unknown token that is unknown itself makes this call itself without end.
+        tokenizer.all_special_ids  # noqa: B018 (a property that computes)
     except Exception as error:  # the libraries raise many kinds, also plain `Exception`
         reason = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
         if "trust_remote_code" in reason:
             reason = "it needs code that comes with it, and such code is never run"
+        reason = short(reason, 500)
         if folder.is_dir():
             _check_json(folder)
             message = f"the tokenizer in {source} cannot be loaded: {reason}"

@@ -6,9 +6,12 @@ Hugging Face's; a family whose config.json has other names uses the names of mos
 
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from types import UnionType
+from typing import Any, ClassVar, TypeVar, get_args
 
+from qa_flax.messages import shown
 from qa_flax.models.activations import ACTIVATIONS
+from qa_flax.ranges import BELOW_1, Range
 
 C = TypeVar("C")
 S = TypeVar("S", bound="SharedConfig")
@@ -56,26 +59,57 @@ class EncoderConfig(SharedConfig):
     REQUIRED: ClassVar[Mapping[str, Any]] = {"position_embedding_type": "absolute", **NO_DECODER}
 
 
-SIZES = (
-    *("vocab_size", "hidden_size", "num_attention_heads", "intermediate_size"),
-    *("max_position_embeddings", "embedding_size"),
-)
-"""Fields that must be above 0."""
+MAX_LAYERS = 1000
+MAX_SIZE = 2**24
+"""The largest model of the field has fewer than 100 layers and tables of fewer than 2**20 rows."""
 
 
-MAX_LAYERS = 10_000
+def _whole(least: int, most: int = MAX_SIZE) -> Range:
+    allowed = f"a whole number from {least:,} to {most:,}"
+    return Range(allowed, lambda v: least <= v <= most, is_whole=True)
 
 
-def _check_number(name: str, value: Any, field: Field) -> None:
-    """Refuse another type than a field's number, or a size below 1."""
-    kinds = {int: int, float: (int, float)}
-    kind = kinds.get(field.type)
-    if kind is not None and (isinstance(value, bool) or not isinstance(value, kind)):
-        raise ValueError(f"{name}={value!r} is not supported; it must be a number")
-    if field.name in SIZES and value < 1:
-        raise ValueError(f"{name}={value!r} is not supported; it must be at least 1")
-    if "layers" in field.name and field.type is int and not 0 <= value <= MAX_LAYERS:
-        raise ValueError(f"{name}={value!r} is not supported; it must be from 0 to {MAX_LAYERS}")
+_LAYERS = _whole(0, MAX_LAYERS)
+RANGES = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "num_attention_heads"), _whole(1)),
+    **dict.fromkeys(("intermediate_size", "max_position_embeddings", "embedding_size"), _whole(1)),
+    **dict.fromkeys(("decoder_attention_heads", "decoder_ffn_dim", "block_size"), _whole(1)),
+    **dict.fromkeys(("num_hidden_layers", "decoder_layers"), _LAYERS),
+    **dict.fromkeys(("num_hidden_groups", "inner_group_num"), _whole(1, MAX_LAYERS)),
+    **dict.fromkeys(("type_vocab_size", "num_random_blocks", "conv_kernel_size"), _whole(0)),
+    **dict.fromkeys(("local_attention", "conv_groups"), _whole(1)),
+    **dict.fromkeys(
+        ("layer_norm_eps", "initializer_range"),
+        Range("a number from 0 to 1,000", lambda v: 0 <= v <= 1000),
+    ),
+    **dict.fromkeys(
+        ("global_rope_theta", "local_rope_theta"),
+        Range("a number above 0", lambda v: 0 < v < 1e30),
+    ),
+}
+"""The values of those fields of which not every number can be computed with."""
+
+
+def _check_value(name: str, value: Any, field: Field) -> None:
+    """Refuse a value of another type than the field's, or outside its range."""
+    kind = field.type
+    types = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if value is None and type(None) in types:
+        return
+    value_range = BELOW_1 if "dropout" in field.name and float in types else RANGES.get(field.name)
+    if value_range is None and int in types:
+        value_range = _whole(-MAX_SIZE)
+    if value_range is None and float in types:
+        value_range = Range("a number", lambda v: abs(v) < 1e30)
+    if value_range is not None:
+        if not value_range.contains(value):
+            raise ValueError(
+                f"{name}={shown(value)} is not supported; it must be {value_range.allowed}"
+            )
+        return
+    for plain, allowed in ((bool, "true or false"), (str, "a text")):
+        if plain in types and not isinstance(value, plain):
+            raise ValueError(f"{name}={shown(value)} is not supported; it must be {allowed}")
 
 
 def read_config(
@@ -102,18 +136,20 @@ def read_config(
         supported = value if isinstance(value, tuple) else (value,)
         if values.get(name, supported[0]) not in supported:
             raise ValueError(
-                f"{name}={values[name]!r} is not supported for {family}; "
+                f"{name}={shown(values[name])} is not supported for {family}; "
                 f"supported: {', '.join(map(repr, supported))}"
             )
     settings = {}
     for field in fields(config_class):  # pyright: ignore[reportArgumentType]
         name = (names or {}).get(field.name, field.name)
         value = values[name]
-        if field.name.endswith(("_act", "_activation")) and value not in ACTIVATIONS:
+        is_activation = field.name.endswith(("_act", "_activation"))
+        if is_activation and not (isinstance(value, str) and value in ACTIVATIONS):
             raise ValueError(
-                f"{name}={value!r} is not supported; supported: {', '.join(sorted(ACTIVATIONS))}"
+                f"{name}={shown(value)} is not supported; "
+                f"supported: {', '.join(sorted(ACTIVATIONS))}"
             )
-        _check_number(name, value, field)
+        _check_value(name, value, field)
         # JSON may write a float as an integer: `"hidden_dropout_prob": 0`.
         settings[field.name] = float(value) if field.type is float else value
     size, heads = settings["hidden_size"], settings["num_attention_heads"]
@@ -123,3 +159,15 @@ def read_config(
         )
         raise ValueError(f"{size_name}={size} is not a multiple of {heads_name}={heads}")
     return config_class(**settings)
+
+
+def least_tensors(config: Any) -> int:
+    """Return a number of tensors that every checkpoint of a model of this config has.
+
+    It is the number of blocks that have parameters of their own.
+    """
+    if hasattr(config, "num_hidden_groups"):  # ALBERT's layers share the blocks of their group
+        return config.num_hidden_groups * config.inner_group_num
+    if hasattr(config, "layer_types"):
+        return len(config.layer_types)
+    return config.num_hidden_layers + getattr(config, "decoder_layers", 0)

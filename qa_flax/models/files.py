@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 
 from qa_flax import messages, storage
+from qa_flax.messages import escaped, first_few, shown
 
 logger = messages.logger(__name__)
 
@@ -83,7 +84,8 @@ def checkpoint_directory(source: str | os.PathLike[str], **hub: Any) -> Path:
         raise NotADirectoryError(f"{source} is a file; give the directory that contains it")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) or str(source).startswith("."):
         raise FileNotFoundError(
-            f"{source} does not exist, and it is not a valid hub id (name or owner/name)"
+            f"{first_few([source])} does not exist, and it is not a valid hub id (name or "
+            "owner/name)"
         )
     files = [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, "model*.safetensors"]
     files += [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, CALIBRATION_FILE]
@@ -113,7 +115,7 @@ def fold_directories(directory: Path) -> list[Path]:
     file = directory / FOLDS_FILE
     try:
         numbers = [int(fold["fold"]) for fold in read_json(file)["folds"]]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{file} has no list of folds; it is not of qa-flax run") from error
     folders = [directory / f"fold-{number}" for number in numbers]
     if missing := [folder.name for folder in folders if not folder.is_dir()]:
@@ -177,15 +179,17 @@ def shard_names(index: Path) -> list[str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index} has no weight_map of tensor names to files")
+    if bad := [f for f in weight_map.values() if not isinstance(f, str)]:
+        raise ValueError(f"{index}: weight_map lists {shown(bad[0])}, which is no name of a file")
     files = set(weight_map.values())
     # A name that contains a folder could point to any file of this machine.
-    if bad := sorted(str(f) for f in files if not isinstance(f, str) or Path(f).name != f):
+    if bad := sorted(f for f in files if Path(f).name != f):
         raise ValueError(
-            f"{index} lists {', '.join(bad)}; only file names in the same folder are allowed"
+            f"{index} lists {first_few(bad)}; only file names in the same folder are allowed"
         )
     if missing := sorted(f for f in files if not (index.parent / f).is_file()):
         raise FileNotFoundError(
-            f"{index} lists {', '.join(missing)}, which is missing from {index.parent}"
+            f"{index} lists {first_few(missing)}, which is missing from {index.parent}"
         )
     return sorted(files)
 
@@ -215,7 +219,31 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not JSON: {reason}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} contains a JSON {type(values).__name__}; an object is expected")
+    for name, value in values.items():
+        if is_nested(value):
+            raise ValueError(
+                f"{path}: {escaped(name)} is nested more than {MAX_NESTING} levels deep"
+            )
     return values
+
+
+MAX_NESTING = 50
+"""Levels of a JSON file, beyond which copying and printing it may exceed Python's stack."""
+
+
+def is_nested(value: Any) -> bool:
+    """Whether a value of JSON has more than `MAX_NESTING` levels."""
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_NESTING):
+        level = [
+            item
+            for parent in level
+            for item in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def models_inside(directory: Path) -> str:

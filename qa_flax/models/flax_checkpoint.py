@@ -51,9 +51,11 @@ def _restore(file: Path) -> Mapping[str, Any]:
     except Exception as error:  # each library below has its own for bytes that it cannot read
         reason = str(error) or type(error).__name__
         raise ValueError(f"{file} is not a complete msgpack file of Flax: {reason}") from error
+    if isinstance(tree, Mapping) and tree.keys() == {"params"}:
+        tree = tree["params"]
     if not isinstance(tree, Mapping):
         raise ValueError(f"{file} contains a {type(tree).__name__}, not parameters by name")
-    return tree["params"] if tree.keys() == {"params"} else tree
+    return tree
 
 
 def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[Any, Any]]:
@@ -69,7 +71,8 @@ def _leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tup
 def _in_torch(file: Path, path: tuple[str, ...], value: Any) -> tuple[str, np.ndarray]:
     """The PyTorch name of the parameter at `path`, and its values in PyTorch's layout."""
     name, array = ".".join((*path[:-1], LEAF_NAMES.get(path[-1], path[-1]))), np.asarray(value)
-    if not (array.dtype.name == "bfloat16" or np.issubdtype(array.dtype, np.number)):
+    is_real = array.dtype.kind in "fiu" and array.dtype.itemsize <= 8
+    if not (array.dtype.name == "bfloat16" or is_real):
         raise ValueError(f"{file}: {'/'.join(path)} is a {type(value).__name__}, not an array")
     if path[-1] == "kernel":
         if array.ndim != 2:

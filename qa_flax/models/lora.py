@@ -118,26 +118,18 @@ class LoraConfig:
         _check_peft_settings(peft_settings)
         settings = {
             "r": r,
-            "target_modules": _as_tuple("target_modules", target_modules),
+            "target_modules": target_modules,
             "lora_alpha": lora_alpha,
             "lora_dropout": lora_dropout,
             "use_rslora": use_rslora,
-            "modules_to_save": _as_tuple("modules_to_save", modules_to_save),
+            "modules_to_save": modules_to_save,
             "task_type": getattr(task_type, "value", task_type),
             "bias": bias,
         }
+        _check_settings(settings)
         for name, value in settings.items():
-            object.__setattr__(self, name, value)
-        self._check()
-
-    def _check(self) -> None:
-        check_numbers(_RANGES, r=self.r, lora_alpha=self.lora_alpha, lora_dropout=self.lora_dropout)
-        if not isinstance(self.use_rslora, bool):
-            raise ValueError(f"use_rslora={shown(self.use_rslora)}: it must be true or false")
-        for name, supported in (("task_type", ("QUESTION_ANS", None)), ("bias", ("none",))):
-            if (value := getattr(self, name)) not in supported:
-                choices = ", ".join(map(repr, supported))
-                raise ValueError(f"{name}={shown(value)} is not supported; supported: {choices}")
+            is_list = name in ("target_modules", "modules_to_save")
+            object.__setattr__(self, name, _as_tuple(value) if is_list else value)
 
     @property
     def scaling(self) -> float:
@@ -188,6 +180,7 @@ class LoraConfig:
         if unsupported:
             raise ValueError(f"{file}: these settings are not supported: {first_few(unsupported)}")
         try:
+            _check_settings(settings)
             return cls(**settings)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{file}: {error}") from error
@@ -203,19 +196,32 @@ class LoraConfig:
         return CONSTANT_SETTINGS | base_settings | settings
 
 
-def _as_tuple(setting: str, names: Collection[str] | str | None) -> Any:
-    """A hashable form, because the config is part of a model's graph definition.
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse values of wrong types, and those that are not supported, with `ValueError`."""
+    check_numbers(_RANGES, **{name: settings[name] for name in _RANGES if name in settings})
+    use_rslora = settings.get("use_rslora", False)
+    if not isinstance(use_rslora, bool):
+        raise ValueError(f"use_rslora={shown(use_rslora)}: it must be true or false")
+    for name, supported in (("task_type", ("QUESTION_ANS", None)), ("bias", ("none",))):
+        if (value := settings.get(name, supported[0])) not in supported:
+            choices = ", ".join(map(repr, supported))
+            raise ValueError(f"{name}={shown(value)} is not supported; supported: {choices}")
+    for name in ("target_modules", "modules_to_save"):
+        value = settings.get(name)
+        is_list = isinstance(value, Collection) and not isinstance(value, Mapping | str)
+        is_valid = is_list and all(isinstance(item, str) for item in value)
+        is_text = name == "target_modules" and isinstance(value, str)
+        if value is not None and not is_valid and not is_text:
+            raise ValueError(
+                f"{name}={shown(value)}: it must be a list of names of modules"
+                + ", or a text" * (name == "target_modules")
+            )
 
-    Raises `ValueError` for what is neither a text nor a list of texts.
-    """
+
+def _as_tuple(names: Collection[str] | str | None) -> Any:
+    """A hashable form, because the config is part of a model's graph definition."""
     if names is None or isinstance(names, str):
         return names
-    is_list = isinstance(names, Collection) and not isinstance(names, Mapping)
-    if not is_list or not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            f"{setting}={shown(names)}: it must be a list of names of modules"
-            + ", or a text" * (setting == "target_modules")
-        )
     return tuple(sorted(names) if isinstance(names, set | frozenset) else names)
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import ArrayLike, Int
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from qa_flax import messages
 from qa_flax.messages import printable_errors
@@ -24,19 +24,17 @@ from qa_flax.models import save
 from qa_flax.models.blocks import Stack
 from qa_flax.models.call import ModelCall
 from qa_flax.models.classes import class_for, class_of_family
-from qa_flax.models.families import FAMILIES, Family
+from qa_flax.models.config_json import WRONG_TYPES, family_of, load_config, read_family_config
+from qa_flax.models.families import FAMILIES
 from qa_flax.models.files import (
     ADAPTER_CONFIG_FILE,
     CONFIG_FILE,
     checkpoint_directory,
     fold_directories,
     is_folds,
-    listing,
-    models_inside,
-    read_json,
 )
 from qa_flax.models.id_limits import check_ids, id_limits
-from qa_flax.models.layers import BlockConfig, ParamPath
+from qa_flax.models.layers import ParamPath
 from qa_flax.models.load_arguments import config_with_keywords, warn_of_unread_settings
 from qa_flax.models.lora import LoraConfig
 from qa_flax.models.parameters import ParameterViews, SetByArguments
@@ -46,6 +44,7 @@ from qa_flax.models.torch_methods import TorchMethods
 from qa_flax.models.weights import (
     NamedParameters,
     adapter_arrays,
+    check_depth,
     initial_arrays,
     layer_name,
     named_parameters,
@@ -103,7 +102,7 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         if seed is not None:
             warn_of_unread_settings(config, family_of(config))
             config = _qa_config(config)
-        family, family_config = _read_config(config)
+        family, family_config = read_family_config(config)
         self.dtype = compute_dtype(dtype)
         self.encoder: Any = family.encoder(family_config, dtype=self.dtype)
         self.head: Any = family.head(family_config, dtype=self.dtype)
@@ -256,10 +255,8 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         config = _qa_config(config_with_keywords(config, keywords, family))
         dtype = getattr(config, "dtype", None) or "float32" if dtype == "auto" else dtype
         config.name_or_path = str(pretrained_model_name_or_path)
-        with _config_errors(directory):
-            model = model_class(config, dtype=dtype, seed=None)
-        fill = partial(stored_arrays, model, *_read_config(config), directory, seed)
-        return with_parameters(model, fill(ignore_mismatched_sizes))
+        build = partial(model_class, config, dtype=dtype, seed=None)
+        return _with_stored_weights(build, config, directory, seed, ignore_mismatched_sizes)
 
     def set_params(self, params: Any) -> None:
         """Replace the parameters by `params`, an NNX state of NumPy or JAX arrays."""
@@ -479,23 +476,32 @@ def compute_dtype(dtype: Any) -> jnp.dtype:
     return jnp.dtype(name)
 
 
-def family_of(config: PreTrainedConfig) -> Family:
-    """The family of `config.model_type`; `ValueError` if the model type is not supported."""
-    if config.model_type not in FAMILIES:
-        raise ValueError(_unsupported(config.model_type))
-    return FAMILIES[config.model_type]
-
-
-def _read_config(config: PreTrainedConfig) -> tuple[Family, BlockConfig]:
-    family = family_of(config)
-    return family, family.read_config(config.to_dict())
+def _with_stored_weights(
+    build: Callable[[], AutoModelForQuestionAnswering],
+    config: PreTrainedConfig,
+    directory: Path,
+    seed: int,
+    ignore_mismatched_sizes: bool,
+) -> AutoModelForQuestionAnswering:
+    """The model that `build` makes of a config, with the weights of a checkpoint."""
+    with _config_errors(directory):
+        family, family_config = read_family_config(config)
+        check_depth(directory, family_config)
+        model = build()
+        make_array = stored_arrays(
+            model, family, family_config, directory, seed, ignore_mismatched_sizes
+        )
+        return with_parameters(model, make_array)
 
 
 def _load_folds(directory: Path, load: Callable[..., Any]) -> Any:
     """The average of the folds' models."""
     from qa_flax.models.averaged import average_models
 
-    return average_models([load(folder) for folder in fold_directories(directory)])
+    folders = fold_directories(directory)
+    if nested := [folder for folder in folders if is_folds(folder)]:
+        raise ValueError(f"{nested[0]} is one of the folds of {directory}, and has folds itself")
+    return average_models([load(folder) for folder in folders])
 
 
 @contextmanager
@@ -503,33 +509,11 @@ def _config_errors(directory: Path) -> Iterator[None]:
     """Turn the errors of a config whose values have wrong types or sizes into a ValueError."""
     try:
         yield
-    except (TypeError, ArithmeticError, LookupError, AttributeError, MemoryError) as error:
+    except (*WRONG_TYPES, MemoryError) as error:
         raise ValueError(
             f"{directory / CONFIG_FILE} describes a model that cannot be built, because a value "
             f"has a wrong type or size: {' '.join(str(error).split())}"
         ) from error
-
-
-def load_config(directory: Path) -> PreTrainedConfig:
-    """Read `directory`'s config.json; `OSError` if unreadable, `ValueError` if not supported."""
-    path = directory / CONFIG_FILE
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{directory} has no {CONFIG_FILE}; it contains: {listing(directory)}. "
-            f"A Hugging Face checkpoint directory is expected{models_inside(directory)}"
-        )
-    values = read_json(path)
-    model_type = values.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise ValueError(f"{path}: {_unsupported(model_type)}")
-    try:
-        return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds for values of wrong types
-        raise ValueError(f"{path} is not a valid config: {' '.join(str(error).split())}") from error
-
-
-def _unsupported(model_type: object) -> str:
-    return f"model_type={model_type!r} is not supported; supported: {', '.join(sorted(FAMILIES))}"
 
 
 def _qa_config(config: PreTrainedConfig) -> PreTrainedConfig:

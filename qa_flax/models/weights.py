@@ -6,6 +6,7 @@ A tensor of a checkpoint and a parameter of the model differ only in their names
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,8 @@ import numpy as np
 from flax import nnx
 
 from qa_flax import messages
+from qa_flax.messages import first_few
+from qa_flax.models.configs import least_tensors
 from qa_flax.models.family import Family
 from qa_flax.models.files import (
     ADAPTER_CONFIG_FILE,
@@ -155,6 +158,21 @@ def initial_arrays(family: Family, config: BlockConfig, seed: int) -> MakeArray:
     return array
 
 
+def check_depth(directory: Path, config: BlockConfig) -> None:
+    """Refuse a config of more layers than the checkpoint has tensors, before they are built.
+
+    Raises:
+        OSError: a file is missing or incomplete.
+        ValueError: there are too few tensors.
+    """
+    stored, blocks = len(stored_tensors(directory)), least_tensors(config)
+    if stored < blocks:
+        raise ValueError(
+            f"the weights in {directory} do not fit the model that its {CONFIG_FILE} describes: it "
+            f"has {blocks:,} layers, but there are only {stored:,} tensors"
+        )
+
+
 def stored_arrays(
     model: nnx.Module,
     family: Family,
@@ -284,12 +302,14 @@ def _prefixes(names: Collection[str], family: Family, expected: Collection[str])
     """What stands before the names that end as an expected one, and before the family's prefix."""
     # The longest expected names are the least likely to end another name by chance.
     ends = tuple(f".{name}" for name in sorted(expected, key=len)[-8:])
-    return {
+    prefixes = Counter(
         name.removesuffix(end[1:]).removesuffix(family.prefix)
         for name in names
         for end in ends
         if name.endswith(end)
-    }
+    )
+    # Each is tried with every name; a wrapped model has one or two.
+    return {prefix for prefix, _ in prefixes.most_common(8)}
 
 
 def adapter_arrays(directory: Path, named: NamedParameters) -> dict[ParamPath, np.ndarray]:
@@ -310,19 +330,19 @@ def _check_fit(
     """Raise `ValueError` with all differences unless names, shapes and dtypes agree."""
     problems = [f"missing: {n} {list(shapes[n])}" for n in sorted(shapes.keys() - stored.keys())]
     problems += [
-        f"unexpected: {stored[n].name} {list(stored[n].shape)}"
+        f"unexpected: {_name(stored[n])} {list(stored[n].shape)}"
         for n in sorted(stored.keys() - shapes.keys())
     ]
     for name in sorted(shapes.keys() & stored.keys()):
         tensor = stored[name]
         if tensor.shape != shapes[name]:
             problems.append(
-                f"wrong shape: {tensor.name} is {list(tensor.shape)} in the checkpoint, "
+                f"wrong shape: {_name(tensor)} is {list(tensor.shape)} in the checkpoint, "
                 f"{list(shapes[name])} by {config_file}"
             )
         if tensor.dtype not in FLOAT_DTYPES:
             problems.append(
-                f"wrong dtype: {tensor.name} is {tensor.dtype}; "
+                f"wrong dtype: {_name(tensor)} is {tensor.dtype}; "
                 f"supported: {', '.join(FLOAT_DTYPES)}"
             )
     if problems:
@@ -331,6 +351,11 @@ def _check_fit(
             f"the weights in {directory} do not fit the model that its {config_file} describes, "
             f"{len(problems)} difference(s):\n  " + "\n  ".join(problems[:MAX_DIFFERENCES]) + more
         )
+
+
+def _name(tensor: StoredTensor) -> str:
+    """A tensor's name in a message."""
+    return first_few([tensor.name])
 
 
 def torch_shape(path: ParamPath, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -4,9 +4,11 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
+from flax.serialization import msgpack_serialize
 from loud import loud_batch, loud_model, relative_error
 from loud_adapters import adapted
 
@@ -160,3 +162,46 @@ def test_the_adapters_of_old_versions_of_peft_are_converted(tmp_path):
         load(adapter)
     assert convert(adapter) == adapter / "adapter_model.safetensors"
     assert relative_error(load(adapter)(**loud_batch()).start, expected) == 0
+
+
+ODD_TENSORS = {
+    "a name that is a number": lambda t: {1: t},
+    "a name that is a tuple": lambda t: {("a", 1): t, "b": t},
+    "a name that is not Unicode": lambda t: {"\ud800": t},
+    "the name of the header": lambda t: {"__metadata__": t},
+    "a sparse tensor": lambda t: {"a": t.to_sparse()},
+    "a tensor without values": lambda t: {"a": t.to("meta")},
+    "complex numbers": lambda t: {"a": t.to(dtype=(1j * t).dtype)},
+    "one value as a million million": lambda t: {"a": t[0, 0].expand(10**6, 10**6)},
+}
+
+
+@pytest.mark.parametrize("kind", ODD_TENSORS)
+def test_odd_tensors_are_refused_in_a_line(kind, tmp_path, capsys):
+
+    torch.save(ODD_TENSORS[kind](torch.ones(2, 2)), tmp_path / "pytorch_model.bin")
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["convert", str(tmp_path)])
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("qa-flax: error: ")
+    assert "pytorch_model.bin: " in err
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["pytorch_model.bin"]
+
+
+def test_a_compressed_archive_is_refused_before_it_is_read(tmp_path):
+
+    with zipfile.ZipFile(tmp_path / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data/0", bytes(10**6))
+    with pytest.raises(ValueError, match="is compressed"):
+        convert(tmp_path)
+
+
+def test_parameters_of_flax_that_are_none_are_refused(tmp_path):
+    loud_model(0).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    for tree, problem in (({"params": [1]}, "contains a list"), ({"a": 1j}, "not an array")):
+        (tmp_path / "flax_model.msgpack").write_bytes(msgpack_serialize(tree))
+        with pytest.raises(ValueError, match=problem):
+            convert(tmp_path)

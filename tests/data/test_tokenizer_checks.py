@@ -196,3 +196,30 @@ def test_code_that_comes_with_a_tokenizer_is_never_run(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="code that comes with it, and such code is never run"):
         load_tokenizer(str(tmp_path), argument="--tokenizer_name")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer_config.json", '{"unk_token": ""}'),
+        ("tokenizer_config.json", "[" * 100_000),
+        ("tokenizer.json", '{"version": "' + "x" * 10_000 + '\\u001b[31m"}'),
+        ("tokenizer.json", "[]"),
+        ("special_tokens_map.json", "\ufffe"),
+        ("added_tokens.json", '{"x": {"y": []}}'),
+    ],
+)
+def test_odd_files_of_a_tokenizer_are_refused_in_a_short_line(file, content, tmp_path):
+    tiny.tokenizer().save_pretrained(tmp_path)
+    values = (tmp_path / file).read_text() if (tmp_path / file).exists() else "{}"
+    if content.startswith('{"unk'):
+        content = json.dumps(json.loads(values) | json.loads(content))
+    (tmp_path / file).write_text(content)
+    try:
+        load_tokenizer(str(tmp_path), argument="--tokenizer_name")
+    except ValueError as error:
+        text = str(error)
+        assert len(text) < 1000
+        assert "\x1b" not in text
+    else:
+        assert file in ("special_tokens_map.json", "added_tokens.json")  # transformers ignores them

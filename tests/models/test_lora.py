@@ -445,3 +445,38 @@ def test_peft_model_loads_adapters(tmp_path):
         PeftModel.from_pretrained(base, tmp_path, "second")
     with pytest.raises(ValueError, match="ephemeral_gpu_offload is not supported"):
         PeftModel.from_pretrained(base, tmp_path, ephemeral_gpu_offload=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("r", 10**12, "r=1000000000000: it must be a whole number from 1 to 1,000,000"),
+        ("r", 10**400, "r=1000"),
+        ("r", [8], r"r=\[8\]: it must be"),
+        ("lora_alpha", float("inf"), "lora_alpha=inf: it must be a number"),
+        ("use_rslora", "no", "use_rslora='no': it must be true or false"),
+        ("target_modules", {"query": 1}, "target_modules={'query': 1}: it must be a list"),
+        ("target_modules", [["query"]], r"target_modules=\[\['query'\]\]: it must be a list"),
+        ("target_modules", "(", "target_modules='.' is not a regular expression"),
+        ("target_modules", ["\x1b[31m"], r"target_modules=.*x1b.*matches none"),
+        ("modules_to_save", 7, "modules_to_save=7: it must be a list"),
+        ("task_type", ["x" * 1000], "task_type=.* is not supported"),
+        ("\x1b[31m", [[1]], r"x1b\[31m=\[\[1\]\]"),
+        ("rank_pattern", {"(.*)*!": 1}, "rank_pattern="),
+        ("revision", json.loads("[" * 60 + "]" * 60), "revision is nested more than 50"),
+        ("base_model_name_or_path", ".", "which has adapters itself"),
+    ],
+)
+def test_odd_values_of_an_adapter_are_refused(name, value, problem, tmp_path, monkeypatch):
+    base, folder = loud_model(0), tmp_path / "adapter"
+    base.save_pretrained(tmp_path / "base")
+    base = AutoModelForQuestionAnswering.from_pretrained(tmp_path / "base")
+    get_peft_model(base, LoraConfig(target_modules=["query"])).save_pretrained(folder)
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+    monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match=problem) as refused:
+        AutoModelForQuestionAnswering.from_pretrained(folder)
+    assert "\x1b" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 1000
