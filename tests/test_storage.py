@@ -1,11 +1,13 @@
 """`gs://` URLs in place of paths: a run, resuming it, scoring, and JAX's compilation cache."""
 
 import contextlib
+import errno
 import json
 import subprocess
 import sys
 
 import fake_gs
+import limits
 import pytest
 import tiny
 from processes import environment
@@ -13,6 +15,7 @@ from tiny_run import run
 
 from qa_flax import AutoModelForQuestionAnswering, load_examples, storage
 from qa_flax.cli import main
+from qa_flax.models.save import save_tokenizer
 from qa_flax.train import checkpoints
 
 TIMES = ("runtime", "per_second", "_time")
@@ -137,3 +140,35 @@ def test_a_file_in_a_bucket_that_is_not_completed_has_another_name(bucket):
         expected = {"": [], "half": ["file.txt.partial"], "whole": ["file.txt"]}
         assert names == expected[text]
     assert file.read_text() == "whole"
+
+
+def test_a_file_that_cannot_be_written_is_one_error_with_what_to_do(tmp_path):
+    """Python's own error names no file here; safetensors and tokenizers have types of their own."""
+    (tmp_path / "a.json").write_text("before")
+    model, file_tokenizer = tiny.model(), tiny.tokenizer()
+    writers = {
+        "a.json": lambda: storage.write_text(tmp_path / "a.json", "x" * 9000),
+        "model/model.safetensors": lambda: model.save_pretrained(tmp_path / "model"),
+        "folder": lambda: save_tokenizer(file_tokenizer, tmp_path / "folder"),
+    }
+    (tmp_path / "folder").mkdir()
+    for name, write in writers.items():
+        with limits.file_size(2000), pytest.raises(OSError, match="File too large; raise") as error:
+            write()
+        assert error.value.errno == errno.EFBIG
+        assert error.value.filename == str(tmp_path / name)
+    assert (tmp_path / "a.json").read_text() == "before"
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list((tmp_path / "model").iterdir())
+
+
+def test_errors_that_are_none_of_writing_stay_as_they_are(tmp_path):
+    for error in (
+        ValueError("no"),
+        FileNotFoundError(2, "no", "file"),
+        OSError("no"),
+        KeyError(28),
+    ):
+        with pytest.raises(type(error)) as raised, storage.write_errors(tmp_path):
+            raise error
+        assert raised.value is error

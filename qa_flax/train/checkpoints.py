@@ -175,9 +175,9 @@ def _is_foreign(path: AnyPath) -> bool:
     if str(path) not in _warned:
         _warned.add(str(path))
         is_link = not storage.is_remote(path) and path.is_symlink()
-        what = "a link" if is_link else "a folder" if path.is_dir() else "no folder"
+        what = "a link" if is_link else "a folder" if path.is_dir() else "a file"
         logger.warning(
-            "%s is %s that this trainer has not made: checkpoints are folders named "
+            "%s is %s, and no checkpoint of this trainer, which are folders named "
             "checkpoint-<step>. It is left alone; move it away if it should not be there.",
             path,
             what,

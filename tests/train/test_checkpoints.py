@@ -12,8 +12,10 @@ import time
 import limits
 import numpy as np
 import pytest
+import tiny
 from processes import environment
 from saved_state import STATE, save
+from tiny_trainers import trainer_in
 
 from qa_flax.train import checkpoints
 from qa_flax.train.checkpoints import ResumeError
@@ -214,6 +216,17 @@ def test_foreign_things_are_left_alone_with_one_warning(saved, caplog, thing):
     assert checkpoints.is_free(saved / "checkpoint-11")
 
 
+@pytest.mark.slow
+def test_a_training_goes_on_if_something_foreign_has_the_name_of_a_checkpoint(tmp_path, caplog):
+    make_file(tmp_path / "checkpoint-2")
+    changes = {"save_steps": 1, "max_steps": 3, "save_total_limit": 2, "save_only_model": True}
+    trainer = trainer_in(tmp_path, tiny.examples(True), tiny.tokenizer(), **changes)
+    trainer.train()
+    assert (tmp_path / "checkpoint-2").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} == {f"checkpoint-{n}" for n in (1, 2, 3)}
+    assert f"{tmp_path / 'checkpoint-2'} is not saved, because" in caplog.text
+
+
 def test_numbers_that_this_trainer_does_not_write_are_left_alone(saved, caplog):
     names = ["checkpoint-\u0663", "checkpoint-007", "checkpoint-\uff15"]
     for name in names:
@@ -228,7 +241,7 @@ def test_numbers_that_this_trainer_does_not_write_are_left_alone(saved, caplog):
         "checkpoint-last",
         ".checkpoint-\u0663.new",
     }
-    assert sum("is a folder that this trainer has not made" in m for m in caplog.messages) == 3
+    assert sum("is a folder, and no checkpoint of this trainer" in m for m in caplog.messages) == 3
 
 
 def test_the_old_copy_of_a_checkpoint_stays_if_something_foreign_has_its_name(saved):
