@@ -28,8 +28,12 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def cores():
     """Eight cores of TPU v5e."""
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # this machine is not a TPU VM
-    return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
+    jax.devices()  # reads the tests' XLA_FLAGS, some of which end libtpu's own start
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("XLA_FLAGS", raising=False)
+        if "TPU_SKIP_MDS_QUERY" not in os.environ:  # this machine is not a TPU VM
+            patch.setenv("TPU_SKIP_MDS_QUERY", "1")
+        return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
 
 
 def compiled_text(cores, step, in_axes, out_axes, *inputs):
