@@ -78,9 +78,12 @@ class TrainingLoop:
             batches = self._actions.batches(position.epochs_ended, skip)
             # The flags are read before a batch is built: a stream may be slow to give it.
             while not (events.control.should_epoch_stop or self._is_stopped()):
-                if (batch := next(batches, None)) is None:
+                if state.global_step >= state.max_steps:  # resumed from its last checkpoint
+                    events.control.should_training_stop = True
+                elif (batch := next(batches, None)) is None:
                     break
-                self._update(batch)
+                else:
+                    self._update(batch)
             position.epochs_ended += 1
             position.epoch_start = state.global_step
             events.notify("on_epoch_end")

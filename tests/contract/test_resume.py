@@ -82,6 +82,19 @@ def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path, examples, tokenizer
         assert_same_run(uninterrupted, resumed)
 
 
+def test_resuming_from_the_last_checkpoint_trains_no_more(tmp_path, examples, tokenizer):
+    """Also if `max_steps` ends the training within an epoch, whose other batches are left."""
+    changes = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 4}
+    folder = tmp_path / "run"
+    uninterrupted = trainer_in(folder, examples, tokenizer, **changes)
+    uninterrupted.train()
+    assert uninterrupted.state.epoch % 1
+    resumed = trainer_in(folder, examples, tokenizer, **changes)
+    output = resumed.train(resume_from_checkpoint=True)
+    assert output.global_step == 4
+    assert_same_run(uninterrupted, resumed)
+
+
 def with_adapters(seed=0, **changes):
     settings = {"r": 2, "target_modules": "all-linear", "lora_dropout": 0.2} | changes
     return get_peft_model(tiny.model(seed, hidden_dropout_prob=0.2), LoraConfig(**settings))

@@ -28,6 +28,7 @@ from typing import NamedTuple
 import soak_run
 from soak_run import Run
 
+from qa_flax.messages import first_few
 from qa_flax.train import checkpoints
 
 
@@ -115,7 +116,7 @@ def series(folder: Path, space: Space, expected: dict[str, str]) -> str:
             raise AssertionError(f"with room it did not resume: {again.text()[-600:]}")
         what += f"; {kept} checkpoints kept, resumed"
     if different := soak_run.differences(expected, soak_run.fingerprint(output)):
-        raise AssertionError(f"not the same: {', '.join(different)}")
+        raise AssertionError(f"not the same: {first_few(different)}")
     return what
 
 

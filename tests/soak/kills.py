@@ -24,6 +24,8 @@ from pathlib import Path
 import soak_run
 from soak_run import Run
 
+from qa_flax.messages import first_few
+
 PEER_SECONDS = 60.0  # by then the other process must have noticed
 
 # What can be seen from outside when a stage begins, given the run, its output and its start step.
@@ -77,7 +79,7 @@ def series(folder: Path, number: int, count: int, expected: dict[str, str], seed
     if any(statuses):
         raise AssertionError(f"the last start ended with {statuses}: {last.text()[-600:]}")
     if different := soak_run.differences(expected, soak_run.fingerprint(output)):
-        raise AssertionError(f"after {stages} not the same: {', '.join(different)}")
+        raise AssertionError(f"after {stages} not the same: {first_few(different)}")
     if left := soak_run.temporary_files(output):
         raise AssertionError(f"after {stages} temporary files are left: {', '.join(left)}")
     return stages
