@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from qa_flax import messages
 from qa_flax.data.tokens import Template, Tokens, read_template
-from qa_flax.messages import first_few, quoted
+from qa_flax.messages import first_few, quoted, shown
+from qa_flax.ranges import POSITIVE
 
 logger = messages.logger(__name__)
 
@@ -48,7 +49,7 @@ def fast_backend(tokenizer: PreTrainedTokenizerBase, argument: str = "tokenizer"
         argument: the argument that gives another one, for messages.
 
     Raises:
-        ValueError: it is a slow one, or has no padding token.
+        ValueError: it is a slow one, has no padding token, or a model_max_length that is no number.
     """
     name, in_python = type(tokenizer).__name__, not argument.startswith("--")
     if not getattr(tokenizer, "is_fast", False):
@@ -66,6 +67,12 @@ def fast_backend(tokenizer: PreTrainedTokenizerBase, argument: str = "tokenizer"
         raise ValueError(
             f"{name} has no padding token, which is required to pad the windows. Set one, for "
             f"example {how}."
+        )
+    length = POSITIVE._replace(is_infinite=True)
+    if not length.contains(tokenizer.model_max_length):  # transformers takes anything
+        raise ValueError(
+            f"{name} has model_max_length={shown(tokenizer.model_max_length)}, which must be "
+            f"{length.allowed}; correct it in its tokenizer_config.json"
         )
     return cast(Tokenizer, tokenizer.backend_tokenizer)
 

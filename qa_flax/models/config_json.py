@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from qa_flax.messages import escaped, shown
+from qa_flax.messages import escaped, short, shown
 from qa_flax.models.families import FAMILIES, Family
 from qa_flax.models.files import CONFIG_FILE, listing, models_inside, read_json
 from qa_flax.models.layers import BlockConfig
@@ -152,7 +152,7 @@ def _invalid(
     values: Mapping[str, Any], error: Exception, is_valid: Callable[[dict[str, Any]], bool]
 ) -> str:
     """Say what is wrong with values: the name of the one without which they are valid, if any."""
-    reason = " ".join(str(error).split())
+    reason = short(" ".join(str(error).split()), 500)
     if is_valid(dict(values)):
         return reason
     for name, value in values.items():

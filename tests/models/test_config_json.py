@@ -57,6 +57,7 @@ def test_wrong_values_of_any_name_are_refused_in_a_line(family, tmp_path):
         ("to_dict", 1, "is no setting"),
         ("attribute_map", {"vocab_size": "hidden_size"}, "is no setting"),
         ("pad_token_id", NESTED, "nested"),
+        ("bos_token_id", [0] * 5000, "wrong type"),
     ],
 )
 def test_messages_name_the_setting_and_what_is_allowed(name, value, allowed, tmp_path):
@@ -68,6 +69,7 @@ def test_messages_name_the_setting_and_what_is_allowed(name, value, allowed, tmp
         AutoModelForQuestionAnswering.from_pretrained(tmp_path)
     assert name in str(refused.value)
     assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 1000
 
 
 def test_more_layers_than_tensors_are_refused_before_they_are_built(tmp_path):
