@@ -14,6 +14,7 @@ seconds of one core. pytest does not collect this file.
 """
 
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -26,6 +27,7 @@ from soak_run import Run
 
 from qa_flax.messages import first_few
 
+ENDED = "ended before"
 PEER_SECONDS = 60.0  # by then the other process must have noticed
 
 # What can be seen from outside when a stage begins, given the run, its output and its start step.
@@ -50,10 +52,10 @@ def kill_once(run: Run, output: Path, stage: str, rng: random.Random) -> str:
     """Wait for the stage, and a random moment more, and kill; what happened, in words."""
     while run.is_running() and not STAGES[stage](run, output):
         time.sleep(0.002)
-    time.sleep(rng.uniform(0, 3.0 if stage == "training" else 0.05))
+    time.sleep(rng.uniform(0, 2.0 if stage == "training" else 0.05))
     if not run.is_running():
         run.wait()
-        return "ended before"
+        return ENDED
     victims = run.processes if rng.random() < 0.5 else [rng.choice(run.processes)]
     for process in victims:
         process.kill()
@@ -71,9 +73,15 @@ def series(folder: Path, number: int, count: int, expected: dict[str, str], seed
     """Kill one run several times and let it end; the stages. `AssertionError`: what went wrong."""
     rng = random.Random(f"{seed}-{number}")
     output, stages = folder / f"series-{number}", []
-    for _ in range(rng.randint(1, 3)):
+    kills = rng.randint(1, 3)
+    while len(stages) < kills:
         stage = rng.choice(list(STAGES))
-        stages.append(kill_once(Run(folder, output, count), output, stage, rng))
+        happened = kill_once(Run(folder, output, count), output, stage, rng)
+        if happened == ENDED:  # nothing is left to be killed: from the beginning
+            shutil.rmtree(output)
+            stages = []
+        else:
+            stages.append(happened)
     last = Run(folder, output, count)
     statuses = last.wait()
     if any(statuses):
