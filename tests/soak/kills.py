@@ -30,29 +30,41 @@ from qa_flax.messages import first_few
 ENDED = "ended before"
 PEER_SECONDS = 60.0  # by then the other process must have noticed
 
-# What can be seen from outside when a stage begins, given the run, its output and its start step.
+
+def _has_begun(run: Run) -> bool:
+    return "\nTraining " in run.text()
+
+
+def _is_evaluating(run: Run) -> bool:
+    """Whether the latest line is the loss of an update after which the run evaluates."""
+    lines = run.text().splitlines()
+    epochs = ("0.6", "1.2", "1.8", "2.4")
+    return (
+        bool(lines)
+        and lines[-1].startswith("{'loss'")
+        and lines[-1].endswith(tuple(f"'epoch': '{epoch}'}}" for epoch in epochs))
+    )
+
+
+# What can be seen from outside when a stage begins. Before a process has joined the others, its
+# end cannot be noticed: they wait for it, as for one that is started late.
 STAGES: dict[str, Callable[[Run, Path], bool]] = {
-    "training": lambda run, output: "\nTraining: " in run.text(),
+    "training": lambda run, output: _has_begun(run),
     "saving": lambda run, output: any(output.glob(".checkpoint-*.new")),
     "rotating": lambda run, output: (
         any(output.glob(".checkpoint-*.deleted"))
         or len(soak_run.checkpoints_in(output)) > soak_run.CHECKPOINTS
     ),
     "evaluating": lambda run, output: _is_evaluating(run),
-    "final save": lambda run, output: (output / "model.safetensors").exists(),
+    "final save": lambda run, output: _has_begun(run) and (output / "model.safetensors").exists(),
 }
-
-
-def _is_evaluating(run: Run) -> bool:
-    lines = run.text().splitlines()
-    return bool(lines) and lines[-1].startswith(("step 3: loss", "step 6: loss", "step 9: loss"))
 
 
 def kill_once(run: Run, output: Path, stage: str, rng: random.Random) -> str:
     """Wait for the stage, and a random moment more, and kill; what happened, in words."""
     while run.is_running() and not STAGES[stage](run, output):
         time.sleep(0.002)
-    time.sleep(rng.uniform(0, 2.0 if stage == "training" else 0.05))
+    time.sleep(rng.uniform(0, 4.0 if stage == "training" else 0.05))
     if not run.is_running():
         run.wait()
         return ENDED
