@@ -230,6 +230,16 @@ def replacing(file: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+_LEFT = re.compile(r"\..+\.[0-9]+\.tmp", re.DOTALL)
+
+
+def delete_left_files(folder: Path) -> None:
+    """Delete the temporary files of `replacing` in a folder that no running process writes to."""
+    for file in list(folder.iterdir()):
+        if _LEFT.fullmatch(file.name) and file.is_file() and not file.is_symlink():
+            file.unlink(missing_ok=True)
+
+
 PARTIAL_SUFFIX = ".partial"
 
 

@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -134,12 +134,13 @@ def _temporary(directory: Path, kind: str) -> Path:
 
 
 def recover(output_dir: AnyPath) -> None:
-    """Clean up after a process that was killed while it saved or deleted a checkpoint.
+    """Clean up after a process that was killed while it wrote or deleted a file or a checkpoint.
 
-    Call it on the main process only.
+    Call it on the main process only, and while no other run writes there.
     """
     if storage.is_remote(output_dir) or not output_dir.is_dir():
         return
+    storage.delete_left_files(cast(Path, output_dir))
     for path in list(output_dir.iterdir()):
         if (match := _TEMPORARY.fullmatch(path.name)) is None or _is_foreign(path):
             continue

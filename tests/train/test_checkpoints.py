@@ -95,10 +95,11 @@ def test_load_state_returns_what_save_state_wrote(saved):
 
 
 def test_recover_cleans_up_after_a_killed_process(saved):
-    """Killed while it filled a folder, between the two renames, or while it deleted one."""
+    """Killed while it filled a folder, between the two renames, or while it deleted or wrote."""
     shutil.copytree(saved / "checkpoint-2", saved / ".checkpoint-11.new")
     (saved / "checkpoint-10").rename(saved / ".checkpoint-10.old")
     (saved / "checkpoint-2").rename(saved / ".checkpoint-2.deleted")
+    (saved / ".eval_predictions.json.4711.tmp").write_text("{")
     checkpoints.recover(saved)
     assert [path.name for path in saved.iterdir()] == ["checkpoint-10"]
     shutil.copytree(saved / "checkpoint-10", saved / ".checkpoint-10.old")

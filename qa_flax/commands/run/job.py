@@ -109,6 +109,8 @@ def _run(
     with ExitStack() as stack:
         with usage_errors(FolderLockedError, FileExistsError, NotADirectoryError):
             stack.enter_context(locked(folder))
+        if processes.is_main():
+            checkpoints.recover(folder)
         return _run_locked(model_args, data_args, training_args)
 
 
@@ -374,7 +376,6 @@ def _checkpoint(args: Any) -> str | bool | None:
         return None
     latest = None
     if processes.is_main():
-        checkpoints.recover(output_dir(args))
         latest = checkpoints.latest(output_dir(args))
     latest = exchange.broadcast_from_main(
         "latest checkpoint", None if latest is None else str(latest)
