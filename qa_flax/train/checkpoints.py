@@ -22,7 +22,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -296,8 +296,7 @@ def _problem(path: AnyPath) -> str | None:
         return f"it has no {_MANIFEST}: saving it was interrupted"
     except ManifestError as error:
         return f"its {_MANIFEST} is damaged ({error})"
-    listed = {name.partition("/")[0] for name in entries}
-    if missing := [name for name in names if name not in listed]:
+    if missing := _not_listed(path, names, entries):
         return f"its {_MANIFEST} is damaged (it has no sum of {', '.join(missing)})"
     for name, entry in entries.items():
         file = path / name
@@ -306,6 +305,17 @@ def _problem(path: AnyPath) -> str | None:
         if (found := difference(file, entry)) is not None:
             return f"{name} {found}"
     return None
+
+
+def _not_listed(path: AnyPath, names: Iterable[str], entries: Mapping[str, Entry]) -> list[str]:
+    """The names, and the files of the training state, that a manifest lacks."""
+    listed = {name.partition("/")[0] for name in entries}
+    if missing := [name for name in names if name not in listed]:
+        return missing
+    if storage.is_remote(path):  # its local copy is checked
+        return []
+    files = (file for file in cast(Path, path / _TRAIN_STATE).rglob("*") if file.is_file())
+    return [name for file in files if (name := file.relative_to(path).as_posix()) not in entries]
 
 
 def _write_manifest(folder: Path) -> None:

@@ -275,6 +275,10 @@ def test_a_manifest_without_the_sums_of_what_is_loaded_is_damaged(saved):
             checkpoints.find(saved / "checkpoint-10", saved)
         manifest.write_text(json.dumps({"files": files}))
     assert checkpoints.find(True, saved).name == "checkpoint-10"
+    one = next(name for name in files if name.startswith("train_state/"))
+    manifest.write_text(json.dumps({"files": {n: v for n, v in files.items() if n != one}}))
+    with pytest.raises(ResumeError, match=rf"is damaged \(it has no sum of {one}\)"):
+        checkpoints.find(saved / "checkpoint-10", saved)
 
 
 KILLS = [1, pytest.param(20, marks=pytest.mark.slow)]
