@@ -38,7 +38,7 @@ from qa_flax import QuestionAnswerer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pipeline"
 # One of each kind of tokenizer and the most used families; the others are slow tests.
-DEFAULT_FAMILIES = ("bert", "roberta", "xlm-roberta", "deberta-v2", "electra", "mpnet")
+DEFAULT_FAMILIES = ("bert", "roberta", "xlm-roberta", "deberta-v2")
 FAMILIES = [
     pytest.param(family, marks=[] if family in DEFAULT_FAMILIES else [pytest.mark.slow])
     for family in FAMILY_TOKENIZERS

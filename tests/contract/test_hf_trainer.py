@@ -56,7 +56,11 @@ def trainers(tmp_path, train_windows, eval_windows=None, callbacks=(None, None),
     ("rows", "changes"),
     [
         (14, {}),  # every second batch has fewer rows
-        (16, {"gradient_accumulation_steps": 2, "lr_scheduler_type": "cosine"}),
+        pytest.param(
+            16,
+            {"gradient_accumulation_steps": 2, "lr_scheduler_type": "cosine"},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             14,
             {"optim": "sgd", "optim_args": "momentum=0.9", "learning_rate": 1e-2},

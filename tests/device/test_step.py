@@ -90,7 +90,7 @@ def by_pmap(step, state, batch, key):
 
 @pytest.mark.parametrize(
     ("cores", "microbatches", "wrap", "valid_rows"),
-    [(1, 1, by_vmap, 11), (8, 2, by_pmap, 11)]
+    [(8, 2, by_pmap, 11)]
     + [
         pytest.param(*layout, marks=pytest.mark.slow)
         for layout in (
@@ -98,7 +98,6 @@ def by_pmap(step, state, batch, key):
             *((1, 4, by_vmap, 11), (2, 2, by_vmap, 16), (2, 8, by_vmap, 1)),
             *((8, 1, by_pmap, 16), (8, 1, by_pmap, 1)),
         )
-        if layout != (1, 1, by_vmap, 11)
     ],
 )
 def test_any_number_of_cores_and_microbatches_gives_the_plain_gradient(

@@ -75,7 +75,7 @@ def test_any_parameter_and_any_value_counts(monkeypatch):
     "changes",
     [
         {},
-        {"freeze_layers": "0", "freeze_embeddings": True},
+        pytest.param({"freeze_layers": "0", "freeze_embeddings": True}, marks=pytest.mark.slow),
         pytest.param({"learning_rate": 1e-6, "weight_decay": 0.0}, marks=pytest.mark.slow),
     ],
     ids=["all", "head only", "hardly"],

@@ -104,7 +104,7 @@ ALL_LINEAR = {
             marks=pytest.mark.slow,
         ),
         ("roberta", {"target_modules": r".*\.1\..*(key|query)", "use_rslora": True}),
-        ("electra", ALL_LINEAR),
+        pytest.param("electra", ALL_LINEAR, marks=pytest.mark.slow),
     ],
 )
 def test_adapters_from_peft_can_be_loaded_and_saved_for_peft(family, settings, tmp_path):

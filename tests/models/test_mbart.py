@@ -31,7 +31,7 @@ def test_each_packed_window_has_its_own_first_decoder_token():
     assert first_tokens(ids, segments) == [[9, 9, 9, 0, 0, 0, 4, 0]]
 
 
-@pytest.mark.parametrize("family", ["bart", "mbart"])
+@pytest.mark.parametrize("family", ["bart", pytest.param("mbart", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["model.encoder.embed_tokens", "decoder.embed_tokens", "lm_head"])
 def test_the_embedding_table_is_loaded_under_any_of_its_names(family, name, tmp_path):
     model = loud_model(0, family=family)

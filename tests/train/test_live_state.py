@@ -317,7 +317,7 @@ def test_invalid_writes_are_refused_and_the_model_is_unchanged(
     ("kind", "error"),
     [
         ("replicated", KeyboardInterrupt),
-        ("sharded", RuntimeError),
+        pytest.param("sharded", RuntimeError, marks=pytest.mark.slow),
         pytest.param("replicated", RuntimeError, marks=pytest.mark.slow),
         pytest.param("sharded", KeyboardInterrupt, marks=pytest.mark.slow),
         pytest.param("lora", RuntimeError, marks=pytest.mark.slow),

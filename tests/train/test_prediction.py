@@ -35,9 +35,9 @@ def windows(side, stride=16):
     "settings",
     [
         SearchSettings(False, 20, 30, True),
-        SearchSettings(True, 20, 30, True),
+        pytest.param(SearchSettings(True, 20, 30, True), marks=pytest.mark.slow),
         SearchSettings(True, 12, 60, False),
-        SearchSettings(True, 80, 30, False),
+        pytest.param(SearchSettings(True, 80, 30, False), marks=pytest.mark.slow),
     ],
 )
 def test_candidates_give_the_same_answers_and_files_as_all_logits(tmp_path, side, settings):
