@@ -6,6 +6,7 @@ application's own warnings, in a format that the application did not choose.
 """
 
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,8 @@ def orbax_errors_raised_only() -> Iterator[None]:
 
     Orbax also logs it, with its traceback. And once one of its writers has failed, it closes the
     event loop, which the others then miss: tensorstore hands that error to `sys.unraisablehook`.
+    Errors of further writers, for which nobody waits any more, are logged by asyncio when their
+    futures are deleted, which may be long after the context.
     """
     absl, before = logging.getLogger("absl"), sys.unraisablehook
     was_disabled, absl.disabled = absl.disabled, True
@@ -48,7 +51,17 @@ def orbax_errors_raised_only() -> Iterator[None]:
     sys.unraisablehook = hook
     try:
         yield
+    except BaseException:
+        logging.getLogger("asyncio").addFilter(_is_no_error_of_tensorstore)
+        raise
     finally:
         absl.disabled = was_disabled
         if sys.unraisablehook is hook:
             sys.unraisablehook = before
+
+
+def _is_no_error_of_tensorstore(record: logging.LogRecord) -> bool:
+    """Whether asyncio reports something else than an array that could not be written."""
+    error = record.exc_info[1] if record.exc_info else None
+    is_unretrieved = "exception was never retrieved" in record.getMessage()
+    return not (is_unretrieved and re.search("tensorstore|OCDBT", str(error), re.IGNORECASE))

@@ -1,10 +1,14 @@
 """Orbax adds no handler to the root logger, and warnings are still printed."""
 
+import asyncio
+import gc
 import os
 import subprocess
 import sys
 
-from qa_flax.train.root_handlers import keep_root_handlers
+import pytest
+
+from qa_flax.train.root_handlers import keep_root_handlers, orbax_errors_raised_only
 
 PROGRAM = """
 import logging, sys
@@ -35,6 +39,22 @@ def test_orbax_is_imported_and_saves_without_adding_a_handler(tmp_path):
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "saved").exists()
     assert "printed as without handlers\n" in result.stderr
+
+
+def test_after_a_failed_save_asyncio_reports_no_further_writer(caplog):
+    def forget(error):
+        """Delete a future whose error nobody has asked for."""
+        loop = asyncio.new_event_loop()
+        loop.create_future().set_exception(error)
+        loop.close()
+        gc.collect()
+        return [str(record.exc_info[1]) for record in caplog.records]
+
+    written = ValueError('Error writing "a" in OCDBT database: File too large')
+    with pytest.raises(OSError, match="full"), orbax_errors_raised_only():
+        raise OSError("full")
+    assert forget(written) == []
+    assert forget(ValueError("another")) == ["another"]
 
 
 def test_handlers_of_the_application_stay(caplog):
