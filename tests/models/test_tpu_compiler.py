@@ -25,15 +25,25 @@ pytest.importorskip("libtpu", reason="needs the compiler: pip install libtpu")
 pytestmark = pytest.mark.slow
 
 
+# This machine is not a TPU VM: nobody is asked, and two processes may load libtpu.
+NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
 @pytest.fixture(scope="module")
 def cores():
     """Eight cores of TPU v5e."""
-    jax.devices()  # reads the tests' XLA_FLAGS, some of which end libtpu's own start
+    jax.devices()  # reads the tests' XLA_FLAGS, some of which libtpu does not know and aborts at
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("XLA_FLAGS", raising=False)
-        if "TPU_SKIP_MDS_QUERY" not in os.environ:  # this machine is not a TPU VM
-            patch.setenv("TPU_SKIP_MDS_QUERY", "1")
-        return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
+        patch.delenv("XLA_FLAGS", raising=False)  # until the last test: libtpu reads it late
+        for name, value in NO_TPU.items():
+            if name not in os.environ:
+                patch.setenv(name, value)
+        yield topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
 
 
 def compiled_text(cores, step, in_axes, out_axes, *inputs):
