@@ -36,7 +36,7 @@ class Range(NamedTuple):
         if not is_number:
             return False
         if isinstance(value, Integral):  # may be too large for a float
-            return abs(value) < LARGEST and self.is_valid(value)
+            return abs(int(value)) < LARGEST and self.is_valid(value)
         if math.isnan(value):
             return False
         return (self.is_infinite or not math.isinf(value)) and self.is_valid(value)

@@ -207,7 +207,7 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
             choices = ", ".join(map(repr, supported))
             raise ValueError(f"{name}={shown(value)} is not supported; supported: {choices}")
     for name in ("target_modules", "modules_to_save"):
-        value = settings.get(name)
+        value: Any = settings.get(name)
         is_list = isinstance(value, Collection) and not isinstance(value, Mapping | str)
         is_valid = is_list and all(isinstance(item, str) for item in value)
         is_text = name == "target_modules" and isinstance(value, str)
