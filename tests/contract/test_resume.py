@@ -123,8 +123,8 @@ def test_a_resumed_run_of_adapters_equals_an_uninterrupted_run(tmp_path, example
 
     for model, message in (
         (with_adapters(seed=1), "fixed_digest: "),
-        (with_adapters(lora_alpha=9), "'lora_alpha': 8"),
-        (with_adapters(lora_dropout=0.3), "'lora_dropout': 0.2"),
+        (with_adapters(lora_alpha=9), "lora.lora_alpha: 8 in the checkpoint, 9 now"),
+        (with_adapters(lora_dropout=0.3), "lora.lora_dropout: 0.2 in the checkpoint"),
         (tiny.model(hidden_dropout_prob=0.2), "does not fit the model and the optimizer"),
     ):
         other = trainer_in(folder, examples, tokenizer, model=model, **changes)
