@@ -215,13 +215,17 @@ def output_folder(location: str | os.PathLike) -> Iterator[Path]:
         copy(Path(folder), target)
 
 
+TEMPORARY_SUFFIX = ".qa_flax.tmp"
+"""No other program's files end so: what is left of them is deleted."""
+
+
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
     """A context with a temporary path that replaces `file` atomically on exit.
 
     After an exception `file` is unchanged and the temporary file is deleted; see `write_errors`.
     """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         with write_errors(file):
             yield temporary
@@ -230,13 +234,11 @@ def replacing(file: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-_LEFT = re.compile(r"\..+\.[0-9]+\.tmp", re.DOTALL)
-
-
 def delete_left_files(folder: Path) -> None:
     """Delete the temporary files of `replacing` in a folder that no running process writes to."""
     for file in list(folder.iterdir()):
-        if _LEFT.fullmatch(file.name) and file.is_file() and not file.is_symlink():
+        is_ours = file.name.startswith(".") and file.name.endswith(TEMPORARY_SUFFIX)
+        if is_ours and file.is_file() and not file.is_symlink():
             file.unlink(missing_ok=True)
 
 

@@ -23,13 +23,13 @@ TIMES = ("runtime", "per_second", "_time")
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory):
-    """The local folder of all buckets; `gs://stage` has a model and data."""
+    """The local folder of all buckets; `gs://stage` has a model and data. May be made again."""
     root = fake_gs.register(str(tmp_path_factory.mktemp("buckets")))
     (root / "stage").mkdir(exist_ok=True)
     tiny.model(initializer_range=0.05, hidden_dropout_prob=0.1).save_pretrained("gs://stage/model")
     tiny.tokenizer().save_pretrained(root / "stage" / "model")
     rows = [row for row in tiny.rows() if row["answers"]["text"]]
-    (root / "stage" / "data").mkdir()
+    (root / "stage" / "data").mkdir(exist_ok=True)
     (root / "stage" / "data" / "v1.json").write_text(json.dumps({"data": rows}))
     return root
 

@@ -17,6 +17,7 @@ from processes import environment
 from saved_state import STATE, save
 from tiny_trainers import trainer_in
 
+from qa_flax import storage
 from qa_flax.train import checkpoints
 from qa_flax.train.checkpoints import ResumeError
 
@@ -99,8 +100,10 @@ def test_recover_cleans_up_after_a_killed_process(saved):
     shutil.copytree(saved / "checkpoint-2", saved / ".checkpoint-11.new")
     (saved / "checkpoint-10").rename(saved / ".checkpoint-10.old")
     (saved / "checkpoint-2").rename(saved / ".checkpoint-2.deleted")
-    (saved / ".eval_predictions.json.4711.tmp").write_text("{")
+    (saved / f".eval_predictions.json.4711{storage.TEMPORARY_SUFFIX}").write_text("{")
+    (saved / ".mine.4711.tmp").write_text("{")
     checkpoints.recover(saved)
+    (saved / ".mine.4711.tmp").unlink()
     assert [path.name for path in saved.iterdir()] == ["checkpoint-10"]
     shutil.copytree(saved / "checkpoint-10", saved / ".checkpoint-10.old")
     checkpoints.recover(saved)
