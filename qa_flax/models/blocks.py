@@ -3,6 +3,7 @@
 The axis letters are those of `layers.py`.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from qa_flax.models.activations import ACTIVATIONS
 from qa_flax.models.attention import attention
 from qa_flax.models.dropout import dropout
 from qa_flax.models.layers import BlockConfig, layer_norm, linear
+from qa_flax.models.platform import target_platform
 from qa_flax.models.sharding import all_gather, has_shards
 
 
@@ -180,22 +182,27 @@ class Stack(nnx.List):
         """Run one layer. Encoders whose layers take different arguments call it for each layer."""
         # One key per layer, so that recomputing the layer draws the same dropout masks.
         key = None if rngs is None else rngs.dropout()
-
-        def call(layer: Any, key: Any, *inputs: Any) -> Any:
-            rngs = None if key is None else nnx.Rngs(dropout=key)
-            return layer(*inputs, rngs=rngs)
-
         graphdef, state = nnx.split(layer)
+        settings = graphdef, target_platform()
         # Without remat, the all-gathered parameters of every layer would be stored for the backward
         # pass, and sharding would save no memory.
-        if not (self.remat or has_shards(state)):
-            return call(layer, key, *inputs)
+        if self.remat or has_shards(state):
+            return jax.checkpoint(partial(_call, *settings))(state, key, *inputs)
+        return _call(*settings, state, key, *inputs)
 
-        def gather_and_call(state: Any, key: Any, hidden: Array, *layer_args: Any) -> Any:
-            if has_shards(state):
-                # The all-gather must wait for the layer's input. Otherwise XLA could gather the
-                # parameters of all layers at once.
-                state, hidden = jax.lax.optimization_barrier((state, hidden))
-            return call(nnx.merge(graphdef, all_gather(state)), key, hidden, *layer_args)
 
-        return jax.checkpoint(gather_and_call)(state, key, *inputs)
+# A function of its own under `jit`, so that JAX traces layers of equal settings only once, and not
+# each of them. XLA then puts the code in place of each call.
+@partial(jax.jit, static_argnums=(0, 1))
+def _call(graphdef: nnx.GraphDef, platform: str, state: Any, key: Any, *inputs: Any) -> Any:
+    """Run the layer of a graph definition and a state, which may be sharded.
+
+    `platform` is what is traced for; it is an argument because it decides what is computed.
+    """
+    if has_shards(state):
+        # The all-gather must wait for the layer's input. Otherwise XLA could gather the parameters
+        # of all layers at once.
+        state, hidden = jax.lax.optimization_barrier((state, inputs[0]))
+        state, inputs = all_gather(state), (hidden, *inputs[1:])
+    rngs = None if key is None else nnx.Rngs(dropout=key)
+    return nnx.merge(graphdef, state)(*inputs, rngs=rngs)
