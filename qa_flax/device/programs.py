@@ -1,17 +1,20 @@
 """Stage 5 of 7: cache the steps over the cores by model and settings (device, JAX).
 
 A step in the cache stays compiled, so a second training of the same architecture (another fold,
-another learning rate) starts without compiling.
+another learning rate) starts without compiling. Compiled programs are also stored on disk, for
+other processes: see `compilation_cache.py`.
 """
 
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+import jax
 import optax
 from flax import nnx
 
 from qa_flax.device import parallel
+from qa_flax.device.compilation_cache import use_compilation_cache
 from qa_flax.device.step import (
     LossFunction,
     Reduction,
@@ -24,13 +27,51 @@ CACHE_SIZE = 8
 """Train steps and eval steps in the cache, 8 of each; compiled programs take memory on the host."""
 
 
+class Program:
+    """A step over the cores.
+
+    Args:
+        step: from `parallel.over_cores`.
+    """
+
+    def __init__(self, step: Callable[..., Any]):
+        use_compilation_cache()
+        self._step: Any = step
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Start the step on the cores; arguments of new shapes are compiled first."""
+        with _mixed_dtypes():
+            return self._step(*arguments)
+
+    def compile(self, *arguments: Any) -> jax.stages.Compiled:
+        """Compile the step, unless it is compiled already, for arguments of these shapes.
+
+        Args:
+            arguments: as for a call; `jax.ShapeDtypeStruct`s may stand for arrays. One of several
+                processes has only its own arrays: a call there compiles once more.
+
+        Returns:
+            A function of arguments of exactly these shapes. It tells how much memory it takes.
+        """
+        with _mixed_dtypes():
+            return self._step.lower(*arguments).compile()
+
+
+def _mixed_dtypes() -> Any:
+    """A context for optax, NNX and JAX's own attention, which mix dtypes.
+
+    A script may have forbidden that with `jax_numpy_dtype_promotion="strict"`.
+    """
+    return jax.numpy_dtype_promotion("standard")
+
+
 def train_program(
     graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     label_smoothing: float,
     loss_function: LossFunction | None = None,
     ema_decay: float = 0.0,
-) -> Callable[..., Any]:
+) -> Program:
     """`make_train_step`'s step over all cores; equal arguments return the same function.
 
     Returns:
@@ -46,7 +87,7 @@ def eval_program(
     graphdef: nnx.GraphDef,
     reduction: Reduction | None,
     loss_function: LossFunction | None = None,
-) -> Callable[..., Any]:
+) -> Program:
     """`make_eval_step`'s step over all cores; equal arguments return the same function.
 
     Returns:
@@ -55,7 +96,7 @@ def eval_program(
     return _eval_program(graphdef, reduction, loss_function, parallel.cores())
 
 
-def process_logits_loop(graphdef: nnx.GraphDef) -> Callable[..., Any]:
+def process_logits_loop(graphdef: nnx.GraphDef) -> Program:
     """`make_logits_loop`'s step over the cores of this process only.
 
     Returns:
@@ -64,7 +105,7 @@ def process_logits_loop(graphdef: nnx.GraphDef) -> Callable[..., Any]:
     return _logits_loop(graphdef, parallel.cores()[parallel.process_cores()])
 
 
-def process_eval_program(graphdef: nnx.GraphDef) -> Callable[..., Any]:
+def process_eval_program(graphdef: nnx.GraphDef) -> Program:
     """`eval_program` of all logits over the cores of this process only.
 
     Other processes take no part in it, so each can call it as often as it likes. The weights must
@@ -88,15 +129,16 @@ def _train_program(
     loss_function: LossFunction | None,
     ema_decay: float,
     devices: tuple[Any, ...],
-) -> Callable[..., Any]:
+) -> Program:
     step = make_train_step(graphdef, optimizer, label_smoothing, loss_function, ema_decay)
-    return parallel.over_cores(
+    over_cores = parallel.over_cores(
         lambda state, batch, rate, data: step(state, batch, rate, parallel.wrap_key(data)),
         (0, 0, 0, 0),
         (0, None),
         donate=True,
         devices=devices,
     )
+    return Program(over_cores)
 
 
 @lru_cache(maxsize=CACHE_SIZE)
@@ -105,11 +147,11 @@ def _eval_program(
     reduction: Reduction | None,
     loss_function: LossFunction | None,
     devices: tuple[Any, ...],
-) -> Callable[..., Any]:
+) -> Program:
     step = make_eval_step(graphdef, reduction, loss_function)
-    return parallel.over_cores(step, (0, 0), 0, devices=devices)
+    return Program(parallel.over_cores(step, (0, 0), 0, devices=devices))
 
 
 @lru_cache(maxsize=CACHE_SIZE)
-def _logits_loop(graphdef: nnx.GraphDef, devices: tuple[Any, ...]) -> Callable[..., Any]:
-    return parallel.over_cores(make_logits_loop(graphdef), (0, 0, 0), 0, devices=devices)
+def _logits_loop(graphdef: nnx.GraphDef, devices: tuple[Any, ...]) -> Program:
+    return Program(parallel.over_cores(make_logits_loop(graphdef), (0, 0, 0), 0, devices=devices))

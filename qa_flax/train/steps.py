@@ -88,7 +88,7 @@ class Steps:
         is_multiprocess = processes.count() > 1
         if is_multiprocess and self._compiled:
             return self._step
-        compiled = self._step.lower(*inputs).compile()
+        compiled = self._step.compile(*inputs)
         if self._on_compiled is not None:
             self._on_compiled(compiled, arrays)
         # The compiled step needs the arrays of all cores, and one of several processes has only its
