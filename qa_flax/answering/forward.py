@@ -21,6 +21,7 @@ from qa_flax.device.step import weights_of
 from qa_flax.distributed import preemption
 from qa_flax.models.id_limits import check_ids
 from qa_flax.models.model import AutoModelForQuestionAnswering
+from qa_flax.models.transfers import implicit_transfers, to_host
 from qa_flax.train.prediction import predict_windows, warn_of_nonfinite_logits
 
 DEFAULT_BATCH_SIZE = 32
@@ -147,9 +148,10 @@ class Forward:
         # Only one thread compiles: the other may need the same program.
         with nullcontext() if part.width in self._compiled else self._compiling:
             # The step takes host arrays in a tenth of the time that copying them before takes.
-            logits = self._loop(self._weights, arrays, batched.counts)
+            with implicit_transfers():
+                logits = self._loop(self._weights, arrays, batched.counts)
             self._compiled.add(part.width)
-        return [batched.taken(np.asarray(array)) for array in logits]
+        return [batched.taken(to_host(array)) for array in logits]
 
 
 class _Part(NamedTuple):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qa_flax.models.attention import attention, make_attention_mask
+from qa_flax.models.transfers import to_device, to_host
 
 TOLERANCES = {"float32": 2e-3, "bfloat16": 3e-2}
 """The largest difference that rounding explains, on any device; a mixture differs by about 1."""
@@ -29,15 +30,15 @@ def packed_error(dtype: str) -> float:
     random = np.random.default_rng(0)
     length, heads, size = 128, 2, 64
     arrays = random.normal(0, 2, (3, 1, length, heads, size)).astype(np.float32)
-    query, key, value = (jnp.asarray(array, dtype) for array in arrays)
+    query, key, value = arrays.astype(jnp.dtype(dtype))
     segments = np.repeat([1, 2, 0], [50, 70, 8])[None]
 
     @jax.jit
     def packed(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        ids = jnp.asarray(segments, jnp.int32)
+        ids = jnp.asarray(segments, jnp.int32)  # a constant of the program
         return attention(query, key, value, make_attention_mask((ids > 0).astype(jnp.int32), ids))
 
-    together = np.asarray(packed(query, key, value), np.float64)
+    together = to_host(packed(*map(to_device, (query, key, value)))).astype(np.float64)
     error = 0.0
     for number in (1, 2):
         rows = segments[0] == number

@@ -22,6 +22,7 @@ from qa_flax.distributed import processes
 from qa_flax.models import sharding
 from qa_flax.models.platform import traced_for
 from qa_flax.models.sharding import CORES, Shard, is_shard
+from qa_flax.models.transfers import implicit_transfers, to_host
 
 _KEY_IMPL = "rbg"  # far faster on TPUs and CPUs than JAX's default, threefry
 
@@ -198,7 +199,7 @@ def put_replicas(tree: PyTree) -> PyTree:
 
 
 def _same_for_every_core(array: Any) -> np.ndarray:
-    array = np.asarray(array)
+    array = to_host(array)
     return np.broadcast_to(array, (process_core_count(), *array.shape))
 
 
@@ -223,7 +224,7 @@ def _first_rows(arrays: list[Any]) -> list[Any]:
 
 def take_replica(tree: PyTree) -> PyTree:
     """Copy the arrays of `put_replicas` from one core to NumPy arrays `[...]`; wait for them."""
-    return jax.tree.map(lambda array: np.asarray(array.addressable_data(0))[0], tree)
+    return jax.tree.map(lambda array: to_host(array.addressable_data(0))[0], tree)
 
 
 def put_state(tree: PyTree, abstract: PyTree) -> PyTree:
@@ -239,7 +240,7 @@ def put_state(tree: PyTree, abstract: PyTree) -> PyTree:
     replicas, on_cores = iter(put_replicas(replicated)), []
     for array, node in zip(arrays, nodes, strict=True):
         if is_shard(node):  # one array at a time: its shards are a second copy on the host
-            shards = sharding.to_shards(np.asarray(array), core_count())
+            shards = sharding.to_shards(to_host(array), core_count())
             on_cores.append(Shard(put(shards[process_cores()]), node.shape))
         else:
             on_cores.append(next(replicas))
@@ -258,7 +259,7 @@ def gather_state(tree: PyTree) -> PyTree:
         shards = (
             gather(node.data)
             if processes.count() == 1
-            else np.asarray(_all_gather_on_cores()(node.data))
+            else to_host(_all_gather_on_cores()(node.data))
         )
         return sharding.from_shards(shards, node.shape)
 
@@ -284,7 +285,7 @@ def memory_limit() -> int | None:
 
 def gather(tree: PyTree) -> PyTree:
     """Copy arrays `[D, ...]` of this process's cores to NumPy arrays; wait for them."""
-    return jax.tree.map(np.asarray, tree)
+    return jax.tree.map(to_host, tree)
 
 
 def start_copy(tree: PyTree) -> None:
@@ -311,7 +312,8 @@ def no_implicit_transfers() -> Any:
 
 def run_key(seed: int) -> Any:
     """Return the key from which all dropout masks of a run are drawn."""
-    return jax.random.key(seed, impl=_KEY_IMPL)
+    with implicit_transfers():
+        return jax.random.key(seed, impl=_KEY_IMPL)
 
 
 @functools.cache

@@ -245,7 +245,7 @@ def _updated_average(state: TrainState, params: PyTree, decay: float) -> PyTree:
     if state.average is None:
         return None
     # 1 - a, so that it is exact for a decay close to 1.
-    weight = jnp.maximum(jnp.float32(1.0 - decay), 9.0 / (11.0 + state.step))
+    weight = jnp.maximum(jnp.float32(1.0 - decay), 9.0 / (11.0 + state.step.astype(jnp.float32)))
     return optax.incremental_update(params, state.average, weight)
 
 

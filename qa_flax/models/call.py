@@ -19,6 +19,7 @@ from qa_flax.models.families import FAMILIES
 from qa_flax.models.output import QuestionAnsweringModelOutput
 from qa_flax.models.qa import SpanLogits, span_terms
 from qa_flax.models.tensors import is_tensor, tensor_to_numpy
+from qa_flax.models.transfers import implicit_transfers
 
 _OFF = (None, False)
 _TRAINING = "dropout is active in Trainer.train only; set dropout rates in the model's config"
@@ -187,10 +188,11 @@ class ModelCall:
         labels = {"start_positions": start_positions, "end_positions": end_positions}
         ids = _input_ids(input_ids)
         arrays = {n: _beside(n, x, ids.shape) for n, x in inputs.items() if x is not None}
-        logits = model.span_logits(ids, **arrays, rngs=rngs)
         loss = None
-        if all(positions is not None for positions in labels.values()):
-            loss = span_loss(logits, *(_positions(n, x, ids.shape) for n, x in labels.items()))
+        with implicit_transfers(), jax.numpy_dtype_promotion("standard"):
+            logits = model.span_logits(ids, **arrays, rngs=rngs)
+            if all(positions is not None for positions in labels.values()):
+                loss = span_loss(logits, *(_positions(n, x, ids.shape) for n, x in labels.items()))
         tensors = [x for x in (input_ids, *inputs.values(), *labels.values()) if is_tensor(x)]
         output = QuestionAnsweringModelOutput(loss, *logits)
         if tensors:

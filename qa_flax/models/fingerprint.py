@@ -6,6 +6,7 @@ import numpy as np
 
 from qa_flax.models.families import FAMILIES
 from qa_flax.models.model import AutoModelForQuestionAnswering
+from qa_flax.models.transfers import to_host
 from qa_flax.models.weights import parameters, weight_name
 
 SAMPLES = 1024
@@ -31,7 +32,7 @@ def fingerprint(model: AutoModelForQuestionAnswering) -> str:
     named = {weight_name(path, family, family.prefix): p for path, p in parameters(model)}
     hashed = hashlib.sha256()
     for name in sorted(named):
-        array = np.asarray(named[name][...], np.float32)
+        array = to_host(named[name][...]).astype(np.float32)
         hashed.update(f"{name} {list(array.shape)} {_checksum(array)}\n".encode())
         hashed.update(_samples(array).tobytes())
     return hashed.hexdigest()[:32]

@@ -41,6 +41,7 @@ from qa_flax.models.parameters import ParameterViews, SetByArguments
 from qa_flax.models.qa import SpanLogits
 from qa_flax.models.read_hooks import ReadHooks
 from qa_flax.models.torch_methods import TorchMethods
+from qa_flax.models.transfers import to_device
 from qa_flax.models.weights import (
     NamedParameters,
     adapter_arrays,
@@ -260,7 +261,7 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
 
     def set_params(self, params: Any) -> None:
         """Replace the parameters by `params`, an NNX state of NumPy or JAX arrays."""
-        nnx.update(self, jax.tree.map(jnp.asarray, params))
+        nnx.update(self, jax.tree.map(to_device, params))
 
     def take_over(self, params: Any) -> None:
         """Deprecated name of `set_params`."""

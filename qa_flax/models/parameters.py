@@ -16,6 +16,7 @@ from qa_flax.models.layers import Fixed, ParamPath
 from qa_flax.models.live_tensors import Source, live_tensor, torch_module
 from qa_flax.models.read_hooks import has_read_hook
 from qa_flax.models.tensors import to_array
+from qa_flax.models.transfers import to_device
 from qa_flax.models.weights import (
     LEAF_NAMES,
     flax_layout,
@@ -185,8 +186,7 @@ class Parameter:
         old = variable.get_raw_value()
         device = old.sharding if isinstance(old, jax.Array) else None
         values = flax_layout(self._path, np.asarray(array, np.float32))
-        # jnp.array copies: JAX can donate only memory of its own, not NumPy's.
-        variable.set_value(jnp.array(values, device=device))
+        variable.set_value(to_device(values, device))
 
     def detach(self) -> Any:
         """`data`."""

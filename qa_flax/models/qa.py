@@ -161,7 +161,7 @@ def _cross_entropy(
     if smoothing and smoothed_over is not None:
         inside = (smoothed_over > 0) & is_included & (logits > -BANNED / 2)
         count = jnp.maximum(jnp.sum(inside, axis=-1), 1)
-        mean = jnp.sum(jnp.where(inside, logits, 0.0), axis=-1) / count
+        mean = jnp.sum(jnp.where(inside, logits, 0.0), axis=-1) / count.astype(jnp.float32)
         target = (1.0 - smoothing) * target + smoothing * mean
     loss = jax.nn.logsumexp(logits, axis=-1) - target
     return jnp.where(positions < logits.shape[1], loss, 0.0)

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -10,6 +9,7 @@ from qa_flax.models.families import FAMILIES
 from qa_flax.models.id_limits import id_limits
 from qa_flax.models.layers import Table
 from qa_flax.models.read_hooks import has_read_hook
+from qa_flax.models.transfers import to_device, to_host
 
 NOISE_VARIANCE = 1e-9
 """The variance of new rows, as a share of the old rows' covariance; transformers' number."""
@@ -42,8 +42,8 @@ def resize_table(model: Any, size: Any, multiple: Any, mean_resizing: bool = Tru
             "checkpoints hold only the adapters; call resize_token_embeddings before get_peft_model"
         )
     table, path = _token_table(model)
-    old = np.asarray(table.embedding[...])
-    table.embedding.set_value(jnp.array(_resized(model, path, old, rows, mean_resizing)))
+    old = to_host(table.embedding[...])
+    table.embedding.set_value(to_device(_resized(model, path, old, rows, mean_resizing)))
     table.num_embeddings = rows
     model.config.vocab_size = rows
     model.id_limits = id_limits(

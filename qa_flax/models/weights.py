@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -33,6 +32,7 @@ from qa_flax.models.files import (
 )
 from qa_flax.models.layers import BlockConfig, Fixed, ParamPath
 from qa_flax.models.manifest import check_model
+from qa_flax.models.transfers import to_device, to_host
 from qa_flax.ranges import SEED, check_numbers
 
 # (path, shape) of a parameter -> its float32 values.
@@ -108,7 +108,7 @@ def _canonical(name: str, family: Family) -> str:
 
 def torch_layout(path: ParamPath, value: jax.Array) -> np.ndarray:
     """The parameter at `path` in PyTorch's layout."""
-    array = np.asarray(value)
+    array = to_host(value)
     # safetensors writes the memory in its physical order, so a transposed view must be copied.
     return np.ascontiguousarray(array.T if path[-1] in TRANSPOSED else array)
 
@@ -123,14 +123,13 @@ def flax_layout(path: ParamPath, array: np.ndarray) -> np.ndarray:
 
 def with_parameters(model: M, make_array: MakeArray) -> M:
     """A copy of `model` in which each parameter is `make_array(path, shape)`."""
-    # jnp.array copies: JAX can donate only memory of its own, not NumPy's.
-    new = [(path, p.replace(jnp.array(make_array(path, p.shape)))) for path, p in parameters(model)]
+    new = [(path, p.replace(to_device(make_array(path, p.shape)))) for path, p in parameters(model)]
     return nnx.merge(nnx.graphdef(model), nnx.from_flat_state(new))
 
 
 def parameter_arrays(model: nnx.Module) -> dict[ParamPath, np.ndarray]:
     """The model's parameters, trained or not, as float32 arrays by path."""
-    return {path: np.asarray(param[...]) for path, param in parameters(model)}
+    return {path: to_host(param[...]) for path, param in parameters(model)}
 
 
 def parameters(model: nnx.Module) -> list[tuple[ParamPath, nnx.Variable]]:

@@ -26,6 +26,7 @@ from qa_flax.distributed.exchange import all_gather_json, barrier
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.models.read_hooks import DeferredArray, has_read_hook, set_read_hook
 from qa_flax.models.sharding import Shard, abstract_shards, is_shard
+from qa_flax.models.transfers import to_device, to_host
 
 
 class LiveState:
@@ -144,7 +145,7 @@ class LiveState:
         with jax.ensure_compile_time_eval():
             if self._is_sharded:
                 with parallel.on_host():
-                    arrays = [jnp.asarray(a) for a in _leaves(parallel.gather_state(params))]
+                    arrays = [to_device(a) for a in _leaves(parallel.gather_state(params))]
             else:
                 arrays = parallel.copy_first_replica(_leaves(params))
         for n, (variable, array) in enumerate(zip(self._variables.values(), arrays, strict=False)):
@@ -327,7 +328,7 @@ def _checked_array(variable: nnx.Variable, leaf: Any, path: tuple[Any, ...]) -> 
         ValueError: the value has another shape, or is not floating point.
     """
     shape = leaf.shape if isinstance(leaf, Shard) else leaf.shape[1:]
-    array = np.asarray(variable.get_raw_value())
+    array = to_host(variable.get_raw_value())
     if array.shape != tuple(shape) or not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(
             f"a callback wrote an array of shape {array.shape} and dtype {array.dtype} into the "

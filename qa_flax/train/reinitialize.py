@@ -5,12 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from qa_flax.models.depth import depth_of
 from qa_flax.models.layers import ParamPath
 from qa_flax.models.model import AutoModelForQuestionAnswering, family_of
+from qa_flax.models.transfers import to_device
 from qa_flax.models.weights import initial_arrays
 from qa_flax.train.freezing import frozen_paths, layers_of
 
@@ -76,7 +76,7 @@ def reinitialize(args: Any, model: AutoModelForQuestionAnswering) -> None:
             old = variable.get_raw_value()
             device = old.sharding if isinstance(old, jax.Array) else None
             # jnp.array copies: JAX can donate only memory of its own, not NumPy's.
-            variable.set_value(jnp.array(make_array(path, tuple(old.shape)), device=device))
+            variable.set_value(to_device(make_array(path, tuple(old.shape)), device))
     mark_reinitialized(args, model)
     logger.warning(
         "reinit_layers=%d: the last layers are initialized anew from seed %d, %d arrays; the "

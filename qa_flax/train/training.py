@@ -27,6 +27,7 @@ from qa_flax.device.step import TrainState, Weights, weights_of
 from qa_flax.distributed import preemption, processes
 from qa_flax.distributed.exchange import broadcast_from_main
 from qa_flax.models.model import AutoModelForQuestionAnswering
+from qa_flax.models.transfers import implicit_transfers
 from qa_flax.models.weights import size_without_embeddings
 from qa_flax.train import checkpoints
 from qa_flax.train.custom import Custom, OptimizerView, OwnSchedule, as_direction
@@ -194,7 +195,12 @@ class _Training:
         self._schedule, optimizer = _schedule_and_optimizer(args, model, plan, custom)
         conditions = conditions_of(args, plan, data, model)
         self._checkpoints = RunCheckpoints(events, live, conditions, actions.save_model)
-        with parallel.on_host():
+        # Creating arrays copies constants to the device, and optax mixes dtypes.
+        with (
+            parallel.on_host(),
+            implicit_transfers(),
+            jax.numpy_dtype_promotion("standard"),
+        ):
             params, fixed = _trained_weights(model)
             ema_decay = ema_decay_of(args)
             average = params if ema_decay else None
