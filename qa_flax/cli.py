@@ -9,10 +9,13 @@ from typing import NoReturn
 
 from qa_flax import __version__, commands
 from qa_flax.commands.errors import UsageError, usage_errors
+from qa_flax.commands.hidden_torch import hide_torch
 from qa_flax.distributed import ProcessError
 from qa_flax.messages import PrintableRecord, printable
 
 USAGE = "usage: qa-flax [--help] [--version] COMMAND [arguments]"
+WITHOUT_TORCH = ("answer", "demo", "run")
+"""Commands that import transformers; they call `show_torch` when they have."""
 DESCRIPTION = "Fine-tune and evaluate extractive question answering models with JAX and Flax."
 
 
@@ -35,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif argv[0] == "--version":
         print(__version__)
     else:
+        if arguments is None and argv[0] in WITHOUT_TORCH:
+            hide_torch()
         status = _run(argv[0], argv[1:])
         if status is not None:
             sys.exit(status)

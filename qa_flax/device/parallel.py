@@ -294,6 +294,11 @@ def start_copy(tree: PyTree) -> None:
         array.copy_to_host_async()
 
 
+def wait(tree: PyTree) -> None:
+    """Wait until the cores have computed these arrays, without copying them."""
+    jax.block_until_ready(tree)
+
+
 def put_key(key: Any) -> Any:
     """Copy the raw data of a key from `run_key` to every core; a step calls `wrap_key` on it."""
     # JAX would copy a typed key through the host at each call if there are several processes.

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from qa_flax.data.batches import HostBatch
+from qa_flax.device.prefetch import Ready
 from qa_flax.distributed import preemption, processes
 from qa_flax.train.best import followed_metric, update_best
 from qa_flax.train.events import Events
@@ -18,7 +19,7 @@ from qa_flax.train.steps import Steps
 class Actions(NamedTuple):
     """Functions that the loop calls."""
 
-    batches: Callable[[int, int], Iterator[HostBatch]]
+    batches: Callable[[int, int], Iterator[Ready]]
     """(epoch, updates to skip) -> the batches of its remaining updates."""
     evaluate: Callable[[], dict[str, Any]]
     """Evaluate with the weights of the latest update and return the metrics."""
@@ -118,19 +119,19 @@ class TrainingLoop:
 
     # ---- one update ------------------------------------------------------------------------------
 
-    def _update(self, batch: HostBatch) -> None:
+    def _update(self, ready: Ready) -> None:
         events, state = self._events, self._events.state
         events.notify("on_step_begin")
         for _ in range(self._plan.batches_of_update(self._updates_in_epoch()) - 1):
             events.notify("on_substep_end")
         events.notify("on_pre_optimizer_step")
         rate = self._schedule.rate(state.global_step)
-        self._steps.start(batch, rate, *self._schedule.get_last_lr())
+        self._steps.start(ready, rate, *self._schedule.get_last_lr())
         events.notify("on_optimizer_step")
         state.global_step += 1
         epochs = self.position.epochs_ended
         state.epoch = self._plan.epoch_after(epochs, self._updates_in_epoch())
-        self._count_tokens(batch)
+        self._count_tokens(ready.batch)
         set_progress(state, self._steps.progress())
         events.notify("on_step_end")
         self._apply_control()

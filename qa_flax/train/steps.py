@@ -1,37 +1,58 @@
-"""Run training steps asynchronously; read the loss of each step once it has finished (host)."""
+"""Run training steps asynchronously; read their losses when they are needed (host)."""
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from qa_flax.data.batches import HostBatch
 from qa_flax.data.interrupts import interrupts_deferred
 from qa_flax.device import parallel
-from qa_flax.device.in_flight import InFlight
-from qa_flax.device.step import Measurements
+from qa_flax.device.prefetch import Ready
+from qa_flax.device.programs import Program
+from qa_flax.device.step import Measurements, TrainState
 from qa_flax.distributed import processes
-from qa_flax.models.id_limits import check_ids
+from qa_flax.train.compiling import compiling
 from qa_flax.train.live_state import LiveState
 
-OnCompiled = Callable[[Any, dict[str, np.ndarray]], None]
+OnCompiled = Callable[[Any, dict[str, Any]], None]
 """Called with a newly compiled step, before it runs, and with the arrays of its batch."""
+
+LABEL = "the training step"
+STEPS_AHEAD = 1
+"""How many steps are started before the host waits for the oldest. More would only take memory."""
+MOST_UNREAD = 500
+"""Losses are read after this many steps, even if nothing is logged or saved in between."""
+
+
+class _Started(NamedTuple):
+    """A step, whose measurements are on the cores, or will be."""
+
+    rate: float
+    """The learning rate to log; NaN: none."""
+    windows: int
+    measurements: Measurements
 
 
 class Steps:
     """Starts the updates of one training and collects their losses and gradient norms.
 
-    The host does not wait for a step: it starts the next one while the cores still compute.
+    The host does not wait for a step: it starts the next one while the cores still compute. It
+    reads losses only where they are needed, for a log, an evaluation or a checkpoint, and looks
+    there whether all since the last time are finite.
 
     Args:
         live: the owner of the training state, which each step replaces.
-        step: `make_train_step` over the cores, from `train_program`.
+        step: from `train_program`.
         key: JAX key from which the dropout masks of the run are drawn.
         finished_steps: number of updates that a resumed run has already done.
         on_compiled: see `OnCompiled`.
+        is_shown: whether a line says that the step is being compiled.
 
     Attributes:
         started: number of updates that the weights have, those of a resumed run included.
@@ -40,80 +61,106 @@ class Steps:
     def __init__(
         self,
         live: LiveState,
-        step: Any,
+        step: Program,
         key: Any,
         finished_steps: int = 0,
         on_compiled: OnCompiled | None = None,
+        is_shown: bool = False,
     ):
+        self._is_shown = is_shown
         self._live, self._step = live, step
         self._key = parallel.put_key(key)
         self._on_compiled = on_compiled
         self._compiled: dict[Any, Callable] = {}  # the step for each set of batch shapes
-        self._in_flight = InFlight[tuple[float, int]]()
+        self._called: set[Any] = set()  # batch shapes
+        self._running: deque[_Started] = deque()  # they may not have finished
+        self._unread: list[_Started] = []  # they have finished
         self._clock = _Clock()
-        self._finished_steps = self.started = finished_steps
+        self._read_steps = self.started = finished_steps
         self._run_loss, self._log_loss = _Mean(), _Mean()  # of the run; since the latest log
         self._last: dict[str, float] = {}
 
-    def start(self, batch: HostBatch, learning_rate: float, logged_rate: float) -> None:
+    def start(self, ready: Ready, learning_rate: float, logged_rate: float) -> None:
         """Start one update and return without waiting for it.
 
         Args:
-            batch: arrays [D, A, B, ...] of this process's cores.
+            ready: a batch, its arrays [D, A, B, ...] on this process's cores.
             learning_rate: the factor of this update.
             logged_rate: the learning rate to log; NaN: none.
 
         Raises:
-            ValueError: an id is outside the model's tables, or a callback wrote an array of another
-                shape or dtype into the model.
+            ValueError: a callback wrote an array of another shape or dtype into the model.
             ProcessError: a callback wrote different values in different processes.
         """
-        check_ids(batch.arrays, self._live.model.id_limits)
-        rates = np.full(parallel.process_core_count(), learning_rate, np.float32)
-        arrays, rates = parallel.put((batch.arrays, rates))
-        inputs = self._live.state(), arrays, rates, self._key
-        shapes = tuple((name, array.shape) for name, array in arrays.items())
-        is_new = shapes not in self._compiled
-        if is_new:
-            self._compiled[shapes] = self._compile(inputs, batch.arrays)
+        rates = parallel.put(np.full(parallel.process_core_count(), learning_rate, np.float32))
+        inputs = self._live.state(), ready.arrays, rates, self._key
+        shapes = _shapes_of(ready.arrays)
+        if shapes not in self._compiled:
+            with compiling(LABEL, [partial(self._step.compile, *inputs)], self._is_shown) as jobs:
+                self._add(ready.arrays, jobs.results()[0])
+        # The first call may copy constants to the cores; one of several processes compiles again.
+        is_first = shapes not in self._called
+        self._called.add(shapes)
         with interrupts_deferred():
-            with nullcontext() if is_new else parallel.no_implicit_transfers():
+            with nullcontext() if is_first else parallel.no_implicit_transfers():
                 state, measurements = self._compiled[shapes](*inputs)
             self._live.replace(state)
             self.started += 1
-            self._in_flight.add((logged_rate, batch.windows), measurements)
+            self._running.append(_Started(logged_rate, ready.batch.windows, measurements))
+        self._wait(STEPS_AHEAD)
+        if len(self._unread) >= MOST_UNREAD:
+            self._read()
 
-    def _compile(self, inputs: tuple[Any, ...], arrays: dict[str, np.ndarray]) -> Callable:
-        """Compile the step for a new batch shape, so that its memory is reported before it runs."""
-        is_multiprocess = processes.count() > 1
-        if is_multiprocess and self._compiled:
-            return self._step
-        compiled = self._step.compile(*inputs)
+    @contextmanager
+    def compiled_ahead(
+        self, state: TrainState, batches: Sequence[dict[str, jax.ShapeDtypeStruct]]
+    ) -> Iterator[None]:
+        """Compile the step for batches of these shapes, while the body of the context runs.
+
+        The context ends when they are compiled.
+
+        Args:
+            state: the shapes of the state on one core, from `abstract_state`.
+            batches: the shapes of the arrays [D, A, B, ...] of this process's cores.
+        """
+        cores = parallel.process_core_count()
+
+        def on_cores(array: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((cores, *array.shape), array.dtype)
+
+        states = jax.tree.map(on_cores, state)
+        rates = jax.ShapeDtypeStruct((cores,), np.float32)
+        if processes.count() > 1:
+            batches = batches[:1]  # a call compiles once more, unless it finds the program stored
+        jobs = [partial(self._step.compile, states, batch, rates, self._key) for batch in batches]
+        with compiling(LABEL, jobs, self._is_shown) as compiled:
+            yield
+            for batch, program in zip(batches, compiled.results(), strict=True):
+                self._add(batch, program)
+
+    def _add(self, arrays: dict[str, Any], compiled: Any) -> None:
         if self._on_compiled is not None:
             self._on_compiled(compiled, arrays)
         # The compiled step needs the arrays of all cores, and one of several processes has only its
-        # own. There the uncompiled step is called: JAX compiles it once more, or takes it from the
-        # compilation cache if one is set up.
-        return self._step if is_multiprocess else compiled
-
-    def last(self) -> dict[str, float]:
-        """Return loss, gradient norm and learning rate of the last finished step; {} before one.
-
-        Raises:
-            FloatingPointError: the loss or gradient norm of a step is not finite.
-        """
-        for label, measurements in self._in_flight.due():
-            self._finish(*label, measurements)
-        return self._last
+        # own. There the step itself is called.
+        is_one = processes.count() == 1
+        self._compiled[_shapes_of(arrays)] = compiled if is_one else self._step
 
     def progress(self) -> dict[str, float]:
-        """Return `last()` with the examples per second of all steps after the first (compiled)."""
-        return (numbers := self.last()) and numbers | self._clock.rate()
+        """Return what is known without waiting, for a progress bar.
+
+        Loss, gradient norm and learning rate of the last step whose loss was read, and the examples
+        per second of all steps after the first, which may have been compiled.
+        """
+        return self._last | self._clock.rate()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Wait for all steps; time spent inside the context does not count as training time."""
-        self._wait()
+        """Wait for all steps; time spent inside the context does not count as training time.
+
+        Raises `FloatingPointError` if a loss or gradient norm is not finite.
+        """
+        self._read()
         began = time.monotonic()
         try:
             yield
@@ -121,20 +168,23 @@ class Steps:
             self._clock.pause(time.monotonic() - began)
 
     def logs(self) -> dict[str, float]:
-        """Wait for all steps and return `last()`, with the mean loss since the previous call."""
-        self._wait()
+        """Wait for all steps and return what to log, with the mean loss since the previous call.
+
+        Raises `FloatingPointError` if a loss or gradient norm is not finite.
+        """
+        self._read()
         loss = self._log_loss.value(self._last["loss"])
         self._log_loss = _Mean()
         return self._last | {"loss": loss}
 
     def mean_loss(self) -> float:
         """Wait for all steps and return the mean loss of the run, resumed or not; 0.0 if none."""
-        self._wait()
+        self._read()
         return self._run_loss.value(0.0)
 
     def counters(self) -> dict[str, Any]:
         """Wait for all steps and return the JSON values that `resume` takes."""
-        self._wait()
+        self._read()
         return {"all": vars(self._run_loss), "since_log": vars(self._log_loss), "last": self._last}
 
     def resume(self, counters: dict[str, Any]) -> None:
@@ -142,25 +192,40 @@ class Steps:
         self._run_loss, self._log_loss = (_Mean(**counters[n]) for n in ("all", "since_log"))
         self._last = dict(counters["last"])
 
-    def _wait(self) -> None:
-        for label, measurements in self._in_flight.all():
-            self._finish(*label, measurements)
+    def _wait(self, ahead: int) -> None:
+        """Wait until at most `ahead` steps are running."""
+        while len(self._running) > ahead:
+            parallel.wait(self._running[0].measurements)
+            self._clock.tick(self._running[0].windows)
+            self._unread.append(self._running.popleft())
 
-    def _finish(self, rate: float, rows: int, measurements: Measurements) -> None:
-        self._finished_steps += 1
-        loss, grad_norm = map(float, measurements)
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise FloatingPointError(
-                f"step {self._finished_steps}: loss {loss}, gradient norm {grad_norm}; both must "
-                "be finite, so training stopped. Lower learning_rate, set max_grad_norm, or look "
-                "at the windows of this step"
-            )
-        self._clock.tick(rows)
-        self._run_loss.add(loss)
-        self._log_loss.add(loss)
-        self._last = {"loss": loss, "grad_norm": grad_norm}
-        if not math.isnan(rate):
-            self._last["learning_rate"] = rate
+    def _read(self) -> None:
+        """Wait for all steps and read their losses.
+
+        Raises:
+            FloatingPointError: the loss or gradient norm of a step is not finite.
+        """
+        self._wait(0)
+        unread, self._unread = self._unread, []
+        parallel.start_copy([step.measurements for step in unread])
+        for step in unread:
+            self._read_steps += 1
+            loss, grad_norm = map(float, parallel.gather(step.measurements))
+            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+                raise FloatingPointError(
+                    f"step {self._read_steps}: loss {loss}, gradient norm {grad_norm}; both must "
+                    "be finite, so training stopped. Lower learning_rate, set max_grad_norm, or "
+                    "look at the windows of this step"
+                )
+            self._run_loss.add(loss)
+            self._log_loss.add(loss)
+            self._last = {"loss": loss, "grad_norm": grad_norm}
+            if not math.isnan(step.rate):
+                self._last["learning_rate"] = step.rate
+
+
+def _shapes_of(arrays: dict[str, Any]) -> Any:
+    return tuple((name, array.shape) for name, array in arrays.items())
 
 
 class _Clock:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import jax
+import numpy as np
 import transformers
 
 from qa_flax.data.batches import HostBatch, train_batches
@@ -40,6 +42,9 @@ that each position takes longer in attention."""
 class TrainData(Protocol):
     """A training set. The trainer's arguments may change until the training begins."""
 
+    is_built_here: bool
+    """Whether no code of a script makes its batches."""
+
     def plan(self, args: transformers.TrainingArguments) -> Plan:
         """Return the number of windows, batches and updates; ValueError if there are none."""
         ...
@@ -48,6 +53,12 @@ class TrainData(Protocol):
         self, args: transformers.TrainingArguments, epoch: int, skip: int
     ) -> Iterator[HostBatch]:
         """Yield this process's rows of an epoch's batches, after the first `skip` updates."""
+        ...
+
+    def shapes(
+        self, args: transformers.TrainingArguments, epoch: int, skip: int
+    ) -> list[dict[str, jax.ShapeDtypeStruct]]:
+        """Return the shapes of an epoch's batches, each once, as far as they are known before."""
         ...
 
     def digest(self) -> str | None:
@@ -85,6 +96,8 @@ class WindowData:
         ValueError: the windows have no labels.
     """
 
+    is_built_here = True
+
     def __init__(self, windows: Windows, obstacle: str | None = None, is_of_family: bool = False):
         if not len(windows):
             raise ValueError(
@@ -99,6 +112,7 @@ class WindowData:
         self._obstacle = obstacle or describe_obstacle(windows)
         self._is_of_family = is_of_family
         self._decisions: dict[Any, str | None] = {}
+        self._latest: tuple[Any, PackedEpoch] | None = None  # it is asked for several times
 
     def plan(self, args: transformers.TrainingArguments) -> Plan:
         """See `TrainData`."""
@@ -185,7 +199,10 @@ class WindowData:
         return None
 
     def _packed(self, args: transformers.TrainingArguments, epoch: int) -> PackedEpoch:
-        return packed_epoch(
+        key, latest = (_packing_key(args), epoch), self._latest
+        if latest is not None and latest[0] == key:
+            return latest[1]
+        packed = packed_epoch(
             self._windows,
             packing_of(self._windows),
             parallel.core_count(),
@@ -195,11 +212,27 @@ class WindowData:
             accumulation=args.gradient_accumulation_steps,
             drop_last=args.dataloader_drop_last,
         )
+        self._latest = key, packed
+        return packed
 
     def _strategy(self, args: transformers.TrainingArguments) -> str:
         strategy = args.train_sampling_strategy
         is_replaced = wants_packing(args) and self._is_of_family and strategy == "random"
         return "group_by_length" if is_replaced else strategy
+
+    def shapes(
+        self, args: transformers.TrainingArguments, epoch: int, skip: int
+    ) -> list[dict[str, jax.ShapeDtypeStruct]]:
+        """See `TrainData`."""
+        first = next(self.batches(args, epoch, skip), None)
+        if first is None:
+            return []
+        sizes = [first.arrays["input_ids"].shape[-2:]]
+        if self.packed_as(args) == "rows":
+            counts = self._packed(args, epoch).counts
+            rows = {counts.rows(update) for update in range(skip, counts.updates)}
+            sizes += [(count, sizes[0][1]) for count in sorted(rows) if count != sizes[0][0]]
+        return [_resized(first.arrays, *size) for size in sizes]
 
     def digest(self) -> str:
         """See `TrainData`."""
@@ -221,6 +254,8 @@ class LoaderData:
     Raises:
         ValueError: there are several processes.
     """
+
+    is_built_here = False
 
     def __init__(self, loader: Any, model: AutoModelForQuestionAnswering, takes_extras: bool):
         refuse_several_processes(loader, "train()")
@@ -252,6 +287,12 @@ class LoaderData:
         )
         return self._updates.epoch(epoch, skip)
 
+    def shapes(
+        self, args: transformers.TrainingArguments, epoch: int, skip: int
+    ) -> list[dict[str, jax.ShapeDtypeStruct]]:
+        """See `TrainData`."""
+        return []
+
     def digest(self) -> None:
         """See `TrainData`."""
 
@@ -266,6 +307,20 @@ class LoaderData:
 
     def describe_labels_outside(self) -> None:
         """See `TrainData`; `UpdateBatches` counts them when it has made an epoch's batches."""
+
+
+def _resized(
+    arrays: dict[str, np.ndarray], rows: int, width: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of arrays [D, A, B, ...], and [D, A, B, L] of tokens, with other B and L."""
+    tokens = arrays["input_ids"].shape
+    return {
+        name: jax.ShapeDtypeStruct(
+            (*array.shape[:2], rows, *((width,) if array.shape == tokens else array.shape[3:])),
+            array.dtype,
+        )
+        for name, array in arrays.items()
+    }
 
 
 def train_data(

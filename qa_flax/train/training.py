@@ -4,7 +4,7 @@ import itertools
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,11 +17,11 @@ from tqdm import tqdm
 from transformers.trainer_utils import TrainOutput, speed_metrics
 
 from qa_flax import storage
-from qa_flax.data.batches import HostBatch
 from qa_flax.data.interrupts import interrupts_deferred
 from qa_flax.device import parallel
 from qa_flax.device.counters import device_report
 from qa_flax.device.memory import HELP, abstract_state, memory_plan
+from qa_flax.device.prefetch import ready
 from qa_flax.device.programs import train_program
 from qa_flax.device.step import TrainState, Weights, weights_of
 from qa_flax.distributed import preemption, processes
@@ -32,6 +32,7 @@ from qa_flax.models.weights import size_without_embeddings
 from qa_flax.train import checkpoints
 from qa_flax.train.custom import Custom, OptimizerView, OwnSchedule, as_direction
 from qa_flax.train.early_stopping import describe_late_stop, describe_stop
+from qa_flax.train.epochs import Epochs
 from qa_flax.train.events import Events
 from qa_flax.train.folder_lock import check_lock
 from qa_flax.train.live_state import LiveState
@@ -230,6 +231,7 @@ class _Training:
             parallel.run_key(args.seed),
             int(state.step),
             partial(self._report_memory, abstract),
+            is_shown=processes.is_main() and not args.disable_tqdm,
         )
         position = Position()
         if run:
@@ -240,7 +242,15 @@ class _Training:
             pending = run.get("pending", {})
             position = Position(ended, epoch_start, run["last_logged"], pending)
         states = self._checkpoints.callback_states
-        loop_actions = Actions(self._batches, actions.evaluate, self._save, actions.log, states)
+        self._epochs = Epochs(
+            partial(data.batches, args),
+            partial(ready, limits=model.id_limits),
+            plan.epochs,
+            is_ahead=data.is_built_here,
+        )
+        loop_actions = Actions(
+            self._epochs.batches, actions.evaluate, self._save, actions.log, states
+        )
         # As in transformers: two for the forward pass, four for the backward pass.
         flops = 6 * size_without_embeddings(model)
         self._loop = TrainingLoop(
@@ -252,10 +262,6 @@ class _Training:
 
     def run(self) -> preemption.Preempted | preemption.Interrupted | None:
         """Train to the last update or until a callback stops it; return what else stopped it."""
-        # Only `start` refers to the host's copy, so that `del` frees it once the cores have theirs.
-        start, self._start = self._start, None
-        self._live.begin(parallel.put_state(start, self._abstract))
-        del start
         try:
             with preemption.interrupt_handled(exits=_is_command_line(self._args)):
                 return self._run_loop()
@@ -265,15 +271,28 @@ class _Training:
 
     def _run_loop(self) -> preemption.Preempted | preemption.Interrupted | None:
         try:
+            self._put_on_cores()
             self._events.notify("on_train_begin")
             self._events.control.should_training_stop |= self._was_stopped
             if self._args.eval_on_start and not self._is_resumed:
                 self._actions.evaluate()  # a schedule that follows the metric does not count it
-            self._loop.run()
+            with self._epochs:
+                self._loop.run()
         except (preemption.Preempted, preemption.Interrupted) as stopped:
             self._save_stopped(stopped)
             return stopped
         return None
+
+    def _put_on_cores(self) -> None:
+        """Copy the state to the cores, while the step is compiled for the batches to come."""
+        # Only `start` refers to the host's copy, so that `del` frees it once the cores have theirs.
+        start, self._start = self._start, None
+        position = self._loop.position
+        skip = self._events.state.global_step - position.epoch_start
+        shapes = self._data.shapes(self._args, position.epochs_ended, skip)
+        with self._steps.compiled_ahead(self._abstract, shapes):
+            self._live.begin(parallel.put_state(start, self._abstract))
+            del start
 
     def _save_stopped(self, stopped: BaseException) -> None:
         """Save a checkpoint to resume from, unless nothing has changed since the latest one.
@@ -382,9 +401,6 @@ class _Training:
             with interrupts_deferred():
                 model.set_params(params)
         return True
-
-    def _batches(self, epoch: int, skip: int) -> Iterator[HostBatch]:
-        return self._data.batches(self._args, epoch, skip)
 
     def _begin_state(self, loader: Any) -> None:
         state, handler, plan = self._events.state, self._events.handler, self._plan

@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from qa_flax.commands.hidden_torch import show_torch
+
 SUMMARY = "ask a model questions about texts: at a prompt, or a file of questions"
 
 USAGE = """qa-flax answer --model_name_or_path DIR_OR_HUB_ID --context FILE_OR_FOLDER [...]
@@ -225,4 +227,5 @@ def main(parsed: argparse.Namespace) -> None:
         check(parsed)
     from qa_flax.commands.answer.job import run  # slow, so that it comes after the checks
 
+    show_torch()
     run(parsed)

@@ -2,6 +2,8 @@
 
 import argparse
 
+from qa_flax.commands.hidden_torch import show_torch
+
 SUMMARY = "fine-tune a tiny BERT on generated questions"
 
 
@@ -54,8 +56,10 @@ def main(parsed: argparse.Namespace) -> None:
     if parsed.study is None:
         from qa_flax.commands.demo.demo import run_demo
 
+        show_torch()
         run_demo(seed=parsed.seed, output_dir=parsed.output_dir or "qa_flax_demo")
     else:
         from qa_flax.commands.demo.study import run_study
 
+        show_torch()
         run_study(parsed.output_dir or "qa_flax_study", parsed.seed, parsed.seeds)

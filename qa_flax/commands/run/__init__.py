@@ -11,6 +11,7 @@ from qa_flax.commands.arguments import (
     ModelArguments,
     dataclass_parser,
 )
+from qa_flax.commands.hidden_torch import show_torch
 
 SUMMARY = "fine-tune, evaluate and predict, with the arguments of run_qa.py"
 
@@ -87,6 +88,7 @@ def main(parsed: argparse.Namespace) -> int | None:
     from qa_flax.distributed.failure import INTERRUPTED
     from qa_flax.distributed.preemption import Interrupted, Preempted
 
+    show_torch()
     try:
         run(*parsed.dataclasses)
     except Interrupted as interrupted:  # in all processes at the same point
