@@ -59,7 +59,6 @@ TESTED_ELSEWHERE = {
     "train/output_files": "by what a run leaves, commands/test_run.py, train/test_trainer.py",
     "train/qa_trainer": "with the base class, test_trainer.py",
     "train/shared_attributes": "it only names what Trainer provides",
-    "train/steps": "by the trainer that runs them, test_trainer.py, contract/test_resume.py",
     "train/train_questions": "with the questions that it evaluates, train/test_train_sample.py",
     "train/train_data": "by trainings on every kind of data set, test_loading.py",
     "train/tokenizer_fit": "by damaged folders, models/test_damaged_files.py and test_run_model.py",

@@ -29,6 +29,7 @@ TRAINING_RANGES: dict[str, Range] = {
     "save_total_limit": at_least(0).or_none(),
     "seed": SEED,
     "data_seed": SEED.or_none(),
+    "profile": at_least(0),
     # Those of `Regularization`.
     "hidden_dropout_prob": BELOW_1.or_none(),
     "attention_probs_dropout_prob": BELOW_1.or_none(),

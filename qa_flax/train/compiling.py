@@ -1,77 +1,79 @@
-"""Compile several programs at a time, and say so while it takes long (host)."""
+"""Compile programs in threads of their own, and say so while somebody waits for one (host)."""
 
-import sys
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from typing import Any
-
-from tqdm import tqdm
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, Self
 
 from qa_flax.distributed import preemption
+from qa_flax.train.progress import print_above_bar
 
-AT_ONCE = 2
-"""How many programs are compiled at a time. Each takes memory on the host."""
+AT_ONCE = max(1, min(4, (os.cpu_count() or 1) // 2))
+"""How many programs are compiled at a time. The compiler uses several threads for one, too."""
 SECONDS_UNTIL_LINE = 2.0
 SECONDS_BETWEEN_LINES = 30.0
 
 
 class Compiling:
-    """Programs that are compiled in other threads; see `compiling`."""
+    """Programs that are compiled in the order in which they are added.
 
-    def __init__(self, label: str, futures: Sequence[Future], is_shown: bool):
-        self._label, self._futures, self._is_shown = label, futures, is_shown
-        self._began = time.monotonic()
+    It is a context manager: what has not begun when it ends is not compiled.
 
-    def results(self) -> list[Any]:
-        """Wait for the programs and return them.
+    Args:
+        label: what is compiled, such as "the training step".
+        is_shown: whether lines are printed.
+    """
+
+    def __init__(self, label: str, is_shown: bool):
+        self._label, self._is_shown = label, is_shown
+        self._pool = ThreadPoolExecutor(AT_ONCE, "qa_flax compiling")
+        self._programs: dict[Hashable, tuple[str, Future]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # Without waiting: after SIGTERM there is little time to save a checkpoint.
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def add(self, key: Hashable, detail: str, job: Callable[[], Any]) -> None:
+        """Compile a program, unless there is one of this key.
+
+        Args:
+            key: of the program.
+            detail: for the lines, such as "8 x 384 tokens".
+            job: compiles and returns the program.
+        """
+        if key not in self._programs:
+            self._programs[key] = detail, self._pool.submit(job)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a program is being compiled, or waits for that."""
+        return not all(future.done() for _, future in self._programs.values())
+
+    def result(self, key: Hashable) -> Any:
+        """Wait for a program and return it.
 
         Prints a line if that takes more than `SECONDS_UNTIL_LINE`, and one when it is done.
 
         Raises:
             Preempted: SIGTERM was received.
-            Exception: what a compilation raised.
+            Exception: what the compilation raised.
         """
-        count = len(self._futures)
-        label = self._label if count == 1 else f"{self._label} for {count} shapes of batches"
-        next_line, has_line = self._began + SECONDS_UNTIL_LINE, False
-        while pending := [future for future in self._futures if not future.done()]:
-            wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+        detail, future = self._programs[key]
+        began = last_line = time.monotonic()
+        has_line = False
+        while not wait([future], timeout=0.2).done:
             preemption.check()
-            if self._is_shown and pending and time.monotonic() >= next_line:
-                seconds = f", {self._seconds():.0f} s so far" if has_line else ""
-                _print(f"Compiling {label} ({count - len(pending)} of {count} done{seconds})")
-                next_line, has_line = time.monotonic() + SECONDS_BETWEEN_LINES, True
-        results = [future.result() for future in self._futures]
+            now = time.monotonic()
+            pause = SECONDS_BETWEEN_LINES if has_line else SECONDS_UNTIL_LINE
+            if self._is_shown and now - last_line >= pause:
+                so_far = f", {now - began:.0f} s so far" if has_line else ""
+                print_above_bar(f"Compiling {self._label} for {detail} on each core{so_far}")
+                last_line, has_line = now, True
         if has_line:
-            _print(f"Compiled {label} in {self._seconds():.1f} s")
-        return results
-
-    def _seconds(self) -> float:
-        return time.monotonic() - self._began
-
-
-@contextmanager
-def compiling(label: str, jobs: Sequence[Callable[[], Any]], is_shown: bool) -> Iterator[Compiling]:
-    """Begin to compile programs in other threads; the caller may prepare something meanwhile.
-
-    Args:
-        label: what is compiled, such as "the training step".
-        jobs: each compiles one program and returns it.
-        is_shown: whether lines are printed.
-
-    Yields:
-        A `Compiling`, whose `results` waits for them. What has not begun is dropped when the
-        context ends.
-    """
-    pool = ThreadPoolExecutor(AT_ONCE, "qa_flax compiling")
-    try:
-        yield Compiling(label, [pool.submit(job) for job in jobs], is_shown)
-    finally:
-        # Without waiting: after SIGTERM there is little time to save a checkpoint.
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _print(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)  # does not break a progress bar
+            seconds = time.monotonic() - began
+            print_above_bar(f"Compiled {self._label} for {detail} in {seconds:.1f} s")
+        return future.result()

@@ -28,6 +28,8 @@ class Actions(NamedTuple):
     log: Callable[[dict[str, Any]], None]
     callback_states: Callable[[], Any]
     """Return the states of the callbacks and of the control."""
+    after_update: Callable[[int], None]
+    """Called with the number of each update that was started."""
 
 
 class TrainingLoop:
@@ -133,6 +135,7 @@ class TrainingLoop:
         state.epoch = self._plan.epoch_after(epochs, self._updates_in_epoch())
         self._count_tokens(ready.batch)
         set_progress(state, self._steps.progress())
+        self._actions.after_update(state.global_step)
         events.notify("on_step_end")
         self._apply_control()
         preemption.check()

@@ -5,6 +5,7 @@ import time
 from datetime import timedelta
 from typing import Any
 
+from tqdm import tqdm
 from transformers.trainer_callback import (
     CallbackHandler,
     ProgressCallback,
@@ -155,6 +156,11 @@ def formatted(progress: dict[str, float]) -> dict[str, str]:
         for name, (label, spec) in _FORMATS.items()
         if name in progress
     }
+
+
+def print_above_bar(line: str) -> None:
+    """Print a line to stderr; it does not break a progress bar."""
+    tqdm.write(line, file=sys.stderr)
 
 
 def _print(line: Any) -> None:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -17,13 +17,12 @@ from qa_flax.device.prefetch import Ready
 from qa_flax.device.programs import Program
 from qa_flax.device.step import Measurements, TrainState
 from qa_flax.distributed import processes
-from qa_flax.train.compiling import compiling
+from qa_flax.train.compiling import Compiling
 from qa_flax.train.live_state import LiveState
 
 OnCompiled = Callable[[Any, dict[str, Any]], None]
 """Called with a newly compiled step, before it runs, and with the arrays of its batch."""
 
-LABEL = "the training step"
 STEPS_AHEAD = 1
 """How many steps are started before the host waits for the oldest. More would only take memory."""
 MOST_UNREAD = 500
@@ -46,6 +45,8 @@ class Steps:
     reads losses only where they are needed, for a log, an evaluation or a checkpoint, and looks
     there whether all since the last time are finite.
 
+    It is a context manager: what is not compiled yet when it ends is not compiled.
+
     Args:
         live: the owner of the training state, which each step replaces.
         step: from `train_program`.
@@ -67,12 +68,11 @@ class Steps:
         on_compiled: OnCompiled | None = None,
         is_shown: bool = False,
     ):
-        self._is_shown = is_shown
+        self._compiling = Compiling("the training step", is_shown)
         self._live, self._step = live, step
         self._key = parallel.put_key(key)
         self._on_compiled = on_compiled
         self._compiled: dict[Any, Callable] = {}  # the step for each set of batch shapes
-        self._called: set[Any] = set()  # batch shapes
         self._running: deque[_Started] = deque()  # they may not have finished
         self._unread: list[_Started] = []  # they have finished
         self._clock = _Clock()
@@ -95,12 +95,10 @@ class Steps:
         rates = parallel.put(np.full(parallel.process_core_count(), learning_rate, np.float32))
         inputs = self._live.state(), ready.arrays, rates, self._key
         shapes = _shapes_of(ready.arrays)
-        if shapes not in self._compiled:
-            with compiling(LABEL, [partial(self._step.compile, *inputs)], self._is_shown) as jobs:
-                self._add(ready.arrays, jobs.results()[0])
         # The first call may copy constants to the cores; one of several processes compiles again.
-        is_first = shapes not in self._called
-        self._called.add(shapes)
+        is_first = shapes not in self._compiled
+        if is_first:
+            self._compiled[shapes] = self._compiled_for(ready.arrays, inputs)
         with interrupts_deferred():
             with nullcontext() if is_first else parallel.no_implicit_transfers():
                 state, measurements = self._compiled[shapes](*inputs)
@@ -111,17 +109,21 @@ class Steps:
         if len(self._unread) >= MOST_UNREAD:
             self._read()
 
-    @contextmanager
-    def compiled_ahead(
-        self, state: TrainState, batches: Sequence[dict[str, jax.ShapeDtypeStruct]]
-    ) -> Iterator[None]:
-        """Compile the step for batches of these shapes, while the body of the context runs.
+    def __enter__(self) -> Self:
+        return self
 
-        The context ends when they are compiled.
+    def __exit__(self, *error: object) -> None:
+        self._compiling.__exit__(*error)
+
+    def compile_ahead(
+        self, state: TrainState, batches: Sequence[dict[str, jax.ShapeDtypeStruct]]
+    ) -> None:
+        """Begin to compile the step for batches of these shapes, in another thread.
 
         Args:
             state: the shapes of the state on one core, from `abstract_state`.
-            batches: the shapes of the arrays [D, A, B, ...] of this process's cores.
+            batches: the shapes of the arrays [D, A, B, ...] of this process's cores, those that
+                are needed first at the beginning.
         """
         cores = parallel.process_core_count()
 
@@ -132,19 +134,31 @@ class Steps:
         rates = jax.ShapeDtypeStruct((cores,), np.float32)
         if processes.count() > 1:
             batches = batches[:1]  # a call compiles once more, unless it finds the program stored
-        jobs = [partial(self._step.compile, states, batch, rates, self._key) for batch in batches]
-        with compiling(LABEL, jobs, self._is_shown) as compiled:
-            yield
-            for batch, program in zip(batches, compiled.results(), strict=True):
-                self._add(batch, program)
+        for batch in batches:
+            self._compile(batch, states, batch, rates, self._key)
 
-    def _add(self, arrays: dict[str, Any], compiled: Any) -> None:
-        if self._on_compiled is not None:
-            self._on_compiled(compiled, arrays)
+    def _compile(self, batch: dict[str, Any], *inputs: Any) -> None:
+        rows, tokens = batch["input_ids"].shape[-2:]
+        job = partial(self._step.compile, *inputs)
+        self._compiling.add(_shapes_of(batch), f"{rows} x {tokens} tokens", job)
+
+    def _compiled_for(self, arrays: dict[str, Any], inputs: tuple[Any, ...]) -> Callable:
+        """Return the compiled step for batches of these shapes."""
         # The compiled step needs the arrays of all cores, and one of several processes has only its
         # own. There the step itself is called.
-        is_one = processes.count() == 1
-        self._compiled[_shapes_of(arrays)] = compiled if is_one else self._step
+        is_multiprocess = processes.count() > 1
+        if is_multiprocess and self._compiled:
+            return self._step
+        self._compile(arrays, *inputs)
+        compiled = self._compiling.result(_shapes_of(arrays))
+        if self._on_compiled is not None:
+            self._on_compiled(compiled, arrays)
+        return self._step if is_multiprocess else compiled
+
+    @property
+    def is_compiling(self) -> bool:
+        """Whether the step is being compiled for some shape."""
+        return self._compiling.is_busy
 
     def progress(self) -> dict[str, float]:
         """Return what is known without waiting, for a progress bar.
@@ -225,7 +239,7 @@ class Steps:
 
 
 def _shapes_of(arrays: dict[str, Any]) -> Any:
-    return tuple((name, array.shape) for name, array in arrays.items())
+    return tuple(sorted((name, array.shape) for name, array in arrays.items()))
 
 
 class _Clock:

@@ -56,9 +56,12 @@ class TrainData(Protocol):
         ...
 
     def shapes(
-        self, args: transformers.TrainingArguments, epoch: int, skip: int
+        self, args: transformers.TrainingArguments, epoch: int, updates: range
     ) -> list[dict[str, jax.ShapeDtypeStruct]]:
-        """Return the shapes of an epoch's batches, each once, as far as they are known before."""
+        """Return the shapes of the batches of an epoch's updates, as far as they are known before.
+
+        Each is returned once, in the order in which they come.
+        """
         ...
 
     def digest(self) -> str | None:
@@ -221,18 +224,19 @@ class WindowData:
         return "group_by_length" if is_replaced else strategy
 
     def shapes(
-        self, args: transformers.TrainingArguments, epoch: int, skip: int
+        self, args: transformers.TrainingArguments, epoch: int, updates: range
     ) -> list[dict[str, jax.ShapeDtypeStruct]]:
         """See `TrainData`."""
-        first = next(self.batches(args, epoch, skip), None)
+        first = next(self.batches(args, epoch, updates.start), None)
         if first is None:
             return []
-        sizes = [first.arrays["input_ids"].shape[-2:]]
+        rows, width = first.arrays["input_ids"].shape[-2:]
+        sizes = [(rows, width)]
         if self.packed_as(args) == "rows":
             counts = self._packed(args, epoch).counts
-            rows = {counts.rows(update) for update in range(skip, counts.updates)}
-            sizes += [(count, sizes[0][1]) for count in sorted(rows) if count != sizes[0][0]]
-        return [_resized(first.arrays, *size) for size in sizes]
+            of_epoch = updates[: max(0, counts.updates - updates.start)]
+            sizes = [(counts.rows(update), width) for update in of_epoch]
+        return [_resized(first.arrays, *size) for size in dict.fromkeys(sizes)]
 
     def digest(self) -> str:
         """See `TrainData`."""
@@ -288,7 +292,7 @@ class LoaderData:
         return self._updates.epoch(epoch, skip)
 
     def shapes(
-        self, args: transformers.TrainingArguments, epoch: int, skip: int
+        self, args: transformers.TrainingArguments, epoch: int, updates: range
     ) -> list[dict[str, jax.ShapeDtypeStruct]]:
         """See `TrainData`."""
         return []

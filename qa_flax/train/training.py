@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -13,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from tqdm import tqdm
 from transformers.trainer_utils import TrainOutput, speed_metrics
 
 from qa_flax import storage
@@ -48,7 +46,8 @@ from qa_flax.train.plan import (
     schedule_of,
     wants_device_report,
 )
-from qa_flax.train.progress import close_bars
+from qa_flax.train.profiling import Profiler
+from qa_flax.train.progress import close_bars, print_above_bar
 from qa_flax.train.reinitialize import mark_reinitialized
 from qa_flax.train.resume import (
     Position,
@@ -175,6 +174,25 @@ def _schedule_and_optimizer(
     return schedule_of(args, plan.updates), optimizer_of(args, model)
 
 
+def _initial_state(model: Any, optimizer: Any, *, is_averaged: bool) -> TrainState:
+    """The state before the first update, in the memory of the host."""
+    # Creating arrays copies constants to the device, and optax mixes dtypes.
+    with parallel.on_host(), implicit_transfers(), jax.numpy_dtype_promotion("standard"):
+        params, fixed = _trained_weights(model)
+        average = params if is_averaged else None
+        return TrainState(jnp.int32(0), params, fixed, optimizer.init(params), average)
+
+
+def _position(run: dict[str, Any], plan: Plan) -> Position:
+    """Where a training begins: at the start, or where the run of a checkpoint was stopped."""
+    if not run:
+        return Position()
+    ended = run["epochs_ended"]
+    # Checkpoints of earlier versions have no epoch_start.
+    epoch_start = run.get("epoch_start", ended * plan.updates_per_epoch)
+    return Position(ended, epoch_start, run["last_logged"], run.get("pending", {}))
+
+
 class _Training:
     """One training run, new or resumed: its plan, state, steps, loop and checkpoints."""
 
@@ -196,19 +214,9 @@ class _Training:
         self._schedule, optimizer = _schedule_and_optimizer(args, model, plan, custom)
         conditions = conditions_of(args, plan, data, model)
         self._checkpoints = RunCheckpoints(events, live, conditions, actions.save_model)
-        # Creating arrays copies constants to the device, and optax mixes dtypes.
-        with (
-            parallel.on_host(),
-            implicit_transfers(),
-            jax.numpy_dtype_promotion("standard"),
-        ):
-            params, fixed = _trained_weights(model)
-            ema_decay = ema_decay_of(args)
-            average = params if ema_decay else None
-            state = TrainState(jnp.int32(0), params, fixed, optimizer.init(params), average)
-        abstract = abstract_state(
-            model, optimizer, is_sharded(args), is_averaged=average is not None
-        )
+        ema_decay = ema_decay_of(args)
+        state = _initial_state(model, optimizer, is_averaged=bool(ema_decay))
+        abstract = abstract_state(model, optimizer, is_sharded(args), is_averaged=bool(ema_decay))
         events.reset()
         self._checkpoints.prepare(bool(resume.checkpoint) or args.save_strategy != "no", state)
         run: dict[str, Any] = {}
@@ -233,32 +241,35 @@ class _Training:
             partial(self._report_memory, abstract),
             is_shown=processes.is_main() and not args.disable_tqdm,
         )
-        position = Position()
         if run:
             self._steps.resume(run["counters"])
-            ended = run["epochs_ended"]
-            # Checkpoints of earlier versions have no epoch_start.
-            epoch_start = run.get("epoch_start", ended * plan.updates_per_epoch)
-            pending = run.get("pending", {})
-            position = Position(ended, epoch_start, run["last_logged"], pending)
-        states = self._checkpoints.callback_states
+        self._is_resumed = bool(run)
+        self._first_step = events.state.global_step
+        self._loop = self._make_loop(_position(run, plan))
+        self._begin_state(loader)
+
+    def _make_loop(self, position: Position) -> TrainingLoop:
+        args, data, plan, model = self._args, self._data, self._plan, self._live.model
         self._epochs = Epochs(
             partial(data.batches, args),
             partial(ready, limits=model.id_limits),
             plan.epochs,
             is_ahead=data.is_built_here,
         )
-        loop_actions = Actions(
-            self._epochs.batches, actions.evaluate, self._save, actions.log, states
+        self._profiler = Profiler(args, self._steps, self._first_step)
+        actions = Actions(
+            self._epochs.batches,
+            self._actions.evaluate,
+            self._save,
+            self._actions.log,
+            self._checkpoints.callback_states,
+            self._profiler.after_update,
         )
         # As in transformers: two for the forward pass, four for the backward pass.
         flops = 6 * size_without_embeddings(model)
-        self._loop = TrainingLoop(
-            events, plan, self._steps, self._schedule, position, loop_actions, flops
+        return TrainingLoop(
+            self._events, plan, self._steps, self._schedule, position, actions, flops
         )
-        self._is_resumed = bool(run)
-        self._first_step = events.state.global_step
-        self._begin_state(loader)
 
     def run(self) -> preemption.Preempted | preemption.Interrupted | None:
         """Train to the last update or until a callback stops it; return what else stopped it."""
@@ -276,23 +287,26 @@ class _Training:
             self._events.control.should_training_stop |= self._was_stopped
             if self._args.eval_on_start and not self._is_resumed:
                 self._actions.evaluate()  # a schedule that follows the metric does not count it
-            with self._epochs:
-                self._loop.run()
+            with self._steps, self._epochs:
+                try:
+                    self._loop.run()
+                finally:
+                    self._profiler.end(self._events.state.global_step)
         except (preemption.Preempted, preemption.Interrupted) as stopped:
             self._save_stopped(stopped)
             return stopped
         return None
 
     def _put_on_cores(self) -> None:
-        """Copy the state to the cores, while the step is compiled for the batches to come."""
-        # Only `start` refers to the host's copy, so that `del` frees it once the cores have theirs.
+        """Copy the state to the cores; begin to compile the step for the batches to come."""
+        # Only `start` refers to the host's copy, which is freed once the cores have theirs.
         start, self._start = self._start, None
         position = self._loop.position
         skip = self._events.state.global_step - position.epoch_start
-        shapes = self._data.shapes(self._args, position.epochs_ended, skip)
-        with self._steps.compiled_ahead(self._abstract, shapes):
-            self._live.begin(parallel.put_state(start, self._abstract))
-            del start
+        updates = range(skip, skip + self._plan.updates - self._events.state.global_step)
+        shapes = self._data.shapes(self._args, position.epochs_ended, updates)
+        self._steps.compile_ahead(self._abstract, shapes)
+        self._live.begin(parallel.put_state(start, self._abstract))
 
     def _save_stopped(self, stopped: BaseException) -> None:
         """Save a checkpoint to resume from, unless nothing has changed since the latest one.
@@ -432,5 +446,5 @@ class _Training:
         if is_too_much and plan.total > self._reported_memory:
             logger.warning("%s. %s.", line, HELP)
         elif is_useful and is_shown and next(_memory_lines) == 0:
-            tqdm.write(line, file=sys.stderr)  # does not break the progress bar
+            print_above_bar(line)
         self._reported_memory = max(self._reported_memory, plan.total)

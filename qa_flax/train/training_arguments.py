@@ -237,6 +237,9 @@ class TrainingArguments(  # pyright: ignore[reportIncompatibleMethodOverride,rep
             padding is computed. `train_fill` and `eval_fill` in the metrics are the share of
             positions that hold tokens; None: one window a row, without these metrics. What cannot
             be packed has rows of its own, with a warning that says why.
+        profile: record this many updates with `jax.profiler`, after the first two of the call, and
+            print how busy the cores were and the largest gaps. The trace is in
+            `output_dir/profile`, for TensorBoard or Perfetto; 0: none.
         overwrite_output_dir: start from the beginning, even if `output_dir` has checkpoints
             (command line only; `Trainer.train` resumes only when asked to).
         optim: also `"lamb"`, which transformers does not have.
@@ -293,6 +296,14 @@ class TrainingArguments(  # pyright: ignore[reportIncompatibleMethodOverride,rep
             "help": "Pack several windows into each row, for training and evaluation: half of the "
             "positions are padding otherwise. Results are the same up to rounding. A warning says "
             "why a family or data cannot be packed. Default: true in qa-flax run, false in Python."
+        },
+    )
+
+    profile: int = field(
+        default=0,
+        metadata={
+            "help": "Record a trace of this many updates with jax.profiler, in output_dir/profile, "
+            "and print how busy the cores were; 0: none."
         },
     )
 

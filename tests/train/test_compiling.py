@@ -1,4 +1,4 @@
-"""Lines about what is being compiled."""
+"""Programs that are compiled in other threads, and lines about them."""
 
 import threading
 import time
@@ -6,58 +6,77 @@ import time
 import pytest
 
 from qa_flax.distributed import preemption
-from qa_flax.train import compiling as module
-from qa_flax.train.compiling import compiling
+from qa_flax.train import compiling
+from qa_flax.train.compiling import Compiling
 
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(module, "SECONDS_UNTIL_LINE", 0.3)
-    monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.5)
+    monkeypatch.setattr(compiling, "SECONDS_UNTIL_LINE", 0.3)
+    monkeypatch.setattr(compiling, "SECONDS_BETWEEN_LINES", 0.5)
 
 
-def run(jobs, is_shown=True):
-    with compiling("the step", jobs, is_shown) as compiled:
-        return compiled.results()
+def slow():
+    time.sleep(1.5)
+    return 3
 
 
-def test_lines_appear_only_if_it_takes_long(impatient, capsys):
-    assert run([lambda: 1, lambda: 2]) == [1, 2]
+def test_lines_appear_only_if_somebody_waits(impatient, capsys):
+    with Compiling("the step", is_shown=True) as programs:
+        programs.add("a", "2 x 8 tokens", lambda: 1)
+        assert programs.result("a") == 1
+        assert capsys.readouterr().err == ""
+        programs.add("b", "4 x 8 tokens", slow)
+        assert programs.result("b") == 3
+        first, second, *_, last = capsys.readouterr().err.splitlines()
+        assert first == "Compiling the step for 4 x 8 tokens on each core"
+        assert second == "Compiling the step for 4 x 8 tokens on each core, 1 s so far"
+        assert last.startswith("Compiled the step for 4 x 8 tokens in 1.")
+        assert programs.result("b") == 3
+    with Compiling("the step", is_shown=False) as programs:
+        programs.add("b", "4 x 8 tokens", slow)
+        assert programs.result("b") == 3
     assert capsys.readouterr().err == ""
 
-    def slow():
-        time.sleep(1.2)
-        return 3
 
-    assert run([lambda: 1, slow]) == [1, 3]
-    first, second, last = capsys.readouterr().err.splitlines()
-    assert first == "Compiling the step for 2 shapes of batches (1 of 2 done)"
-    assert second.startswith("Compiling the step for 2 shapes of batches (1 of 2 done, 1 s so far")
-    assert last.startswith("Compiled the step for 2 shapes of batches in 1.")
-    assert run([slow], is_shown=False) == [3]
-    assert capsys.readouterr().err == ""
-
-
-def test_several_are_compiled_at_a_time():
-    both = threading.Barrier(2, timeout=60)
-    assert sorted(run([both.wait, both.wait])) == [0, 1]
+def test_the_first_is_there_before_the_second_is_compiled():
+    wanted = threading.Event()
+    with Compiling("the step", is_shown=True) as programs:
+        programs.add("a", "", lambda: "first")
+        programs.add("a", "", lambda: "not compiled again")
+        programs.add("b", "", lambda: wanted.wait(60))
+        assert programs.result("a") == "first"
+        wanted.set()
+        assert programs.result("b") is True
 
 
 def test_an_error_of_the_compiler_reaches_the_caller():
     def fail():
         raise MemoryError("the compiler's")
 
-    with pytest.raises(MemoryError, match="the compiler's"):
-        run([lambda: 1, fail])
+    with Compiling("the step", is_shown=True) as programs:
+        programs.add("a", "", fail)
+        with pytest.raises(MemoryError, match="the compiler's"):
+            programs.result("a")
 
 
 def test_sigterm_does_not_wait_for_the_compiler(monkeypatch):
-    released = threading.Event()
+    released, begun = threading.Event(), []
 
     def check():
         raise preemption.Preempted
 
+    monkeypatch.setattr(compiling, "AT_ONCE", 1)
     monkeypatch.setattr(preemption, "check", check)
+
+    def compile_both():
+        with Compiling("the step", is_shown=True) as programs:
+            programs.add("a", "", lambda: released.wait(60))
+            programs.add("b", "", lambda: begun.append(1))
+            programs.result("a")
+
     with pytest.raises(preemption.Preempted):
-        run([lambda: released.wait(60)])
+        compile_both()
     released.set()
+    time.sleep(0.2)
+    assert not begun

@@ -1,6 +1,6 @@
 """When the host reads the losses of a training, and when a step is compiled."""
 
-import re
+import threading
 
 import jax
 import numpy as np
@@ -96,35 +96,35 @@ def test_without_logs_losses_are_read_from_time_to_time(tmp_path, windows, monke
     assert trainer.state.log_history[-1]["train_loss"] > 0
 
 
-def test_all_shapes_are_compiled_before_the_first_step(tmp_path, windows):
-    compiled = []
-
-    class Compiled(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kwargs):
-            self.before = len(compiled)
-
-        def on_step_end(self, args, state, control, **kwargs):
-            self.during = len(compiled) - self.before
+def test_each_shape_is_compiled_once_and_ahead(tmp_path, monkeypatch):
+    examples, lengths = tiny.repeated_examples(5), {"max_seq_length": 96, "doc_stride": 16}
+    windows = prepare_train_features(examples, tiny.tokenizer(), disable_tqdm=True, **lengths)
+    events, shapes, ahead = [], set(), []
 
     def count(name, seconds, **kwargs):
         if name == "/jax/core/compile/backend_compile_duration":
-            compiled.append(re.sub(r"\W", "", kwargs.get("fun_name", "")))
+            is_step = "one_core" in kwargs.get("fun_name", "")
+            events.append((is_step, threading.current_thread().name.split("_0")[0]))
 
+    start, compile_ahead = steps.Steps.start, steps.Steps.compile_ahead
+
+    def watched_start(self, ready, *rates):
+        shapes.add(ready.arrays["input_ids"].shape)
+        return start(self, ready, *rates)
+
+    def watched_ahead(self, state, batches):
+        ahead.extend(batch["input_ids"].shape for batch in batches)
+        return compile_ahead(self, state, batches)
+
+    monkeypatch.setattr(steps.Steps, "start", watched_start)
+    monkeypatch.setattr(steps.Steps, "compile_ahead", watched_ahead)
     programs.clear()
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
-        callback = Compiled()
-        trainer = train(
-            tmp_path,
-            windows,
-            [callback],
-            packing=True,
-            per_device_train_batch_size=3,
-            max_steps=-1,
-            num_train_epochs=3,
-        )
+        settings = {"per_device_train_batch_size": 3, "max_steps": -1, "num_train_epochs": 2}
+        train(tmp_path, windows, packing=True, **settings)
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
-    assert trainer.state.global_step > 3
-    assert callback.before >= 1
-    assert callback.during == 0
+    assert len(shapes) == len(ahead) == 2
+    assert set(ahead) == shapes
+    assert [thread for is_step, thread in events if is_step] == ["qa_flax compiling"] * 2
