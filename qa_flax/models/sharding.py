@@ -99,11 +99,19 @@ def global_norm(tree: PyTree) -> Float[Array, ""]:
 # ---- on the host ---------------------------------------------------------------------------------
 
 
+TILE_ROWS = 8
+"""The rows of a tile of float32 elements, in which a TPU stores an array; see `padded.py`."""
+
+
 def shard_shape(shape: tuple[int, ...], cores: int) -> tuple[int, ...]:
-    """The shape of a shard: whole rows if the padding is below 1%, else flat elements."""
+    """The shape of a shard: whole rows if the padding is below 1%, else flat elements.
+
+    The rows fill whole tiles if the padding then is still below 1%.
+    """
     rows = shape[0] if shape else 0
-    if 100 * (-rows % cores) < rows:
-        return (-(-rows // cores), *shape[1:])
+    for multiple in (cores * TILE_ROWS, cores):
+        if 100 * (-rows % multiple) < rows:
+            return ((rows + -rows % multiple) // cores, *shape[1:])
     return (-(-math.prod(shape) // cores),)
 
 

@@ -9,8 +9,9 @@ import optax
 import transformers
 
 from qa_flax import storage
+from qa_flax.device import parallel
 from qa_flax.device.memory import abstract_state
-from qa_flax.device.optim import make_optimizer
+from qa_flax.device.optim import NEED_WHOLE_PARAMETERS, make_optimizer
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.models.sharding import bytes_of
 from qa_flax.storage import AnyPath
@@ -181,6 +182,11 @@ def optimizer_of(
 def is_sharded(args: transformers.TrainingArguments) -> bool:
     """Whether `shard_params` is set; transformers' own TrainingArguments does not have it."""
     return bool(getattr(args, "shard_params", False))
+
+
+def pads_tables(args: transformers.TrainingArguments) -> bool:
+    """Whether the cores hold padded tables during a training with the optimizer of `optim`."""
+    return parallel.has_tiles() and plain_value(args.optim) not in NEED_WHOLE_PARAMETERS
 
 
 def ema_decay_of(args: transformers.TrainingArguments) -> float:

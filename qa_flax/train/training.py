@@ -43,6 +43,7 @@ from qa_flax.train.plan import (
     logging_steps_of,
     optimizer_of,
     output_dir,
+    pads_tables,
     schedule_of,
     wants_device_report,
 )
@@ -200,7 +201,11 @@ class _Training:
             average = params if ema_decay else None
             state = TrainState(jnp.int32(0), params, fixed, optimizer.init(params), average)
         abstract = abstract_state(
-            model, optimizer, is_sharded(args), is_averaged=average is not None
+            model,
+            optimizer,
+            is_sharded(args),
+            is_averaged=average is not None,
+            is_padded=custom.optimizer is None and pads_tables(args),
         )
         events.reset()
         self._checkpoints.prepare(bool(resume.checkpoint) or args.save_strategy != "no", state)
