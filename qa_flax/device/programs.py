@@ -30,6 +30,8 @@ def train_program(
     label_smoothing: float,
     loss_function: LossFunction | None = None,
     ema_decay: float = 0.0,
+    bf16_gradients: bool = False,
+    dropout_bits: str = "hash",
 ) -> Callable[..., Any]:
     """`make_train_step`'s step over all cores; equal arguments return the same function.
 
@@ -38,7 +40,7 @@ def train_program(
         arrays `[D, ...]`; the measurements are scalars. The state is donated.
         `key_data` is `parallel.put_key`'s.
     """
-    settings = label_smoothing, loss_function, ema_decay
+    settings = label_smoothing, loss_function, ema_decay, bf16_gradients, dropout_bits
     return _train_program(graphdef, optimizer, *settings, parallel.cores())
 
 
@@ -87,9 +89,12 @@ def _train_program(
     label_smoothing: float,
     loss_function: LossFunction | None,
     ema_decay: float,
+    bf16_gradients: bool,
+    dropout_bits: str,
     devices: tuple[Any, ...],
 ) -> Callable[..., Any]:
-    step = make_train_step(graphdef, optimizer, label_smoothing, loss_function, ema_decay)
+    settings = label_smoothing, loss_function, ema_decay, bf16_gradients, dropout_bits
+    step = make_train_step(graphdef, optimizer, *settings)
     return parallel.over_cores(
         lambda state, batch, rate, data: step(state, batch, rate, parallel.wrap_key(data)),
         (0, 0, 0, 0),

@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from qa_flax.models.blocks import Stack
+from qa_flax.models.dropout import dropout_bits_from
 from qa_flax.models.layers import Table
 from qa_flax.models.platform import traced_platform
 from qa_flax.models.qa import SpanLogits, span_terms, term_scales
@@ -22,6 +23,7 @@ from qa_flax.models.sharding import (
     CORES,
     all_gather,
     global_norm,
+    gradients_summed_in_bf16,
     has_shards,
     is_shard,
     sum_gradients,
@@ -254,6 +256,8 @@ def make_train_step(
     label_smoothing: float = 0.0,
     loss_function: LossFunction | None = None,
     ema_decay: float = 0.0,
+    bf16_gradients: bool = False,
+    dropout_bits: str = "hash",
 ) -> Callable[..., tuple[TrainState, Measurements]]:
     """Build the training step of one core: one update from `a` microbatches.
 
@@ -267,6 +271,8 @@ def make_train_step(
         label_smoothing: as in `span_terms`.
         loss_function: replaces the loss of spans.
         ema_decay: of the average of the parameters, if the state has one.
+        bf16_gradients: whether the cores exchange gradients in bfloat16.
+        dropout_bits: where dropout takes its random bits from, one of `dropout.DROPOUT_BITS`.
 
     Returns:
         `train_step(state, batch, learning_rate, key) -> (state, measurements)`. The batch's arrays
@@ -306,7 +312,11 @@ def make_train_step(
         state = TrainState(state.step + 1, params, state.fixed, opt_state, average)
         return state, measurements
 
-    return train_step
+    def traced(*inputs: Any) -> tuple[TrainState, Measurements]:
+        with gradients_summed_in_bf16(bf16_gradients), dropout_bits_from(dropout_bits):
+            return train_step(*inputs)
+
+    return traced
 
 
 class BestTokens(NamedTuple):

@@ -194,6 +194,16 @@ def ema_decay_of(args: transformers.TrainingArguments) -> float:
     return float(getattr(args, "ema_decay", None) or 0.0)
 
 
+def has_bf16_gradients(args: transformers.TrainingArguments) -> bool:
+    """`bf16_gradients`; transformers' own TrainingArguments does not have it."""
+    return bool(getattr(args, "bf16_gradients", False))
+
+
+def dropout_bits_of(args: transformers.TrainingArguments) -> str:
+    """`dropout_bits`, "hash" where transformers' own TrainingArguments do not have it."""
+    return getattr(args, "dropout_bits", None) or "hash"
+
+
 def wants_device_report(args: transformers.TrainingArguments) -> bool:
     """Whether `debug` has `tpu_metrics_debug`, which asks for a report about the device."""
     options: Any = args.debug

@@ -38,7 +38,9 @@ from qa_flax.train.loop import Actions, TrainingLoop
 from qa_flax.train.plan import (
     Plan,
     describe_few_evaluations,
+    dropout_bits_of,
     ema_decay_of,
+    has_bf16_gradients,
     is_sharded,
     logging_steps_of,
     optimizer_of,
@@ -223,9 +225,11 @@ class _Training:
         self._abstract = abstract
         self._reported_memory = 0
         smoothing = float(args.label_smoothing_factor)
+        reduces, bits = has_bf16_gradients(args), dropout_bits_of(args)
+        program_settings = smoothing, custom.loss, ema_decay, reduces, bits
         self._steps = Steps(
             live,
-            train_program(graphdef, optimizer, smoothing, custom.loss, ema_decay),
+            train_program(graphdef, optimizer, *program_settings),
             parallel.run_key(args.seed),
             int(state.step),
             partial(self._report_memory, abstract),

@@ -30,7 +30,8 @@ def test_every_argument_of_transformers_is_in_exactly_one_list():
 def test_additional_fields_are_the_old_names_and_the_flags_of_this_package():
     inherited = {f.name for f in dataclasses.fields(transformers.TrainingArguments)}
     additional = {f.name for f in dataclasses.fields(TrainingArguments)} - inherited
-    package_flags = {"overwrite_output_dir", "shard_params", "packing"}
+    package_flags = {"overwrite_output_dir", "shard_params", "packing", "bf16_gradients"}
+    package_flags |= {"dropout_bits"}
     package_flags |= {f.name for f in dataclasses.fields(Regularization)}
     assert additional == OLD_NAMES.keys() | REMOVED.keys() | package_flags
 
