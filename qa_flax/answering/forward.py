@@ -16,6 +16,7 @@ from qa_flax.answers.spans import PADDING_LOGIT, Logits
 from qa_flax.data.columns import blocks
 from qa_flax.data.windows import LazyWindows
 from qa_flax.device import parallel
+from qa_flax.device.memory import abstract_weights
 from qa_flax.device.programs import process_eval_program, process_logits_loop
 from qa_flax.device.step import weights_of
 from qa_flax.distributed import preemption
@@ -97,7 +98,8 @@ class Forward:
         if is_same:
             return
         self._weights = None  # frees the memory of the old ones first
-        self._weights = parallel.put_replicas(weights_of(self.model))
+        abstract = abstract_weights(self.model, False, is_padded=parallel.has_tiles())
+        self._weights = parallel.put_state(weights_of(self.model), abstract)
         self._graphdef = self.model.graphdef(self.model.dtype)
         self._loop = process_logits_loop(self._graphdef)
         self._compiled.clear()

@@ -36,6 +36,9 @@ from qa_flax.data.windows import Features, Windows
 logger = messages.logger(__name__)
 
 _END: Any = object()
+COLLATED_WIDTH_STEP = 128
+"""Widths of training batches that a collator makes are multiples of this many tokens, or
+`WIDTH_STEP`. How long its longest batch will be is not known, so they cannot be `train_widths`."""
 CHUNK_ROWS = 1024
 """Rows of a loader that are evaluated together; bounds the memory for the tokens of a stream."""
 
@@ -356,7 +359,8 @@ class UpdateBatches:
 
     def _width(self, longest: int) -> int:
         """Round up to a compiled width, but not beyond what the model can take."""
-        width = -(-longest // WIDTH_STEP) * WIDTH_STEP
+        step = COLLATED_WIDTH_STEP if longest > WIDTH_STEP else WIDTH_STEP
+        width = -(-longest // step) * step
         return width if self._limit is None else max(longest, min(width, self._limit))
 
 

@@ -4,9 +4,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from qa_flax.device import parallel
-from qa_flax.device.step import TrainState, weights_of
+from qa_flax.device.step import TrainState, Weights, weights_of
+from qa_flax.models.layers import Table
+from qa_flax.models.padded import abstract_padded
 from qa_flax.models.sharding import abstract_shards, bytes_of
 
 GIB = 1 << 30
@@ -47,22 +50,45 @@ HELP = (
 )
 
 
+def abstract_weights(
+    model: Any, is_sharded: bool, cores: int = 0, *, is_padded: bool = False
+) -> Weights:
+    """The weights on one core, as shapes and dtypes.
+
+    Args:
+        model: the model.
+        is_sharded: whether they are sharded over the cores: they are `Shard`s.
+        cores: how many cores they are sharded over; 0: those of all processes.
+        is_padded: whether tables that are not sharded are padded where a TPU needs it: they are
+            `PaddedTable`s.
+    """
+    weights = jax.eval_shape(lambda: weights_of(model))
+    if is_sharded:
+        return abstract_shards(weights, cores or parallel.core_count())
+    if not is_padded:
+        return weights
+    tables = [path for path, module in nnx.iter_modules(model) if isinstance(module, Table)]
+    return Weights(*(abstract_padded(tree, tables) for tree in weights))
+
+
 def abstract_state(
-    model: Any, optimizer: Any, is_sharded: bool, cores: int = 0, *, is_averaged: bool = False
+    model: Any,
+    optimizer: Any,
+    is_sharded: bool,
+    cores: int = 0,
+    *,
+    is_averaged: bool = False,
+    is_padded: bool = False,
 ) -> TrainState:
-    """The training state on one core, as shapes and dtypes; with `Shard`s if it is sharded.
+    """The training state on one core, as shapes and dtypes.
 
     Args:
         model: the model to train.
         optimizer: an optax optimizer, `optim.make_optimizer`'s.
-        is_sharded: whether parameters and optimizer state are sharded over the cores.
-        cores: how many cores they are sharded over; 0: those of all processes.
+        is_sharded, cores, is_padded: as in `abstract_weights`, of the optimizer state, too.
         is_averaged: whether the state has an average of the parameters.
     """
-    params, fixed = jax.eval_shape(lambda: weights_of(model))
-    if is_sharded:
-        count = cores or parallel.core_count()
-        params, fixed = abstract_shards(params, count), abstract_shards(fixed, count)
+    params, fixed = abstract_weights(model, is_sharded, cores, is_padded=is_padded)
     step: Any = jax.ShapeDtypeStruct((), jnp.int32)
     average = params if is_averaged else None
     return TrainState(step, params, fixed, jax.eval_shape(optimizer.init, params), average)

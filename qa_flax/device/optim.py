@@ -189,7 +189,8 @@ def _flag(text: str) -> bool:
 _ADEMAMIX: dict[str, Callable] = dict.fromkeys(("beta1", "beta2", "beta3", "alpha", "eps"), float)
 _RMSPROP: dict[str, Callable] = {"momentum": float, "alpha": float, "eps": float, "centered": _flag}
 
-# Their updates use row means, column means or norms of a parameter, which a shard does not have.
+# Their updates use row means, column means or norms of a parameter. A shard does not have them, and
+# the rows of zeros of a padded table would change them.
 NEED_WHOLE_PARAMETERS = ("adafactor", "lamb")
 
 OPTIMIZERS: dict[str, tuple[Callable[..., Parts], dict[str, Callable]]] = {

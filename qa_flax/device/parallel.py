@@ -20,6 +20,7 @@ from jaxtyping import PyTree
 
 from qa_flax.distributed import processes
 from qa_flax.models import sharding
+from qa_flax.models.padded import PaddedTable, is_padded, is_wrapped, to_padded, without_padding
 from qa_flax.models.platform import traced_for
 from qa_flax.models.sharding import CORES, Shard, is_shard
 from qa_flax.models.transfers import implicit_transfers, to_host
@@ -61,6 +62,11 @@ def process_core_count() -> int:
 def is_one_cpu() -> bool:
     """Return whether the cores of all processes are one, and that is a CPU."""
     return core_count() == 1 and jax.devices()[0].platform == "cpu"
+
+
+def has_tiles() -> bool:
+    """Whether the cores store arrays in tiles of several rows, as TPUs do; see `models/padded`."""
+    return cores()[0].platform == "tpu"
 
 
 def process_cores() -> slice:
@@ -209,17 +215,18 @@ def copy_first_replica(arrays: list[Any]) -> list[Any]:
     The caller may donate the original arrays as soon as this function returns.
 
     Args:
-        arrays: from `put_replicas`, `[D, ...]`.
+        arrays: from `put_state`, `[D, ...]`; `PaddedTable`s may be among them.
 
     Returns:
-        The arrays `[...]`, on the first core.
+        The arrays `[...]` without padding, on the first core.
     """
-    return _first_rows([array.addressable_data(0) for array in arrays])
+    return _first_rows(jax.tree.map(lambda array: array.addressable_data(0), arrays))
 
 
 @jax.jit
 def _first_rows(arrays: list[Any]) -> list[Any]:
-    return [array[0] for array in arrays]
+    first = jax.tree.map(lambda array: array[0], arrays)
+    return jax.tree.map(without_padding, first, is_leaf=is_padded)
 
 
 def take_replica(tree: PyTree) -> PyTree:
@@ -232,16 +239,21 @@ def put_state(tree: PyTree, abstract: PyTree) -> PyTree:
 
     Args:
         tree: host arrays, each of its full shape.
-        abstract: a tree of the same structure, from `memory.abstract_state`.
+        abstract: a tree of the same structure, from `memory.abstract_state`. Its leaves may be
+            arrays on the cores. Where it has a `PaddedTable`, rows of zeros are added.
     """
-    nodes, structure = jax.tree.flatten(abstract, is_leaf=is_shard)
+    nodes, structure = jax.tree.flatten(abstract, is_leaf=is_wrapped)
     arrays = jax.tree.leaves(tree)
-    replicated = [a for a, node in zip(arrays, nodes, strict=True) if not is_shard(node)]
+    replicated = [a for a, node in zip(arrays, nodes, strict=True) if not is_wrapped(node)]
     replicas, on_cores = iter(put_replicas(replicated)), []
     for array, node in zip(arrays, nodes, strict=True):
-        if is_shard(node):  # one array at a time: its shards are a second copy on the host
+        # One array at a time: its shards, or its rows with padding, are a second copy on the host.
+        if is_shard(node):
             shards = sharding.to_shards(to_host(array), core_count())
             on_cores.append(Shard(put(shards[process_cores()]), node.shape))
+        elif is_padded(node):
+            rows = to_padded(to_host(array), node.data.shape[-2])
+            on_cores.append(PaddedTable(put_replicas(rows), node.shape))
         else:
             on_cores.append(next(replicas))
     return structure.unflatten(on_cores)
@@ -250,12 +262,12 @@ def put_state(tree: PyTree, abstract: PyTree) -> PyTree:
 def gather_state(tree: PyTree) -> PyTree:
     """Copy the tree of `put_state` back to the host, as NumPy arrays of full shape.
 
-    Every process must call it. Shards are gathered one array at a time.
+    Every process must call it. Shards are gathered one array at a time. Padding is removed.
     """
 
     def take(node: Any) -> Any:
         if not is_shard(node):
-            return take_replica(node)
+            return without_padding(take_replica(node))
         shards = (
             gather(node.data)
             if processes.count() == 1
@@ -263,7 +275,7 @@ def gather_state(tree: PyTree) -> PyTree:
         )
         return sharding.from_shards(shards, node.shape)
 
-    return jax.tree.map(take, tree, is_leaf=is_shard)
+    return jax.tree.map(take, tree, is_leaf=is_wrapped)
 
 
 def on_host() -> Any:

@@ -71,6 +71,8 @@ def train_program(
     label_smoothing: float,
     loss_function: LossFunction | None = None,
     ema_decay: float = 0.0,
+    bf16_gradients: bool = False,
+    dropout_bits: str = "hash",
 ) -> Program:
     """`make_train_step`'s step over all cores; equal arguments return the same function.
 
@@ -79,7 +81,7 @@ def train_program(
         arrays `[D, ...]`; the measurements are scalars. The state is donated.
         `key_data` is `parallel.put_key`'s.
     """
-    settings = label_smoothing, loss_function, ema_decay
+    settings = label_smoothing, loss_function, ema_decay, bf16_gradients, dropout_bits
     return _train_program(graphdef, optimizer, *settings, parallel.cores())
 
 
@@ -128,9 +130,12 @@ def _train_program(
     label_smoothing: float,
     loss_function: LossFunction | None,
     ema_decay: float,
+    bf16_gradients: bool,
+    dropout_bits: str,
     devices: tuple[Any, ...],
 ) -> Program:
-    step = make_train_step(graphdef, optimizer, label_smoothing, loss_function, ema_decay)
+    settings = label_smoothing, loss_function, ema_decay, bf16_gradients, dropout_bits
+    step = make_train_step(graphdef, optimizer, *settings)
     over_cores = parallel.over_cores(
         lambda state, batch, rate, data: step(state, batch, rate, parallel.wrap_key(data)),
         (0, 0, 0, 0),

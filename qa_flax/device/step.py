@@ -15,13 +15,15 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from qa_flax.models.blocks import Stack
+from qa_flax.models.dropout import dropout_bits_from
 from qa_flax.models.layers import Table
-from qa_flax.models.platform import is_for_cpu
+from qa_flax.models.platform import traced_platform
 from qa_flax.models.qa import SpanLogits, span_terms, term_scales
 from qa_flax.models.sharding import (
     CORES,
     all_gather,
     global_norm,
+    gradients_summed_in_bf16,
     has_shards,
     is_shard,
     sum_gradients,
@@ -213,26 +215,25 @@ def _counts(batch: Batch) -> Float[Array, "3"]:
     return jnp.stack([jnp.sum(valid & counted, dtype=jnp.float32) for counted in (valid, *inside)])
 
 
-TOKENS_AT_ONCE = 768
-"""How many tokens a CPU works through at once: with more, each row takes longer, because what is
-computed of them does not fit into the caches."""
+TOKENS_AT_ONCE = {"cpu": 768, "tpu": 8 * 384}
+"""How many tokens a core works through at once: with more, each row takes longer, because what is
+computed of them does not fit into the caches of a CPU or the on-chip memory of a TPU. A GPU works
+through all rows at once."""
 
 
-def _rows_at_once(rows: int, width: int, tokens: int) -> int:
+def _rows_at_once(rows: int, width: int) -> int:
     """Into how many rows of `width` tokens to divide a batch of `rows` rows."""
-    if not is_for_cpu():
-        return rows
-    at_most = max(1, tokens // width)
+    at_most = max(1, TOKENS_AT_ONCE.get(traced_platform(), rows * width) // width)
     divisors = [n for n in range(1, rows + 1) if rows % n == 0 and n <= at_most]
     # Many small parts would take longer than a large one: in training, the gradient of all
     # parameters is added up after each.
     return divisors[-1] if 2 * divisors[-1] >= min(at_most, rows) else rows
 
 
-def _in_parts(batch: Batch, tokens: int) -> Batch:
+def _in_parts(batch: Batch) -> Batch:
     """Divide microbatches `[a, b, ...]` into `[a * n, b / n, ...]` where that is faster."""
     a, b, width = batch["input_ids"].shape
-    rows = _rows_at_once(b, width, tokens)
+    rows = _rows_at_once(b, width)
     return {name: x.reshape(a * (b // rows), rows, *x.shape[2:]) for name, x in batch.items()}
 
 
@@ -255,6 +256,8 @@ def make_train_step(
     label_smoothing: float = 0.0,
     loss_function: LossFunction | None = None,
     ema_decay: float = 0.0,
+    bf16_gradients: bool = False,
+    dropout_bits: str = "hash",
 ) -> Callable[..., tuple[TrainState, Measurements]]:
     """Build the training step of one core: one update from `a` microbatches.
 
@@ -268,6 +271,8 @@ def make_train_step(
         label_smoothing: as in `span_terms`.
         loss_function: replaces the loss of spans.
         ema_decay: of the average of the parameters, if the state has one.
+        bf16_gradients: whether the cores exchange gradients in bfloat16.
+        dropout_bits: where dropout takes its random bits from, one of `dropout.DROPOUT_BITS`.
 
     Returns:
         `train_step(state, batch, learning_rate, key) -> (state, measurements)`. The batch's arrays
@@ -284,7 +289,7 @@ def make_train_step(
         # draws the same masks as an uninterrupted one.
         key = jax.random.fold_in(jax.random.fold_in(key, state.step), lax.axis_index(CORES))
         counts = lax.psum(_counts(batch), CORES)
-        batch = _in_parts(batch, TOKENS_AT_ONCE)
+        batch = _in_parts(batch)
         count = batch["valid"].shape[0]
         if count == 1:
             microbatch = jax.tree.map(lambda x: x[0], batch)
@@ -307,7 +312,11 @@ def make_train_step(
         state = TrainState(state.step + 1, params, state.fixed, opt_state, average)
         return state, measurements
 
-    return train_step
+    def traced(*inputs: Any) -> tuple[TrainState, Measurements]:
+        with gradients_summed_in_bf16(bf16_gradients), dropout_bits_from(dropout_bits):
+            return train_step(*inputs)
+
+    return traced
 
 
 class BestTokens(NamedTuple):
@@ -382,9 +391,9 @@ def make_eval_step(
 
 
 def _logits(graphdef: nnx.GraphDef, weights: Weights, inputs: Batch) -> SpanLogits:
-    """Compute logits without dropout; a CPU computes a few rows at a time."""
+    """Compute logits without dropout, a few rows at a time where that is faster."""
     b, width = inputs["input_ids"].shape
-    rows = _rows_at_once(b, width, TOKENS_AT_ONCE)
+    rows = _rows_at_once(b, width)
     model = _model(graphdef, weights)
     if rows == b:
         return model.span_logits(**inputs)

@@ -9,7 +9,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from qa_flax.models.dropout import drop, dropout, random_bits, words_at
+from qa_flax.models.dropout import (
+    drop,
+    drop_by_bytes,
+    dropout,
+    random_bits,
+    random_bytes,
+    uses_hardware_bits,
+    words_at,
+)
 from qa_flax.models.platform import is_for_cpu
 
 
@@ -58,7 +66,7 @@ def attention(
     The form depends on the processor (`platform.py`) and on the shape. A CPU computes one head
     after the other if all scores together do not fit into its caches, and computes them again for
     the gradient. TPUs and GPUs compute all heads at once. The result is the same, up to rounding,
-    with the same dropout masks.
+    with the same dropout masks, unless these are made of hardware bits.
 
     Args:
         query, key, value: in the compute dtype.
@@ -82,7 +90,7 @@ def attention(
         return jax.nn.dot_product_attention(query, key, value, bias, mask, scale=factor)
     scores = jnp.einsum("bqad,bkad->baqk", query, key, preferred_element_type=jnp.float32) * factor
     probabilities = _softmax(scores if bias is None else scores + bias, mask)
-    probabilities = dropout(probabilities, dropout_rate, rngs).astype(value.dtype)
+    probabilities = dropout(probabilities, dropout_rate, rngs, is_scores=True).astype(value.dtype)
     return jnp.einsum("baqk,bkad->bqad", probabilities, value)
 
 
@@ -106,7 +114,10 @@ def _by_heads(
     """One head after the other; `rngs` is None without dropout."""
     b, q, a, _ = query.shape
     shape = (b, q, key.shape[1])
-    bits = None if rngs is None else random_bits(rngs.dropout())
+    dropout_key = None if rngs is None else rngs.dropout()
+    bits = None
+    if dropout_key is not None and not uses_hardware_bits():
+        bits = random_bits(dropout_key)
     has_own_bias = bias is not None and bias.shape[1] == a
     mask, shared_bias = mask[:, 0], None if bias is None or has_own_bias else bias[:, 0]
 
@@ -121,6 +132,9 @@ def _by_heads(
             row, i, j = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in range(3))
             index = ((row * np.uint32(a) + head) * np.uint32(q) + i) * np.uint32(shape[2]) + j
             probabilities = drop(probabilities, dropout_rate, words_at(bits, index))
+        elif dropout_key is not None:
+            values = random_bytes(jax.random.fold_in(dropout_key, head), shape)
+            probabilities = drop_by_bytes(probabilities, dropout_rate, values)
         return jnp.einsum("bqk,bkd->bqd", probabilities.astype(value.dtype), value)
 
     own_bias = jnp.moveaxis(bias, 1, 0) if bias is not None and has_own_bias else None

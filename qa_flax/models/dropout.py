@@ -1,21 +1,59 @@
 """Stage 4 of 7: dropout and a fast generator of its random bits (device, JAX)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Float, UInt8, UInt32
+
+DROPOUT_BITS = ("hash", "hardware")
+"""Where the random bits of dropout come from: `random_words`, or the processor's own generator."""
+_BITS: ContextVar[str] = ContextVar("dropout_bits", default="hash")
 
 
-def dropout(x: Float[Array, "..."], rate: float, rngs: nnx.Rngs | None) -> Float[Array, "..."]:
+@contextmanager
+def dropout_bits_from(source: str) -> Iterator[None]:
+    """In a `with` block, functions are traced that take the bits from one of `DROPOUT_BITS`."""
+    token = _BITS.set(source)
+    try:
+        yield
+    finally:
+        _BITS.reset(token)
+
+
+def uses_hardware_bits() -> bool:
+    """Whether the function that is being traced takes the processor's own random bits."""
+    return _BITS.get() == "hardware"
+
+
+def dropout(
+    x: Float[Array, "..."], rate: float, rngs: nnx.Rngs | None, *, is_scores: bool = False
+) -> Float[Array, "..."]:
     """Zero each element with probability `rate` and scale the others by `1 / (1 - rate)`.
 
     Draws one key from the `dropout` stream of `rngs`. Returns `x` itself if `rngs` is None or
     `rate` is 0.
+
+    Args:
+        x: the elements.
+        rate: the probability; hardware bits round it to a multiple of 1/256, see `drop_by_bytes`.
+        rngs: None means no dropout.
+        is_scores: whether the last two axes are those of query and key tokens. A TPU uses hardware
+            bits faster if these axes are swapped when the bits are drawn.
     """
     if rngs is None or rate == 0.0:
         return x
-    return drop(x, rate, random_words(rngs.dropout(), x.shape))
+    key = rngs.dropout()
+    if not uses_hardware_bits():
+        return drop(x, rate, random_words(key, x.shape))
+    if not is_scores:
+        return drop_by_bytes(x, rate, random_bytes(key, x.shape))
+    *axes, q, k = x.shape
+    return drop_by_bytes(x, rate, jnp.swapaxes(random_bytes(key, (*axes, k, q)), -1, -2))
 
 
 def drop(x: Float[Array, "..."], rate: float, words: UInt32[Array, "..."]) -> Float[Array, "..."]:
@@ -24,6 +62,24 @@ def drop(x: Float[Array, "..."], rate: float, words: UInt32[Array, "..."]) -> Fl
     limit = min(round((1.0 - rate) * 2**32), 2**32 - 1)
     keep = words < np.uint32(limit)
     return jnp.where(keep, x * (2**32 / limit if limit else 0.0), jnp.zeros((), x.dtype))
+
+
+def drop_by_bytes(
+    x: Float[Array, "..."], rate: float, values: UInt8[Array, "..."]
+) -> Float[Array, "..."]:
+    """As `dropout`, with a random byte for each element.
+
+    The probability is `rate` rounded to a multiple of 1/256, at least 1/256. The scale uses that
+    probability, so the mean is preserved.
+    """
+    limit = 0 if rate >= 1.0 else min(max(round((1.0 - rate) * 2**8), 1), 2**8 - 1)
+    keep = values < np.uint8(limit)
+    return jnp.where(keep, x * (2**8 / limit if limit else 0.0), jnp.zeros((), x.dtype))
+
+
+def random_bytes(key: Array, shape: tuple[int, ...]) -> UInt8[Array, "..."]:
+    """Random bytes from the generator of the key; with a key of `parallel.run_key` the chip's."""
+    return jax.random.bits(key, shape, jnp.uint8)
 
 
 def random_words(key: Array, shape: tuple[int, ...]) -> UInt32[Array, "..."]:

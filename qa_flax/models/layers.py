@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from qa_flax.models.dropout import dropout
+from qa_flax.models.padded import is_padded, is_wrapped, padded_rows_of
 from qa_flax.models.sharding import is_shard, rows_of
 
 # A parameter's path in a model: attribute names and list indexes.
@@ -112,7 +113,7 @@ def layer_norm(size: int, epsilon: float, dtype: jnp.dtype, *, bias: bool = True
 
 
 class Table(nnx.Embed):
-    """`nnx.Embed` whose table may be sharded; see `sharding.rows_of`."""
+    """`nnx.Embed` whose table may be a `Shard` or a `PaddedTable`."""
 
     def __call__(
         self, inputs: Int[Array, "*rows"], out_sharding: Any = None
@@ -121,7 +122,9 @@ class Table(nnx.Embed):
 
         `out_sharding` is an argument of NNX.
         """
-        (array,) = jax.tree.leaves(nnx.state(self), is_leaf=is_shard)
+        (array,) = jax.tree.leaves(nnx.state(self), is_leaf=is_wrapped)
+        if is_padded(array):
+            return padded_rows_of(array, inputs)
         return rows_of(array, inputs) if is_shard(array) else super().__call__(inputs, out_sharding)
 
 

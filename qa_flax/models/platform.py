@@ -22,11 +22,11 @@ def traced_for(platform: str) -> Iterator[None]:
         _PLATFORM.reset(token)
 
 
-def target_platform() -> str:
+def traced_platform() -> str:
     """What the function that is being traced will run on: "cpu", "gpu" or "tpu"."""
     return _PLATFORM.get() or jax.default_backend()
 
 
 def is_for_cpu() -> bool:
     """Whether the function that is being traced will run on a CPU."""
-    return target_platform() == "cpu"
+    return traced_platform() == "cpu"

@@ -20,12 +20,13 @@ from flax import nnx
 
 from qa_flax.data.interrupts import interrupts_deferred
 from qa_flax.device import parallel
+from qa_flax.device.memory import abstract_weights
 from qa_flax.device.step import TrainState, Weights, weights_of
 from qa_flax.distributed import ProcessError, processes
 from qa_flax.distributed.exchange import all_gather_json, barrier
 from qa_flax.models.model import AutoModelForQuestionAnswering
+from qa_flax.models.padded import is_wrapped
 from qa_flax.models.read_hooks import DeferredArray, has_read_hook, set_read_hook
-from qa_flax.models.sharding import Shard, abstract_shards, is_shard
 from qa_flax.models.transfers import to_device, to_host
 
 
@@ -70,7 +71,7 @@ class LiveState:
         """Start owning `state`: until `end`, the model's weights are on the cores.
 
         Args:
-            state: from `parallel.put_state`: arrays [D, ...] on the cores, or `Shard`s.
+            state: from `parallel.put_state`: arrays [D, ...], `Shard`s and `PaddedTable`s.
 
         Raises:
             ValueError: the model is already being trained.
@@ -111,9 +112,9 @@ class LiveState:
         """
         if self._state is not None:
             return self.state().evaluation_weights
-        weights = weights_of(self.model)
-        abstract = abstract_shards(weights, parallel.core_count()) if self._is_sharded else weights
-        return parallel.put_state(weights, abstract)
+        is_padded = parallel.has_tiles()
+        abstract = abstract_weights(self.model, self._is_sharded, is_padded=is_padded)
+        return parallel.put_state(weights_of(self.model), abstract)
 
     def host_copy(self) -> TrainState:
         """Return the state as NumPy arrays, without fixed weights; every process must call it."""
@@ -241,7 +242,7 @@ class LiveState:
         if not written:
             return
         weights, names = self._state.weights, list(self._variables)
-        leaves, structure = jax.tree.flatten(weights, is_leaf=is_shard)
+        leaves, structure = jax.tree.flatten(weights, is_leaf=is_wrapped)
         try:
             arrays = {n: _checked_array(v, leaves[n], names[n]) for n, v in written.items()}
             if in_all_processes:
@@ -295,7 +296,7 @@ def _with_written(average: Any, arrays: dict[int, np.ndarray]) -> Any:
         arrays: the values by their number among the leaves of all weights: parameters, then fixed.
     """
     # These copies are not those of the parameters: the step donates the buffers of both.
-    leaves, structure = jax.tree.flatten(average, is_leaf=is_shard)
+    leaves, structure = jax.tree.flatten(average, is_leaf=is_wrapped)
     for n, array in arrays.items():
         if n < len(leaves):
             leaves[n] = parallel.put_state([array], [leaves[n]])[0]
@@ -303,7 +304,7 @@ def _with_written(average: Any, arrays: dict[int, np.ndarray]) -> Any:
 
 
 def _leaves(tree: Any) -> list[Any]:
-    return jax.tree.leaves(tree, is_leaf=is_shard)
+    return jax.tree.leaves(tree, is_leaf=is_wrapped)
 
 
 def _paths(weights: Weights) -> list[tuple[Any, ...]]:
@@ -311,7 +312,7 @@ def _paths(weights: Weights) -> list[tuple[Any, ...]]:
     return [
         tuple(part.key for part in path if isinstance(part, jax.tree_util.DictKey))
         for tree in weights
-        for path, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_shard)
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_wrapped)
     ]
 
 
@@ -327,7 +328,7 @@ def _checked_array(variable: nnx.Variable, leaf: Any, path: tuple[Any, ...]) -> 
     Raises:
         ValueError: the value has another shape, or is not floating point.
     """
-    shape = leaf.shape if isinstance(leaf, Shard) else leaf.shape[1:]
+    shape = leaf.shape if is_wrapped(leaf) else leaf.shape[1:]
     array = to_host(variable.get_raw_value())
     if array.shape != tuple(shape) or not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(

@@ -9,8 +9,9 @@ import optax
 import transformers
 
 from qa_flax import storage
+from qa_flax.device import parallel
 from qa_flax.device.memory import abstract_state
-from qa_flax.device.optim import make_optimizer
+from qa_flax.device.optim import NEED_WHOLE_PARAMETERS, make_optimizer
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.models.sharding import bytes_of
 from qa_flax.storage import AnyPath
@@ -183,9 +184,24 @@ def is_sharded(args: transformers.TrainingArguments) -> bool:
     return bool(getattr(args, "shard_params", False))
 
 
+def pads_tables(args: transformers.TrainingArguments) -> bool:
+    """Whether the cores hold padded tables during a training with the optimizer of `optim`."""
+    return parallel.has_tiles() and plain_value(args.optim) not in NEED_WHOLE_PARAMETERS
+
+
 def ema_decay_of(args: transformers.TrainingArguments) -> float:
     """`ema_decay`, 0 for none; transformers' own TrainingArguments does not have it."""
     return float(getattr(args, "ema_decay", None) or 0.0)
+
+
+def has_bf16_gradients(args: transformers.TrainingArguments) -> bool:
+    """`bf16_gradients`; transformers' own TrainingArguments does not have it."""
+    return bool(getattr(args, "bf16_gradients", False))
+
+
+def dropout_bits_of(args: transformers.TrainingArguments) -> str:
+    """`dropout_bits`, "hash" where transformers' own TrainingArguments do not have it."""
+    return getattr(args, "dropout_bits", None) or "hash"
 
 
 def wants_device_report(args: transformers.TrainingArguments) -> bool:

@@ -25,7 +25,13 @@ from qa_flax.train.events import Events
 from qa_flax.train.layer_rates import layerwise_decay
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.output_room import check_room, checkpoint_room
-from qa_flax.train.plan import Plan, ema_decay_of, output_dir
+from qa_flax.train.plan import (
+    Plan,
+    dropout_bits_of,
+    ema_decay_of,
+    has_bf16_gradients,
+    output_dir,
+)
 from qa_flax.train.reinitialize import reinit_count
 from qa_flax.train.train_data import TrainData, data_seed_of
 
@@ -270,6 +276,8 @@ def conditions_of(
         "frozen": frozen_names(model) or None,
         # None, as in checkpoints of versions without these arguments.
         "ema_decay": ema_decay_of(args) or None,
+        "bf16_gradients": has_bf16_gradients(args) or None,
+        "dropout_bits": None if dropout_bits_of(args) == "hash" else dropout_bits_of(args),
         "layerwise_lr_decay": None if layerwise_decay(args) == 1.0 else layerwise_decay(args),
         "reinit_layers": reinit_count(args) or None,
         "fixed_digest": checkpoints.tensors_digest(weights_of(model).fixed),

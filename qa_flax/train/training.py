@@ -38,11 +38,14 @@ from qa_flax.train.loop import Actions, TrainingLoop
 from qa_flax.train.plan import (
     Plan,
     describe_few_evaluations,
+    dropout_bits_of,
     ema_decay_of,
+    has_bf16_gradients,
     is_sharded,
     logging_steps_of,
     optimizer_of,
     output_dir,
+    pads_tables,
     schedule_of,
     wants_device_report,
 )
@@ -216,7 +219,13 @@ class _Training:
         self._checkpoints = RunCheckpoints(events, live, conditions, actions.save_model)
         ema_decay = ema_decay_of(args)
         state = _initial_state(model, optimizer, is_averaged=bool(ema_decay))
-        abstract = abstract_state(model, optimizer, is_sharded(args), is_averaged=bool(ema_decay))
+        abstract = abstract_state(
+            model,
+            optimizer,
+            is_sharded(args),
+            is_averaged=bool(ema_decay),
+            is_padded=custom.optimizer is None and pads_tables(args),
+        )
         events.reset()
         self._checkpoints.prepare(bool(resume.checkpoint) or args.save_strategy != "no", state)
         run: dict[str, Any] = {}
@@ -233,9 +242,11 @@ class _Training:
         self._abstract = abstract
         self._reported_memory = 0
         smoothing = float(args.label_smoothing_factor)
+        reduces, bits = has_bf16_gradients(args), dropout_bits_of(args)
+        program_settings = smoothing, custom.loss, ema_decay, reduces, bits
         self._steps = Steps(
             live,
-            train_program(graphdef, optimizer, smoothing, custom.loss, ema_decay),
+            train_program(graphdef, optimizer, *program_settings),
             parallel.run_key(args.seed),
             int(state.step),
             partial(self._report_memory, abstract),

@@ -186,8 +186,10 @@ REFUSED: dict[str, tuple[tuple, str]] = {
 CHOICES = {
     "debug": ("tpu_metrics_debug",),
     "train_sampling_strategy": ("random", "sequential", "group_by_length"),
+    "dropout_bits": ("hash", "hardware"),
 }
 
+FLAGS = ("shard_params", "bf16_gradients")
 COUNTS = (
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
@@ -233,6 +235,12 @@ class TrainingArguments(  # pyright: ignore[reportIncompatibleMethodOverride,rep
     Args:
         shard_params: shard parameters, gradients and optimizer state over the cores, for models
             that do not fit on one. Layers are recomputed in the backward pass.
+        bf16_gradients: sum gradients over the cores in bfloat16, so that half as many bytes are
+            sent. Each core's gradient is rounded to 8 bits of precision; parameters, optimizer
+            state and the sums of microbatches stay in float32. With one core nothing changes.
+        dropout_bits: where dropout takes its random bits from: `"hash"`, of each element's index,
+            or `"hardware"`, the generator of the TPU or GPU with a byte for each element, which
+            rounds probabilities to multiples of 1/256. It may be faster on a TPU; not timed there.
         packing: pack several windows into each row, for training and evaluation, so that less
             padding is computed. `train_fill` and `eval_fill` in the metrics are the share of
             positions that hold tokens; None: one window a row, without these metrics. What cannot
@@ -287,6 +295,24 @@ class TrainingArguments(  # pyright: ignore[reportIncompatibleMethodOverride,rep
         metadata={
             "help": "Shard parameters, gradients and optimizer state over the cores, for models "
             "that do not fit on one; layers are recomputed in the backward pass."
+        },
+    )
+
+    bf16_gradients: bool = field(
+        default=False,
+        metadata={
+            "help": "Exchange gradients between the cores in bfloat16: half as many bytes are "
+            "sent. Each core's gradient is rounded; everything else stays in float32."
+        },
+    )
+
+    dropout_bits: str = field(
+        default="hash",
+        metadata={
+            "help": "Where dropout takes its random bits from. hash: a hash of each element's "
+            "index. hardware: the generator of the TPU or GPU, a byte for each element, which "
+            "rounds dropout probabilities to multiples of 1/256; may be faster on a TPU.",
+            "choices": ["hash", "hardware"],
         },
     )
 
@@ -434,6 +460,11 @@ def _refuse_unsupported(args: transformers.TrainingArguments) -> None:
         f"{name}={value!r}: it must be a whole number of at least 1"
         for name in COUNTS
         if not isinstance(value := getattr(args, name), int) or value < 1
+    ]
+    problems += [
+        f"{name}={value!r}: it must be True or False"
+        for name in FLAGS
+        if not isinstance(value := getattr(args, name, False), bool)
     ]
     for name, allowed in (CHOICES | {"optim": tuple(OPTIMIZERS)}).items():
         value = getattr(args, name, allowed[0])

@@ -16,16 +16,18 @@ every core, without gradient checkpointing. Each model takes minutes; --layers m
 
 import argparse
 import os
+import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # tells libtpu that this is not a TPU VM
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.experimental import topologies
+from tpu_topology import cores_of, obstacle
 from transformers import (
     BertConfig,
     DebertaV2Config,
@@ -89,9 +91,9 @@ CASES = {
             **DEBERTA,
         )
     ),
-    "google-bert/bert-base-uncased": Case(BertConfig(), 6, False),
-    "google-bert/bert-large-uncased": Case(BertConfig(**LARGE), 4, False),
-    "FacebookAI/roberta-base": Case(RobertaConfig(**ROBERTA), 6, False),
+    "google-bert/bert-base-uncased": Case(BertConfig(), 8, False),
+    "google-bert/bert-large-uncased": Case(BertConfig(**LARGE), 6, False),
+    "FacebookAI/roberta-base": Case(RobertaConfig(**ROBERTA), 8, False),
     "microsoft/deberta-v3-base": Case(
         DebertaV2Config(
             vocab_size=128100,
@@ -104,7 +106,7 @@ CASES = {
         4,
         False,
     ),
-    "answerdotai/ModernBERT-base": Case(ModernBertConfig(), 6, False),
+    "answerdotai/ModernBERT-base": Case(ModernBertConfig(), 8, False),
     "FacebookAI/xlm-roberta-large": Case(XLMRobertaConfig(**XLM_R | LARGE), 2, False),
 }
 
@@ -158,10 +160,10 @@ def estimate(config: PreTrainedConfig, cores: int, rows: int, tokens: int) -> di
 
 def compiled_for(topology: str, case: Case, tokens: int) -> MemoryPlan:
     """Compile the training step for a TPU topology; return the memory that the compiler reports."""
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    devices = cores_of(topology)
     model, optimizer = shapes_of(case.config, "bfloat16"), make_optimizer()
     model = model.with_remat() if case.is_sharded else model
-    abstract = abstract_state(model, optimizer, case.is_sharded, len(devices))
+    abstract = abstract_state(model, optimizer, case.is_sharded, len(devices), is_padded=True)
     step = make_train_step(nnx.graphdef(model), optimizer)
     step = parallel.over_cores(step, (0, 0, None, None), (0, None), donate=True, devices=devices)
     shape = len(devices), 1, case.rows
@@ -188,6 +190,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="reduce the encoders to this many layers")
     parser.add_argument("--models", nargs="+", choices=CASES, help="default: all")
     arguments = parser.parse_args()
+    if arguments.tpu and (reason := obstacle()) is not None:
+        sys.exit(reason)
     print(f"{arguments.tpu or f'{arguments.cores} cores'}, {arguments.limit:g} GiB a core")
     for name in arguments.models or [n for n in CASES if arguments.tpu or CASES[n].is_sharded]:
         case, started = CASES[name], time.monotonic()

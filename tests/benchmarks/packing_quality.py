@@ -75,7 +75,7 @@ def run(
     """Fine-tune and evaluate once."""
     kept = attention.SCORES_AT_ONCE, step.TOKENS_AT_ONCE
     if not on:
-        attention.SCORES_AT_ONCE = step.TOKENS_AT_ONCE = NEVER
+        attention.SCORES_AT_ONCE, step.TOKENS_AT_ONCE = NEVER, {}
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     with tempfile.TemporaryDirectory() as output_dir:
         trainer = qa_flax.QuestionAnsweringTrainer(

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from qa_flax.data.batches import (
-    WIDTH_STEP,
     epoch_order,
     eval_batches,
+    eval_width_steps,
     scatter,
     train_batches,
+    train_widths,
 )
 from qa_flax.data.windows import Features
 
@@ -39,7 +40,7 @@ def test_every_window_is_trained_on_once_with_its_own_label(rng, n, accumulation
     for batch in batches:
         assert batch.arrays["input_ids"].shape[:3] == (4, accumulation, 2)
         width = batch.arrays["input_ids"].shape[3]
-        assert width % WIDTH_STEP == 0
+        assert width in train_widths(192)
         for index in map(tuple, np.argwhere(batch.valid)):
             row, arrays = batch.rows[index], batch.arrays
             trained.append(row)
@@ -49,6 +50,29 @@ def test_every_window_is_trained_on_once_with_its_own_label(rng, n, accumulation
             assert arrays["input_ids"][index][label] == row + 1
             assert label == (width - 1 if left else windows.attention_mask[row].sum() - 1)
     assert sorted(trained) == list(range(n))
+
+
+@pytest.mark.parametrize("tokens", [1, 24, 64, 70, 100, 128, 192, 320, 384, 500, 512, 4096])
+def test_few_widths_serve_windows_of_any_length(rng, tokens):
+    """At most 2 in training and 3 in evaluation; the widest holds the longest window."""
+    for widths, most in ((train_widths(tokens), 2), (eval_width_steps(tokens), 3)):
+        assert 1 <= len(widths) <= most
+        assert widths == sorted(set(widths))
+        assert widths[-1] == tokens
+        assert all(width % 64 == 0 for width in widths[:-1])
+    windows = features(rng, 40, tokens=max(6, tokens))
+    used = {batch.arrays["input_ids"].shape[-1] for batch in train_batches(windows, 1, 1, 0, 0)}
+    assert used <= set(train_widths(windows.padded_length))
+    used = {batch.arrays["input_ids"].shape[-1] for batch in eval_batches(windows, 1, 1)}
+    assert used <= set(eval_width_steps(windows.padded_length))
+    assert len(used) == 3 or tokens < 256
+
+
+def test_the_widths_of_squad():
+    assert train_widths(384) == [192, 384]
+    assert eval_width_steps(384) == [192, 256, 384]
+    assert eval_width_steps(512) == [256, 384, 512]
+    assert train_widths(64) == [64]
 
 
 def test_skip_omits_the_first_updates_of_the_epoch(rng):

@@ -47,6 +47,8 @@ def test_shards_are_rows_where_that_needs_little_padding():
     """A matrix gathered from shards of rows needs no copy into the tiled layout of a TPU."""
     assert shard_shape((768, 3072), 8) == (96, 3072)
     assert shard_shape((30522, 768), 8) == (3816, 768)
+    assert shard_shape((50265, 768), 8) == (6288, 768)  # 6284 would not fill the tiles
+    assert shard_shape((401, 768), 1) == (401, 768)
     assert shard_shape((2, 768), 8) == (192,)
     assert shard_shape((31, 768), 8) == (2976,)
 

@@ -1,5 +1,6 @@
 """Loss and gradient of a step equal those over all valid rows, on any number of cores."""
 
+import re
 from functools import cache, partial
 
 import jax
@@ -15,6 +16,7 @@ from qa_flax.device import parallel
 from qa_flax.device.step import (
     CORES,
     TrainState,
+    _rows_at_once,
     make_eval_step,
     make_train_step,
     model_inputs,
@@ -22,6 +24,7 @@ from qa_flax.device.step import (
 )
 from qa_flax.models.layers import Fixed
 from qa_flax.models.lora import LoraLinear, dense_layers
+from qa_flax.models.platform import traced_for
 from qa_flax.models.qa import span_losses
 
 LEARNING_RATE = 1.0  # the direction is the gradient, so the parameters change by it
@@ -272,3 +275,41 @@ def test_dropout_depends_on_core_step_and_seed_alone(rng):
     one_core = one_step(model, row, 1, by_vmap)[1].loss
     # The second core draws other masks, so the mean over both differs.
     assert losses[0, 0][0] != pytest.approx(float(one_core), rel=1e-6)
+
+
+def test_training_and_evaluation_work_through_blocks_of_rows_on_a_tpu():
+    """The model's hidden states are those of 8 rows in either step, nowhere those of all 16."""
+    model, rows, width = tiny.model(max_position_embeddings=384), 16, 384
+    ids = jax.ShapeDtypeStruct((rows, width), jnp.int32)
+    label = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    batch = dict.fromkeys(("input_ids", "attention_mask"), ids)
+    batch |= dict.fromkeys(("start_positions", "end_positions"), label)
+    batch["valid"] = jax.ShapeDtypeStruct((rows,), jnp.bool)
+    stacked = {k: jax.ShapeDtypeStruct((1, *a.shape), a.dtype) for k, a in batch.items()}
+    graphdef, state = model.graphdef("float32"), first_state(model, IDENTITY)
+    train = make_train_step(graphdef, IDENTITY), state, stacked, 1.0, parallel.run_key(0)
+    evaluation = make_eval_step(graphdef), weights_of(model), batch
+    for step, *inputs in (train, evaluation):
+        with traced_for("tpu"):
+            text = str(jax.make_jaxpr(step, axis_env=[(CORES, 1)])(*inputs))
+        hidden = {int(count) for count in re.findall(r"f32\[(\d+),384,32\]", text)}
+        assert 8 in hidden
+        assert 16 not in hidden
+
+
+@pytest.mark.parametrize(
+    ("platform", "rows", "width", "expected"),
+    [
+        ("tpu", 16, 384, 8),
+        ("tpu", 8, 384, 8),
+        ("tpu", 12, 384, 6),
+        ("tpu", 11, 384, 11),  # no even blocks
+        ("tpu", 16, 192, 16),
+        ("tpu", 16, 512, 4),
+        ("gpu", 64, 384, 64),
+        ("cpu", 8, 384, 2),
+    ],
+)
+def test_a_step_works_through_as_many_rows_as_suit_the_processor(platform, rows, width, expected):
+    with traced_for(platform):
+        assert _rows_at_once(rows, width) == expected

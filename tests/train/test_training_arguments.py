@@ -31,6 +31,7 @@ def test_additional_fields_are_the_old_names_and_the_flags_of_this_package():
     inherited = {f.name for f in dataclasses.fields(transformers.TrainingArguments)}
     additional = {f.name for f in dataclasses.fields(TrainingArguments)} - inherited
     package_flags = {"overwrite_output_dir", "shard_params", "packing", "profile"}
+    package_flags |= {"bf16_gradients", "dropout_bits"}
     package_flags |= {f.name for f in dataclasses.fields(Regularization)}
     assert additional == OLD_NAMES.keys() | REMOVED.keys() | package_flags
 
