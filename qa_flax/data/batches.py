@@ -164,6 +164,24 @@ def train_batches(
         yield _batch(windows, padded[local_position], valid[local_position], width, counts, True)
 
 
+def update_widths(
+    windows: Windows, batch_size: int, seed: int, epoch: int, strategy: str = "random"
+) -> Int[np.ndarray, " u"]:
+    """Return the width in tokens of the batch of each update of `train_batches`.
+
+    Args:
+        windows: the full training set, with labels.
+        batch_size: windows of an update.
+        seed, epoch, strategy: of the order, see `epoch_order`.
+    """
+    required = required_lengths(windows)[
+        epoch_order(windows.lengths, batch_size, seed, epoch, strategy)
+    ]
+    longest = np.maximum.reduceat(required, np.arange(0, len(required), batch_size))
+    widths = np.array(train_widths(windows.padded_length))
+    return widths[np.searchsorted(widths, longest)]
+
+
 def eval_batches(
     windows: Windows,
     cores: int,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from qa_flax.data.batches import WIDTH_STEP, HostBatch, epoch_order, train_widths
+from qa_flax.data.batches import WIDTH_STEP, HostBatch, epoch_order, update_widths
 from qa_flax.data.labels import required_lengths
 from qa_flax.data.windows import Features, Windows
 
@@ -197,11 +197,7 @@ def unpacked_positions(windows: Windows, batch_size: int, seed: int, epoch: int)
         seed: seed of the order.
         epoch: number of the epoch, from 0.
     """
-    lengths = required_lengths(windows)
-    order = epoch_order(windows.lengths, batch_size, seed, epoch)
-    longest = np.maximum.reduceat(lengths[order], np.arange(0, len(order), batch_size))
-    widths = np.array(train_widths(windows.padded_length))
-    return int(widths[np.searchsorted(widths, longest)].sum()) * batch_size
+    return int(update_widths(windows, batch_size, seed, epoch).sum()) * batch_size
 
 
 def packed_train_batches(

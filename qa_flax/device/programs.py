@@ -16,6 +16,7 @@ from flax import nnx
 from qa_flax.device import parallel
 from qa_flax.device.compilation_cache import use_compilation_cache
 from qa_flax.device.step import (
+    Batch,
     LossFunction,
     Reduction,
     make_eval_step,
@@ -55,6 +56,24 @@ class Program:
         """
         with _mixed_dtypes():
             return self._step.lower(*arguments).compile()
+
+
+def batch_shapes(arrays: Batch, rows: int, width: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the shapes and dtypes of a batch like this one, of other rows and tokens.
+
+    Args:
+        arrays: of the batch, [..., B, L] of tokens and [..., B, ...] of rows.
+        rows: the other B.
+        width: the other L.
+    """
+    tokens = arrays["input_ids"].shape
+    before = len(tokens) - 2
+
+    def shape_of(array: Any) -> tuple[int, ...]:
+        rest = (width,) if array.shape == tokens else array.shape[before + 1 :]
+        return (*array.shape[:before], rows, *rest)
+
+    return {name: jax.ShapeDtypeStruct(shape_of(x), x.dtype) for name, x in arrays.items()}
 
 
 def _mixed_dtypes() -> Any:

@@ -218,6 +218,7 @@ class Evaluator:
                     lambda: self._events.notify("on_prediction_step"),
                     plan,
                     self._live.model.id_limits,
+                    is_shown=processes.is_main() and not args.disable_tqdm,
                 )
                 report.steps, report.bytes_to_host = len(plan.widths), predictions.bytes_to_host
             # The processes finish at different times; each gathering waits for all of them.

@@ -4,7 +4,7 @@ The results of a batch are copied to the host while the next batch is computed.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,15 +20,18 @@ from qa_flax.answers.spans import (
     TopTokens,
     null_positions,
 )
-from qa_flax.data.batches import HostBatch, eval_batches, scatter
+from qa_flax.data.batches import HostBatch, eval_batches, eval_widths, scatter
 from qa_flax.data.packing import packed_eval_batches
 from qa_flax.data.windows import Windows
 from qa_flax.device import parallel
 from qa_flax.device.in_flight import InFlight
+from qa_flax.device.prefetch import prefetched, ready
+from qa_flax.device.programs import Program, batch_shapes
 from qa_flax.device.step import EvalOutput, Reduction, Weights
-from qa_flax.distributed import exchange, preemption
+from qa_flax.distributed import exchange, preemption, processes
 from qa_flax.messages import first_few, quoted
-from qa_flax.models.id_limits import IdLimits, check_ids
+from qa_flax.models.id_limits import IdLimits
+from qa_flax.train.compiling import Compiling
 from qa_flax.train.eval_plan import EvalPlan, eval_plan
 
 logger = logging.getLogger(__name__)
@@ -57,7 +60,7 @@ def reduction(settings: SearchSettings) -> Reduction:
 
 
 def predict_windows(
-    step: Callable[[Any, Any], EvalOutput],
+    step: Program,
     weights: Weights,
     windows: Windows,
     per_core: int,
@@ -65,6 +68,8 @@ def predict_windows(
     on_batch: Callable[[], None],
     plan: EvalPlan | None = None,
     limits: IdLimits = (),
+    *,
+    is_shown: bool = False,
 ) -> Predictions:
     """Run every window through `step` and return the logits (or candidates) and losses.
 
@@ -73,7 +78,7 @@ def predict_windows(
     logged as a warning, with the ids of their examples.
 
     Args:
-        step: `make_eval_step` over the cores; with `reduction(settings)` if there are settings.
+        step: `eval_program`; with `reduction(settings)` if there are settings.
         weights: of the model, on the cores: float32 [D, ...], or shards.
         windows: N windows of padded length L.
         per_core: batch size of each core, in windows.
@@ -82,6 +87,7 @@ def predict_windows(
         plan: the shapes of the batches, from `eval_plan`. Several processes, which each have their
             own windows, need it; None: what these windows need, one window a row.
         limits: the model's `id_limits`; (): the ids are not checked.
+        is_shown: whether lines say that the step is being compiled.
 
     Raises:
         ValueError: an id is outside the model's tables.
@@ -92,7 +98,6 @@ def predict_windows(
     losses: np.ndarray | None = None
     are_finite = np.ones(len(windows), bool)
     tokens = positions = 0
-    compiled_widths: set[int] = set()
     bytes_to_host = 0
 
     def collect(batch: HostBatch, output: EvalOutput) -> None:
@@ -106,20 +111,21 @@ def predict_windows(
             losses[batch.rows[batch.valid]] = output.losses[batch.valid]
         on_batch()
 
-    with InFlight[HostBatch]() as in_flight:
-        for batch in _batches(windows, per_core, nulls, plan):
+    batches = map(partial(ready, limits=limits), _batches(windows, per_core, nulls, plan))
+    with (
+        _Steps(step, weights, _widths(windows, per_core, plan), is_shown) as steps,
+        InFlight[HostBatch]() as in_flight,
+        prefetched(batches) as prepared,
+    ):
+        for batch, arrays in prepared:
             preemption.check()
             tokens += batch.tokens
             positions += batch.arrays["input_ids"].size
-            check_ids(batch.arrays, limits)
-            arrays = parallel.put(batch.arrays)
-            width = batch.columns.stop - batch.columns.start
-            if width in compiled_widths:
-                in_flight.call(batch, partial(_compute, step, weights, arrays))
+            compute, is_first = steps.step_for(arrays)
+            if is_first:  # it may copy constants to the cores
+                in_flight.add(batch, compute(weights, arrays))
             else:
-                # It may compile the step, which copies constants to the cores.
-                in_flight.add(batch, step(weights, arrays))
-                compiled_widths.add(width)
+                in_flight.call(batch, partial(_compute, compute, weights, arrays))
             for result in in_flight.due():
                 collect(*result)
         for result in in_flight.all():
@@ -133,9 +139,57 @@ def predict_windows(
     return found
 
 
+class _Steps:
+    """The evaluation step, compiled for each width of the batches, ahead of its use.
+
+    It is a context manager: what is not compiled yet when it ends is not compiled.
+
+    Args:
+        step: the evaluation step.
+        weights: what it is called with.
+        widths: of the batches, in their order.
+        is_shown: whether lines say what is being compiled.
+    """
+
+    def __init__(self, step: Program, weights: Weights, widths: Sequence[int], is_shown: bool):
+        self._step, self._weights, self._widths = step, weights, list(dict.fromkeys(widths))
+        self._compiling = Compiling("the evaluation step", is_shown)
+        self._steps: dict[int, Callable[..., EvalOutput]] = {}
+
+    def __enter__(self) -> "_Steps":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._compiling.__exit__(*error)
+
+    def step_for(self, arrays: Any) -> tuple[Callable[..., EvalOutput], bool]:
+        """Return the step for a batch, and whether it is the first one of that width."""
+        rows, width = arrays["input_ids"].shape[-2:]
+        if processes.count() > 1:  # only all processes together have the arrays of all cores
+            is_first = width not in self._steps
+            return self._steps.setdefault(width, self._step), is_first
+        if not self._steps:
+            for other in self._widths:
+                compile_ = partial(
+                    self._step.compile, self._weights, batch_shapes(arrays, rows, other)
+                )
+                self._compiling.add(other, f"{rows} x {other} tokens", compile_)
+        is_first = width not in self._steps
+        if is_first:
+            self._steps[width] = self._compiling.result(width)
+        return self._steps[width], is_first
+
+
 def _compute(step: Callable[..., EvalOutput], weights: Weights, arrays: Any) -> EvalOutput:
     with parallel.no_implicit_transfers():
         return step(weights, arrays)
+
+
+def _widths(windows: Windows, per_core: int, plan: EvalPlan | None) -> Sequence[int]:
+    """The width of each batch."""
+    if plan is not None:
+        return plan.widths
+    return eval_widths(windows, parallel.process_core_count(), per_core)
 
 
 def _batches(

@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import jax
-import numpy as np
 import transformers
 
-from qa_flax.data.batches import HostBatch, train_batches
+from qa_flax.data.batches import HostBatch, train_batches, update_widths
 from qa_flax.data.labels import describe_labels_outside
 from qa_flax.data.loaders import (
     Loader,
@@ -29,6 +28,7 @@ from qa_flax.data.rows import LABELS
 from qa_flax.data.windows import Windows
 from qa_flax.device import parallel
 from qa_flax.device.packed_check import describe_packed_error
+from qa_flax.device.programs import batch_shapes
 from qa_flax.distributed import processes
 from qa_flax.models.model import AutoModelForQuestionAnswering
 from qa_flax.train import checkpoints
@@ -231,12 +231,16 @@ class WindowData:
         if first is None:
             return []
         rows, width = first.arrays["input_ids"].shape[-2:]
-        sizes = [(rows, width)]
         if self.packed_as(args) == "rows":
             counts = self._packed(args, epoch).counts
             of_epoch = updates[: max(0, counts.updates - updates.start)]
             sizes = [(counts.rows(update), width) for update in of_epoch]
-        return [_resized(first.arrays, *size) for size in dict.fromkeys(sizes)]
+        else:
+            plan, strategy = self.plan(args), self._strategy(args)
+            batch_size, seed = plan.rows * plan.accumulation, data_seed_of(args)
+            widths = update_widths(self._windows, batch_size, seed, epoch, strategy)
+            sizes = [(rows, other) for other in widths[updates.start : updates.stop].tolist()]
+        return [batch_shapes(first.arrays, *size) for size in dict.fromkeys(sizes)]
 
     def digest(self) -> str:
         """See `TrainData`."""
@@ -311,20 +315,6 @@ class LoaderData:
 
     def describe_labels_outside(self) -> None:
         """See `TrainData`; `UpdateBatches` counts them when it has made an epoch's batches."""
-
-
-def _resized(
-    arrays: dict[str, np.ndarray], rows: int, width: int
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of arrays [D, A, B, ...], and [D, A, B, L] of tokens, with other B and L."""
-    tokens = arrays["input_ids"].shape
-    return {
-        name: jax.ShapeDtypeStruct(
-            (*array.shape[:2], rows, *((width,) if array.shape == tokens else array.shape[3:])),
-            array.dtype,
-        )
-        for name, array in arrays.items()
-    }
 
 
 def train_data(

@@ -16,7 +16,8 @@ from qa_flax import (
 from qa_flax.answers.spans import PADDING_LOGIT, SearchSettings
 from qa_flax.data.features import make_windows
 from qa_flax.device import parallel
-from qa_flax.device.step import make_eval_step, weights_of
+from qa_flax.device.programs import eval_program
+from qa_flax.device.step import weights_of
 from qa_flax.train.eval_plan import eval_plan
 from qa_flax.train.prediction import predict_windows, reduction
 
@@ -30,7 +31,7 @@ def examples():
 
 def predictions(model, part, settings, packs, per_core=3):
     reduce_to = None if settings is None else reduction(settings)
-    step = parallel.over_cores(make_eval_step(nnx.graphdef(model), reduce_to), (0, 0), 0)
+    step = eval_program(nnx.graphdef(model), reduce_to)
     weights = parallel.put_replicas(weights_of(model))
     plan = eval_plan(part, per_core, packs)
     assert (plan.packed is not None) == packs

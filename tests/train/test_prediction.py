@@ -11,6 +11,7 @@ from qa_flax.answers.spans import PADDING_LOGIT, Candidates, SearchSettings, top
 from qa_flax.data.batches import eval_batches
 from qa_flax.data.features import make_windows
 from qa_flax.device import parallel
+from qa_flax.device.programs import eval_program
 from qa_flax.device.step import Reduction, make_eval_step, reduce, weights_of
 from qa_flax.models.qa import SpanLogits
 from qa_flax.train.prediction import predict_windows, reduction
@@ -18,7 +19,7 @@ from qa_flax.train.prediction import predict_windows, reduction
 
 def predict(model, features, settings, per_core=2):
     reduce_to = None if settings is None else reduction(settings)
-    step = parallel.over_cores(make_eval_step(nnx.graphdef(model), reduce_to), (0, 0), 0)
+    step = eval_program(nnx.graphdef(model), reduce_to)
     weights = parallel.put_replicas(weights_of(model))
     return predict_windows(step, weights, features, per_core, settings, lambda: None)
 
