@@ -1,5 +1,7 @@
 """Candidates chosen on the cores give the same answers, files and losses as all logits."""
 
+import threading
+
 import jax
 import numpy as np
 import pytest
@@ -8,9 +10,9 @@ from flax import nnx
 
 from qa_flax.answers.postprocess import find_answers
 from qa_flax.answers.spans import PADDING_LOGIT, Candidates, SearchSettings, top_tokens
-from qa_flax.data.batches import eval_batches
+from qa_flax.data.batches import eval_batches, eval_widths
 from qa_flax.data.features import make_windows
-from qa_flax.device import parallel
+from qa_flax.device import parallel, programs
 from qa_flax.device.programs import eval_program
 from qa_flax.device.step import Reduction, make_eval_step, reduce, weights_of
 from qa_flax.models.qa import SpanLogits
@@ -125,3 +127,22 @@ def test_too_few_candidates_are_an_error():
     with pytest.raises(ValueError, match="n_best_size is 20, but only the 5 best starts"):
         find_answers(tiny.examples(), features, few, SearchSettings(False, 20, 30))
     assert find_answers(tiny.examples(), features, few, SearchSettings(False, 3, 30)).texts
+
+
+def test_each_width_is_compiled_once_and_ahead():
+    model, features, threads = tiny.model(), windows("right"), []
+
+    def count(name, seconds, **kwargs):
+        is_step = "one_core" in kwargs.get("fun_name", "")
+        if is_step and name == "/jax/core/compile/backend_compile_duration":
+            threads.append(threading.current_thread().name.split("_0")[0])
+
+    programs.clear()
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        for _ in range(2):
+            predict(model, features, None, per_core=1)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert set(eval_widths(features, 8, 1)) == {64, 96}
+    assert threads == ["qa_flax compiling"] * 2
