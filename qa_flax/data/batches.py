@@ -22,6 +22,8 @@ from qa_flax.data.windows import Features, Windows
 
 WIDTH_STEP = 64
 """Batch widths, except the widest, are multiples of this many tokens."""
+EVAL_POOL = 2048
+"""How many windows of an evaluation are sorted by length together."""
 
 
 def train_widths(padded_length: int) -> list[int]:
@@ -189,10 +191,11 @@ def eval_batches(
     null_positions: Int[np.ndarray, " n"] | int | None = None,
     widths: Sequence[int] | None = None,
 ) -> Iterator[HostBatch]:
-    """Yield batches [D, B, ...] that hold every window once, longest first.
+    """Yield batches [D, B, ...] that hold every window once.
 
-    Sorting by length gives the rows of a batch similar lengths; `scatter` restores the order of the
-    data. The arrays include the labels if the windows have any.
+    Windows are sorted by length in pools of about `EVAL_POOL`, which gives the rows of a batch
+    similar lengths; `scatter` restores the order of the data. The first questions are complete
+    after the first pools. The arrays include the labels if the windows have any.
 
     Args:
         windows: the windows of this process; there may be none.
@@ -207,7 +210,7 @@ def eval_batches(
             rows.
     """
     lengths = windows.lengths
-    order = np.argsort(-required_lengths(windows), kind="stable")
+    order = _eval_order(windows, cores * per_core)
     labels = windows.start_positions is not None and windows.end_positions is not None
     shape = (cores, per_core)
     for i, width in enumerate(eval_widths(windows, cores, per_core) if widths is None else widths):
@@ -223,9 +226,21 @@ def eval_batches(
 
 def eval_widths(windows: Windows, cores: int, per_core: int) -> list[int]:
     """Return the width in tokens of each batch that `eval_batches` yields for these windows."""
-    lengths = np.sort(required_lengths(windows))[::-1]
+    size = cores * per_core
+    longest = required_lengths(windows)[_eval_order(windows, size)][::size]
     widths = eval_width_steps(windows.padded_length)
-    return [width_for(widths, length) for length in lengths[:: cores * per_core].tolist()]
+    return [width_for(widths, length) for length in longest.tolist()]
+
+
+def _eval_order(windows: Windows, batch_size: int) -> Int[np.ndarray, " n"]:
+    """The order of an evaluation: pools of windows in the order of the data, each longest first."""
+    lengths = required_lengths(windows)
+    pool = max(1, EVAL_POOL // batch_size) * batch_size  # only the last batch may be partial
+    parts = [
+        first + np.argsort(-lengths[first : first + pool], kind="stable")
+        for first in range(0, len(lengths), pool)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, np.intp)
 
 
 def scatter(batch: HostBatch, values: np.ndarray, into: np.ndarray, fill: float) -> None:
