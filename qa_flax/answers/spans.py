@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from qa_flax.answers.arrivals import Arrivals
 from qa_flax.data.columns import blocks
 from qa_flax.data.tables import SpanSource, as_slice
 from qa_flax.messages import first_few
@@ -56,6 +57,7 @@ class Candidates(NamedTuple):
     null_starts: Float[np.ndarray, " n"]
     null_ends: Float[np.ndarray, " n"]
     padded_length: int  # L, the number of tokens that the best ones were chosen from
+    arrivals: Arrivals | None = None  # which windows have arrived; None: all
 
     def __len__(self) -> int:
         return len(self.null_starts)

@@ -24,7 +24,7 @@ from qa_flax.train.eval_plan import eval_plan
 from qa_flax.train.events import Events, plain_metrics
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.plan import wants_device_report
-from qa_flax.train.prediction import predict_windows, reduction
+from qa_flax.train.prediction import OnCandidates, predict_windows, reduction
 from qa_flax.train.progress import close_bars
 from qa_flax.train.train_data import refuse_several_processes, reports_fill, wants_packing
 
@@ -145,6 +145,7 @@ class Evaluator:
         *,
         gather: bool = True,
         wants_inputs: bool = False,
+        on_candidates: OnCandidates | None = None,
     ) -> EvaluationResult:
         """Compute logits (or candidates), losses and the mean loss.
 
@@ -159,6 +160,7 @@ class Evaluator:
             gather: whether to return the logits and labels of all processes, in the order of the
                 full data set, or only this process's. Losses and metrics are always those of all.
             wants_inputs: whether to return the token ids, too.
+            on_candidates: see `predict_windows`; not called without `search_settings`.
 
         Raises:
             ValueError: no process has any windows, only some processes have labels, or a token id
@@ -172,7 +174,11 @@ class Evaluator:
             if self._loss_function is None and (self._shard.is_split or processes.is_main()):
                 self._events.warn_once("evaluation", describe_labels_outside(windows))
             part = self._run_windows(
-                self._shard.select(windows), prefix, search_settings, gather=gather
+                self._shard.select(windows),
+                prefix,
+                search_settings,
+                gather=gather,
+                on_candidates=on_candidates,
             )
             inputs = (
                 self._shard.gather_inputs(windows.features().input_ids) if wants_inputs else None
@@ -196,7 +202,13 @@ class Evaluator:
         return result
 
     def _run_windows(
-        self, windows: Windows, prefix: str, search_settings: SearchSettings | None, *, gather: bool
+        self,
+        windows: Windows,
+        prefix: str,
+        search_settings: SearchSettings | None,
+        *,
+        gather: bool,
+        on_candidates: OnCandidates | None = None,
     ) -> EvaluationResult:
         args = self._events.args
         per_core = args.per_device_eval_batch_size
@@ -219,6 +231,7 @@ class Evaluator:
                     plan,
                     self._live.model.id_limits,
                     is_shown=processes.is_main() and not args.disable_tqdm,
+                    on_candidates=on_candidates,
                 )
                 report.steps, report.bytes_to_host = len(plan.widths), predictions.bytes_to_host
             # The processes finish at different times; each gathering waits for all of them.
@@ -383,8 +396,8 @@ def prediction_output(predictions: Any, labels: Any, metrics: dict[str, Any]) ->
 def _all_gather_logits(logits: Any) -> Any:
     """The logits, or the candidates, of the windows of all processes."""
     if isinstance(logits, Candidates):
-        *arrays, padded_length = logits
-        return Candidates(*all_gather_rows("candidates", arrays), padded_length=padded_length)
+        arrays = logits.tokens, logits.null_starts, logits.null_ends
+        return Candidates(*all_gather_rows("candidates", arrays), logits.padded_length)
     return all_gather_rows("logits", logits)
 
 

@@ -25,6 +25,7 @@ from qa_flax.distributed import processes
 from qa_flax.train.custom import preprocess_logits
 from qa_flax.train.evaluation import EvaluationResult, Evaluator, with_prefix
 from qa_flax.train.overrides import is_replaced
+from qa_flax.train.prediction import OnCandidates
 from qa_flax.train.shared_attributes import SharedAttributes
 from qa_flax.train.train_data import data_seed_of
 
@@ -276,11 +277,17 @@ class DataLoading(SharedAttributes):
         *,
         gather: bool = True,
         wants_inputs: bool = False,
+        on_candidates: OnCandidates | None = None,
     ) -> EvaluationResult:
         function = self.preprocess_logits_for_metrics
         settings = search_settings if function is None else None
         result = self._evaluator.run(
-            loader, prefix, settings, gather=gather, wants_inputs=wants_inputs
+            loader,
+            prefix,
+            settings,
+            gather=gather,
+            wants_inputs=wants_inputs,
+            on_candidates=on_candidates,
         )
         self.nonfinite_windows[prefix] = result.nonfinite
         if function is None:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from qa_flax.answers.arrivals import Arrivals
 from qa_flax.answers.spans import (
     PADDING_LOGIT,
     Candidates,
@@ -35,6 +36,10 @@ from qa_flax.train.compiling import Compiling
 from qa_flax.train.eval_plan import EvalPlan, eval_plan
 
 logger = logging.getLogger(__name__)
+
+
+OnCandidates = Callable[[Candidates, Arrivals], None]
+"""Called with candidates whose arrays are being filled, and with what says which have arrived."""
 
 
 class Predictions(NamedTuple):
@@ -70,6 +75,7 @@ def predict_windows(
     limits: IdLimits = (),
     *,
     is_shown: bool = False,
+    on_candidates: OnCandidates | None = None,
 ) -> Predictions:
     """Run every window through `step` and return the logits (or candidates) and losses.
 
@@ -88,29 +94,17 @@ def predict_windows(
             own windows, need it; None: what these windows need, one window a row.
         limits: the model's `id_limits`; (): the ids are not checked.
         is_shown: whether lines say that the step is being compiled.
+        on_candidates: called before the first batch with the candidates, whose arrays are being
+            filled, and with what says which have arrived. Not called without settings.
 
     Raises:
         ValueError: an id is outside the model's tables.
         Preempted: SIGTERM was received; it is checked before each batch.
     """
-    buffer = _LogitBuffer(windows) if settings is None else _CandidateBuffer(windows, settings)
+    results = _Results(windows, settings)
+    if on_candidates is not None and isinstance(results.buffer, _CandidateBuffer):
+        on_candidates(results.buffer.contents(), results.arrivals)
     nulls = None if settings is None else null_positions(windows.cls_index, settings.hf_compatible)
-    losses: np.ndarray | None = None
-    are_finite = np.ones(len(windows), bool)
-    tokens = positions = 0
-    bytes_to_host = 0
-
-    def collect(batch: HostBatch, output: EvalOutput) -> None:
-        nonlocal bytes_to_host, losses
-        bytes_to_host += sum(array.nbytes for array in jax.tree.leaves(output))
-        buffer.add(batch, output.logits)
-        are_finite[batch.rows[batch.valid]] = output.are_finite[batch.valid]
-        if output.losses is not None:
-            if losses is None:
-                losses = np.zeros((len(windows), output.losses.shape[-1]), np.float32)
-            losses[batch.rows[batch.valid]] = output.losses[batch.valid]
-        on_batch()
-
     batches = map(partial(ready, limits=limits), _batches(windows, per_core, nulls, plan))
     with (
         _Steps(step, weights, _widths(windows, per_core, plan), is_shown) as steps,
@@ -119,24 +113,61 @@ def predict_windows(
     ):
         for batch, arrays in prepared:
             preemption.check()
-            tokens += batch.tokens
-            positions += batch.arrays["input_ids"].size
             compute, is_first = steps.step_for(arrays)
             if is_first:  # it may copy constants to the cores
                 in_flight.add(batch, compute(weights, arrays))
             else:
                 in_flight.call(batch, partial(_compute, compute, weights, arrays))
             for result in in_flight.due():
-                collect(*result)
+                results.add(*result)
+                on_batch()
         for result in in_flight.all():
-            collect(*result)
-    nonfinite = np.flatnonzero(~are_finite)
-    found = Predictions(buffer.contents(), losses, bytes_to_host, len(nonfinite), tokens, positions)
+            results.add(*result)
+            on_batch()
+    found, nonfinite = results.predictions(), np.flatnonzero(~results.are_finite)
     if plan is not None and plan.packed is not None:
         alone = partial(predict_windows, step, weights, on_batch=on_batch, limits=limits)
-        return _with_nonfinite_alone(found, windows, nonfinite, buffer, alone, per_core, settings)
+        again = _with_nonfinite_alone(
+            found, windows, nonfinite, results.buffer, alone, per_core, settings
+        )
+        results.arrivals.add_all()
+        return again
     warn_of_nonfinite_logits(windows, nonfinite)
+    results.arrivals.add_all()
     return found
+
+
+class _Results:
+    """The results of the batches that have arrived; see `Predictions`."""
+
+    def __init__(self, windows: Windows, settings: SearchSettings | None):
+        is_raw = settings is None
+        self.buffer = _LogitBuffer(windows) if is_raw else _CandidateBuffer(windows, settings)
+        self.are_finite = np.ones(len(windows), bool)
+        self.arrivals = Arrivals(len(windows))
+        self._losses: np.ndarray | None = None
+        self._bytes = self._tokens = self._positions = 0
+
+    def add(self, batch: HostBatch, output: EvalOutput) -> None:
+        """Add the results of a batch, NumPy arrays."""
+        self._bytes += sum(array.nbytes for array in jax.tree.leaves(output))
+        self._tokens += batch.tokens
+        self._positions += batch.arrays["input_ids"].size
+        self.buffer.add(batch, output.logits)
+        rows, are_finite = batch.rows[batch.valid], output.are_finite[batch.valid]
+        self.are_finite[rows] = are_finite
+        if output.losses is not None:
+            if self._losses is None:
+                shape = (len(self.are_finite), output.losses.shape[-1])
+                self._losses = np.zeros(shape, np.float32)
+            self._losses[rows] = output.losses[batch.valid]
+        self.arrivals.add(rows[are_finite])  # packed windows that are not finite: computed again
+
+    def predictions(self) -> Predictions:
+        """What has been added, as one."""
+        count = int((~self.are_finite).sum())
+        counts = self._bytes, count, self._tokens, self._positions
+        return Predictions(self.buffer.contents(), self._losses, *counts)
 
 
 class _Steps:

@@ -11,8 +11,10 @@ from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
 from qa_flax.answers.spans import SearchSettings
 from qa_flax.distributed.exchange import broadcast_from_main
+from qa_flax.train.answers_ahead import AnswersAhead, runs_ahead
 from qa_flax.train.evaluation import Dataset, EvaluationResult, prediction_output, with_prefix
 from qa_flax.train.loading import named
+from qa_flax.train.prediction import OnCandidates
 from qa_flax.train.train_sample import PREFIX as TRAIN_PREFIX
 from qa_flax.train.train_sample import TrainSample, missing_for_answers, select_examples
 from qa_flax.train.trainer import Trainer
@@ -208,11 +210,19 @@ class QuestionAnsweringTrainer(Trainer):
                 "eval_examples to evaluate() or the trainer, or predict_examples to predict()"
             )
         gather = not self._shard.is_split
-        result = self._logits_of(dataset, prefix, stage, is_raw=False, gather=gather)
-        loop_metrics = result.metrics | self._speed(prefix, started, result.windows)
-        stage = stage if _accepts(post_process, 3 + len(stage)) else ()
-        started = time.time()
-        scored = post_process(examples, dataset, result.logits, *stage)
+        stages = stage if _accepts(post_process, 3 + len(stage)) else ()
+
+        def search(logits: Any) -> EvalPrediction:
+            return post_process(examples, dataset, logits, *stages)
+
+        with AnswersAhead(search) as ahead:
+            on_candidates = ahead.begin if runs_ahead(post_process) else None
+            result = self._logits_of(
+                dataset, prefix, stage, is_raw=False, gather=gather, on_candidates=on_candidates
+            )
+            loop_metrics = result.metrics | self._speed(prefix, started, result.windows)
+            started = time.time()
+            scored = ahead.result() if ahead.has_begun else search(result.logits)
         count = self._shard.total_examples(len(examples))
         scored = self._shard.gather_answers(scored)
         metrics = with_prefix(compute_metrics(scored), prefix) | loop_metrics
@@ -224,13 +234,22 @@ class QuestionAnsweringTrainer(Trainer):
         return prediction_output(scored.predictions, scored.label_ids, metrics)
 
     def _logits_of(
-        self, dataset: Dataset, prefix: str, stage: tuple[str, ...], *, is_raw: bool, gather: bool
+        self,
+        dataset: Dataset,
+        prefix: str,
+        stage: tuple[str, ...],
+        *,
+        is_raw: bool,
+        gather: bool,
+        on_candidates: OnCandidates | None = None,
     ) -> EvaluationResult:
         """Run the evaluation loop without `compute_metrics`, which takes answers here."""
         loader = self._loader_of(dataset, *stage)
         if not self._is_loop_replaced():
             settings = None if is_raw else self.search_settings
-            return self._run_evaluation(loader, prefix, settings, gather=gather)
+            return self._run_evaluation(
+                loader, prefix, settings, gather=gather, on_candidates=on_candidates
+            )
         compute_metrics, self.compute_metrics = self.compute_metrics, None
         description = "Prediction" if stage == ("predict",) else "Evaluation"
         try:

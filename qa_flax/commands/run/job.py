@@ -222,6 +222,7 @@ def make_post_processing(
         references: Any = [{"id": e["id"], "answers": e["answers"]} for e in examples]
         return EvalPrediction(predictions=formatted, label_ids=references)
 
+    post_process.runs_ahead = True  # pyright: ignore[reportFunctionMemberAccess]
     return post_process
 
 
