@@ -20,7 +20,9 @@ M spans.
 """
 
 import dataclasses
+import itertools
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -81,8 +83,11 @@ class Spans(NamedTuple):
 
     @staticmethod
     def concatenate(parts: Sequence["Spans"]) -> "Spans":
-        """Concatenate the rows of `parts`."""
-        return Spans(*map(np.concatenate, zip(*parts, strict=True)))
+        """Concatenate the rows of `parts`, without a copy if only one has rows."""
+        filled = [part for part in parts if len(part.owner)] or parts[:1]
+        if len(filled) == 1:
+            return filled[0]
+        return Spans(*map(np.concatenate, zip(*filled, strict=True)))
 
 
 class SearchSettings(NamedTuple):
@@ -117,22 +122,27 @@ def make_searches(
     Raises:
         ValueError: a window's example id is not in `ids`.
     """
-    row_of = {str(id_): row for row, id_ in enumerate(ids)}
-    examples = np.fromiter(row_of.values(), np.intp, len(row_of))
-    owner = _example_indices(features.example_ids, row_of)
-    order = np.argsort(owner, kind="stable")
-    bounds = np.searchsorted(owner[order], np.arange(len(examples) + 1))
-    nulls = _null_predictions(features, predictions, settings)
-    null_rows, null_scores = _smallest_nulls(nulls.scores, order, bounds, settings.hf_compatible)
-    null_rows = null_rows if settings.version_2_with_negative else null_rows[:0]
+    examples, owner = _match_ids(ids, features.example_ids)
+    # Numbers of windows and examples are kept for the whole search: in half the memory.
+    order = np.argsort(owner, kind="stable").astype(np.int32)
+    bounds = _bounds(owner, len(examples))
+    del owner
+    position = null_positions(features.cls_index, settings.hf_compatible)
+    largest = np.finfo(_dtype(predictions)).max
+    lowest = largest if settings.hf_compatible else None  # the null score of the example before
     for first, last in _example_chunks(bounds):
-        rows = order[bounds[first] : bounds[last]]
+        rows, counts = order[bounds[first] : bounds[last]], np.diff(bounds[first : last + 1])
+        nulls = _null_predictions(predictions, position, rows, settings)
+        null_windows, null_scores = _smallest_nulls(nulls.scores, counts, lowest)
+        lowest = null_scores[-1] if settings.hf_compatible else None
         yield Search(
             examples[first:last],
             rows,
-            owner[rows] - first,
-            _null_spans(nulls, null_rows[first:last]),
-            null_scores[first:last],
+            np.repeat(np.arange(last - first), counts),
+            _null_spans(
+                nulls, null_windows if settings.version_2_with_negative else null_windows[:0]
+            ),
+            null_scores,
             TokenReader(features, predictions, settings),
         )
 
@@ -410,7 +420,7 @@ def _bounds(owner: np.ndarray, examples: int) -> np.ndarray:
 
 
 class _NullPredictions(NamedTuple):
-    """The null predictions of N windows: start logits, end logits and scores."""
+    """The null predictions of W windows: start logits, end logits and scores."""
 
     starts: np.ndarray
     ends: np.ndarray
@@ -418,17 +428,24 @@ class _NullPredictions(NamedTuple):
 
 
 def _null_predictions(
-    features: SpanSource, predictions: Logits | Candidates, settings: SearchSettings
+    predictions: Logits | Candidates,
+    position: np.ndarray | int,
+    rows: Int[np.ndarray, " w"],
+    settings: SearchSettings,
 ) -> _NullPredictions:
-    """Return each window's null prediction."""
+    """Return the null predictions of the windows `rows`; `position` is that of `null_positions`."""
     if isinstance(predictions, Candidates):
-        starts, ends = predictions.null_starts, predictions.null_ends
+        starts, ends = predictions.null_starts[rows], predictions.null_ends[rows]
     else:
-        position = null_positions(features.cls_index, settings.hf_compatible)
-        window = np.arange(len(predictions[0]))
-        starts, ends = (logits[window, position] for logits in predictions)
+        column = position if isinstance(position, int) else position[rows]
+        starts, ends = (logits[rows, column] for logits in predictions)
     starts, ends = _finite_logits(starts, settings), _finite_logits(ends, settings)
     return _NullPredictions(starts, ends, starts + ends)
+
+
+def _dtype(predictions: Logits | Candidates) -> np.dtype:
+    is_tokens = isinstance(predictions, Candidates)
+    return (predictions.null_starts if is_tokens else predictions[0]).dtype
 
 
 def null_positions(
@@ -443,29 +460,34 @@ def null_positions(
 
 
 def _smallest_nulls(
-    null_scores: np.ndarray, order: np.ndarray, bounds: np.ndarray, hf_compatible: bool
+    null_scores: Float[np.ndarray, " w"], counts: Int[np.ndarray, " e"], lowest: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return each example's window with the smallest null score [E], and that score [E].
 
     An example without windows gets the window -1 and the largest float as score, so that its answer
-    is "". With `hf_compatible` it gets the score of the example before it, if there is one.
+    is "". With `lowest` it gets the score of the example before it, if there is one.
+
+    Args:
+        null_scores: of the windows of E examples, sorted by example.
+        counts: the number of windows of each example.
+        lowest: the score of the example before these, as Hugging Face's loop keeps it: the largest
+            float if there is none. None: no example gets another one's.
     """
-    examples = len(bounds) - 1
+    examples = len(counts)
     rows = np.full(examples, -1)
-    scores = np.full(examples, np.finfo(null_scores.dtype).max, null_scores.dtype)
-    first = bounds[:-1][np.diff(bounds) > 0]
+    largest = np.finfo(null_scores.dtype).max
+    scores = np.full(examples, largest if lowest is None else lowest, null_scores.dtype)
+    first = (np.cumsum(counts) - counts)[counts > 0]
     if len(first) == 0:
         return rows, scores
-    null_scores = null_scores[order]
     # As in HF's loop: NaN never replaces the current minimum, and a NaN in an example's first
     # window is never replaced.
     rank = np.where(np.isnan(null_scores), np.inf, null_scores)
     rank[first[np.isnan(null_scores[first])]] = -np.inf
-    smallest = np.lexsort((rank, np.repeat(np.arange(examples), np.diff(bounds))))[first]
-    rows[np.diff(bounds) > 0] = order[smallest]
+    rows[counts > 0] = np.lexsort((rank, np.repeat(np.arange(examples), counts)))[first]
     examples_with_windows = np.cumsum(rows >= 0)  # up to and including each example
-    has_score = examples_with_windows > 0 if hf_compatible else rows >= 0
-    scores[has_score] = null_scores[smallest][examples_with_windows[has_score] - 1]
+    has_score = rows >= 0 if lowest is None else examples_with_windows > 0
+    scores[has_score] = null_scores[rows[rows >= 0]][examples_with_windows[has_score] - 1]
     return rows, scores
 
 
@@ -485,17 +507,26 @@ def _empty_spans(dtype: np.dtype) -> Spans:
 # -------------------------------------------------------------------------------------- input
 
 
-def _example_indices(example_ids: list, row_of: dict[str, int]) -> np.ndarray:
-    """Return the index [N] of each window's example among the distinct ids."""
-    index_of = {id_: n for n, id_ in enumerate(row_of)}
+def _match_ids(ids: list, example_ids: list) -> tuple[np.ndarray, np.ndarray]:
+    """Return the row of each distinct id [E], and the index [N] of each window's id among these.
+
+    A repeated id stands for its last row.
+    """
+    # One dict of all ids, which is gone before the search begins: it takes 75 bytes an example.
+    index_of: defaultdict[str, int] = defaultdict(itertools.count().__next__)
+    indices = np.fromiter((index_of[str(id_)] for id_ in ids), np.intp, len(ids))
+    index_of.default_factory = None
+    examples = np.empty(len(index_of), np.intp)
+    examples[indices] = np.arange(len(ids))  # of equal indices, the last one counts
     unknown = dict.fromkeys(str(id_) for id_ in example_ids if str(id_) not in index_of)
     if unknown:
         raise ValueError(
             f"{len(unknown)} example ids of the {len(example_ids)} features are not among the "
-            f"{len(row_of)} examples (first: {first_few(list(unknown))}): pass the examples "
+            f"{len(index_of)} examples (first: {first_few(list(unknown))}): pass the examples "
             "that the features were computed from"
         )
-    return np.fromiter((index_of[str(id_)] for id_ in example_ids), np.intp, len(example_ids))
+    owner = np.fromiter((index_of[str(id_)] for id_ in example_ids), np.intp, len(example_ids))
+    return examples, owner
 
 
 def _example_chunks(bounds: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -368,7 +368,7 @@ def windows_of_texts(
     max_seq_length = checked_length(max_seq_length, doc_stride, tokenizer, warn)
     with plain_encoding(backend, tokenizer.split_special_tokens):
         template = checked_template(tokenizer, backend, tokenizer_argument)
-        questions = encode_distinct(texts["question"], backend, disable=True)
+        questions = encode_distinct(texts["question"], backend, disable=True, offsets=False)
         contexts = encode_distinct(texts["context"], backend, disable=disable_tqdm, words=words)
     if compare:
         contexts = _checked_tokens(texts, contexts, tokenizer, tokenizer_argument, warn)
@@ -386,7 +386,6 @@ def windows_of_texts(
     longest = int((max_seq_length - room[slices.example] + slices.count).max(initial=1))
     length = max_seq_length if pad_to_max_length else longest
     ids = [texts["id"][e] for e in slices.example.tolist()]
-    questions = dataclasses.replace(questions, offsets=questions.offsets[:0].copy())  # not needed
     windows = LazyWindows(ids, questions, contexts, slices, _layout(template, length, tokenizer))
     cls_index = _cls_positions(windows, tokenizer)
     return dataclasses.replace(windows, cls_index=cls_index) if cls_index.any() else windows

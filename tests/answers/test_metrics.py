@@ -118,6 +118,24 @@ def test_the_best_scores_use_the_raw_prediction():
 # ------------------------------------------------------------------- real questions, random answers
 
 
+WORDS = ["a", "an", "The", "theme", "x", "it's", "a-b", "...", "_a_", "the\x00a", "an\x7f", "\x1ca"]
+WORDS += ["a\tthe", "\n", "é", "the\u2013a", "\u2019the", "İ", "the\u00a0a", "1,000", "x x", ""]
+
+
+@pytest.mark.parametrize("version_2", [False, True])
+def test_articles_and_repeated_words_beside_control_characters_and_other_letters(version_2):
+    rng = random.Random(version_2)
+
+    def text():
+        return rng.choice(["", " ", "  ", "-"]).join(rng.choices(WORDS, k=rng.randint(0, 5)))
+
+    official = oracle.squad_v2_plain if version_2 else oracle.squad_v1_plain
+    for _ in range(1500):
+        rows = [reference(*(text() for _ in range(rng.randint(1, 3))))]
+        answer = rng.choice([text(), rows[0]["answers"]["text"][0]])
+        assert squad_metric([prediction(answer)], rows, version_2) == official({"q": answer}, rows)
+
+
 def guesses(rows, seed):
     """Random answers as a model gives: gold or altered answers, words of the context, no text."""
     rng = random.Random(seed)

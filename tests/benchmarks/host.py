@@ -1,16 +1,22 @@
 """Time the host side: windows, answers and scores, compared with Hugging Face's loops.
 
     python tests/benchmarks/host.py --tokenizer DIR --data FILE [FILE ...]
+    python tests/benchmarks/host.py --tokenizer DIR --data FILE [FILE ...] --million
 
 Both run in this process, one after the other, on the same questions, windows and logits. Each time
 is the best of `--repeats`. The results are compared before a ratio is printed. Hugging Face's loops
 are those of `tests/support/oracle.py`, over `datasets` rows as in `run_qa.py`.
+
+`--million` only measures post-processing with files on a million windows: copies of the data's
+windows under other ids. It needs 8 GB of memory, 5 GB of disk and Linux, which tells a process the
+peak of its memory.
 """
 
 import argparse
 import dataclasses
 import multiprocessing
 import random
+import re
 import resource
 import sys
 import tempfile
@@ -41,9 +47,12 @@ def main():
     parser.add_argument("--data", nargs="+", required=True)
     parser.add_argument("--questions", type=int, default=None, help="use only the first")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--million", action="store_true", help="measure a million windows only")
     args = parser.parse_args()
     datasets.disable_progress_bars()
     datasets.disable_caching()
+    if args.million:
+        return measure_million(args)
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     rows = [row for path in args.data for row in oracle.nested_to_rows(path)][: args.questions]
     bench = Bench(args.repeats)
@@ -235,10 +244,7 @@ def time_growth(rows, own):
     print("| windows | answers, s | peak memory, MB | of which answers and ids, MB |")
     print("|---|---|---|---|")
     for times in (1, 4, 16):
-        examples = [row | {"id": f"{row['id']}-{n}"} for n in range(times) for row in base]
-        ids = [f"{own.example_ids[k]}-{n}" for n in range(times) for k in base_windows]
-        index = np.tile(base_windows, times)
-        windows = dataclasses.replace(own, example_ids=ids, slices=own.slices[index])
+        examples, windows = copies(base, own.select(np.array(base_windows)), times)
         logits = random_logits(windows)
         started = time.perf_counter()
         postprocess_qa_predictions(examples, windows, logits)
@@ -252,6 +258,56 @@ def time_growth(rows, own):
             f"| {len(windows):,} | {seconds:.3f} | {peak / 1e6:.1f} | {remaining / 1e6:.1f} |",
             flush=True,
         )
+
+
+def copies(rows, own, times):
+    """Return several copies of examples and of their windows, with the copy's number in the ids."""
+    examples = [row | {"id": f"{row['id']}-{n}"} for n in range(times) for row in rows]
+    ids = [f"{id_}-{n}" for n in range(times) for id_ in own.example_ids]
+    slices = own.slices[np.tile(np.arange(len(own)), times)]
+    return examples, dataclasses.replace(own, example_ids=ids, slices=slices)
+
+
+def measure_million(args):
+    """Print time and memory of post-processing with files, on 250,000 and 1,000,000 windows.
+
+    Each number is measured in a new process, so that its peak memory is that of this number alone.
+    """
+    print(
+        "| windows | files, MB | answers and files, s | peak beside the input, MB | answers, MB |"
+    )
+    print("|---|---|---|---|---|", flush=True)
+    for count in (250_000, 1_000_000):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            figures = process.submit(postprocess_copies, count, args).result()
+        print("| {:,} | {:,.0f} | {:.1f} | {:.0f} | {:.0f} |".format(*figures), flush=True)
+
+
+def postprocess_copies(count, args):
+    """Return the number of windows, MB of files, seconds, MB of memory and MB of answers."""
+    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
+    rows = [row for path in args.data for row in oracle.nested_to_rows(path)][: args.questions]
+    own = make_windows(load_examples(rows), tokenizer, labels=False, disable_tqdm=True, **LENGTHS)
+    times = -(-count // len(own))
+    logits = tuple(np.tile(array, (times, 1)) for array in random_logits(own))
+    examples, windows = copies(rows, own, times)
+    with tempfile.TemporaryDirectory() as folder:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is now what the process holds
+        before = peak_memory()
+        started = time.perf_counter()
+        answers = postprocess_qa_predictions(examples, windows, logits, output_dir=folder)
+        seconds = time.perf_counter() - started
+        growth = peak_memory() - before
+        written = sum(path.stat().st_size for path in Path(folder).iterdir())
+    assert len(answers) == len(examples)
+    returned = sys.getsizeof(answers) + sum(map(sys.getsizeof, answers.values()))
+    return len(windows), written / 1e6, seconds, growth / 1e6, returned / 1e6
+
+
+def peak_memory():
+    """Return the largest number of bytes that this process has held since the peak was cleared."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
 
 
 def measure_long_contexts(rows, tokenizer):

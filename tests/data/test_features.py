@@ -468,6 +468,18 @@ def test_the_first_token_of_every_text_begins_a_word():
                 assert alone.sum() == sum(len(text.split()) for text in order)
 
 
+@pytest.mark.parametrize("kind", [word_piece, byte_level, metaspace])
+def test_tokens_are_the_same_without_offsets(monkeypatch, kind):
+    texts, backend = [*TEXTS, "", TEXTS[0], " ".join(TEXTS) * 40], kind().backend_tokenizer
+    for size in (tokens.CHUNK_SIZE, 3000):
+        monkeypatch.setattr(tokens, "CHUNK_SIZE", size)
+        full = tokens.encode_distinct(texts, backend, disable=True)
+        bare = tokens.encode_distinct(texts, backend, disable=True, offsets=False)
+        assert bare.offsets.shape == (0, 2)
+        for name in ("ids", "first", "count"):
+            np.testing.assert_array_equal(getattr(bare, name), getattr(full, name))
+
+
 @pytest.mark.parametrize("kind", [word_piece, byte_level])
 def test_a_text_whose_chunks_differ_in_the_overlap_is_tokenized_as_a_whole(monkeypatch, kind):
     """The tokens of a word that is longer than the overlap depend on where it is split."""
