@@ -116,7 +116,8 @@ def make_searches(
     Args:
         ids: the id of each example; a repeated id stands for its last row.
         features: N windows, in any order.
-        predictions: start and end logits [N, L], or the candidates among them.
+        predictions: start and end logits [N, L], or the candidates among them. Those that have not
+            arrived yet are waited for, a chunk at a time.
         settings: which spans to return.
 
     Raises:
@@ -132,6 +133,8 @@ def make_searches(
     lowest = largest if settings.hf_compatible else None  # the null score of the example before
     for first, last in _example_chunks(bounds):
         rows, counts = order[bounds[first] : bounds[last]], np.diff(bounds[first : last + 1])
+        if isinstance(predictions, Candidates) and predictions.arrivals is not None:
+            predictions.arrivals.wait_for(rows)
         nulls = _null_predictions(predictions, position, rows, settings)
         null_windows, null_scores = _smallest_nulls(nulls.scores, counts, lowest)
         lowest = null_scores[-1] if settings.hf_compatible else None

@@ -30,7 +30,9 @@ def main() -> None:
     if arguments.only is not None:
         print(json.dumps(measure(arguments.only)))
         return
-    print("| windows | training, ms a window | evaluation, ms a window | data, MB | beside it, MB |")
+    print(
+        "| windows | training, ms a window | evaluation, ms a window | data, MB | beside it, MB |"
+    )
     print("|---|---|---|---|---|")
     for factor in arguments.factors:
         command = [sys.executable, __file__, "--only", str(factor * arguments.questions)]
@@ -49,12 +51,12 @@ def measure(questions: int) -> dict[str, float]:
     """Train and evaluate on so many questions."""
     import tiny
     from tiny_trainers import compute_metrics
+    from transformers.trainer_utils import EvalPrediction
 
     from qa_flax import QuestionAnsweringTrainer, TrainingArguments
     from qa_flax.answers.postprocess import postprocess_qa_predictions
     from qa_flax.answers.spans import SearchSettings
     from qa_flax.data.features import make_windows
-    from transformers.trainer_utils import EvalPrediction
 
     settings = SearchSettings(False, 20, 30, True)
     first = resident()

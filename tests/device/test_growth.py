@@ -66,9 +66,7 @@ def compiled_steps(cores, is_sharded=False):
     evaluate = parallel.over_cores(make_eval_step(graphdef), (0, 0), 0, devices=devices)
     eval_inputs = state.weights, shapes(model_inputs(batch()), cores)
     parameters = sum(array.size for array in jax.tree.leaves(model))
-    texts = [
-        s.lower(*x).compile().as_text() for s, x in ((train, inputs), (evaluate, eval_inputs))
-    ]
+    texts = [s.lower(*x).compile().as_text() for s, x in ((train, inputs), (evaluate, eval_inputs))]
     return parameters, *texts
 
 

@@ -12,6 +12,7 @@ from qa_flax.answers.arrivals import Arrivals, Cancelled
 from qa_flax.answers.postprocess import find_answers
 from qa_flax.answers.spans import Candidates, SearchSettings, TopTokens
 from qa_flax.data import batches
+from qa_flax.data.features import make_windows
 from qa_flax.distributed import preemption
 from qa_flax.train.answers_ahead import AnswersAhead, runs_ahead
 
@@ -63,12 +64,10 @@ def test_the_answers_are_those_of_a_search_afterwards(tmp_path, monkeypatch, pac
 
 
 def test_the_first_answers_are_found_before_the_last_windows_arrive():
-    examples = tiny.repeated_examples(400)
-    windows = prepare_validation_features(examples, tiny.tokenizer(), disable_tqdm=True, **WINDOW)
+    examples = tiny.repeated_examples(150)
+    windows = make_windows(examples, tiny.tokenizer(), labels=False, disable_tqdm=True, **WINDOW)
     count, tokens = len(windows), np.ones((len(windows), 20), np.int32)
     logits = np.zeros((count, 20), np.float32)
-    nulls = np.zeros(count, np.float32)
-    candidates = Candidates(TopTokens(tokens, logits, tokens, logits), nulls, nulls, 64)
     arrivals, read = Arrivals(count), []
 
     class Watched(np.ndarray):
@@ -76,7 +75,9 @@ def test_the_first_answers_are_found_before_the_last_windows_arrive():
             read.append(np.arange(count)[rows].max())
             return np.asarray(super().__getitem__(rows))
 
-    candidates = candidates._replace(null_starts=nulls.view(Watched))
+    nulls = np.zeros(count, np.float32)
+    top = TopTokens(tokens, logits, tokens, logits)
+    candidates = Candidates(top, nulls.view(Watched), nulls, 64)
     with AnswersAhead(lambda c: find_answers(examples, windows, c, SETTINGS)) as ahead:
         ahead.begin(candidates, arrivals)
         arrivals.add(slice(0, count // 2))
