@@ -23,7 +23,7 @@ def show_torch() -> None:
     if _modules.get("torch", ...) is not None:
         return
     if "transformers" in _modules:
-        from transformers.utils import is_torch_available
+        from transformers.utils.import_utils import is_torch_available
 
         is_torch_available()  # transformers asks once
     del _modules["torch"]

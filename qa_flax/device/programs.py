@@ -5,7 +5,7 @@ another learning rate) starts without compiling. Compiled programs are also stor
 other processes: see `compilation_cache.py`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +16,6 @@ from flax import nnx
 from qa_flax.device import parallel
 from qa_flax.device.compilation_cache import use_compilation_cache
 from qa_flax.device.step import (
-    Batch,
     LossFunction,
     Reduction,
     make_eval_step,
@@ -58,7 +57,9 @@ class Program:
             return self._step.lower(*arguments).compile()
 
 
-def batch_shapes(arrays: Batch, rows: int, width: int) -> dict[str, jax.ShapeDtypeStruct]:
+def batch_shapes(
+    arrays: Mapping[str, Any], rows: int, width: int
+) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes and dtypes of a batch like this one, of other rows and tokens.
 
     Args:

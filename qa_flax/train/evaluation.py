@@ -397,7 +397,8 @@ def _all_gather_logits(logits: Any) -> Any:
     """The logits, or the candidates, of the windows of all processes."""
     if isinstance(logits, Candidates):
         arrays = logits.tokens, logits.null_starts, logits.null_ends
-        return Candidates(*all_gather_rows("candidates", arrays), logits.padded_length)
+        tokens, null_starts, null_ends = all_gather_rows("candidates", arrays)
+        return Candidates(tokens, null_starts, null_ends, logits.padded_length)
     return all_gather_rows("logits", logits)
 
 
