@@ -168,11 +168,14 @@ def report(args: argparse.Namespace, config: BertConfig, chip: Chip, result: Com
     total = sum(program.cycles.values())
     compute = total / chip.clock
     print(f"\n{result.step} step, compiled in {result.seconds:.0f} s")
-    line("flops", f"{flops / 1e12:.3f} T, {1e3 * flops / chip.flops:.1f} ms at peak", "C")
+    once = ", a loop's body counted once" if program.loops else ""
+    line("flops", f"{flops / 1e12:.3f} T, {1e3 * flops / chip.flops:.1f} ms at peak{once}", "C")
     hbm = program.hbm_bytes
     line("HBM, read and written", f"{hbm / 1e9:.2f} GB, {1e3 * hbm / chip.hbm:.1f} ms", "A")
     line("cycles", f"{total / 1e6:.2f} M, {1e3 * compute:.1f} ms", "C")
     for kind, cycles in program.cycles.items():
+        if not cycles:
+            continue
         line(f"  {kind}", f"{cycles / 1e6:.2f} M, {cycles / total:.0%}", "C")
     products = attention_flops(config, args) * (3 if result.step == "train" else 1)
     least = products / chip.flops * chip.clock

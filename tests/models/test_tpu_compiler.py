@@ -172,7 +172,11 @@ def test_an_average_and_layer_rates_compile(cores, program):
 
 def test_hardware_bits_are_drawn_by_the_chip(cores, program):
     drawn = train_program(cores, dropout_bits="hardware")
-    assert drawn.count_of("rng-bit-generator") > program.count_of("rng-bit-generator")
+    rows, heads, width = 2, 4, 128
+    arrays = drawn.arrays_of("rng-bit-generator")
+    assert {array.dtype for array in arrays} == {"u8"}
+    assert max(array.size for array in arrays) == rows * heads * width * width
+    assert max(array.size for array in program.arrays_of("rng-bit-generator")) == 2
     assert drawn.cycles["attention"] < program.cycles["attention"]
 
 

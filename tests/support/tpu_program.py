@@ -163,9 +163,10 @@ class TpuProgram:
             for i in instructions
         )
 
-    def count_of(self, opcode: str) -> int:
-        """How many instructions have this opcode, those in fusions included."""
-        return sum(i.opcode == opcode for body in self._computations.values() for i in body)
+    def arrays_of(self, opcode: str) -> list[Array]:
+        """The results of all instructions with this opcode, those in fusions included."""
+        bodies = self._computations.values()
+        return [a for body in bodies for i in body if i.opcode == opcode for a in i.arrays]
 
     def _by_name(self, computation: str) -> dict[str, Instruction]:
         return {i.name: i for i in self._computations[computation]}
