@@ -36,7 +36,9 @@ class QuestionAnsweringTrainer(Trainer):
         search_settings: copy only the best tokens that this search needs from the cores to the
             host: at 384 tokens a tenth of the bytes. `post_process_function` then gets
             `spans.Candidates` instead of logits, which `postprocess_qa_predictions` accepts, too.
-            None: copy all logits.
+            None: copy all logits. A function with the attribute `runs_ahead = True` is then called
+            in another thread while the cores still compute: reading the candidates with this
+            package's functions waits for those that have not arrived.
         train_examples: the examples that `train_dataset` was made from, for the answers to the
             training questions that `eval_train_samples` evaluates. `post_process_function` is then
             called for them, too, with "train" if it has a fourth parameter.
