@@ -120,11 +120,15 @@ class Steps:
     ) -> None:
         """Begin to compile the step for batches of these shapes, in another thread.
 
+        With several processes it does nothing: there JAX compiles for arrays only, not for shapes.
+
         Args:
             state: the shapes of the state on one core, from `abstract_state`.
             batches: the shapes of the arrays [D, A, B, ...] of this process's cores, those that
                 are needed first at the beginning.
         """
+        if processes.count() > 1:
+            return
         cores = parallel.process_core_count()
 
         def on_cores(array: Any) -> jax.ShapeDtypeStruct:
@@ -132,8 +136,6 @@ class Steps:
 
         states = jax.tree.map(on_cores, state)
         rates = jax.ShapeDtypeStruct((cores,), np.float32)
-        if processes.count() > 1:
-            batches = batches[:1]  # a call compiles once more, unless it finds the program stored
         for batch in batches:
             self._compile(batch, states, batch, rates, self._key)
 
