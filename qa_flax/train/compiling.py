@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Self
 
-from qa_flax.distributed import preemption
+from qa_flax.distributed import preemption, processes
 from qa_flax.train.progress import print_above_bar
 
 AT_ONCE = max(1, min(4, (os.cpu_count() or 1) // 2))
@@ -66,7 +66,8 @@ class Compiling:
         began = last_line = time.monotonic()
         has_line = False
         while not wait([future], timeout=0.2).done:
-            preemption.check()
+            if processes.count() == 1:  # several must ask equally often
+                preemption.check()
             now = time.monotonic()
             pause = SECONDS_BETWEEN_LINES if has_line else SECONDS_UNTIL_LINE
             if self._is_shown and now - last_line >= pause:
