@@ -201,8 +201,10 @@ class Results:
         for check in self.checks:
             lines.append(
                 f"BERT-{check['model']}: packed logits differ from unpacked ones by "
-                f"{check['packed']:.1%}; by {check['mixed']:.0%} if windows attended to each other."
+                f"{check['packed']:.2%}; by {check['mixed']:.0%} if each row were one window."
             )
+        if any(row.get("memory_from") == "compiler" for row in self.rows):
+            lines.append("Memory is what the compiler plans; this device does not count it.")
         lines += ["", f"| {' | '.join(COLUMNS.values())} |", "|---" * len(COLUMNS) + "|"]
         order = {stage: n for n, stage in enumerate(reversed(STAGES))}
         models = list(dict.fromkeys(row["model"] for row in self.rows))

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from transformers import BertConfig
 
 WIDTH = 384
 """Tokens of a row."""
@@ -61,7 +60,10 @@ SLOWER = ("pcie", "nvl")
 """Cards of the same names with other clocks, whose peak must be given."""
 
 
-def config_of(model: str, **changes: Any) -> BertConfig:
+def config_of(model: str, **changes: Any) -> Any:
+    """A `BertConfig`."""
+    from transformers import BertConfig  # not while `accelerator.py` starts: that takes seconds
+
     return BertConfig(**(CONFIGS[model] | changes))
 
 
@@ -84,7 +86,8 @@ def arrays_of(model: str, count: int, seed: int = 0) -> dict[str, np.ndarray]:
     """The windows: int32 [count, 384] inputs of random tokens, and int32 [count] labels."""
     random, lengths = np.random.default_rng(seed), lengths_of(count, seed)
     mask = (np.arange(WIDTH) < lengths[:, None]).astype(np.int32)
-    ids = random.integers(5, config_of(model).vocab_size, (count, WIDTH), dtype=np.int32)
+    vocabulary = config_of(model).vocab_size
+    ids = random.integers(5, vocabulary, (count, WIDTH), dtype=np.int32)
     ids[:, list(ANSWER)] = list(ANSWER.values())
     starts, ends = (np.full(count, position, np.int32) for position in ANSWER)
     return {

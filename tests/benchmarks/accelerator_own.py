@@ -36,17 +36,16 @@ from qa_flax.train.plan import optimizer_of, pads_tables
 from qa_flax.train.prediction import predict_windows
 from qa_flax.train.train_data import WindowData, wants_packing
 
-TOLERANCE = 0.05
-"""How far packed logits may be from unpacked ones in bfloat16: the mean square of the differences
-to that of the logits, both as roots. Rounding gives about 0.01; rows whose windows attend to each
-other give more than `TELLS_APART`, or the check would not notice them."""
-TELLS_APART = 0.2
+TOLERANCE = 0.1
+"""How far packed logits may be from unpacked ones in bfloat16, relative to how far they are if each
+row is computed as one window, which is computed, too. Rounding gives 0.03 with BERT-base and
+BERT-large on a CPU; an attention that ignores the segments gives 0.74 and 0.40."""
 LEAST_FALL = 0.1
 """By how much the loss of training must fall, from 6 for random answers."""
 LEAST_FILL = 0.8
 """Of packed rows; rows of one window are half full."""
 CHECKED = 16
-"""Windows whose logits are compared."""
+"""Windows on each core whose logits are compared."""
 WARM, TRACED = 8, 8
 """Updates before those that are timed, and updates in the trace."""
 
@@ -147,14 +146,14 @@ class Own:
         # would be lost in the rounding.
         config = config_of(self._job.model, initializer_range=0.05)
         model = AutoModelForQuestionAnswering.from_config(config, seed=0)
-        windows = windows_of(self._job.model, CHECKED)
+        windows = windows_of(self._job.model, CHECKED * jax.device_count())
         found = packed_differences(model, windows)
         self._channel.reply({"kind": "check", "model": self._job.model, **found})
-        if not found["packed"] <= TOLERANCE or not found["mixed"] >= TELLS_APART:
+        if not found["packed"] <= TOLERANCE * found["mixed"]:  # also of NaN
             raise ValueError(
-                f"packed logits differ from unpacked ones by {found['packed']:.4f}, rows as one "
-                f"window by {found['mixed']:.4f}; at most {TOLERANCE} and at least {TELLS_APART} "
-                "are right"
+                f"packed logits differ from unpacked ones by {found['packed']:.4f}, and by "
+                f"{found['mixed']:.4f} if each row is one window; the first must be at most "
+                f"{TOLERANCE} of the second"
             )
 
     # ---- evaluation ------------------------------------------------------------------------------
