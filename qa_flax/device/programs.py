@@ -43,18 +43,20 @@ class Program:
         with _mixed_dtypes():
             return self._step(*arguments)
 
-    def compile(self, *arguments: Any) -> jax.stages.Compiled:
-        """Compile the step, unless it is compiled already, for arguments of these shapes.
+    def lower(self, *arguments: Any) -> jax.stages.Lowered:
+        """Trace the step for arguments of these shapes, unless that has been done.
 
         Args:
             arguments: as for a call; `jax.ShapeDtypeStruct`s may stand for arrays. One of several
                 processes has only its own arrays: a call there compiles once more.
 
         Returns:
-            A function of arguments of exactly these shapes. It tells how much memory it takes.
+            Its `compile` gives a function of arguments of exactly these shapes, which tells how
+            much memory it takes. Another thread may call it: JAX's settings, such as
+            `jax.default_matmul_precision`, hold where the step is traced.
         """
         with _mixed_dtypes():
-            return self._step.lower(*arguments).compile()
+            return self._step.lower(*arguments)
 
 
 def batch_shapes(

@@ -37,16 +37,17 @@ class Compiling:
         # Without waiting: after SIGTERM there is little time to save a checkpoint.
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def add(self, key: Hashable, detail: str, job: Callable[[], Any]) -> None:
-        """Compile a program, unless there is one of this key.
+    def add(self, key: Hashable, detail: str, lower: Callable[[], Any]) -> None:
+        """Trace a program in this thread and compile it in another, unless one has this key.
 
         Args:
             key: of the program.
             detail: for the lines, such as "8 x 384 tokens".
-            job: compiles and returns the program.
+            lower: traces it and returns an object with `compile`. A script's JAX settings, such as
+                `with jax.default_matmul_precision("highest")`, hold in its own thread only.
         """
         if key not in self._programs:
-            self._programs[key] = detail, self._pool.submit(job)
+            self._programs[key] = detail, self._pool.submit(lower().compile)
 
     @property
     def is_busy(self) -> bool:

@@ -4,6 +4,7 @@ The results of a batch are copied to the host while the next batch is computed.
 """
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -183,7 +184,7 @@ class _Steps:
     """
 
     def __init__(self, step: Program, weights: Weights, widths: Sequence[int], is_shown: bool):
-        self._step, self._weights, self._widths = step, weights, list(dict.fromkeys(widths))
+        self._step, self._weights, self._widths = step, weights, deque(dict.fromkeys(widths))
         self._compiling = Compiling("the evaluation step", is_shown)
         self._steps: dict[int, Callable[..., EvalOutput]] = {}
 
@@ -199,16 +200,17 @@ class _Steps:
         if processes.count() > 1:  # only all processes together have the arrays of all cores
             is_first = width not in self._steps
             return self._steps.setdefault(width, self._step), is_first
-        if not self._steps:
-            for other in self._widths:
-                compile_ = partial(
-                    self._step.compile, self._weights, batch_shapes(arrays, rows, other)
-                )
-                self._compiling.add(other, f"{rows} x {other} tokens", compile_)
         is_first = width not in self._steps
         if is_first:
+            self._compile(arrays, rows, width)
             self._steps[width] = self._compiling.result(width)
+        elif self._widths:  # the cores compute the batch before this one
+            self._compile(arrays, rows, self._widths.popleft())
         return self._steps[width], is_first
+
+    def _compile(self, arrays: Any, rows: int, width: int) -> None:
+        lower = partial(self._step.lower, self._weights, batch_shapes(arrays, rows, width))
+        self._compiling.add(width, f"{rows} x {width} tokens", lower)
 
 
 def _compute(step: Callable[..., EvalOutput], weights: Weights, arrays: Any) -> EvalOutput:

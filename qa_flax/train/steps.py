@@ -73,6 +73,7 @@ class Steps:
         self._key = parallel.put_key(key)
         self._on_compiled = on_compiled
         self._compiled: dict[Any, Callable] = {}  # the step for each set of batch shapes
+        self._ahead: deque[tuple[dict[str, Any], tuple[Any, ...]]] = deque()  # to compile later
         self._running: deque[_Started] = deque()  # they may not have finished
         self._unread: list[_Started] = []  # they have finished
         self._clock = _Clock()
@@ -105,6 +106,7 @@ class Steps:
             self._live.replace(state)
             self.started += 1
             self._running.append(_Started(logged_rate, ready.batch.windows, measurements))
+        self._compile_next()
         self._wait(STEPS_AHEAD)
         if len(self._unread) >= MOST_UNREAD:
             self._read()
@@ -120,7 +122,9 @@ class Steps:
     ) -> None:
         """Begin to compile the step for batches of these shapes, in another thread.
 
-        With several processes it does nothing: there JAX compiles for arrays only, not for shapes.
+        The step is traced in this thread: for the first batch now, and for the others after the
+        first steps have been started, while the cores compute. With several processes nothing is
+        done: there JAX compiles for arrays only, not for shapes.
 
         Args:
             state: the shapes of the state on one core, from `abstract_state`.
@@ -136,13 +140,18 @@ class Steps:
 
         states = jax.tree.map(on_cores, state)
         rates = jax.ShapeDtypeStruct((cores,), np.float32)
-        for batch in batches:
-            self._compile(batch, states, batch, rates, self._key)
+        self._ahead = deque((batch, (states, batch, rates, self._key)) for batch in batches)
+        self._compile_next()
 
-    def _compile(self, batch: dict[str, Any], *inputs: Any) -> None:
+    def _compile_next(self) -> None:
+        if self._ahead:
+            batch, inputs = self._ahead.popleft()
+            self._compile(batch, inputs)
+
+    def _compile(self, batch: dict[str, Any], inputs: tuple[Any, ...]) -> None:
         rows, tokens = batch["input_ids"].shape[-2:]
-        job = partial(self._step.compile, *inputs)
-        self._compiling.add(_shapes_of(batch), f"{rows} x {tokens} tokens", job)
+        lower = partial(self._step.lower, *inputs)
+        self._compiling.add(_shapes_of(batch), f"{rows} x {tokens} tokens", lower)
 
     def _compiled_for(self, arrays: dict[str, Any], inputs: tuple[Any, ...]) -> Callable:
         """Return the compiled step for batches of these shapes."""
@@ -151,7 +160,7 @@ class Steps:
         is_multiprocess = processes.count() > 1
         if is_multiprocess and self._compiled:
             return self._step
-        self._compile(arrays, *inputs)
+        self._compile(arrays, inputs)
         compiled = self._compiling.result(_shapes_of(arrays))
         if self._on_compiled is not None:
             self._on_compiled(compiled, arrays)
@@ -160,7 +169,7 @@ class Steps:
     @property
     def is_compiling(self) -> bool:
         """Whether the step is being compiled for some shape."""
-        return self._compiling.is_busy
+        return bool(self._ahead) or self._compiling.is_busy
 
     def progress(self) -> dict[str, float]:
         """Return what is known without waiting, for a progress bar.

@@ -3,6 +3,8 @@
 import threading
 import time
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from qa_flax.distributed import preemption
@@ -16,6 +18,17 @@ def impatient(monkeypatch):
     monkeypatch.setattr(compiling, "SECONDS_BETWEEN_LINES", 0.5)
 
 
+class Lowered:
+    """What `add` gets from JAX: traced, to be compiled by `job`."""
+
+    def __init__(self, job):
+        self.compile = job
+
+
+def lowered(job):
+    return lambda: Lowered(job)
+
+
 def slow():
     time.sleep(1.5)
     return 3
@@ -23,10 +36,10 @@ def slow():
 
 def test_lines_appear_only_if_somebody_waits(impatient, capsys):
     with Compiling("the step", is_shown=True) as programs:
-        programs.add("a", "2 x 8 tokens", lambda: 1)
+        programs.add("a", "2 x 8 tokens", lowered(lambda: 1))
         assert programs.result("a") == 1
         assert capsys.readouterr().err == ""
-        programs.add("b", "4 x 8 tokens", slow)
+        programs.add("b", "4 x 8 tokens", lowered(slow))
         assert programs.result("b") == 3
         first, second, *_, last = capsys.readouterr().err.splitlines()
         assert first == "Compiling the step for 4 x 8 tokens on each core"
@@ -34,7 +47,7 @@ def test_lines_appear_only_if_somebody_waits(impatient, capsys):
         assert last.startswith("Compiled the step for 4 x 8 tokens in 1.")
         assert programs.result("b") == 3
     with Compiling("the step", is_shown=False) as programs:
-        programs.add("b", "4 x 8 tokens", slow)
+        programs.add("b", "4 x 8 tokens", lowered(slow))
         assert programs.result("b") == 3
     assert capsys.readouterr().err == ""
 
@@ -42,9 +55,9 @@ def test_lines_appear_only_if_somebody_waits(impatient, capsys):
 def test_the_first_is_there_before_the_second_is_compiled():
     wanted = threading.Event()
     with Compiling("the step", is_shown=True) as programs:
-        programs.add("a", "", lambda: "first")
-        programs.add("a", "", lambda: "not compiled again")
-        programs.add("b", "", lambda: wanted.wait(60))
+        programs.add("a", "", lowered(lambda: "first"))
+        programs.add("a", "", lowered(lambda: "not compiled again"))
+        programs.add("b", "", lowered(lambda: wanted.wait(60)))
         assert programs.result("a") == "first"
         wanted.set()
         assert programs.result("b") is True
@@ -55,7 +68,7 @@ def test_an_error_of_the_compiler_reaches_the_caller():
         raise MemoryError("the compiler's")
 
     with Compiling("the step", is_shown=True) as programs:
-        programs.add("a", "", fail)
+        programs.add("a", "", lowered(fail))
         with pytest.raises(MemoryError, match="the compiler's"):
             programs.result("a")
 
@@ -71,8 +84,8 @@ def test_sigterm_does_not_wait_for_the_compiler(monkeypatch):
 
     def compile_both():
         with Compiling("the step", is_shown=True) as programs:
-            programs.add("a", "", lambda: released.wait(60))
-            programs.add("b", "", lambda: begun.append(1))
+            programs.add("a", "", lowered(lambda: released.wait(60)))
+            programs.add("b", "", lowered(lambda: begun.append(1)))
             programs.result("a")
 
     with pytest.raises(preemption.Preempted):
@@ -80,3 +93,17 @@ def test_sigterm_does_not_wait_for_the_compiler(monkeypatch):
     released.set()
     time.sleep(0.2)
     assert not begun
+
+
+def test_a_program_is_traced_in_the_thread_that_adds_it():
+    """JAX's settings hold there: a context such as `default_matmul_precision` is a thread's own."""
+
+    def lower():
+        return jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((4, 4), jnp.float32))
+
+    with Compiling("the step", is_shown=True) as programs:
+        with jax.default_matmul_precision("highest"):
+            programs.add("a", "", lower)
+        programs.add("b", "", lower)
+        texts = [programs.result(key).as_text() for key in "ab"]
+    assert ["highest" in text for text in texts] == [True, False]
