@@ -29,7 +29,7 @@ _OF_STEPS = ("epoch", "grad_norm", "learning_rate", "num_input_tokens_seen", "to
 
 
 class NotebookProgress(NotebookProgressCallback, ProgressCallback):
-    """A bar with the values of the last finished step, and a table of losses and metrics.
+    """A bar with the latest values, and a table of losses and metrics.
 
     The table has a row for each evaluation; without evaluations, for each log. It is a callback of
     both classes so that `remove_callback` of either removes it, as in transformers.

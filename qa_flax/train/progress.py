@@ -17,7 +17,7 @@ from qa_flax.data.screen import in_notebook, shows_nested_bars
 
 SECONDS_BETWEEN_LINES = 30.0
 
-# Value of the last finished step, from the trainer -> label and format.
+# Value that was known at the last step, from the trainer -> label and format.
 _FORMATS = {
     "loss": ("loss", ".3f"),
     "learning_rate": ("lr", ".2e"),
@@ -27,7 +27,7 @@ _FORMATS = {
 
 
 class TrainingProgress(ProgressCallback):
-    """transformers' progress bars, with the loss and learning rate of the last finished step."""
+    """transformers' progress bars, with the speed and the values of the latest log."""
 
     _evaluated: Any = None
     """The data loader that the evaluation bar is for."""
@@ -53,7 +53,7 @@ class TrainingProgress(ProgressCallback):
             self.prediction_bar.set_description("Evaluating")
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Advance the training bar, and show the values of the last finished step."""
+        """Advance the training bar, and show the latest values."""
         super().on_step_end(args, state, control, **kwargs)
         progress = progress_of(state)
         if self.training_bar is not None and progress:
@@ -111,7 +111,7 @@ class TrainingLines(ProgressCallback):
 
 
 def set_progress(state: TrainerState, progress: dict[str, float]) -> None:
-    """Store the values of the last finished step where only this package's callbacks read them.
+    """Store the latest values where only this package's callbacks read them.
 
     Callbacks need not accept a further argument, and `trainer_state.json` does not have them.
     """
@@ -150,7 +150,7 @@ def close_bars(handler: CallbackHandler, *, training: bool) -> None:
 
 
 def formatted(progress: dict[str, float]) -> dict[str, str]:
-    """The label and the text of each value of the last finished step."""
+    """The label and the text of each value."""
     return {
         label: format(progress[name], spec)
         for name, (label, spec) in _FORMATS.items()
