@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 
 from qa_flax.commands.arguments import DistributedArguments
 from qa_flax.device import parallel
+from qa_flax.device.compilation_cache import use_compilation_cache
 from qa_flax.distributed import exchange, join
 
 
@@ -72,7 +73,7 @@ def report(arguments: DistributedArguments) -> tuple[list[str], list[str]]:
 def _environment() -> dict[str, Any]:
     """The environment of this process, as JSON values; memory is in bytes, None if unknown."""
     devices = jax.local_devices()
-    cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    cache = use_compilation_cache()
     memory = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
     return {
         "host": socket.gethostname(),
@@ -147,9 +148,7 @@ def _lines(environments: list[dict[str, Any]]) -> Iterator[str]:
             f"{', '.join(kinds)}, {memory}; {environment['processors']} processors, "
             f"{environment['host memory'] / _GIB:.1f} GiB"
         )
-    cache = main["cache"] or (
-        "none (set JAX_COMPILATION_CACHE_DIR to reuse compiled steps in later runs)"
-    )
+    cache = main["cache"] or "none, so that steps are compiled in every run"
     yield f"compilation cache: {cache}"
 
 
