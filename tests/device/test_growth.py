@@ -92,7 +92,7 @@ def test_shards_are_gathered_and_their_gradients_scattered(cores):
     assert 0 < found["reduce-scatter"] <= 1.1 * 4 * parameters / cores + 4096
 
 
-@pytest.mark.parametrize("factor", [1, 4])
+@pytest.mark.parametrize("factor", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_more_windows_compile_no_more_programs(tmp_path, factor):
     examples = tiny.repeated_examples(24 * factor)
     windows = prepare_train_features(examples, tiny.tokenizer(), disable_tqdm=True, **WINDOW)

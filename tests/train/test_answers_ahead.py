@@ -47,7 +47,7 @@ def watched(seen):
     return function
 
 
-@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("packing", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_answers_are_those_of_a_search_afterwards(tmp_path, monkeypatch, packing):
     monkeypatch.setattr(batches, "EVAL_POOL", 64)
     seen = []

@@ -32,7 +32,9 @@ class ReadsTheModel(TrainerCallback):
 
 SETTINGS = [
     {"packing": True, "ema_decay": 0.9, "gradient_accumulation_steps": 2},
-    {"shard_params": True, "eval_strategy": "steps", "eval_steps": 2},
+    pytest.param(
+        {"shard_params": True, "eval_strategy": "steps", "eval_steps": 2}, marks=pytest.mark.slow
+    ),
     {"optim": "adafactor", "bf16": True, "label_smoothing_factor": 0.1},
 ]
 
@@ -45,7 +47,7 @@ def test_the_settings_hold():
         number * 1.5
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: next(iter(s)))
+@pytest.mark.parametrize("settings", SETTINGS, ids=["packing", "shards", "bfloat16"])
 def test_training_evaluation_and_resuming(tmp_path, tokenizer, settings):
     examples = tiny.examples(answerable=True)
     callback = ReadsTheModel()
