@@ -69,9 +69,11 @@ class Profiler:
 
     def _stop(self, updates: int) -> None:
         assert self._folder is not None
-        with self._steps.paused():
-            summary = stop_trace(self._folder)
-        self._folder = None
+        folder, self._folder = self._folder, None
+        try:
+            self._steps.wait()
+        finally:  # also after a step that failed: JAX records one trace at a time
+            summary = stop_trace(folder)
         self._stack.close()
         if not processes.is_main():
             return

@@ -217,6 +217,10 @@ class Steps:
         self._run_loss, self._log_loss = (_Mean(**counters[n]) for n in ("all", "since_log"))
         self._last = dict(counters["last"])
 
+    def wait(self) -> None:
+        """Wait until all steps have finished, without reading their losses."""
+        self._wait(0)
+
     def _wait(self, ahead: int) -> None:
         """Wait until at most `ahead` steps are running."""
         while len(self._running) > ahead:

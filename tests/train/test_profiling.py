@@ -1,8 +1,10 @@
 """`profile=N`: a trace of N updates and its summary."""
 
+import numpy as np
 import pytest
 import tiny
 from tiny_trainers import WINDOW, arguments
+from transformers import TrainerCallback
 
 from qa_flax import Trainer, prepare_train_features
 
@@ -50,3 +52,20 @@ def test_a_training_that_is_too_short_says_so(tmp_path, windows, caplog):
 def test_a_negative_number_is_refused(tmp_path):
     with pytest.raises(ValueError, match="profile=-1: it must be"):
         arguments(tmp_path, profile=-1)
+
+
+def test_a_training_that_fails_while_it_is_recorded_ends_the_trace(tmp_path, windows, capsys):
+    class Fails(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 4:
+                kernel = model.head.outputs.kernel
+                kernel[...] = kernel[...] * np.float32(np.nan)
+            if state.global_step == 6:  # before anybody has read the losses
+                raise RuntimeError("of the script")
+
+    args = arguments(tmp_path / "1", max_steps=8, logging_strategy="no", profile=20)
+    trainer = Trainer(tiny.model(), args, train_dataset=windows, callbacks=[Fails()])
+    with pytest.raises(RuntimeError, match="of the script"):
+        trainer.train()
+    train(tmp_path / "2", windows, profile=2)
+    assert "Profile of 2 updates" in capsys.readouterr().err
