@@ -21,8 +21,8 @@ from jaxtyping import PyTree
 from qa_flax.distributed import processes
 from qa_flax.models import sharding
 from qa_flax.models.padded import PaddedTable, is_padded, is_wrapped, to_padded, without_padding
-from qa_flax.models.platform import traced_for
 from qa_flax.models.sharding import CORES, Shard, is_shard
+from qa_flax.models.tracing import traced_with
 from qa_flax.models.transfers import implicit_transfers, to_host
 
 _KEY_IMPL = "rbg"  # far faster on TPUs and CPUs than JAX's default, threefry
@@ -126,7 +126,7 @@ def over_cores(
 
     @functools.wraps(step)
     def traced(*arguments: Any) -> Any:
-        with traced_for(devices[0].platform):
+        with traced_with(platform=devices[0].platform):
             return step(*arguments)
 
     donated = (0,) if donate else ()

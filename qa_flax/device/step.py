@@ -15,19 +15,17 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from qa_flax.models.blocks import Stack
-from qa_flax.models.dropout import dropout_bits_from
 from qa_flax.models.layers import Table
-from qa_flax.models.platform import traced_platform
 from qa_flax.models.qa import SpanLogits, span_terms, term_scales
 from qa_flax.models.sharding import (
     CORES,
     all_gather,
     global_norm,
-    gradients_summed_in_bf16,
     has_shards,
     is_shard,
     sum_gradients,
 )
+from qa_flax.models.tracing import trace_settings, traced_with
 
 Batch = dict[str, Array]
 """The rows of one core: b rows of l tokens. The arrays, by name:
@@ -223,7 +221,7 @@ through all rows at once."""
 
 def _rows_at_once(rows: int, width: int) -> int:
     """Into how many rows of `width` tokens to divide a batch of `rows` rows."""
-    at_most = max(1, TOKENS_AT_ONCE.get(traced_platform(), rows * width) // width)
+    at_most = max(1, TOKENS_AT_ONCE.get(trace_settings().platform, rows * width) // width)
     divisors = [n for n in range(1, rows + 1) if rows % n == 0 and n <= at_most]
     # Many small parts would take longer than a large one: in training, the gradient of all
     # parameters is added up after each.
@@ -272,7 +270,7 @@ def make_train_step(
         loss_function: replaces the loss of spans.
         ema_decay: of the average of the parameters, if the state has one.
         bf16_gradients: whether the cores exchange gradients in bfloat16.
-        dropout_bits: where dropout takes its random bits from, one of `dropout.DROPOUT_BITS`.
+        dropout_bits: where dropout takes its random bits from, one of `tracing.DROPOUT_BITS`.
 
     Returns:
         `train_step(state, batch, learning_rate, key) -> (state, measurements)`. The batch's arrays
@@ -313,7 +311,7 @@ def make_train_step(
         return state, measurements
 
     def traced(*inputs: Any) -> tuple[TrainState, Measurements]:
-        with gradients_summed_in_bf16(bf16_gradients), dropout_bits_from(dropout_bits):
+        with traced_with(sums_in_bf16=bf16_gradients, dropout_bits=dropout_bits):
             return train_step(*inputs)
 
     return traced

@@ -15,10 +15,9 @@ from qa_flax.models.dropout import (
     dropout,
     random_bits,
     random_bytes,
-    uses_hardware_bits,
     words_at,
 )
-from qa_flax.models.platform import is_for_cpu
+from qa_flax.models.tracing import trace_settings
 
 
 def make_attention_mask(
@@ -63,7 +62,7 @@ def attention(
     A query token whose keys are all masked (padding between segments) gets the mean of all values,
     never NaN.
 
-    The form depends on the processor (`platform.py`) and on the shape. A CPU computes one head
+    The form depends on the processor (`tracing.py`) and on the shape. A CPU computes one head
     after the other if all scores together do not fit into its caches, and computes them again for
     the gradient. TPUs and GPUs compute all heads at once. The result is the same, up to rounding,
     with the same dropout masks, unless these are made of hardware bits.
@@ -83,7 +82,7 @@ def attention(
     factor: float = d**-0.5 if scale is None else scale
     if dropout_rate == 0.0:
         rngs = None
-    if is_for_cpu() and a > 1 and b * a * q * key.shape[1] >= SCORES_AT_ONCE:
+    if trace_settings().is_for_cpu and a > 1 and b * a * q * key.shape[1] >= SCORES_AT_ONCE:
         return _by_heads(query, key, value, mask, bias, factor, dropout_rate, rngs)
     # JAX's own attention is used where it can be: it does not support dropout.
     if rngs is None:
@@ -116,7 +115,7 @@ def _by_heads(
     shape = (b, q, key.shape[1])
     dropout_key = None if rngs is None else rngs.dropout()
     bits = None
-    if dropout_key is not None and not uses_hardware_bits():
+    if dropout_key is not None and not trace_settings().has_hardware_bits:
         bits = random_bits(dropout_key)
     has_own_bias = bias is not None and bias.shape[1] == a
     mask, shared_bias = mask[:, 0], None if bias is None or has_own_bias else bias[:, 0]

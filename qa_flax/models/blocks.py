@@ -13,10 +13,10 @@ from jaxtyping import Array, Bool, Float
 
 from qa_flax.models.activations import ACTIVATIONS
 from qa_flax.models.attention import attention
-from qa_flax.models.dropout import dropout, uses_hardware_bits
+from qa_flax.models.dropout import dropout
 from qa_flax.models.layers import BlockConfig, layer_norm, linear
-from qa_flax.models.platform import traced_platform
-from qa_flax.models.sharding import all_gather, has_shards, sums_in_bf16
+from qa_flax.models.sharding import all_gather, has_shards
+from qa_flax.models.tracing import TraceSettings, trace_settings
 
 
 class SelfAttention(nnx.Module):
@@ -183,7 +183,7 @@ class Stack(nnx.List):
         # One key per layer, so that recomputing the layer draws the same dropout masks.
         key = None if rngs is None else rngs.dropout()
         graphdef, state = nnx.split(layer)
-        settings = graphdef, (traced_platform(), uses_hardware_bits(), sums_in_bf16())
+        settings = graphdef, trace_settings()
         # Without remat, the all-gathered parameters of every layer would be stored for the backward
         # pass, and sharding would save no memory.
         if self.remat or has_shards(state):
@@ -194,11 +194,12 @@ class Stack(nnx.List):
 # A function of its own under `jit`, so that JAX traces layers of equal settings only once, and not
 # each of them. XLA then puts the code in place of each call.
 @partial(jax.jit, static_argnums=(0, 1))
-def _call(graphdef: nnx.GraphDef, traced: Any, state: Any, key: Any, *inputs: Any) -> Any:
+def _call(
+    graphdef: nnx.GraphDef, settings: TraceSettings, state: Any, key: Any, *inputs: Any
+) -> Any:
     """Run the layer of a graph definition and a state, which may be sharded.
 
-    `traced` has all settings of a trace that decide what a layer computes. They are an argument so
-    that layers with other settings are traced again.
+    The settings are an argument so that layers with other settings are traced again.
     """
     if has_shards(state):
         # The all-gather must wait for the layer's input. Otherwise XLA could gather the parameters

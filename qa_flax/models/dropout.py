@@ -1,33 +1,12 @@
 """Stage 4 of 7: dropout and a fast generator of its random bits (device, JAX)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8, UInt32
 
-DROPOUT_BITS = ("hash", "hardware")
-"""Where the random bits of dropout come from: `random_words`, or the processor's own generator."""
-_BITS: ContextVar[str] = ContextVar("dropout_bits", default="hash")
-
-
-@contextmanager
-def dropout_bits_from(source: str) -> Iterator[None]:
-    """In a `with` block, functions are traced that take the bits from one of `DROPOUT_BITS`."""
-    token = _BITS.set(source)
-    try:
-        yield
-    finally:
-        _BITS.reset(token)
-
-
-def uses_hardware_bits() -> bool:
-    """Whether the function that is being traced takes the processor's own random bits."""
-    return _BITS.get() == "hardware"
+from qa_flax.models.tracing import trace_settings
 
 
 def dropout(
@@ -48,7 +27,7 @@ def dropout(
     if rngs is None or rate == 0.0:
         return x
     key = rngs.dropout()
-    if not uses_hardware_bits():
+    if not trace_settings().has_hardware_bits:
         return drop(x, rate, random_words(key, x.shape))
     if not is_scores:
         return drop_by_bytes(x, rate, random_bytes(key, x.shape))

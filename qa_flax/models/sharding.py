@@ -12,9 +12,7 @@ moment, and two of its gradient.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -24,6 +22,8 @@ import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
+
+from qa_flax.models.tracing import trace_settings
 
 CORES = "cores"
 """Name of the mapped axis over the cores."""
@@ -54,27 +54,6 @@ def has_shards(tree: PyTree) -> bool:
 
 
 # ---- inside the step -----------------------------------------------------------------------------
-
-_SUMS_IN_BF16: ContextVar[bool] = ContextVar("sums_in_bf16", default=False)
-
-
-@contextmanager
-def gradients_summed_in_bf16(is_on: bool = True) -> Iterator[None]:
-    """In a `with` block, steps are traced whose cores exchange gradients in bfloat16.
-
-    Half as many bytes are sent. Each core's gradient is rounded to bfloat16 (8 bits of precision),
-    and the sum is float32 again. One core exchanges nothing, and rounds nothing.
-    """
-    token = _SUMS_IN_BF16.set(is_on)
-    try:
-        yield
-    finally:
-        _SUMS_IN_BF16.reset(token)
-
-
-def sums_in_bf16() -> bool:
-    """Whether the function that is being traced exchanges gradients in bfloat16."""
-    return _SUMS_IN_BF16.get()
 
 
 def _in_bf16(reduce: Callable[[Array], Array], gradient: Array) -> Array:
@@ -112,7 +91,7 @@ def all_gather(tree: PyTree) -> PyTree:
     def gathered(node: Any) -> Any:
         if not is_shard(node):
             return node
-        gather = _all_gather_bf16 if sums_in_bf16() else _all_gather
+        gather = _all_gather_bf16 if trace_settings().sums_in_bf16 else _all_gather
         return _without_padding(gather(node.data), node.shape)
 
     return jax.tree.map(gathered, tree, is_leaf=is_shard)
@@ -141,7 +120,7 @@ def sum_gradients(grads: PyTree) -> PyTree:
         if is_shard(node):
             return node
         over_cores = lambda gradient: lax.psum(gradient, CORES)  # noqa: E731
-        return _in_bf16(over_cores, node) if sums_in_bf16() else over_cores(node)
+        return _in_bf16(over_cores, node) if trace_settings().sums_in_bf16 else over_cores(node)
 
     return jax.tree.map(add, grads, is_leaf=is_shard)
 

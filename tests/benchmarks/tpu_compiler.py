@@ -33,7 +33,7 @@ from qa_flax.device import step as step_module
 from qa_flax.device.memory import GIB, abstract_state
 from qa_flax.device.optim import make_optimizer
 from qa_flax.device.step import Reduction, make_eval_step, make_train_step
-from qa_flax.models.dropout import DROPOUT_BITS
+from qa_flax.models.tracing import DROPOUT_BITS
 
 LARGE: dict[str, Any] = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
 MODELS = {"base": BertConfig(), "large": BertConfig(num_hidden_layers=24, **LARGE)}

@@ -15,10 +15,10 @@ from qa_flax.models.sharding import (
     CORES,
     Shard,
     all_gather,
-    gradients_summed_in_bf16,
     sum_gradients,
     to_shards,
 )
+from qa_flax.models.tracing import traced_with
 from qa_flax.train.checkpoints import ResumeError
 
 
@@ -26,7 +26,7 @@ def summed(gradients, is_on):
     """The sum over the cores of gradients [D, ...] by `sum_gradients`, and its program."""
 
     def step(gradient):
-        with gradients_summed_in_bf16(is_on):
+        with traced_with(sums_in_bf16=is_on):
             return sum_gradients({"kernel": gradient})["kernel"]
 
     cores = jax.devices()[: len(gradients)]
@@ -64,7 +64,7 @@ def test_gradients_of_shards_are_scattered_in_bfloat16(rng):
 
     @partial(jax.vmap, axis_name=CORES)
     def gradient(shard, factor):
-        with gradients_summed_in_bf16():
+        with traced_with(sums_in_bf16=True):
             loss = lambda data: jnp.sum(all_gather(Shard(data, (16, 3))) * factor)  # noqa: E731
             return all_gather(Shard(shard, (16, 3))), jax.grad(loss)(shard)
 

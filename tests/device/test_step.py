@@ -24,8 +24,8 @@ from qa_flax.device.step import (
 )
 from qa_flax.models.layers import Fixed
 from qa_flax.models.lora import LoraLinear, dense_layers
-from qa_flax.models.platform import traced_for
 from qa_flax.models.qa import span_losses
+from qa_flax.models.tracing import traced_with
 
 LEARNING_RATE = 1.0  # the direction is the gradient, so the parameters change by it
 
@@ -290,7 +290,7 @@ def test_training_and_evaluation_work_through_blocks_of_rows_on_a_tpu():
     train = make_train_step(graphdef, IDENTITY), state, stacked, 1.0, parallel.run_key(0)
     evaluation = make_eval_step(graphdef), weights_of(model), batch
     for step, *inputs in (train, evaluation):
-        with traced_for("tpu"):
+        with traced_with(platform="tpu"):
             text = str(jax.make_jaxpr(step, axis_env=[(CORES, 1)])(*inputs))
         hidden = {int(count) for count in re.findall(r"f32\[(\d+),384,32\]", text)}
         assert 8 in hidden
@@ -311,5 +311,5 @@ def test_training_and_evaluation_work_through_blocks_of_rows_on_a_tpu():
     ],
 )
 def test_a_step_works_through_as_many_rows_as_suit_the_processor(platform, rows, width, expected):
-    with traced_for(platform):
+    with traced_with(platform=platform):
         assert _rows_at_once(rows, width) == expected

@@ -8,7 +8,7 @@ from flax import nnx
 
 from qa_flax.models import attention as attention_module
 from qa_flax.models.attention import attention, make_attention_mask
-from qa_flax.models.platform import traced_for
+from qa_flax.models.tracing import traced_with
 
 
 def test_masks_from_padding_and_from_segments():
@@ -79,5 +79,5 @@ def test_a_cpu_computes_the_same_by_heads(monkeypatch, bias, rate, packed):
     by_heads = jax.grad(loss, has_aux=True)(arrays)
     for actual, expected in zip(jax.tree.leaves(by_heads), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
-    with traced_for("tpu"):
+    with traced_with(platform="tpu"):
         assert not has_scan()

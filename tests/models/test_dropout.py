@@ -10,14 +10,13 @@ from qa_flax.device.parallel import run_key
 from qa_flax.models.attention import attention
 from qa_flax.models.dropout import (
     dropout,
-    dropout_bits_from,
     random_words,
-    uses_hardware_bits,
 )
+from qa_flax.models.tracing import trace_settings, traced_with
 
 
 def dropped(seed: int, rate: float = 0.1, shape=(64, 4096), **settings) -> np.ndarray:
-    rngs = nnx.Rngs(dropout=run_key(seed) if uses_hardware_bits() else seed)
+    rngs = nnx.Rngs(dropout=run_key(seed) if trace_settings().has_hardware_bits else seed)
     return np.asarray(dropout(jnp.ones(shape), rate, rngs, **settings))
 
 
@@ -67,7 +66,7 @@ def test_the_same_key_gives_the_same_words_with_any_generator():
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9, 0.001, 0.999])
 @pytest.mark.parametrize("is_scores", [False, True])
 def test_hardware_bits_have_the_rate_in_steps_of_256_and_preserve_the_mean(rate, is_scores):
-    with dropout_bits_from("hardware"):
+    with traced_with(dropout_bits="hardware"):
         out = dropped(0, rate, is_scores=is_scores)
         again, other = dropped(0, rate, is_scores=is_scores), dropped(1, rate, is_scores=is_scores)
     np.testing.assert_array_equal(out, again)
@@ -80,7 +79,7 @@ def test_hardware_bits_have_the_rate_in_steps_of_256_and_preserve_the_mean(rate,
 
 
 def test_hardware_bits_drop_everything_or_nothing_where_that_is_asked_for():
-    with dropout_bits_from("hardware"):
+    with traced_with(dropout_bits="hardware"):
         assert not dropped(0, 1.0).any()
         assert (dropped(0, 0.0) == 1).all()
     assert (dropped(0, 0.1) != dropped(1, 0.1)).any()
@@ -88,7 +87,7 @@ def test_hardware_bits_drop_everything_or_nothing_where_that_is_asked_for():
 
 def test_hardware_masks_are_independent():
     """Uncorrelated between rows, columns, keys, and draws of the same key."""
-    with dropout_bits_from("hardware"):
+    with traced_with(dropout_bits="hardware"):
         rngs = nnx.Rngs(dropout=run_key(0))
         first, second = (dropout(jnp.ones((64, 4096)), 0.5, rngs) for _ in range(2))
         a, b = np.asarray(first) - 1, np.asarray(second) - 1
@@ -113,7 +112,7 @@ def test_attention_drops_with_hardware_bits_in_either_form(rng, rows):
         return attention(query, key, value, mask, dropout_rate=0.25, rngs=rngs)
 
     def mixed(seed):
-        with dropout_bits_from("hardware"):
+        with traced_with(dropout_bits="hardware"):
             return with_key(run_key(seed))
 
     out = np.asarray(mixed(0))
