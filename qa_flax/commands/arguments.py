@@ -287,6 +287,15 @@ class DataArguments:
             "choices": ["drop", "keep", "repair", "refuse"],
         },
     )
+    answers: str = field(
+        default="first",
+        metadata={
+            "help": "Which answers of a question are labels. all: the loss of a window is that of "
+            "the probability of all its answers together, for data with several answers to a "
+            "question; first: the others are not trained on, as in run_qa.py.",
+            "choices": ["first", "all"],
+        },
+    )
     bad_rows: str = field(
         default="refuse",
         metadata={

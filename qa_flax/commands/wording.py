@@ -8,6 +8,7 @@ import re
 
 # Argument in Python -> argument of the command line.
 _FLAGS = {
+    "answers": "answers",
     "misaligned": "misaligned_answers",
     "bad_rows": "bad_rows",
     "long_questions": "long_questions",

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
+from qa_flax.data.gold_spans import ALL_LABELS
 from qa_flax.data.labels import required_lengths
 from qa_flax.data.windows import Features, Windows
 
@@ -295,6 +296,9 @@ def _batch(
     for name in ("start_positions", "end_positions") if labels else ():
         positions = getattr(windows, name) if len(windows) else np.zeros(1, np.int32)
         arrays[name] = positions[rows.reshape(-1)] - np.int32(columns.start)
+    for name in ALL_LABELS if labels and windows.spans else ():
+        spans = getattr(windows, name) if len(windows) else np.zeros((1, windows.spans), np.int32)
+        arrays[name] = spans[rows.reshape(-1)] - np.int32(columns.start)
     extras = (windows.extras or {}) if isinstance(windows, Features) else {}
     arrays |= {name: array[rows.reshape(-1)] for name, array in extras.items()}
     arrays = {name: array.reshape(*shape, *array.shape[1:]) for name, array in arrays.items()}

@@ -3,7 +3,7 @@
 Each distinct context and question is tokenized once, and a window is a slice of these tokens. The
 arrays equal those of `prepare_train_features` and `prepare_validation_features` in Hugging Face's
 `run_qa.py`, which tokenize the context again for every question. Two defects of theirs are
-corrected: the label described at `_label`, and a space that byte-level tokenizers with
+corrected: the label described at `labelling.py`, and a space that byte-level tokenizers with
 `add_prefix_space` and `trim_offsets` include in the offsets of a later window's first token.
 """
 
@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Int64
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
@@ -26,13 +25,14 @@ from qa_flax.data.examples import (
     keeps_misaligned,
     load_examples,
 )
+from qa_flax.data.gold_spans import ANSWERS
+from qa_flax.data.labelling import describe_single_answers, first_true, labelled
 from qa_flax.data.labels import (
     NO_ANSWER,
     UNKNOWN_PLACE,
-    UNPLACED,
     answer_span,
+    answer_spans,
     can_learn,
-    describe_answers_without_window,
     nothing_to_learn,
 )
 from qa_flax.data.map_batches import (
@@ -88,8 +88,8 @@ def prepare_train_features(
         tokenizer: see `make_windows`.
         max_seq_length: tokens in a window.
         doc_stride: tokens that two neighbouring windows of an example share.
-        settings: `misaligned`, `pad_to_max_length`, `long_questions` or `disable_tqdm` of
-            `make_windows`.
+        settings: `misaligned`, `pad_to_max_length`, `long_questions`, `disable_tqdm` or `answers`
+            of `make_windows`. With `answers="all"` the loss counts every answer of an example.
 
     Returns:
         A data set with a row for each window and Hugging Face's columns. An example has no windows
@@ -102,6 +102,8 @@ def prepare_train_features(
         - `start_positions`, `end_positions`: int32, first and last token of the example's first
           answer; both the CLS token if the window does not contain the whole answer. A warning
           counts the answers that no window contains.
+        - `start_positions_all`, `end_positions_all`: lists of int32, only with `answers="all"`: the
+          distinct spans of all answers that the window contains as a whole, or the CLS token.
         - `example_id`: str.
         - `cls_index`: int32, position of the CLS token; only if it is not always the first token.
 
@@ -135,6 +137,8 @@ def prepare_train_features(
     if is_batch(examples):
         return _prepare_batch(examples, tokenizer, labels=True, **lengths, **settings)
     windows = make_windows(examples, tokenizer, labels=True, leaves_out=True, **lengths, **settings)
+    if (line := describe_single_answers(windows)) is not None:
+        logger.warning("%s", line)
     return windows.features().to_dataset()
 
 
@@ -157,8 +161,8 @@ def prepare_validation_features(
         tokenizer: see `make_windows`.
         max_seq_length: tokens in a window.
         doc_stride: tokens that two neighbouring windows of an example share.
-        settings: `labels`, `misaligned`, `pad_to_max_length`, `long_questions` or `disable_tqdm` of
-            `make_windows`.
+        settings: `labels`, `misaligned`, `pad_to_max_length`, `long_questions`, `disable_tqdm` or
+            `answers` of `make_windows`.
 
     Returns:
         A data set with a row for each window and the columns of `prepare_train_features`; without
@@ -280,6 +284,7 @@ def make_windows(
     disable_tqdm: bool = False,
     warn: Warn = logger.warning,
     tokenizer_argument: str = "tokenizer",
+    answers: str = "first",
 ) -> LazyWindows:
     """Split every example into windows of at most `max_seq_length` tokens.
 
@@ -305,13 +310,17 @@ def make_windows(
         disable_tqdm: show no progress bar.
         warn: logs a warning.
         tokenizer_argument: the interface's argument that gives another tokenizer, for messages.
+        answers: "all": the labels include the distinct spans of all answers, see `gold_spans.py`.
 
     Raises:
         ExampleError: examples are invalid, or questions are too long and are refused or cannot be
             truncated far enough.
         ValueError: the tokenizer is not supported, or a setting is out of range.
     """
-    texts, answers = _example_columns(examples, labels, misaligned, leaves_out)
+    if answers not in ANSWERS:
+        raise ValueError(f"answers must be one of {ANSWERS}, got {answers!r}.")
+    has_all = answers == "all"
+    texts, spans = _example_columns(examples, labels, misaligned, leaves_out, has_all)
     windows = windows_of_texts(
         texts,
         tokenizer,
@@ -323,7 +332,12 @@ def make_windows(
         warn=warn,
         tokenizer_argument=tokenizer_argument,
     )
-    return windows if answers is None else _labelled(windows, answers, texts["id"], warn)
+    if spans is None:
+        return windows
+    windows, line = labelled(windows, spans, texts["id"], has_all=has_all)
+    if line is not None:
+        warn("%s", line)
+    return windows
 
 
 def windows_of_texts(
@@ -391,29 +405,14 @@ def windows_of_texts(
     return dataclasses.replace(windows, cls_index=cls_index) if cls_index.any() else windows
 
 
-def _labelled(
-    windows: LazyWindows, answers: Int64[np.ndarray, "e 2"], ids: list[str], warn: Warn
-) -> LazyWindows:
-    """Label the windows with the answers of the examples; warn of answers that none contains."""
-    examples = windows.slices.example
-    cls_index = windows.cls_index
-    if cls_index is None:
-        cls_index = np.zeros(len(windows), np.int32)
-    starts, ends = _label(windows, answers[examples], cls_index)
-    windows = dataclasses.replace(windows, start_positions=starts, end_positions=ends)
-    line = describe_answers_without_window(windows, answers, examples, ids)
-    if line is not None:
-        warn("%s", line)
-    return windows
-
-
 def _example_columns(
-    examples: Any, labels: bool | None, misaligned: str | None, leaves_out: bool
-) -> tuple[dict[str, list[str]], Int64[np.ndarray, "e 2"] | None]:
+    examples: Any, labels: bool | None, misaligned: str | None, leaves_out: bool, has_all: bool
+) -> tuple[dict[str, list[str]], list[list[tuple[int, int]]] | None]:
     """Return the columns `id`, `question` and `context`, and the answer spans to label.
 
-    The span of an example is [start, end) in code points, or `NO_ANSWER` or `UNKNOWN_PLACE`. The
-    spans are None if `labels` is False, or None and no example has an answer.
+    Each example has one span [start, end) in code points, with `has_all` one for each answer, or
+    only `NO_ANSWER` or `UNKNOWN_PLACE`. They are None if `labels` is False, or None and no example
+    has an answer.
     """
     if misaligned is not None and misaligned not in MISALIGNED:
         raise ValueError(f"misaligned must be one of {MISALIGNED}, got {misaligned!r}.")
@@ -427,19 +426,20 @@ def _example_columns(
     columns["question"] = [question.lstrip() for question in columns["question"]]
     if labels is False:
         return columns, None
-    answers = zip(columns["context"], table["answers"].to_pylist(), strict=True)
-    spans = np.array([answer_span(*pair, misaligned=misaligned) for pair in answers], np.int64)
-    spans = spans.reshape(-1, 2)
-    if not (labels or (spans != NO_ANSWER).any()):
+    pairs = zip(columns["context"], table["answers"].to_pylist(), strict=True)
+    if has_all:
+        spans = [answer_spans(*pair, misaligned=misaligned) for pair in pairs]
+    else:
+        spans = [[answer_span(*pair, misaligned=misaligned)] for pair in pairs]
+    if not (labels or any(of_example != [NO_ANSWER] for of_example in spans)):
         return columns, None
-    is_left_out = (spans == UNKNOWN_PLACE).all(axis=1) & leaves_out
-    if not is_left_out.any():
+    kept = [e for e, places in enumerate(spans) if not leaves_out or places != [UNKNOWN_PLACE]]
+    if len(kept) == len(spans):
         return columns, spans
-    kept = np.flatnonzero(~is_left_out)
-    if not (spans[kept] >= 0).any():
+    if not any(spans[e][0][0] >= 0 for e in kept):
         raise nothing_to_learn(columns["id"])
-    columns = {name: [values[e] for e in kept.tolist()] for name, values in columns.items()}
-    return columns, spans[kept]
+    columns = {name: [values[e] for e in kept] for name, values in columns.items()}
+    return columns, [spans[e] for e in kept]
 
 
 # --- Checks: clearer errors than the tokenizer's -------------------------------------------------
@@ -500,43 +500,7 @@ def _layout(template: Template, length: int, tokenizer: PreTrainedTokenizerBase)
     )
 
 
-# --- Labels --------------------------------------------------------------------------------------
-
-
-def _label(
-    windows: LazyWindows, answers: Int64[np.ndarray, "n 2"], cls_index: Positions
-) -> tuple[Positions, Positions]:
-    """Return the first and last token of each window's answer, [start, end) in code points.
-
-    The first token is the last context token that begins at or before `start`; the last token is
-    the first context token that ends at or after `end`. Both are the CLS token if the window does
-    not contain the whole answer, and outside the row if the answer's place is unknown. Hugging
-    Face's loop differs if the answer begins in the window's last context token: it continues beyond
-    the context and returns a start after the end.
-    """
-    starts, ends = cls_index.copy(), cls_index.copy()
-    for rows in blocks(len(windows), WINDOWS_AT_ONCE):
-        token_start, token_end = np.moveaxis(windows.offsets(rows), -1, 0)
-        in_context = token_start >= 0
-        start, end = answers[rows, 0, None], answers[rows, 1, None]
-        can_start = in_context & (token_start <= start)
-        can_end = in_context & (token_end >= end)
-        first, last = _first_true(in_context), _last_true(in_context)
-        row = np.arange(len(first))
-        has_answer = can_start[row, first] & can_end[row, last] & (start[:, 0] >= 0)
-        starts[rows] = np.where(has_answer, _last_true(can_start), cls_index[rows])
-        ends[rows] = np.where(has_answer, _first_true(can_end), cls_index[rows])
-    is_unknown = (answers == UNKNOWN_PLACE).all(axis=1)
-    starts[is_unknown] = ends[is_unknown] = UNPLACED
-    return starts, ends
-
-
-def _first_true(mask: np.ndarray) -> np.ndarray:
-    return mask.argmax(axis=1)
-
-
-def _last_true(mask: np.ndarray) -> np.ndarray:
-    return mask.shape[1] - 1 - mask[:, ::-1].argmax(axis=1)
+# --- The CLS token -------------------------------------------------------------------------------
 
 
 def _cls_positions(windows: LazyWindows, tokenizer: PreTrainedTokenizerBase) -> Positions:
@@ -557,7 +521,7 @@ def _cls_positions(windows: LazyWindows, tokenizer: PreTrainedTokenizerBase) -> 
             input_ids == (-1 if token is None else token)
             for token in (tokenizer.cls_token_id, tokenizer.bos_token_id)
         )
-        result[rows] = np.where(is_cls.any(axis=1), _first_true(is_cls), _first_true(is_bos))
+        result[rows] = np.where(is_cls.any(axis=1), first_true(is_cls), first_true(is_bos))
     return result
 
 

@@ -5,7 +5,7 @@ outside, such as those that scripts write for an answer that truncation has cut 
 the loss, as in Hugging Face.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import datasets
@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int64
 
 from qa_flax.data import alignment
 from qa_flax.data.examples import has_answers, keeps_misaligned
+from qa_flax.data.gold_spans import are_inside
 from qa_flax.data.readers import arrow_table
 from qa_flax.data.rejected import ExampleError
 from qa_flax.data.rows import OUTSIDE_WINDOW
@@ -42,17 +43,36 @@ def answer_span(
         answers: the lists `text` and `answer_start`.
         misaligned: see `load_examples`.
     """
-    if not answers:
-        return NO_ANSWER
-    pairs = zip(answers["text"], answers["answer_start"], strict=True)
+    return next(_answer_spans(context, answers, misaligned))
+
+
+def answer_spans(
+    context: str, answers: Mapping[str, Any] | None, *, misaligned: str
+) -> list[tuple[int, int]]:
+    """Return the places of all of an example's answers that occur, each once, as `answer_span`.
+
+    The first is the result of `answer_span`; there is only this one if no answer occurs.
+    """
+    return list(dict.fromkeys(_answer_spans(context, answers, misaligned)))
+
+
+def _answer_spans(
+    context: str, answers: Mapping[str, Any] | None, misaligned: str
+) -> Iterator[tuple[int, int]]:
+    texts = answers["text"] if answers else []
+    pairs = zip(texts, answers["answer_start"] if answers else [], strict=True)
     pairs = [(text, start) for text, start in pairs if text.strip()]
+    is_placed = False
     for text, start in pairs:
         if alignment.is_at(context, text, start) or (misaligned == "keep" and start >= 0):
-            return start, start + len(text)
-        nearest = alignment.find_nearest(context, text, start)
-        if nearest is not None:
-            return nearest, nearest + len(text)
-    return UNKNOWN_PLACE if pairs else NO_ANSWER
+            place: int | None = start
+        else:
+            place = alignment.find_nearest(context, text, start)
+        if place is not None:
+            is_placed = True
+            yield place, place + len(text)
+    if not is_placed:
+        yield UNKNOWN_PLACE if pairs else NO_ANSWER
 
 
 def labels_inside(windows: Windows) -> tuple[Bool[np.ndarray, " n"], Bool[np.ndarray, " n"]] | None:
@@ -62,6 +82,17 @@ def labels_inside(windows: Windows) -> tuple[Bool[np.ndarray, " n"], Bool[np.nda
     """
     starts, ends, length = windows.start_positions, windows.end_positions, windows.padded_length
     return None if starts is None or ends is None else (starts < length, ends < length)
+
+
+def terms_inside(windows: Windows) -> list[int]:
+    """Return how many windows' start terms and end terms take part in the loss; [] without labels.
+
+    With all spans as labels, both count the windows of which a span is inside its row.
+    """
+    starts, ends = windows.start_positions_all, windows.end_positions_all
+    if starts is not None and ends is not None:
+        return [int(are_inside(starts, ends, windows.padded_length).sum())] * 2
+    return [int(inside.sum()) for inside in labels_inside(windows) or ()]
 
 
 def holds_answer(windows: Windows) -> Bool[np.ndarray, " n"] | None:
@@ -90,11 +121,13 @@ def required_lengths(windows: Windows) -> Int64[np.ndarray, " n"]:
     """
     lengths = windows.lengths.astype(np.int64)
     length, is_left_padded = windows.padded_length, windows.is_left_padded
-    for positions in (windows.start_positions, windows.end_positions):
+    starts = (windows.start_positions, windows.start_positions_all)
+    for positions in (*starts, windows.end_positions, windows.end_positions_all):
         if positions is not None:
-            columns = np.maximum(positions, 0).astype(np.int64)
+            columns = np.maximum(positions, 0).astype(np.int64).reshape(len(lengths), -1)
             required = length - columns if is_left_padded else columns + 1
-            lengths = np.maximum(lengths, np.where(columns < length, required, 0))
+            required = np.where(columns < length, required, 0).max(axis=1, initial=0)
+            lengths = np.maximum(lengths, required)
     return lengths
 
 

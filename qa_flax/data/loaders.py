@@ -15,6 +15,7 @@ from transformers import DataCollatorWithPadding, DefaultDataCollator, default_d
 
 from qa_flax import messages
 from qa_flax.data.batches import WIDTH_STEP, HostBatch
+from qa_flax.data.gold_spans import ALL_LABELS
 from qa_flax.data.rows import (
     INPUTS,
     LABELS,
@@ -350,7 +351,7 @@ class UpdateBatches:
         tokens = batch["input_ids"].shape
         padded = {}
         for name, array in batch.items():
-            if name in INPUTS or array.shape == tokens:
+            if name in INPUTS or (array.shape == tokens and name not in ALL_LABELS):
                 array = pad_to(array, width, self._pad_token_id if name == "input_ids" else 0)
             # Padding rows repeat a real one: an all-zero attention mask would give NaN.
             padding = np.repeat(array[:1], size - len(array), axis=0)

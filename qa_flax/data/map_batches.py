@@ -12,6 +12,7 @@ import datasets
 
 from qa_flax import messages
 from qa_flax.data.columns import OUTSIDE
+from qa_flax.data.gold_spans import ALL_LABELS, ragged
 from qa_flax.data.readers import ExampleError, Row
 from qa_flax.data.windows import COLUMNS, Features
 
@@ -80,7 +81,7 @@ def feature_columns(features: Features, *, padded: bool) -> dict[str, list[Any]]
     columns: dict[str, list[Any]] = {}
     for field, name in COLUMNS.items():
         values = getattr(features, field)
-        if values is None:
+        if values is None or field in ALL_LABELS:
             continue
         rows = values if isinstance(values, list) else values.tolist()
         if field == "offsets":
@@ -89,6 +90,9 @@ def feature_columns(features: Features, *, padded: bool) -> dict[str, list[Any]]
         if is_by_token and not padded:
             rows = [row[:length] for row, length in zip(rows, lengths, strict=True)]
         columns[name] = rows
+    starts, ends = features.start_positions_all, features.end_positions_all
+    if starts is not None and ends is not None:
+        columns |= dict(zip(ALL_LABELS, ragged(starts, ends)[1], strict=True))
     return columns
 
 

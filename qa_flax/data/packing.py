@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from qa_flax.data.batches import WIDTH_STEP, HostBatch, epoch_order, update_widths
+from qa_flax.data.gold_spans import ALL_LABELS
 from qa_flax.data.labels import required_lengths
 from qa_flax.data.windows import Features, Windows
 
@@ -322,5 +323,11 @@ def _packed_batch(
             own < windows.padded_length, np.maximum(own, 0) + begins[valid], width
         )
         arrays[name] = positions
+    for name in ALL_LABELS if labels and windows.spans else ():
+        spans = np.full((*places.shape, windows.spans), width, np.int32)
+        own = getattr(windows, name)[members]
+        inside = np.maximum(own, 0) + begins[valid][:, None]
+        spans[valid] = np.where(own < windows.padded_length, inside, width)
+        arrays[name] = spans
     arrays["valid"] = valid
     return HostBatch(places, valid, arrays, slice(0, width), *counts, begins)

@@ -14,6 +14,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from qa_flax.data.gold_spans import ALL_LABELS, check_both, stacked_spans, with_room
 from qa_flax.data.windows import Features, Windows
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -23,7 +24,16 @@ LABELS = ("start_positions", "end_positions")
 # Columns of a row that a collator gets with `remove_unused_columns`: the parameters of
 # transformers' question answering models, and the names that its Trainer always keeps.
 USED_COLUMNS = frozenset(
-    {*INPUTS, *LABELS, "position_ids", "inputs_embeds", "head_mask", "label", "label_ids"}
+    {
+        *INPUTS,
+        *LABELS,
+        *ALL_LABELS,
+        "position_ids",
+        "inputs_embeds",
+        "head_mask",
+        "label",
+        "label_ids",
+    }
 )
 OUTSIDE_WINDOW = np.iinfo(np.int32).max
 """The position of a label that is beyond its row, whatever the row's padding."""
@@ -122,7 +132,7 @@ class ChosenRows:
 
 def _window_rows(windows: Windows, indices: np.ndarray) -> list[dict[str, Any]]:
     columns: dict[str, Any] = windows.inputs(indices, windows.padded_length)
-    for name in LABELS:
+    for name in (*LABELS, *ALL_LABELS):
         if (positions := getattr(windows, name)) is not None:
             columns[name] = positions[indices]
     return [{name: values[n] for name, values in columns.items()} for n in range(len(indices))]
@@ -149,7 +159,7 @@ def stack_rows(
         pad_token_id: the id of padding tokens.
 
     Returns:
-        int32 `[n, l]` for inputs and `[n]` for labels.
+        int32 `[n, l]` for inputs, `[n]` for labels and `[n, g]` for those of all answers.
 
     Raises:
         DataError: a row is no dict, has no `input_ids`, or its values are not integers.
@@ -170,10 +180,27 @@ def stack_rows(
         columns["attention_mask"] = [np.ones_like(ids) for ids in columns["input_ids"]]
     width = max(ids.size for ids in columns["input_ids"])
     padding = {"input_ids": pad_token_id}
-    return {
+    stacked = {
         name: _stacked(values, name, width, what, padding.get(name, 0))
         for name, values in columns.items()
     }
+    return stacked | _stacked_spans(rows, what)
+
+
+def _stacked_spans(rows: Sequence[Any], what: str) -> dict[str, np.ndarray]:
+    """Stack the labels of all answers, if the rows have them."""
+    names = [name for name in ALL_LABELS if name in rows[0]]
+    if not names:
+        return {}
+    try:
+        check_both(names, what)
+        values = [
+            [_integers(_value(row, name, what), name, what).reshape(-1) for row in rows]
+            for name in ALL_LABELS
+        ]
+        return dict(zip(ALL_LABELS, stacked_spans(values, what), strict=True))
+    except ValueError as error:
+        raise DataError(str(error)) from error
 
 
 def _value(row: Mapping[str, Any], name: str, what: str) -> Any:
@@ -240,7 +267,7 @@ def batch_arrays(
         raise DataError(f"{what} gives a {type(batch).__name__}; it must be a dict of arrays")
     if "input_ids" not in batch:
         raise DataError(f"{what} gives no input_ids; it gives: {', '.join(map(str, batch))}")
-    extras = [name for name in batch if name not in (*INPUTS, *LABELS)]
+    extras = [name for name in batch if name not in (*INPUTS, *LABELS, *ALL_LABELS)]
     if extras and not takes_extras:
         raise DataError(
             f"{what} gives {', '.join(map(str, extras))}, which these models do not take; leave "
@@ -270,7 +297,34 @@ def batch_arrays(
                 f"{what} gives {name} of shape {array.shape} and input_ids of shape {shape}; both "
                 "must be equal"
             )
+    arrays |= _span_arrays(batch, what, shape)
     return arrays | {name: _extra_array(batch[name], name, shape[0], what) for name in extras}
+
+
+def _span_arrays(
+    batch: Mapping[str, Any], what: str, shape: tuple[int, ...]
+) -> dict[str, np.ndarray]:
+    """Convert the labels of all answers `[n, g]`; those beyond their rows are `OUTSIDE_WINDOW`."""
+    names = [name for name in ALL_LABELS if name in batch]
+    if not names:
+        return {}
+    try:
+        check_both(names, what)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    arrays = [_integers(batch[name], name, what) for name in ALL_LABELS]
+    for name, array in zip(ALL_LABELS, arrays, strict=True):
+        if array.ndim != 2 or len(array) != shape[0] or array.shape != arrays[0].shape:
+            raise DataError(
+                f"{what} gives {name} of shape {array.shape}; it must be [{shape[0]} rows, spans], "
+                f"as many spans for {' and '.join(ALL_LABELS)}"
+            )
+    starts, ends = arrays
+    spans = stacked_spans([list(starts), list(ends)], what)
+    return {
+        name: np.where(array >= shape[1], OUTSIDE_WINDOW, array).astype(np.int32)
+        for name, array in zip(ALL_LABELS, spans, strict=True)
+    }
 
 
 def _input_array(value: Any, name: str, what: str) -> np.ndarray:
@@ -301,8 +355,14 @@ def as_features(batches: Sequence[Mapping[str, np.ndarray]]) -> Features:
     fields: dict[str, Any] = {}
     for name in batches[0]:
         arrays = [batch[name] for batch in batches]
-        fields[name] = np.concatenate([pad_to(a, width) if name in INPUTS else a for a in arrays])
-    extras = {name: fields.pop(name) for name in list(fields) if name not in (*INPUTS, *LABELS)}
+        if name in INPUTS:
+            arrays = [pad_to(array, width) for array in arrays]
+        elif name in ALL_LABELS:
+            most = max(array.shape[1] for array in arrays)
+            arrays = [with_room(array, most) for array in arrays]
+        fields[name] = np.concatenate(arrays)
+    known = (*INPUTS, *LABELS, *ALL_LABELS)
+    extras = {name: fields.pop(name) for name in list(fields) if name not in known}
     ids = [str(n) for n in range(len(fields["input_ids"]))]
     return dataclasses.replace(Features(example_ids=ids, **fields), extras=extras or None)
 

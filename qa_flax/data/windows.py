@@ -11,7 +11,7 @@ import json
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -28,12 +28,20 @@ from qa_flax.data.columns import (
     offset_lookup,
     ranges,
 )
+from qa_flax.data.gold_spans import (
+    ALL_LABELS,
+    ragged,
+    shifted,
+    spans_of_table,
+    with_room,
+)
 from qa_flax.data.readers import arrow_table
 from qa_flax.data.tokens import Template, Tokens
 
 Rows = Int32[np.ndarray, "n l"]  # one value for each token of n windows
 Int64Array = Int64[np.ndarray, " n"]  # one number for each example or window
 Positions = Int32[np.ndarray, " n"]  # one token position for each window
+Spans = Int32[np.ndarray, "n g"]  # the positions of several answers for each window
 RowIndex = slice | np.ndarray  # selects windows
 
 WINDOWS_AT_ONCE = 1024  # bounds the temporary index arrays
@@ -47,12 +55,17 @@ class Windows(ABC):
         start_positions, end_positions: int32 [N], positions of the first and last token of the
             example's first answer. Both are the position of the CLS token if the window does not
             contain the whole answer. None without labels.
+        start_positions_all, end_positions_all: int32 [N, G], all distinct spans of answers, at
+            least one for each window, then `NO_SPAN`; see `gold_spans.py`. None: only the first
+            answers are labels.
         cls_index: int32 [N], position of the CLS token; None if it is always the first token.
     """
 
     example_ids: list[str]
     start_positions: Positions | None
     end_positions: Positions | None
+    start_positions_all: Spans | None
+    end_positions_all: Spans | None
     cls_index: Positions | None
 
     def __len__(self) -> int:
@@ -65,6 +78,18 @@ class Windows(ABC):
             f"{type(self).__name__}({len(self)} windows of {self.padded_length} tokens from "
             f"{examples} examples, {labels})"
         )
+
+    @property
+    def spans(self) -> int:
+        """G, the room for spans of each window; 0 if only the first answers are labels."""
+        return 0 if self.start_positions_all is None else self.start_positions_all.shape[1]
+
+    def with_span_room(self, count: int) -> "Windows":
+        """Return these windows with room for at least `count` spans, if they have all spans."""
+        if self.spans in (0, count):
+            return self
+        changes = {name: with_room(getattr(self, name), count) for name in ALL_LABELS}
+        return dataclasses.replace(cast(Any, self), **changes)
 
     @property
     @abstractmethod
@@ -154,6 +179,8 @@ class Features(Windows):
     offsets: Int32[np.ndarray, "n l 2"] | None = None
     start_positions: Positions | None = None
     end_positions: Positions | None = None
+    start_positions_all: Spans | None = None
+    end_positions_all: Spans | None = None
     cls_index: Positions | None = None
     extras: Mapping[str, np.ndarray] | None = None
 
@@ -203,6 +230,9 @@ class Features(Windows):
         """Convert to a data set with Hugging Face's column names, without copying the arrays."""
         columns = {name: getattr(self, field) for field, name in COLUMNS.items()}
         arrays = {name: arrow_column(value) for name, value in columns.items() if value is not None}
+        if self.start_positions_all is not None and self.end_positions_all is not None:
+            lists = ragged(self.start_positions_all, self.end_positions_all)[0]
+            arrays |= dict(zip(ALL_LABELS, lists, strict=True))
         # Without a fingerprint, datasets would hash all the data.
         return datasets.Dataset(pa.table(arrays), fingerprint=uuid.uuid4().hex[:16])
 
@@ -229,8 +259,9 @@ class Features(Windows):
         arrays: dict[str, Any] = {
             field: numpy_column(_one_per_row(table[name], field), name, clip=field in _LABELS)
             for field, name in COLUMNS.items()
-            if name in table.column_names and field != "example_ids"
+            if name in table.column_names and field not in ("example_ids", *ALL_LABELS)
         }
+        arrays |= dict(zip(ALL_LABELS, spans_of_table(table) or (), strict=False))
         is_given = _default_mask(table["input_ids"], arrays["input_ids"].shape)
         if pad_token_id and not is_given.all():
             arrays["input_ids"] = np.where(is_given, arrays["input_ids"], np.int32(pad_token_id))
@@ -249,12 +280,14 @@ COLUMNS = {
     "offsets": "offset_mapping",
     "start_positions": "start_positions",
     "end_positions": "end_positions",
+    "start_positions_all": "start_positions_all",
+    "end_positions_all": "end_positions_all",
     "cls_index": "cls_index",
 }
 """Field of `Features` -> column of a data set."""
 
 _LABELS = ("start_positions", "end_positions")
-_POSITIONS = (*_LABELS, "cls_index")
+_POSITIONS = (*_LABELS, *ALL_LABELS, "cls_index")
 
 
 def _default_mask(column: pa.ChunkedArray, shape: tuple[int, ...]) -> Rows:
@@ -276,7 +309,7 @@ def _check_shapes(arrays: dict[str, np.ndarray]) -> None:
 
 def _one_per_row(column: pa.ChunkedArray, field: str) -> pa.ChunkedArray:
     """Flatten a column of positions whose rows are lists of one number, as Hugging Face does."""
-    if field not in _POSITIONS or not pa.types.is_nested(column.type):
+    if field not in (*_LABELS, "cls_index") or not pa.types.is_nested(column.type):
         return column
     if not all((list_lengths(chunk) == 1).all() for chunk in column.chunks):
         raise ValueError(f"column {field}: every row needs exactly one number.")
@@ -327,6 +360,8 @@ class LazyWindows(Windows):
     layout: Layout
     start_positions: Positions | None = None
     end_positions: Positions | None = None
+    start_positions_all: Spans | None = None
+    end_positions_all: Spans | None = None
     cls_index: Positions | None = None
 
     @property
@@ -413,8 +448,8 @@ class LazyWindows(Windows):
     def padded_to(self, length: int) -> "LazyWindows":
         """Return these windows padded to `length` tokens, at least `padded_length`."""
         layout = dataclasses.replace(self.layout, padded_length=length)
-        shift = np.int32(length - self.padded_length if self.is_left_padded else 0)
-        positions = {name: array + shift for name, array in self._positions().items()}
+        shift = length - self.padded_length if self.is_left_padded else 0
+        positions = {name: shifted(array, shift) for name, array in self._positions().items()}
         return dataclasses.replace(self, layout=layout, **positions)
 
     def to_arrays(self, *, offsets: bool = False) -> dict[str, np.ndarray]:
@@ -446,8 +481,14 @@ class LazyWindows(Windows):
             part["slices"] + np.array([[e], [0], [0]])
             for part, e in zip(parts, first_example, strict=True)
         ]
+        most = max(part[ALL_LABELS[0]].shape[1] if ALL_LABELS[0] in part else 0 for part in parts)
         positions = {
-            name: np.concatenate([part[name] for part in parts])
+            name: np.concatenate(
+                [
+                    with_room(part[name], most) if name in ALL_LABELS else part[name]
+                    for part in parts
+                ]
+            )
             for name in _POSITIONS
             if all(name in part for part in parts)
         }

@@ -72,11 +72,12 @@ def batch_shapes(
     tokens = arrays["input_ids"].shape
     before = len(tokens) - 2
 
-    def shape_of(array: Any) -> tuple[int, ...]:
-        rest = (width,) if array.shape == tokens else array.shape[before + 1 :]
+    def shape_of(name: str, array: Any) -> tuple[int, ...]:
+        has_tokens = array.shape == tokens and not name.endswith("_all")  # spans are no tokens
+        rest = (width,) if has_tokens else array.shape[before + 1 :]
         return (*array.shape[:before], rows, *rest)
 
-    return {name: jax.ShapeDtypeStruct(shape_of(x), x.dtype) for name, x in arrays.items()}
+    return {name: jax.ShapeDtypeStruct(shape_of(name, x), x.dtype) for name, x in arrays.items()}
 
 
 def _mixed_dtypes() -> Any:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from qa_flax.models.blocks import Stack
 from qa_flax.models.layers import Table
-from qa_flax.models.qa import SpanLogits, span_terms, term_scales
+from qa_flax.models.qa import Labels, SpanLogits, span_terms, term_scales
 from qa_flax.models.sharding import (
     CORES,
     all_gather,
@@ -32,6 +32,7 @@ Batch = dict[str, Array]
 
 - `input_ids`, `attention_mask`, optionally `token_type_ids`: int32 `[b, l]`
 - `start_positions`, `end_positions`: int32 `[b]`, if the rows have labels
+- `start_positions_all`, `end_positions_all`: int32 `[b, g]`, if the labels include all answers
 - `valid`: bool `[b]`, False in padding rows
 - `null_positions`: int32 `[b]`, if logits are reduced to the best tokens
 - `segment_ids`: int32 `[b, l]`, if several windows are packed into each row. Labels, `valid` and
@@ -99,6 +100,12 @@ def model_inputs(batch: Batch) -> Batch:
     return {name: batch[name] for name in names if name in batch}
 
 
+def _labels(batch: Batch) -> tuple[Array, Array]:
+    """The start and end labels of a batch: of all answers, if it has them, else of the first."""
+    suffix = "_all" if "start_positions_all" in batch else ""
+    return batch[f"start_positions{suffix}"], batch[f"end_positions{suffix}"]
+
+
 class _Windows(NamedTuple):
     """The logits, masks and labels of w windows: a batch's rows or, packed, the places of its rows.
 
@@ -107,14 +114,15 @@ class _Windows(NamedTuple):
 
     logits: SpanLogits  # [w, l]
     mask: Int[Array, "w l"]
-    labels: tuple[Int[Array, " w"], Int[Array, " w"]] | None  # start and end, if there are any
+    labels: tuple[Labels, Labels] | None  # start and end, if there are any
 
 
 def _windows_of(logits: SpanLogits, batch: Batch) -> _Windows:
     mask = batch["attention_mask"]
     labels = None
     if "start_positions" in batch:
-        labels = batch["start_positions"].reshape(-1), batch["end_positions"].reshape(-1)
+        starts, ends = (x.reshape(-1, *x.shape[batch["valid"].ndim :]) for x in _labels(batch))
+        labels = starts, ends
     if "segment_ids" not in batch:
         return _Windows(logits, mask, labels)
     b, l = mask.shape
@@ -207,9 +215,14 @@ def make_loss(
 
 
 def _counts(batch: Batch) -> Float[Array, "3"]:
-    """Count the valid rows, their start labels inside the rows, and such end labels."""
+    """Count the valid rows, their start labels inside the rows, and such end labels.
+
+    With all answers as labels, both are the rows of which a span is inside the row.
+    """
     valid, width = batch["valid"], batch["input_ids"].shape[-1]
-    inside = [batch[name] < width for name in ("start_positions", "end_positions")]
+    inside = [labels < width for labels in _labels(batch)]
+    if inside[0].ndim > valid.ndim:
+        inside = [jnp.any(inside[0] & inside[1], axis=-1)] * 2
     return jnp.stack([jnp.sum(valid & counted, dtype=jnp.float32) for counted in (valid, *inside)])
 
 

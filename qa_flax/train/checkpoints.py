@@ -442,8 +442,10 @@ def _leaves_by_path(tree: PyTree) -> dict[str, np.ndarray]:
 def windows_digest(windows: Windows) -> str:
     """Return a short hash of the training windows: their example ids, lengths and labels."""
     sha256 = hashlib.sha256("\n".join(windows.example_ids).encode())
-    for array in (windows.lengths, windows.start_positions, windows.end_positions):
-        sha256.update(np.ascontiguousarray(array, np.int64).tobytes())
+    spans = windows.start_positions_all, windows.end_positions_all
+    for array in (windows.lengths, windows.start_positions, windows.end_positions, *spans):
+        if array is not None:
+            sha256.update(np.ascontiguousarray(array, np.int64).tobytes())
     return sha256.hexdigest()[:16]
 
 

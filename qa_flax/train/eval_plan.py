@@ -26,6 +26,8 @@ class EvalPlan(NamedTuple):
     """The rows of this process's windows, if several windows are packed into each."""
     rows: int
     """The rows on each core."""
+    spans: int
+    """Room for spans in the labels of all answers; 0 without them."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -53,18 +55,27 @@ def eval_plan(windows: Windows, per_core: int, packs: bool = False) -> EvalPlan:
     packing = packing_of(windows)
     if not packs or describe_obstacle(windows) is not None:
         packing = Packing(0, 0)
-    gathered = exchange.all_gather_json("batch widths", (local_widths, has_labels, packing))
-    process_widths, are_labelled, packings = zip(*gathered, strict=True)
+    kinds = (has_labels, windows.spans > 0)
+    gathered = exchange.all_gather_json(
+        "batch widths", (local_widths, kinds, packing, windows.spans)
+    )
+    process_widths, of_processes, packings, spans = zip(*gathered, strict=True)
+    are_labelled, have_all = zip(*of_processes, strict=True)
     if len(set(are_labelled)) > 1:
         raise ValueError(
             "the windows have labels in some processes and none in others: prepare them with "
             "labels=True or labels=False in every process"
         )
+    if len(set(have_all)) > 1:
+        raise ValueError(
+            "the windows have all answers as labels in some processes and only the first in "
+            'others: prepare them with the same answers="all" or answers="first" in every process'
+        )
     widths = [max(column) for column in itertools.zip_longest(*process_widths, fillvalue=0)]
     if not widths:
         raise ValueError("the data set has no windows; there is nothing to evaluate or predict")
     if not all(width for width, _ in packings):
-        return EvalPlan(widths, None, per_core)
+        return EvalPlan(widths, None, per_core, max(spans))
     packing = Packing(*map(max, zip(*packings, strict=True)))
     members = packed_eval_rows(windows, packing)
     gathered = exchange.all_gather_json("packed rows", (len(members), len(windows)))
@@ -73,5 +84,5 @@ def eval_plan(windows: Windows, per_core: int, packs: bool = False) -> EvalPlan:
     on_core = max(1, round(per_core * sum(rows) / sum(counts)))
     batches = max(math.ceil(count / (cores * on_core)) for count in rows)
     if batches * on_core * packing.width >= sum(widths) * per_core:
-        return EvalPlan(widths, None, per_core)
-    return EvalPlan([packing.width] * batches, (packing, members), on_core)
+        return EvalPlan(widths, None, per_core, max(spans))
+    return EvalPlan([packing.width] * batches, (packing, members), on_core, max(spans))

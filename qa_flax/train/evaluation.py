@@ -11,7 +11,7 @@ from jaxtyping import Float
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
 from qa_flax.answers.spans import PADDING_LOGIT, Candidates, Logits, SearchSettings
-from qa_flax.data.labels import describe_labels_outside, holds_answer, labels_inside
+from qa_flax.data.labels import describe_labels_outside, holds_answer, terms_inside
 from qa_flax.data.loaders import Loader, describe, loader_windows
 from qa_flax.data.windows import Windows
 from qa_flax.device.counters import device_report
@@ -213,6 +213,7 @@ class Evaluator:
         args = self._events.args
         per_core = args.per_device_eval_batch_size
         plan = eval_plan(windows, per_core, wants_packing(args) and self._obstacle is None)
+        windows = windows.with_span_room(plan.spans)
         if wants_packing(args) and self._obstacle is not None:
             self._events.warn_once("evaluation", f"packing has no effect, because {self._obstacle}")
         weights = self._live.evaluation_weights()
@@ -235,7 +236,7 @@ class Evaluator:
                 )
                 report.steps, report.bytes_to_host = len(plan.widths), predictions.bytes_to_host
             # The processes finish at different times; each gathering waits for all of them.
-            inside = [int(is_inside.sum()) for is_inside in labels_inside(windows) or ()]
+            inside = terms_inside(windows)
             hits = count_hits(windows, predictions.logits) if counts_hits(args) else ()
             fill = (predictions.tokens, predictions.positions)
             counts = [len(windows), predictions.nonfinite, *fill, *inside, *hits]

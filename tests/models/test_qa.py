@@ -134,3 +134,68 @@ def test_span_logits_have_hugging_face_names():
     assert LOGITS.start_logits is LOGITS.start
     assert LOGITS.end_logits is LOGITS.end
     assert len(jax.tree.leaves(LOGITS)) == 2
+
+
+def marginal_loop(logits, starts, ends, mask=None):
+    """Minus half the logarithm of the spans' probability, by a float64 loop."""
+    losses = []
+    for row, (row_starts, row_ends) in enumerate(zip(starts, ends, strict=True)):
+        length = logits.start.shape[1]
+        spans = {
+            (max(int(s), 0), max(int(e), 0))
+            for s, e in zip(row_starts, row_ends, strict=True)
+            if s < length and e < length
+        }
+        probabilities = []
+        for array, ends_of in zip(logits, (0, 1), strict=True):
+            values = np.exp(np.asarray(array[row], np.float64))
+            if mask is not None:
+                is_kept = mask[row] > 0
+                is_kept[[span[ends_of] for span in spans]] = True
+                values = np.where(is_kept, values, 0.0)
+            probabilities.append(values / values.sum())
+        joint = sum(probabilities[0][s] * probabilities[1][e] for s, e in spans)
+        losses.append(-np.log(joint) / 2 if spans else 0.0)
+    return np.array(losses)
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_the_loss_of_several_spans_is_that_of_their_joint_probability(is_masked):
+    rng = np.random.default_rng(1)
+    starts, ends = rng.permuted(np.tile(np.arange(9), (2, 6, 1)), axis=2)[:, :, :4]
+    starts[0, 1:] = 9  # one span
+    starts[1, :], ends[2, :3] = 9, 2**31 - 1  # none; one, whose others have ends outside
+    mask = (np.arange(9) < rng.integers(3, 9, (6, 1))).astype(np.int32) if is_masked else None
+    masks = () if mask is None else (jnp.array(mask),)
+    ours = span_losses(LOGITS, jnp.array(starts), jnp.array(ends), *masks)
+    expected = marginal_loop(LOGITS, starts, ends, mask)
+    assert np.abs(np.asarray(ours) - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_one_span_has_the_usual_loss_and_gradient(smoothing):
+    starts, ends = jnp.array([0, 1, 2, 3, 4, 8]), jnp.array([8, 8, 2, 3, 0, 8])
+    smoothed = {"smoothing": smoothing, "smoothed_over": jnp.ones((6, 9), jnp.int32)}
+    padded = [jnp.stack([x, jnp.full(6, 2**31 - 1)], axis=1) for x in (starts, ends)]
+    losses = [
+        jax.value_and_grad(lambda logits, s=s, e=e: span_losses(logits, s, e, **smoothed).sum())
+        for s, e in ((starts, ends), padded)
+    ]
+    (usual, gradient), (ours, own_gradient) = (loss(LOGITS) for loss in losses)
+    assert abs(usual - ours) < 1e-5
+    for a, b in zip(gradient, own_gradient, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-7)
+
+
+def test_a_row_without_a_span_has_no_gradient_and_no_nan():
+    outside = jnp.full((6, 3), 9)
+    gradient = jax.grad(lambda logits: span_losses(logits, outside, outside).sum())(LOGITS)
+    assert not np.asarray(gradient.start).any()
+
+
+def test_loud_logits_give_finite_losses_of_several_spans():
+    loud = SpanLogits(*(x * 1e4 for x in LOGITS))
+    spans = jnp.array([[0, 1, 2]] * 6), jnp.array([[1, 2, 3]] * 6)
+    value, gradient = jax.value_and_grad(lambda logits: span_losses(logits, *spans).sum())(loud)
+    assert np.isfinite(value)
+    assert np.isfinite(np.asarray(gradient.start)).all()

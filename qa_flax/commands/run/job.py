@@ -34,6 +34,7 @@ from qa_flax.commands.run.split import (
 from qa_flax.commands.run.unanswerable import check_answers
 from qa_flax.data.examples import has_answers
 from qa_flax.data.features import make_windows
+from qa_flax.data.labelling import describe_single_answers
 from qa_flax.data.labels import describe_long_answers, learnable_examples
 from qa_flax.data.windows import Windows
 from qa_flax.distributed import exchange, failure, preemption, processes
@@ -333,7 +334,10 @@ def _stage(
         disable_tqdm=bool(training_args.disable_tqdm) or not processes.is_main(),
         warn=warn,
         tokenizer_argument=TOKENIZER_ARGUMENT,
+        answers=data_args.answers,
     )
+    if stage == "train" and (line := describe_single_answers(windows)) is not None:
+        warn("%s questions: %s", _STAGES[stage], line)
     if (line := describe_long_answers(windows, data_args.max_answer_length)) is not None:
         warn("%s questions: %s", _STAGES[stage], line)
     sizes = exchange.all_gather_json(f"windows to {stage}", [windows.padded_length, len(windows)])
