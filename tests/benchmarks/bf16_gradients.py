@@ -11,14 +11,11 @@ rounds the sum; whether a TPU rounds in between is not known, so it may lose a l
 
 import argparse
 import os
-import tempfile
 from pathlib import Path
 from statistics import mean
 from time import perf_counter
 
-import datasets
-from packing_quality import WINDOWS, post_process, score, split
-from transformers import AutoTokenizer
+from packing_quality import fine_tuned, split
 
 import qa_flax
 from qa_flax.device import parallel
@@ -49,7 +46,9 @@ def main() -> None:
     for seed in args.seeds:
         for on in (True, False):
             began = perf_counter()
-            found = run(args, train, heldout, seed, on)
+            batch = args.batch_size // args.cores
+            settings = {"per_device_train_batch_size": batch, "packing": True}
+            found = fine_tuned(args, train, heldout, seed, bf16_gradients=on, **settings)
             results[on].append(found)
             values = f"{found['exact_match']:.1f} | {found['f1']:.1f} | {found['loss']:.4f}"
             minutes = (perf_counter() - began) / 60
@@ -61,43 +60,6 @@ def main() -> None:
 
 def name_of(on: bool) -> str:
     return "bfloat16" if on else "float32"
-
-
-def run(
-    args: argparse.Namespace,
-    train: datasets.Dataset,
-    heldout: datasets.Dataset,
-    seed: int,
-    on: bool,
-) -> dict[str, float]:
-    """Fine-tune and evaluate once."""
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    with tempfile.TemporaryDirectory() as output_dir:
-        trainer = qa_flax.QuestionAnsweringTrainer(
-            model=qa_flax.AutoModelForQuestionAnswering.from_pretrained(args.model, seed=seed),
-            args=qa_flax.TrainingArguments(
-                output_dir=output_dir,
-                num_train_epochs=args.epochs,
-                per_device_train_batch_size=args.batch_size // args.cores,
-                learning_rate=args.learning_rate,
-                warmup_steps=0.1,
-                seed=seed,
-                packing=True,
-                bf16_gradients=on,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                log_level="error",
-            ),
-            train_dataset=qa_flax.prepare_train_features(train, tokenizer, **WINDOWS),
-            eval_dataset=qa_flax.prepare_validation_features(heldout, tokenizer, **WINDOWS),
-            eval_examples=heldout,
-            post_process_function=post_process,
-            compute_metrics=score,
-        )
-        loss = trainer.train().training_loss
-        metrics = trainer.evaluate()
-    return {name: metrics[f"eval_{name}"] for name in ("exact_match", "f1")} | {"loss": loss}
 
 
 if __name__ == "__main__":

@@ -72,10 +72,35 @@ def run(
     seed: int,
     on: bool,
 ) -> dict[str, float]:
-    """Fine-tune and evaluate once."""
+    """Fine-tune and evaluate once, with the forms of `qa-flax run` on a CPU or without them."""
     kept = attention.SCORES_AT_ONCE, step.TOKENS_AT_ONCE
     if not on:
         attention.SCORES_AT_ONCE, step.TOKENS_AT_ONCE = NEVER, {}
+    try:
+        return fine_tuned(args, train, heldout, seed, per_device_train_batch_size=16, packing=on)
+    finally:
+        attention.SCORES_AT_ONCE, step.TOKENS_AT_ONCE = kept
+
+
+def fine_tuned(
+    args: argparse.Namespace,
+    train: datasets.Dataset,
+    heldout: datasets.Dataset,
+    seed: int,
+    **settings: Any,
+) -> dict[str, float]:
+    """Fine-tune and evaluate once.
+
+    Args:
+        args: model, epochs and learning rate.
+        train: examples.
+        heldout: examples.
+        seed: of the span head, the order of the data and dropout.
+        settings: further `TrainingArguments`.
+
+    Returns:
+        EM, F1 and the mean loss of the training.
+    """
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     with tempfile.TemporaryDirectory() as output_dir:
         trainer = qa_flax.QuestionAnsweringTrainer(
@@ -83,15 +108,14 @@ def run(
             args=qa_flax.TrainingArguments(
                 output_dir=output_dir,
                 num_train_epochs=args.epochs,
-                per_device_train_batch_size=16,
                 learning_rate=args.learning_rate,
                 warmup_steps=0.1,
                 seed=seed,
-                packing=on,
                 save_strategy="no",
                 report_to="none",
                 disable_tqdm=True,
                 log_level="error",
+                **settings,
             ),
             train_dataset=qa_flax.prepare_train_features(train, tokenizer, **WINDOWS),
             eval_dataset=qa_flax.prepare_validation_features(heldout, tokenizer, **WINDOWS),
@@ -99,10 +123,9 @@ def run(
             post_process_function=post_process,
             compute_metrics=score,
         )
-        trainer.train()
+        loss = trainer.train().training_loss
         metrics = trainer.evaluate()
-    attention.SCORES_AT_ONCE, step.TOKENS_AT_ONCE = kept
-    return {name: metrics[f"eval_{name}"] for name in ("exact_match", "f1")}
+    return {name: metrics[f"eval_{name}"] for name in ("exact_match", "f1")} | {"loss": loss}
 
 
 def post_process(examples: Any, windows: Any, logits: Any) -> EvalPrediction:
