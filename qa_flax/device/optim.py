@@ -109,9 +109,10 @@ def _clip(max_norm: float) -> optax.GradientTransformation:
     """As `optax.clip_by_global_norm`, but the norm includes the shards of all cores."""
 
     def clip(updates: PyTree, params: PyTree | None) -> PyTree:
-        norm = global_norm(updates)
-        shrink = lambda g: jnp.where(norm < max_norm, g, (g / norm.astype(g.dtype)) * max_norm)  # noqa: E731
-        return jax.tree.map(shrink, updates)
+        # One factor, as in PyTorch. XLA then multiplies where the gradient is used; a division it
+        # would compute first, in a program of its own for every parameter.
+        factor = max_norm / jnp.maximum(global_norm(updates), max_norm)
+        return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates)
 
     return optax.stateless(clip)
 
