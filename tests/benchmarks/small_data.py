@@ -34,7 +34,7 @@ LENGTHS = ["--max_seq_length", "384", "--doc_stride", "128"]
 QUIET = ["--disable_tqdm", "--report_to", "none", "--save_strategy", "no", "--overwrite_output_dir"]
 TUNED = {"--learning_rate": "2e-4", "--num_train_epochs": "4"}
 """The best of `GRID` on the tuning set."""
-GRID = [(rate, epochs) for epochs in ("4", "8") for rate in ("1e-4", "2e-4", "4e-4")]
+GRID = [("2e-4", "8"), ("4e-4", "8"), ("2e-4", "4"), ("4e-4", "4"), ("1e-4", "8")]
 USUAL = {
     "--per_device_train_batch_size": "8",
     "--per_device_eval_batch_size": "16",
