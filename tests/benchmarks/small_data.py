@@ -31,7 +31,15 @@ import qa_flax
 SEEDS = {"baseline": [0, 1, 2], "clozes": [0, 1, 2]}
 """Other rows have one seed, because the machine has two cores."""
 LENGTHS = ["--max_seq_length", "384", "--doc_stride", "128"]
-QUIET = ["--disable_tqdm", "--report_to", "none", "--save_strategy", "no", "--overwrite_output_dir"]
+QUIET = [
+    "--disable_tqdm",
+    "true",
+    "--report_to",
+    "none",
+    "--save_strategy",
+    "no",
+    "--overwrite_output_dir",
+]
 TUNED = {"--learning_rate": "2e-4", "--num_train_epochs": "4"}
 """The best of `GRID` on the tuning set."""
 GRID = [("2e-4", "8"), ("4e-4", "8"), ("2e-4", "4"), ("4e-4", "4"), ("1e-4", "8")]
