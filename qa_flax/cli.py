@@ -1,6 +1,7 @@
 """The command `qa-flax`: runs one of the subcommands in `commands/` and reports its errors."""
 
 import argparse
+import gc
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif argv[0] == "--version":
         print(__version__)
     else:
+        if arguments is None:  # a process of its own
+            # Imports and tracing create a million objects that stay; Python would look through all
+            # of them again and again.
+            gc.set_threshold(100_000, 20, 20)
         if arguments is None and argv[0] in WITHOUT_TORCH:
             hide_torch()
         status = _run(argv[0], argv[1:])
