@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from qa_flax.models.lora import LoraConfig, PeftModel, TaskType
     from qa_flax.models.model import AutoModelForQuestionAnswering, get_peft_model
     from qa_flax.models.output import QuestionAnsweringModelOutput
+    from qa_flax.train.label_check import check_labels
     from qa_flax.train.learning_curves import learning_curves
     from qa_flax.train.qa_trainer import QuestionAnsweringTrainer
     from qa_flax.train.trainer import Trainer
@@ -121,6 +122,7 @@ __all__ = [
     "XLMRobertaForQuestionAnswering",
     "XLMRobertaXLForQuestionAnswering",
     "average_models",
+    "check_labels",
     "fold_examples",
     "get_peft_model",
     "learning_curves",
@@ -146,6 +148,7 @@ _MODULES = {
     "Trainer": "qa_flax.train.trainer",
     "TrainingArguments": "qa_flax.train.training_arguments",
     "average_models": "qa_flax.models.averaged",
+    "check_labels": "qa_flax.train.label_check",
     "fold_examples": "qa_flax.data.splits",
     "get_peft_model": "qa_flax.models.model",
     "learning_curves": "qa_flax.train.learning_curves",

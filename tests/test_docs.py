@@ -171,6 +171,11 @@ def is_installation(block: Block) -> bool:
     return "pip install" in block.text
 
 
+FILES_OF = {
+    "check": ("label_check.json", "label_check.txt"),
+    "tune": ("trials.log", "tune.json"),
+}
+"""What commands leave that train no model to keep."""
 RUN_BY_BASH = [block for block in of("bash") if not is_installation(block)]
 TRAINS_IN_ONE_PROCESS = "README.md"
 
@@ -203,6 +208,12 @@ def test_shell_blocks_run(block, folder):
         lines = written.read_text().splitlines() if written.exists() else [finished.stdout]
         assert len(lines) == (3 if "--output" in block.text else 1)
         assert all("score" in line for line in lines)
+        return
+    verb = block.text.split()[1]
+    if verb in FILES_OF:
+        assert all(list(folder.glob(f"out*/{name}")) for name in FILES_OF[verb])
+        if verb == "tune":  # the command line that it ends with works as printed
+            assert finished.stdout.splitlines()[-1].startswith("qa-flax run --model_name_or_path")
         return
     (output,) = [path for path in folder.iterdir() if path.name.startswith("out")]
     names = {path.name for path in output.iterdir()}

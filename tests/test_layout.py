@@ -25,6 +25,11 @@ TESTED_ELSEWHERE = {
     "commands/answer/job": "test_answer.py",
     "commands/answer/prompt": "in a terminal, test_answer.py",
     "commands/answer/texts": "by the files that are asked about, test_answer.py",
+    "commands/check/job": "by the files that it writes, test_check_labels.py",
+    "commands/check/report": "test_check_labels.py",
+    "commands/tune/job": "by its trials, test_tune.py",
+    "commands/tune/report": "test_tune.py",
+    "commands/tune/space": "test_tune.py",
     "commands/arguments": "by the commands that take them, test_run.py and test_environment.py",
     "commands/env/report": "test_environment.py",
     "commands/run/calibrate": "by runs that calibrate, test_run_calibrate.py",
@@ -42,6 +47,7 @@ TESTED_ELSEWHERE = {
     "data/tokenizer_files": "with the checks of what they hold, test_tokenizer_checks.py",
     "data/tokens": "with the windows it makes, test_features.py",
     "data/windows": "test_features.py",
+    "device/adjustable": "by the trials of a search, train/test_search.py",
     "device/counters": "by a run that asks for them, train/test_evaluation.py",
     "device/memory": "by a real run and the compiler, device/test_sharding.py",
     "distributed/exchange": "between real processes, test_processes.py",
@@ -62,6 +68,7 @@ TESTED_ELSEWHERE = {
     "train/train_questions": "with the questions that it evaluates, train/test_train_sample.py",
     "train/train_data": "by trainings on every kind of data set, test_loading.py",
     "train/tokenizer_fit": "by damaged folders, models/test_damaged_files.py and test_run_model.py",
+    "train/trials": "by the searches that run them, train/test_search.py",
     "train/training": "by the trainer that calls it, test_trainer.py",
 }
 

@@ -4,8 +4,9 @@ Arguments that Hugging Face's run_qa.py also has keep its names and defaults.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
 from typing import Any, get_type_hints
 
 from qa_flax.commands import argument_file
@@ -438,15 +439,24 @@ class DistributedArguments:
         _check_ranges(self)
 
 
-def dataclass_parser(*kinds: Any, **options: Any) -> argparse.ArgumentParser:
+def dataclass_parser(
+    *kinds: Any,
+    without: Collection[str] = (),
+    positional: Mapping[str, str] | None = None,
+    **options: Any,
+) -> argparse.ArgumentParser:
     """Build a parser with one argument for each field of the given dataclasses.
 
-    `parse_args(...).dataclasses` is a tuple with one instance of each dataclass. A first argument
-    that ends in .json, .yaml or .yml is a file with values of arguments; the arguments after it
-    take precedence over the file's.
+    `parse_args(...).dataclasses` is a tuple with one instance of each dataclass, and `given` a dict
+    of the arguments that were given, by name, with their converted values. A first argument that
+    ends in .json, .yaml or .yml is a file with values of arguments; the arguments after it take
+    precedence over the file's.
 
     Args:
         kinds: dataclasses as transformers' `HfArgumentParser` takes them.
+        without: fields that the command has no argument for, so that they keep their defaults.
+        positional: a field that is given without a flag, such as the data, by its name in messages.
+            Then no argument is a file of arguments.
         options: passed to `argparse.ArgumentParser`, such as `prog` and `description`.
     """
     from transformers import HfArgumentParser  # imported here because it is slow
@@ -459,18 +469,53 @@ def dataclass_parser(*kinds: Any, **options: Any) -> argparse.ArgumentParser:
             self, args: Sequence[str] | None = None, namespace: None = None
         ) -> argparse.Namespace:
             argv = list(args or ())
-            if argv and argv[0].endswith(argument_file.SUFFIXES):
-                self._use_file(argument_file.read(argv.pop(0), self, hints))
+            in_file: dict[str, Any] = {}
+            if not positional and argv and argv[0].endswith(argument_file.SUFFIXES):
+                in_file = argument_file.read(argv.pop(0), self, hints)
+                self._use_file(in_file)
             *parsed, unknown = self.parse_args_into_dataclasses(
                 argv, return_remaining_strings=True, look_for_args_file=False
             )
             if unknown:
                 self.error(f"unrecognized arguments: {' '.join(unknown)}")
-            return argparse.Namespace(dataclasses=tuple(parsed))
+            given = in_file | self._given(argv)
+            return argparse.Namespace(dataclasses=tuple(parsed), given=given)
+
+        def _given(self, argv: Sequence[str]) -> dict[str, Any]:
+            """Parse valid arguments again, without defaults."""
+            before = [(action, action.default, action.required) for action in self._actions]
+            defaults, self._defaults = self._defaults, {}
+            try:
+                for action in self._actions:
+                    action.default, action.required = argparse.SUPPRESS, False
+                return vars(self.parse_known_args(argv)[0])
+            finally:
+                self._defaults = defaults
+                for action, default, required in before:
+                    action.default, action.required = default, required
 
         def _use_file(self, values: Mapping[str, Any]) -> None:
             self.set_defaults(**values)
             for action in self._actions:
                 action.required = action.required and action.dest not in values
 
-    return Parser(list(kinds), **options)
+    parser = Parser(list(kinds), **options)
+    _remove(parser, {*without, *(positional or ())})
+    for name, metavar in (positional or {}).items():
+        parser.add_argument(name, metavar=metavar, help=_help_of(kinds, name))
+    return parser
+
+
+def _remove(parser: argparse.ArgumentParser, names: Collection[str]) -> None:
+    """Remove arguments; their fields have the defaults."""
+    for action in [action for action in parser._actions if action.dest in names]:
+        parser._optionals._remove_action(action)
+        for option in action.option_strings:
+            del parser._option_string_actions[option]
+        parser.set_defaults(**{action.dest: action.default})
+
+
+def _help_of(kinds: Sequence[Any], name: str) -> str:
+    """Return the help of a dataclass's field."""
+    fields = (field_ for kind in kinds for field_ in dataclass_fields(kind) if field_.name == name)
+    return next(fields).metadata["help"]

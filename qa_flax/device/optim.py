@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from qa_flax.device.adjustable import adjustable_decay, adjustable_factors
 from qa_flax.models.sharding import global_norm
 
 ParameterNames = frozenset[tuple[str, ...]]
@@ -56,6 +57,7 @@ def make_optimizer(
     optim_args: str | None = None,
     decayed: ParameterNames | None = None,
     rate_factors: RateFactors | None = None,
+    is_adjustable: bool = False,
 ) -> optax.GradientTransformation:
     """The optimizer of that name as an optax chain, after clipping by the global norm.
 
@@ -70,6 +72,8 @@ def make_optimizer(
         optim_args: transformers' `optim_args`, such as `"momentum=0.9,nesterov=true"`.
         decayed: the parameters that decay; None: all except biases and normalization layers.
         rate_factors: of every parameter; None: all parameters have the same learning rate.
+        is_adjustable: whether weight decay and factors are in the state (`adjustable.py`) instead
+            of `weight_decay` and `rate_factors`.
 
     Raises:
         ValueError: the optimizer is not supported, or `optim_args` has an invalid argument for it.
@@ -87,11 +91,14 @@ def make_optimizer(
             f"its arguments: {', '.join(allowed) or 'none'}"
         )
     adam = {"b1": adam_beta1, "b2": adam_beta2, "eps": adam_epsilon}
-    decay = optax.add_decayed_weights(weight_decay, partial(decay_mask, decayed=decayed))
+    mask = partial(decay_mask, decayed=decayed)
+    decay = optax.add_decayed_weights(weight_decay, mask)
     settings = {key: read(values[key]) for key, read in allowed.items() if key in values}
     clip = [_clip(max_grad_norm)] if max_grad_norm > 0 else []
     # Last, so that it scales weight decay, too, as learning rates of parameter groups in PyTorch.
     scale = [] if rate_factors is None else [_scale_by_path(dict(rate_factors))]
+    if is_adjustable:
+        decay, scale = adjustable_decay(mask), [adjustable_factors()]
     return optax.chain(*clip, *make(decay, adam, **settings), *scale)
 
 

@@ -259,8 +259,8 @@ def rotate(output_dir: AnyPath, limit: int | None, saved: AnyPath, best: str | N
         _delete(path)
 
 
-def delete_others(output_dir: AnyPath, retained: AnyPath) -> None:
-    """Delete every checkpoint in `output_dir` except `retained`."""
+def delete_others(output_dir: AnyPath, retained: AnyPath | None) -> None:
+    """Delete every checkpoint in `output_dir` except `retained`; None: delete all."""
     for path in list_checkpoints(output_dir):
         if path != retained:
             _delete(path)

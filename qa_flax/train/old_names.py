@@ -107,7 +107,7 @@ REMOVED: dict[str, tuple[Any, str]] = {
     "use_mps_device": (False, _ALL_CORES),
     "include_tokens_per_second": (False, "use include_num_input_tokens_seen instead"),
     "torchdynamo": (None, "XLA always compiles the training and evaluation steps"),
-    "ray_scope": ("last", "it is used only in a hyperparameter search, which is not implemented"),
+    "ray_scope": ("last", "it is of the backend ray, and hyperparameter_search has only optuna"),
 }
 
 _REMOVED_HELP = "Has no effect: transformers 5 removed it."

@@ -10,6 +10,7 @@ import transformers
 
 from qa_flax import storage
 from qa_flax.device import parallel
+from qa_flax.device.adjustable import with_settings
 from qa_flax.device.memory import abstract_state
 from qa_flax.device.optim import NEED_WHOLE_PARAMETERS, make_optimizer
 from qa_flax.models.model import AutoModelForQuestionAnswering
@@ -165,18 +166,54 @@ def optimizer_of(
     args: transformers.TrainingArguments, model: AutoModelForQuestionAnswering
 ) -> optax.GradientTransformation:
     """Build the optimizer without its learning rate, which the training step applies."""
-    weight_decay = float(args.weight_decay)
+    weight_decay, is_trial = float(args.weight_decay), is_adjustable(args)
+    settings: dict[str, Any] = {"is_adjustable": True, "decayed": decayed_parameters(model)}
+    if not is_trial:
+        settings = {
+            "weight_decay": weight_decay,
+            "decayed": decayed_parameters(model) if weight_decay else None,
+            "rate_factors": rate_factors(model, layerwise_decay(args)),
+        }
     return make_optimizer(
         plain_value(args.optim),
-        weight_decay=weight_decay,
         adam_beta1=float(args.adam_beta1),
         adam_beta2=float(args.adam_beta2),
         adam_epsilon=float(args.adam_epsilon),
         max_grad_norm=float(args.max_grad_norm or 0),
         optim_args=args.optim_args,
-        decayed=decayed_parameters(model) if weight_decay else None,
-        rate_factors=rate_factors(model, layerwise_decay(args)),
+        **settings,
     )
+
+
+def is_adjustable(args: transformers.TrainingArguments) -> bool:
+    """Whether weight decay and rates by layer are in the optimizer's state: in a search's trials.
+
+    Trials that save checkpoints have the usual state, from which any training resumes.
+    """
+    saves = plain_value(args.save_strategy) != "no"
+    return bool(vars(args).get("_is_trial")) and not (saves or is_sharded(args))
+
+
+def initial_optimizer_state(
+    args: transformers.TrainingArguments,
+    model: AutoModelForQuestionAnswering,
+    optimizer: optax.GradientTransformation,
+    params: Any,
+) -> Any:
+    """The optimizer's state before the first update.
+
+    Args:
+        args: the arguments.
+        model: the model.
+        optimizer: from `optimizer_of`, or a script's own.
+        params: the parameters that it trains.
+    """
+    state = optimizer.init(params)
+    if not is_adjustable(args):
+        return state
+    factors = rate_factors(model, layerwise_decay(args))
+    by_path = None if factors is None else dict(factors)
+    return with_settings(state, params, float(args.weight_decay), by_path)
 
 
 def is_sharded(args: transformers.TrainingArguments) -> bool:

@@ -1,6 +1,5 @@
 """`Trainer`: the API of Hugging Face's Trainer. It calls the stages and computes nothing (host)."""
 
-import inspect
 import logging
 import os
 import time
@@ -40,6 +39,7 @@ from qa_flax.train.output_files import OutputFiles
 from qa_flax.train.overrides import check_overrides, is_replaced
 from qa_flax.train.plan import is_sharded, output_dir
 from qa_flax.train.reinitialize import reinitialize
+from qa_flax.train.search import HyperparameterSearch
 from qa_flax.train.tokenizer_fit import check_tokenizer
 from qa_flax.train.torch_attributes import TorchAttributes
 from qa_flax.train.train_data import packing_obstacle, train_data
@@ -55,7 +55,7 @@ from qa_flax.train.training_arguments import (
 logger = logging.getLogger(__name__)
 
 
-class Trainer(TrainQuestions, OutputFiles, TorchAttributes):
+class Trainer(HyperparameterSearch, TrainQuestions, OutputFiles, TorchAttributes):
     """Train a question answering model on all cores, and compute its logits and metrics.
 
     The arguments have the names and meanings of transformers' Trainer. The model is trained in
@@ -77,7 +77,8 @@ class Trainer(TrainQuestions, OutputFiles, TorchAttributes):
         eval_dataset: windows to evaluate on, or a dict of several such data sets by name. If they
             have labels, `evaluate` also computes the loss.
         processing_class: the tokenizer, which is saved with the model.
-        model_init: builds the model, here and again at every `train()`; instead of `model`.
+        model_init: builds the model, here and again at every `train()`; instead of `model`. It may
+            have a parameter: the trial of a `hyperparameter_search`, otherwise None.
         compute_loss_func: replaces the loss, in training and in `eval_loss`. A JAX function of
             `(logits, batch)`: start and end logits, float32 [B, L], and a dict of arrays with
             `start_positions`, `end_positions` and `attention_mask`. It returns one loss for each
@@ -139,7 +140,7 @@ class Trainer(TrainQuestions, OutputFiles, TorchAttributes):
         if model_init is not None:
             if model is not None:
                 raise ValueError("pass either a model or model_init, not both")
-            model = self._new_model()
+            model = self.call_model_init()
         model = _require_model(model)
         args = TrainingArguments(output_dir="trainer_output") if args is None else args
         self._known_arguments = KnownArguments()
@@ -304,10 +305,10 @@ class Trainer(TrainQuestions, OutputFiles, TorchAttributes):
         has_own_loss = self._custom.loss is not None
         data = train_data(loader, self.model, has_own_loss, self._packing_obstacle(self._dtypes[0]))
         if self.model_init is not None:
-            self.model = self._new_model()
+            self.model = self.call_model_init(self._trial)
         apply_model_arguments(self.args, self.model)
         self._update_graphdefs()
-        actions = TrainerActions(self.evaluate, self.save_model, self.log)
+        actions = TrainerActions(self._evaluate_in_training, self.save_model, self.log)
         if not resume_from_checkpoint:
             reinitialize(self.args, self.model)
         self.is_in_train = True
@@ -487,12 +488,6 @@ class Trainer(TrainQuestions, OutputFiles, TorchAttributes):
     def _packing_obstacle(self, dtype: str) -> str | None:
         """Why rows cannot hold several windows, apart from the data."""
         return packing_obstacle(self.args, self.model, self._custom.loss is not None, dtype)
-
-    def _new_model(self) -> AutoModelForQuestionAnswering:
-        """Call `model_init`, which may have the parameter `trial` of a search (None here)."""
-        assert self.model_init is not None
-        takes_trial = len(inspect.signature(self.model_init).parameters) > 0
-        return self.model_init(None) if takes_trial else self.model_init()
 
 
 def _apply_to_process(args: transformers.TrainingArguments) -> None:

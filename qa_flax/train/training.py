@@ -41,6 +41,7 @@ from qa_flax.train.plan import (
     dropout_bits_of,
     ema_decay_of,
     has_bf16_gradients,
+    initial_optimizer_state,
     is_sharded,
     logging_steps_of,
     optimizer_of,
@@ -177,13 +178,14 @@ def _schedule_and_optimizer(
     return schedule_of(args, plan.updates), optimizer_of(args, model)
 
 
-def _initial_state(model: Any, optimizer: Any, *, is_averaged: bool) -> TrainState:
+def _initial_state(args: Any, model: Any, optimizer: Any, *, is_averaged: bool) -> TrainState:
     """The state before the first update, in the memory of the host."""
     # Creating arrays copies constants to the device, and optax mixes dtypes.
     with parallel.on_host(), implicit_transfers(), jax.numpy_dtype_promotion("standard"):
         params, fixed = _trained_weights(model)
         average = params if is_averaged else None
-        return TrainState(jnp.int32(0), params, fixed, optimizer.init(params), average)
+        opt_state = initial_optimizer_state(args, model, optimizer, params)
+        return TrainState(jnp.int32(0), params, fixed, opt_state, average)
 
 
 def _position(run: dict[str, Any], plan: Plan) -> Position:
@@ -218,7 +220,7 @@ class _Training:
         conditions = conditions_of(args, plan, data, model)
         self._checkpoints = RunCheckpoints(events, live, conditions, actions.save_model)
         ema_decay = ema_decay_of(args)
-        state = _initial_state(model, optimizer, is_averaged=bool(ema_decay))
+        state = _initial_state(args, model, optimizer, is_averaged=bool(ema_decay))
         abstract = abstract_state(
             model,
             optimizer,

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from qa_flax.commands.arguments import (
@@ -85,12 +85,25 @@ def main(parsed: argparse.Namespace) -> int | None:
         Preempted: the run was stopped by SIGTERM.
     """
     from qa_flax.commands.run.job import run
+
+    show_torch()
+    return reporting_interrupts(run, *parsed.dataclasses)
+
+
+def reporting_interrupts(job: Callable[..., Any], *arguments: Any, **settings: Any) -> int | None:
+    """Call a job that trains; say so if Ctrl-C or SIGTERM stopped it.
+
+    Returns:
+        130 after a training that Ctrl-C stopped; otherwise None.
+
+    Raises:
+        Preempted: the job was stopped by SIGTERM.
+    """
     from qa_flax.distributed.failure import INTERRUPTED
     from qa_flax.distributed.preemption import Interrupted, Preempted
 
-    show_torch()
     try:
-        run(*parsed.dataclasses)
+        job(*arguments, **settings)
     except Interrupted as interrupted:  # in all processes at the same point
         print(f"qa-flax: {str(interrupted) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED

@@ -77,6 +77,43 @@ def cross_validate(
             training_args,
             labelled=("eval",),
         )
+    results = train_folds(examples, model_args, data_args, training_args, run_stages)
+    summary = _summary(results)
+    if processes.is_main():
+        _copy_tokenizer(folder / "fold-1", folder)
+        storage.write_text(folder / FOLDS_FILE, storage.json_text(summary, indent=2) + "\n")
+        print("\n".join(table(summary)), flush=True)
+    exchange.barrier("the results of all folds")
+    means = summary["mean"] | {f"{name}_std": value for name, value in summary["std"].items()}
+    if test:
+        means |= _predict(run_stages, model_args, data_args, training_args, test)
+    return means
+
+
+def train_folds(
+    examples: datasets.Dataset,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+    run_stages: RunStages,
+    command: str = "run",
+) -> list[Metrics]:
+    """Train and evaluate each fold in its own folder, unless it is finished.
+
+    Args:
+        examples: of all folds together.
+        model_args, data_args, training_args: of the command.
+        run_stages: trains and evaluates one fold, in the `output_dir` of its arguments.
+        command: the command that the folds belong to: no other goes on with them.
+
+    Returns:
+        The results of each fold, also in its `fold.json`.
+
+    Raises:
+        UsageError: the data or an argument is invalid, or the folder holds another run.
+    """
+    folder = output_dir(training_args)
+    with usage_errors(ValueError, OSError):
         folds = fold_examples(
             examples,
             data_args.folds or 0,
@@ -85,7 +122,8 @@ def cross_validate(
         )
         if getattr(training_args, "overwrite_output_dir", False):
             _delete_folds(folder)
-        conditions = _conditions(model_args, data_args, training_args, examples)
+        conditions = conditions_of(model_args, data_args, training_args, examples)
+        conditions |= {"command": command}
         finished = [_finished(folder / f"fold-{n + 1}", conditions) for n in range(len(folds))]
         _check_conditions(folder, finished, conditions, data_args.accept_changes)
     results = []
@@ -104,16 +142,7 @@ def cross_validate(
             print_on_main(f"{heading}: already finished")
         results.append(known["results"])
         preemption.check()
-    summary = _summary(results)
-    if processes.is_main():
-        _copy_tokenizer(folder / "fold-1", folder)
-        storage.write_text(folder / FOLDS_FILE, storage.json_text(summary, indent=2) + "\n")
-        print("\n".join(table(summary)), flush=True)
-    exchange.barrier("the results of all folds")
-    means = summary["mean"] | {f"{name}_std": value for name, value in summary["std"].items()}
-    if test:
-        means |= _predict(run_stages, model_args, data_args, training_args, test)
-    return means
+    return results
 
 
 def _heading(number: int, count: int, stages: Mapping[str, datasets.Dataset]) -> str:
@@ -232,13 +261,13 @@ _FREE = re.compile(
 )
 
 
-def _conditions(
+def conditions_of(
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: TrainingArguments,
     examples: datasets.Dataset,
 ) -> dict[str, Any]:
-    """What the result of a fold depends on, as JSON values: the data and the arguments."""
+    """What the result of a training depends on, as JSON values: the data and the arguments."""
     values = {**vars(model_args), **vars(data_args), **training_args.to_dict()}
     values = {name: value for name, value in values.items() if not _FREE.match(name)}
     if data_args.save_spans:  # a fold that has them may go on without, but not the reverse
@@ -247,6 +276,10 @@ def _conditions(
     for name in examples.column_names:
         sha256.update(json.dumps(examples[name][:]).encode())
     return json.loads(json.dumps(values | {"training data": sha256.hexdigest()[:16]}, default=str))
+
+
+_BEFORE = {"save_spans": False, "command": "run"}
+"""Conditions that earlier versions have not written, as they were."""
 
 
 def _check_conditions(
@@ -261,13 +294,14 @@ def _check_conditions(
         UsageError: names every difference.
     """
     for number, fold in enumerate(finished, 1):
-        before = {} if fold is None else {"save_spans": False, **fold["conditions"]}
+        before = {} if fold is None else _BEFORE | fold["conditions"]
         differences = [
             f"{name} was {before[name]!r} and is {conditions[name]!r}"
             for name in sorted(before.keys() & conditions.keys())
             if before[name] != conditions[name]
         ]
-        if differences and not accept_changes:
+        is_other = bool(before) and before["command"] != conditions["command"]
+        if differences and (is_other or not accept_changes):
             raise UsageError(
                 f"{folder / f'fold-{number}'} is finished, but was trained under other conditions: "
                 f"{'; '.join(differences)}. Restore them, give another --output_dir, train all "

@@ -362,14 +362,14 @@ def _train(trainer: QuestionAnsweringTrainer, stage: Stage, accept_changes: bool
         f"state takes {optimizer_bytes(trainer.args, trainer.model):,} bytes on each core"
     )
     with usage_errors(ResumeError, MetricError, FolderLockedError):
-        output = trainer.train(_checkpoint(trainer.args), accept_changes=accept_changes)
+        output = trainer.train(checkpoint_of(trainer.args), accept_changes=accept_changes)
     metrics = dict(output.metrics, train_samples=stage.count)
     check_lock(output_dir(trainer.args))
     trainer.save_model()
     return _finish(trainer, "train", metrics)
 
 
-def _checkpoint(args: Any) -> str | bool | None:
+def checkpoint_of(args: Any) -> str | bool | None:
     """The checkpoint to resume from: `--resume_from_checkpoint`, else the latest in `output_dir`.
 
     True: the latest, and it is an error if there is none. None: train from the beginning.

@@ -25,20 +25,39 @@ def load_model_and_tokenizer(
         OSError: files are missing, or could not be downloaded.
         ValueError: a file or an argument is invalid, or model and tokenizer do not belong together.
     """
-    hub: dict[str, Any] = {"revision": model_args.model_revision, "token": model_args.token}
-    hub["cache_dir"] = model_args.cache_dir
+    model = load_model(model_args, training_args)
     with model_errors():
-        model = _load_model(model_args, training_args, hub)
         tokenizer = load_fitting_tokenizer(
             model,
             model_args.model_name_or_path,
             model_args.tokenizer_name,
             base_model=model_args.base_model_name_or_path,
             argument=TOKENIZER_ARGUMENT,
-            **hub,
+            **_hub(model_args),
         )
     _check_window_length(data_args, model_args, tokenizer, position_limit(model))
     return model, tokenizer
+
+
+def _hub(model_args: ModelArguments) -> dict[str, Any]:
+    return {
+        "revision": model_args.model_revision,
+        "token": model_args.token,
+        "cache_dir": model_args.cache_dir,
+    }
+
+
+def load_model(
+    model_args: ModelArguments, training_args: TrainingArguments
+) -> AutoModelForQuestionAnswering:
+    """Load the model, with new adapters if they are asked for.
+
+    Raises:
+        OSError: files are missing, or could not be downloaded.
+        ValueError: a file or an argument is invalid.
+    """
+    with model_errors():
+        return _load_model(model_args, training_args, _hub(model_args))
 
 
 def _load_model(
