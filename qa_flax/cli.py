@@ -14,7 +14,7 @@ from qa_flax.distributed import ProcessError
 from qa_flax.messages import PrintableRecord, printable
 
 USAGE = "usage: qa-flax [--help] [--version] COMMAND [arguments]"
-WITHOUT_TORCH = ("answer", "demo", "run")
+WITHOUT_TORCH = ("answer", "clozes", "demo", "run")
 """Commands that import transformers; they call `show_torch` when they have."""
 DESCRIPTION = "Fine-tune and evaluate extractive question answering models with JAX and Flax."
 
