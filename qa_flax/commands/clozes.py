@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from qa_flax import storage
 from qa_flax.commands.errors import TOKENIZER_ARGUMENT, usage_errors
 from qa_flax.commands.hidden_torch import show_torch
 from qa_flax.messages import printable
@@ -55,7 +54,9 @@ _RANGES = {
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the arguments."""
     parser = argparse.ArgumentParser(
-        prog="qa-flax clozes", description=" ".join(DESCRIPTION.split())
+        prog="qa-flax clozes",
+        description=" ".join(DESCRIPTION.split()),
+        allow_abbrev=False,  # --context, of `qa-flax answer`, is not --context_column
     )
     parser.other_names = OTHER_NAMES  # pyright: ignore[reportAttributeAccessIssue]
     parser.add_argument(
@@ -125,10 +126,11 @@ def main(parsed: argparse.Namespace) -> int | None:
     """
     with usage_errors(ValueError, OSError):
         _check(parsed)
-    # Slow, so that it comes after the checks.
+    # Slow, so that they come after the checks.
+    from qa_flax import storage
     from qa_flax.commands.wording import in_flags
     from qa_flax.data.cloze_files import squad_json
-    from qa_flax.data.clozes import NoClozesError, find_clozes
+    from qa_flax.data.clozes import NoClozesError, counted, find_clozes
     from qa_flax.data.documents import Documents
     from qa_flax.data.tokenizer_files import load_tokenizer
 
@@ -146,6 +148,7 @@ def main(parsed: argparse.Namespace) -> int | None:
             context_column=parsed.context_column,
             load_dataset_kwargs=hub,
             excluded={_resolved(parsed.output)},
+            warn=lambda message, *values: logger.warning("%s", in_flags(message % values)),
         )
         try:
             clozes = find_clozes(
@@ -169,8 +172,9 @@ def main(parsed: argparse.Namespace) -> int | None:
         )
     print(
         printable(
-            f"{clozes.documents:,} texts, {clozes.passages:,} passages, {clozes.spans:,} spans "
-            f"that occur again: {len(clozes.examples):,} clozes written to {parsed.output}"
+            f"{counted(clozes.documents, 'text')}, {counted(clozes.passages, 'passage')}, "
+            f"{counted(clozes.spans, 'recurring span')}: {counted(len(clozes.examples), 'cloze')} "
+            f"written to {parsed.output}"
         )
     )
     print(printable(_next_steps(parsed)))
@@ -203,6 +207,8 @@ def _check(parsed: argparse.Namespace) -> None:
     Raises:
         ValueError: says what to do instead.
     """
+    from qa_flax import storage
+
     problems = [
         f"--{name} is {value}; it must be {range_.allowed}"
         for name, range_ in _RANGES.items()
@@ -231,4 +237,6 @@ def _check(parsed: argparse.Namespace) -> None:
 
 def _resolved(name: str) -> Path:
     """Return the path behind links; a URL is no local path, and equals only itself."""
+    from qa_flax import storage
+
     return Path(name if storage.is_remote(name) else os.path.realpath(os.path.expanduser(name)))

@@ -116,7 +116,7 @@ class ClozeMaker:
     ) -> bool:
         """Whether a sentence says enough without the span, and does not name it otherwise."""
         passage = view.passage
-        if passage.tokens[sentence] > MAX_QUESTION:
+        if passage.tokens[sentence] > MAX_QUESTION or view.is_repeated(sentence):
             return False
         words = view.words(sentence)
         masked = range(asked, asked + span.length)
@@ -173,6 +173,7 @@ class _PassageView:
         self._has_content = has_content
         self._sentence_starts = [start for start, _ in passage.sentences]
         self._content: dict[int, set[int]] = {}
+        self._repeats: list[bool] = []
 
     def place(self, word: int, length: int) -> tuple[int, int]:
         """Return where a span begins in the text, and where it ends."""
@@ -187,6 +188,15 @@ class _PassageView:
         start, end = self.passage.sentences[sentence]
         starts = self.passage.starts
         return range(bisect.bisect_left(starts, start), bisect.bisect_left(starts, end))
+
+    def is_repeated(self, sentence: int) -> bool:
+        """Whether another sentence has the same words; it would give the answer away."""
+        if not self._repeats:
+            sentences = self.passage.words_by_sentence()
+            said = [tuple(word for word in words if word != GAP) for words in sentences]
+            counts = Counter(said)
+            self._repeats = [counts[words] > 1 for words in said]
+        return self._repeats[sentence]
 
     def shared(self, sentence: int, other: int, own: set[int]) -> int:
         """Return how many words of content two sentences share, without some words."""

@@ -27,7 +27,7 @@ from qa_flax.data.passages import PassageReader
 from qa_flax.data.rejected import ExampleError
 from qa_flax.data.screen import shows_bar
 from qa_flax.data.spool import Spool
-from qa_flax.data.stop_words import stop_words
+from qa_flax.data.stop_words import frequent_words, stop_words
 from qa_flax.data.tokenizer_checks import (
     MAX_UNKNOWN,
     check_vocabulary,
@@ -41,7 +41,7 @@ logger = messages.logger(__name__)
 
 PER_PASSAGE = 6
 """How many clozes a passage has, at most."""
-FEW_PASSAGES = 20
+MIN_PASSAGES = 3
 """With fewer passages, stop words are told by the sentences that have them."""
 MIN_ROOM = 24
 """Tokens of the smallest passages that can have a cloze."""
@@ -112,11 +112,11 @@ def make_clozes(
     Example:
         >>> from transformers import AutoTokenizer
         >>> from qa_flax import make_clozes
-        >>> text = "The Elbe flows through Dresden. A bridge spans the Elbe in the old town."
+        >>> text = "Ada Lovelace wrote a program. In 1843 few people knew of Ada Lovelace."
         >>> tokenizer = AutoTokenizer.from_pretrained("bert-base-uncased")
         >>> cloze = make_clozes([{"context": text}], tokenizer, mask="what", disable_tqdm=True)[0]
         >>> cloze["question"], cloze["answers"]["text"]
-        ('A bridge spans the what in the old town.', ['Elbe'])
+        ('In 1843 few people knew of what.', ['Ada Lovelace'])
     """
     return find_clozes(
         Documents(as_sources(docs), split, config_name, context_column, load_dataset_kwargs),
@@ -197,7 +197,7 @@ def find_clozes(
             numbered = iter(sorted(chosen, key=lambda pair: pair[0]))
         examples = _dataset(cloze for _, cloze in numbered)
         if not len(examples):
-            raise NoClozesError(_why_none(documents, passages, maker, reader))
+            raise NoClozesError(_why_none(documents, passages, maker))
         return Clozes(examples, documents.count, len(passages), maker.span_count)
 
 
@@ -234,37 +234,37 @@ def _read_all(
                 passages.add(passage)
                 counts.add(passage.words)
                 bar.update()
-    if len(passages) < FEW_PASSAGES:
-        counts = _Counts()
-        for passage in passages:
-            for sentence in passage.words_by_sentence():
-                counts.add(sentence)
-    return counts.stop_words(reader)
+    if len(passages) >= MIN_PASSAGES:
+        occurrences, found = counts.arrays(len(reader.vocabulary))
+        is_character = np.array(reader.vocabulary.is_character, bool)
+        return stop_words(occurrences, found, counts.total, is_character)
+    counts = _Counts()
+    for passage in passages:
+        for sentence in passage.words_by_sentence():
+            counts.add(sentence)
+    return frequent_words(counts.arrays(len(reader.vocabulary))[1], counts.total)
 
 
 class _Counts:
-    """How often words occur, and in how many passages."""
+    """How often words occur, and in how many passages or sentences."""
 
     def __init__(self):
         self._occurrences: Counter[int] = Counter()
         self._passages: Counter[int] = Counter()
-        self._total = 0
+        self.total = 0
 
     def add(self, words: Collection[int]) -> None:
         """Count the words of a passage."""
         self._occurrences.update(words)
         self._passages.update(set(words))
-        self._total += 1
+        self.total += 1
 
-    def stop_words(self, reader: PassageReader) -> np.ndarray:
-        """Return for each word of the vocabulary whether it is a stop word."""
-        numbers = range(len(reader.vocabulary))
-        occurrences, passages = (
-            np.fromiter((counter[number] for number in numbers), np.int64, len(numbers))
+    def arrays(self, size: int) -> list[np.ndarray]:
+        """Return both counts of each word of a vocabulary."""
+        return [
+            np.fromiter((counter[number] for number in range(size)), np.int64, size)
             for counter in (self._occurrences, self._passages)
-        )
-        is_character = np.array(reader.vocabulary.is_character, bool)
-        return stop_words(occurrences, passages, self._total, is_character)
+        ]
 
 
 def _all_clozes(maker: ClozeMaker, passages: Spool, disable: bool) -> Iterator[Cloze]:
@@ -300,12 +300,10 @@ def _warn_of_unknown(reader: PassageReader, argument: str) -> None:
         )
 
 
-def _why_none(
-    documents: Documents, passages: Spool, maker: ClozeMaker, reader: PassageReader
-) -> str:
+def _why_none(documents: Documents, passages: Spool, maker: ClozeMaker) -> str:
     """Say why there are no clozes, and what to do."""
     single = sum(len(passage.sentences) < 2 for passage in passages)
-    counts = f"{documents.count:,} texts, {len(passages):,} passages"
+    counts = f"{counted(documents.count, 'text')} with {counted(len(passages), 'passage')}"
     advice = (
         "Give longer texts: a cloze needs a passage of several sentences in which a name or a term "
         "occurs twice"
@@ -313,13 +311,18 @@ def _why_none(
     if not len(passages):
         why = "the texts have no words"
     elif single > len(passages) / 2:
-        why = f"{single:,} of the passages have one sentence only"
+        why = f"{single:,} of the passages are one sentence only"
         advice += ". Sentences that belong together must be in one text, such as in one row or file"
     elif not maker.span_count:
         why = "no span of content words occurs 2 to 4 times in a passage"
     else:
         why = (
-            f"{maker.span_count:,} spans occur again, but in the same sentence, or in sentences "
-            "that are too short or too long for a question"
+            f"{counted(maker.span_count, 'span')} that occur again do so in the same sentence, or "
+            "in sentences that are too short or too long for a question"
         )
     return f"no clozes could be made of {counts}: {why}. {advice}."
+
+
+def counted(count: int, thing: str) -> str:
+    """Return a number of things in words: `1 text`, `2 texts`."""
+    return f"{count:,} {thing}{'s' * (count != 1)}"

@@ -5,7 +5,7 @@ Data files are read as `load_examples` reads them, but only their contexts are u
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -59,6 +59,7 @@ class Documents:
         context_column: the sources' own name of the column `context`.
         load_dataset_kwargs: further arguments of `datasets.load_dataset`.
         excluded: files that are not read, though they are in a folder.
+        warn: logs a warning.
         count: how many documents were read.
         problems: what was left out, and why; complete after the iteration.
         others: how many files of folders have another suffix, by suffix.
@@ -70,6 +71,7 @@ class Documents:
     context_column: str | None = None
     load_dataset_kwargs: Mapping[str, Any] | None = None
     excluded: Collection[Path] = ()
+    warn: Callable[..., None] = logger.warning
     count: int = 0
     problems: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
@@ -89,7 +91,7 @@ class Documents:
         if not self.count:
             raise ExampleError(self._nothing())
         if self.problems:
-            logger.warning(
+            self.warn(
                 "%d source%s had to be left out, in whole or in part:\n  - %s",
                 len(self.problems),
                 "s" * (len(self.problems) > 1),

@@ -18,6 +18,12 @@ SPREAD, EVEN_SPREAD = 0.6, 0.75
 CHARACTER_SHARE, CHARACTER_SPREAD = 0.25, 0.85
 """The limits for characters, of which words are made: most occur in many passages."""
 
+FEW = 20
+"""With fewer passages, a word that a third of them have evenly spread is a stop word."""
+FEW_SHARE, FEW_CHARACTER_SHARE = 1 / 3, 0.6
+SENTENCE_SHARE, MIN_SENTENCES = 0.4, 3
+"""The share of the sentences that have a stop word, if there are not even three passages."""
+
 Counts = Int64[np.ndarray, " w"]
 
 
@@ -42,7 +48,21 @@ def stop_words(
     words = (share >= COMMON) | ((share >= FREQUENT) & (spread >= SPREAD))
     words |= (share >= RARE) & (spread >= EVEN_SPREAD)
     characters = (share >= CHARACTER_SHARE) & (spread >= CHARACTER_SPREAD)
-    return (passages >= MIN_PASSAGES) & np.where(is_character, characters, words)
+    least = MIN_PASSAGES
+    if total < FEW:
+        words, least = (share >= FEW_SHARE) & (spread >= SPREAD), 2
+        characters = (share >= FEW_CHARACTER_SHARE) & (spread >= CHARACTER_SPREAD)
+    return (passages >= least) & np.where(is_character, characters, words)
+
+
+def frequent_words(sentences: Counts, total: int) -> Bool[np.ndarray, " w"]:
+    """Return which of w words most sentences have, for a text of a passage or two.
+
+    Args:
+        sentences: in how many sentences each word occurs.
+        total: the number of sentences.
+    """
+    return (sentences >= MIN_SENTENCES) & (sentences >= SENTENCE_SHARE * total)
 
 
 def _spread(occurrences: Counts, passages: Counts, total: int) -> Float[np.ndarray, " w"]:

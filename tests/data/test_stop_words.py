@@ -8,7 +8,7 @@ import pytest
 from conftest import shared_path
 
 from qa_flax.data.sentences import WORD
-from qa_flax.data.stop_words import MIN_PASSAGES, stop_words
+from qa_flax.data.stop_words import MIN_PASSAGES, frequent_words, stop_words
 
 
 def found_in(language: str) -> tuple[set[str], set[str]]:
@@ -49,5 +49,13 @@ def test_function_words_are_stop_words_and_subjects_are_not(language, function, 
 
 def test_a_few_passages_say_nothing():
     counts = np.full(3, MIN_PASSAGES - 1)
-    assert not stop_words(counts, counts, 5, np.zeros(3, bool)).any()
+    assert not stop_words(counts, counts, 20, np.zeros(3, bool)).any()
+    assert not stop_words(counts // 4, counts // 4, 3, np.zeros(3, bool)).any()
     assert not stop_words(np.zeros(1, int), np.zeros(1, int), 0, np.zeros(1, bool)).any()
+
+
+def test_words_of_most_passages_are_stop_words_where_there_are_few():
+    occurrences, passages = np.array([9, 4, 9, 1]), np.array([6, 3, 2, 1])
+    stopped = stop_words(occurrences, passages, 6, np.zeros(4, bool))
+    assert stopped.tolist() == [True, True, False, False]
+    assert frequent_words(np.array([6, 3, 2]), 6).tolist() == [True, True, False]
