@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from qa_flax.answering.pipeline import QuestionAnsweringPipeline, pipeline
     from qa_flax.answers.metrics import squad_metric
     from qa_flax.answers.postprocess import postprocess_qa_predictions
+    from qa_flax.data.clozes import make_clozes
     from qa_flax.data.examples import load_examples
     from qa_flax.data.features import prepare_train_features, prepare_validation_features
     from qa_flax.data.splits import fold_examples, split_examples
@@ -127,6 +128,7 @@ __all__ = [
     "get_peft_model",
     "learning_curves",
     "load_examples",
+    "make_clozes",
     "pipeline",
     "postprocess_qa_predictions",
     "prepare_train_features",
@@ -153,6 +155,7 @@ _MODULES = {
     "get_peft_model": "qa_flax.models.model",
     "learning_curves": "qa_flax.train.learning_curves",
     "load_examples": "qa_flax.data.examples",
+    "make_clozes": "qa_flax.data.clozes",
     "pipeline": "qa_flax.answering.pipeline",
     "postprocess_qa_predictions": "qa_flax.answers.postprocess",
     "prepare_train_features": "qa_flax.data.features",

@@ -15,7 +15,7 @@ from qa_flax.distributed import ProcessError
 from qa_flax.messages import PrintableRecord, printable
 
 USAGE = "usage: qa-flax [--help] [--version] COMMAND [arguments]"
-WITHOUT_TORCH = ("answer", "check", "demo", "run", "tune")
+WITHOUT_TORCH = ("answer", "check", "clozes", "demo", "run", "tune")
 """Commands that import transformers; they call `show_torch` when they have."""
 DESCRIPTION = "Fine-tune and evaluate extractive question answering models with JAX and Flax."
 
@@ -102,7 +102,8 @@ def _command(name: str) -> ModuleType:
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     def raise_usage_error(message: str) -> NoReturn:
         other_names = getattr(parser, "other_names", {})
-        hint = _hint(argv, list(parser._option_string_actions), other_names)
+        options = list(parser._option_string_actions)
+        hint = _hint(argv, options, other_names, abbreviates=parser.allow_abbrev)
         raise UsageError(f"{message}{hint} ({parser.prog} --help lists the arguments)")
 
     # argparse would print the usage before each message, but `qa-flax run` has too many arguments.
@@ -110,17 +111,22 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
     return parser.parse_args(argv)
 
 
-def _hint(argv: list[str], options: list[str], other_names: Mapping[str, str]) -> str:
-    """Return a suggestion for the first unknown option, or ""; abbreviations are valid.
+def _hint(
+    argv: list[str], options: list[str], other_names: Mapping[str, str], *, abbreviates: bool
+) -> str:
+    """Return a suggestion for the first unknown option, or "".
 
     Args:
         argv: the command line.
         options: the options of the parser.
         other_names: names that other programs have for an option -> what to do here.
+        abbreviates: whether the beginning of an option's name stands for it.
     """
     for argument in argv:
         name = argument.split("=")[0]
-        if name.startswith("--") and not any(option.startswith(name) for option in options):
+        is_known = name in options
+        is_known |= abbreviates and any(option.startswith(name) for option in options)
+        if name.startswith("--") and not is_known:
             if name[2:].replace("-", "_") in other_names:
                 return f"; instead of {name}, {other_names[name[2:].replace('-', '_')]}"
             similar = _most_similar(name, options)

@@ -120,6 +120,11 @@ def original(tmp_path_factory):
         ]
         (folder / f"{name}-v1.1.json").write_text(json.dumps({"version": "1.1", "data": articles}))
     (folder / "notes.txt").write_text("Ada Lovelace wrote the first program in 1843.\n")
+    (folder / "manuals").mkdir()
+    (folder / "manuals" / "mill.txt").write_text(
+        "The mill of Orla stands by the river. A wheel turns the mill of Orla day and night. "
+        "Its wheel was built in 1843 by Charles Babbage, who came from the town.\n"
+    )
     questions = [{key: row[key] for key in ("id", "question", "context")} for row in rows[:3]]
     (folder / "questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
     return folder

@@ -21,6 +21,7 @@ HOST_NAMES = [
     "fold_examples",
     "learning_curves",
     "load_examples",
+    "make_clozes",
     "postprocess_qa_predictions",
     "prepare_train_features",
     "prepare_validation_features",

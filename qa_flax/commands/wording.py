@@ -17,6 +17,7 @@ _FLAGS = {
     "context_column": "context_column",
     "answer_column": "answer_column",
     "id_column": "id_column",
+    "mask": "mask",
 }
 # Those whose names are no words of their own, so that they are also translated without a value.
 _NUMBERS = (

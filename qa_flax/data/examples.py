@@ -306,6 +306,17 @@ def read_references(
     return references
 
 
+def checked_examples(table: pa.Table, *, keeps_misaligned: bool = False) -> datasets.Dataset:
+    """Return a table as a result of `load_examples`, which is not checked again.
+
+    Args:
+        table: the columns of `FEATURES`, all of whose rows are valid.
+        keeps_misaligned: see `keeps_misaligned`.
+    """
+    description = f"{_CHECKED} {_KEEPS}" if keeps_misaligned else _CHECKED
+    return datasets.Dataset(table, info=datasets.DatasetInfo(description=description))
+
+
 def is_checked(examples: Any) -> bool:
     """Return whether examples are the result of `load_examples`, or some of it."""
     return (
@@ -363,11 +374,8 @@ def _check(
         for key, value in example.items():
             columns[key].append(value)
     report.finish(misaligned or "drop", warn)
-    description = f"{_CHECKED} {_KEEPS}" if misaligned == "keep" else _CHECKED
-    examples = datasets.Dataset(
-        pa.table(columns, schema=FEATURES.arrow_schema),
-        info=datasets.DatasetInfo(description=description),
-    )
+    table = pa.table(columns, schema=FEATURES.arrow_schema)
+    examples = checked_examples(table, keeps_misaligned=misaligned == "keep")
     return LoadedExamples(name, examples, report.repaired, report.rejected, says_none)
 
 

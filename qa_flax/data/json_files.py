@@ -217,7 +217,7 @@ def _add(found: Rows, content: Any, location: str) -> None:
     if "paragraphs" in content or "qas" in content:
         _add_item(found, content, location or "data")
         return
-    if found.kinds(content) >= ROW_KEYS:
+    if found.kinds(content) >= (found.columns.needs or ROW_KEYS):
         _add_columns(found, content)
         return
     if ROW_KEYS & found.kinds(content):
@@ -350,6 +350,9 @@ def _add_paragraph(found: Rows, paragraph: Mapping[str, Any], location: str, art
     shared = article | {key: value for key, value in paragraph.items() if key != "qas"}
     # An id of the paragraph is not that of its questions.
     shared = {key: value for key, value in shared.items() if found.columns.canonical(key) != "id"}
+    if not paragraph.get("qas") and found.columns.needs == {"context"}:
+        found.rows.append(shared)  # its text is all that is read
+        return
     for q, qa in enumerate(_objects(found, paragraph, "qas", location)):
         if _is_unambiguous(found, qa, f"{location}.qas[{q}]"):
             found.rows.append(shared | dict(qa))

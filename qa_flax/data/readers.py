@@ -33,12 +33,18 @@ logger = messages.logger(__name__)
 
 _TABLE_SUFFIXES = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|"}
 _LINE_SUFFIXES = {".jsonl", ".ndjson"}
-_PACKED_SUFFIXES = {".gz", ".bz2", ".xz"}
+PACKED_SUFFIXES = {".gz", ".bz2", ".xz"}
+DATA_SUFFIXES = {
+    *_TABLE_SUFFIXES,
+    *_LINE_SUFFIXES,
+    *(".json", ".parquet", ".arrow", ".feather"),
+}
+"""The suffixes of data files, by which they are found in a folder."""
 # Suffixes of files, so that the name is not taken for an id on the Hub.
 _FILE_SUFFIXES = {
     *_TABLE_SUFFIXES,
     *_LINE_SUFFIXES,
-    *_PACKED_SUFFIXES,
+    *PACKED_SUFFIXES,
     *(".json", ".txt", ".parquet", ".arrow", ".feather", ".zip", ".tar", ".tgz", ".zst", ".xlsx"),
     *(".xls", ".ods", ".pkl", ".pickle", ".pt", ".html", ".htm", ".xml", ".yaml", ".yml", ".db"),
 }
@@ -108,7 +114,7 @@ def _read(
     """Read a source with its own names of columns."""
     name = columns.source
     if isinstance(source, str | os.PathLike):
-        path = _local_path(source)
+        path = local_path(source)
         if path is not None:
             return _read_file(name, path, columns)
         return _arrow_rows(arrow_table(load_hub(name, split, config_name, kwargs)), columns)
@@ -124,7 +130,7 @@ def _read(
 # ---- paths ---------------------------------------------------------------------------------------
 
 
-def _local_path(source: str | os.PathLike) -> Path | None:
+def local_path(source: str | os.PathLike) -> Path | None:
     """Return the path of a file, downloaded from a bucket if necessary; None for other names.
 
     Raises:
@@ -200,7 +206,7 @@ def _read_file(name: str, path: Path, columns: ColumnNames) -> Rows:
     if data.startswith(TABLE_MAGIC):
         return _read_table_file(name, data, columns)
     text = decode(name, data)
-    suffixes = [s for s in map(str.lower, path.suffixes) if s not in _PACKED_SUFFIXES]
+    suffixes = [s for s in map(str.lower, path.suffixes) if s not in PACKED_SUFFIXES]
     suffix = suffixes[-1] if suffixes else ""
     starts_as_json = text.lstrip("\ufeff \t\r\n")[:1] in ("{", "[")
     if suffix in _LINE_SUFFIXES:

@@ -5,10 +5,13 @@ import codecs
 import gzip
 import io
 import lzma
+import os
 import re
 import shlex
 import zipfile
 import zlib
+from collections.abc import Iterator
+from pathlib import Path
 
 from qa_flax.data.rejected import ExampleError
 from qa_flax.messages import first_few, quoted
@@ -58,6 +61,13 @@ _SERVER_ERROR = re.compile(
     rb'|\{"(error|message)":\s*"[^"]{0,200}".{0,100}\})\s*',
     re.I,
 )
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, without hidden ones, sorted by folder and name."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(parent) / name for name in sorted(files) if not name.startswith("."))
 
 
 def unpacked(name: str, data: bytes) -> bytes:

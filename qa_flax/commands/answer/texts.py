@@ -1,14 +1,12 @@
 """The texts of `--context`: files, and folders of them (host, text)."""
 
 import logging
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from qa_flax import storage
 from qa_flax.data.rejected import ExampleError
-from qa_flax.data.text_files import plain_text
+from qa_flax.data.text_files import files_below, plain_text
 from qa_flax.messages import first_few
 
 logger = logging.getLogger(__name__)
@@ -86,7 +84,7 @@ def _existing(name: str) -> Path:
 
 def _texts_of_folder(name: str, folder: Path) -> dict[str, tuple[Path, str]]:
     texts, problems, others = {}, [], []
-    for path in _files(folder):
+    for path in files_below(folder):
         shown = f"{name.rstrip('/')}/{path.relative_to(folder).as_posix()}"
         if path.suffix.lower() not in SUFFIXES:
             others.append(shown)
@@ -112,10 +110,3 @@ def _texts_of_folder(name: str, folder: Path) -> dict[str, tuple[Path, str]]:
             "names, or another folder"
         )
     return texts
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder, without hidden ones, sorted by folder and name."""
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent) / name for name in sorted(files) if not name.startswith("."))
