@@ -181,6 +181,7 @@ def read_examples(
     require_answers: bool = False,
     columns: Mapping[str, str | None] | None = None,
     optional_columns: Collection[str] = (),
+    has_fallback: bool = False,
     load_dataset_kwargs: Mapping[str, Any] | None = None,
     warn: Callable[..., None] = logger.warning,
 ) -> LoadedExamples:
@@ -190,6 +191,7 @@ def read_examples(
         source, split, config_name, misaligned, bad_rows, require_answers: see `load_examples`.
         columns: the source's own names of the columns question, context, answers and id, by these.
         optional_columns: those of `columns` that the source need not have.
+        has_fallback: whether such a column may have a known name instead.
         load_dataset_kwargs: see `load_examples`.
         warn: logs a warning.
     """
@@ -200,6 +202,7 @@ def read_examples(
         load_dataset_kwargs,
         columns=columns,
         optional_columns=optional_columns,
+        has_fallback=has_fallback,
         bad_rows=bad_rows,
     )
     return _check(name, rows, rejected, misaligned, bad_rows, require_answers, warn)
@@ -364,11 +367,27 @@ def _check(
             columns[key].append(value)
     report.finish(misaligned or "drop", warn)
     description = f"{_CHECKED} {_KEEPS}" if misaligned == "keep" else _CHECKED
-    examples = datasets.Dataset(
-        pa.table(columns, schema=FEATURES.arrow_schema),
-        info=datasets.DatasetInfo(description=description),
-    )
+    examples = _dataset(columns, description)
     return LoadedExamples(name, examples, report.repaired, report.rejected, says_none)
+
+
+def _dataset(columns: Mapping[str, list[Any]], description: str | None) -> datasets.Dataset:
+    return datasets.Dataset(
+        pa.table(dict(columns), schema=FEATURES.arrow_schema),
+        info=datasets.DatasetInfo(description=description or ""),
+    )
+
+
+def with_columns(examples: datasets.Dataset, columns: Mapping[str, list[Any]]) -> datasets.Dataset:
+    """Return checked examples whose texts are replaced by others, which count as checked, too.
+
+    Args:
+        examples: a result of `load_examples`.
+        columns: new values of some columns, one for each example.
+    """
+    table = arrow_table(examples)
+    all_columns = {name: columns.get(name) or table[name].to_pylist() for name in FEATURES}
+    return _dataset(all_columns, examples.info.description)
 
 
 def _require_columns(
