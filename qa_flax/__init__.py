@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from qa_flax.answering.pipeline import QuestionAnsweringPipeline, pipeline
     from qa_flax.answers.metrics import squad_metric
     from qa_flax.answers.postprocess import postprocess_qa_predictions
+    from qa_flax.data.augment import augment_examples
     from qa_flax.data.clozes import make_clozes
     from qa_flax.data.examples import load_examples
     from qa_flax.data.features import prepare_train_features, prepare_validation_features
@@ -122,6 +123,7 @@ __all__ = [
     "TrainingArguments",
     "XLMRobertaForQuestionAnswering",
     "XLMRobertaXLForQuestionAnswering",
+    "augment_examples",
     "average_models",
     "check_labels",
     "fold_examples",
@@ -149,6 +151,7 @@ _MODULES = {
     "TaskType": "qa_flax.models.lora",
     "Trainer": "qa_flax.train.trainer",
     "TrainingArguments": "qa_flax.train.training_arguments",
+    "augment_examples": "qa_flax.data.augment",
     "average_models": "qa_flax.models.averaged",
     "check_labels": "qa_flax.train.label_check",
     "fold_examples": "qa_flax.data.splits",

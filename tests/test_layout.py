@@ -72,6 +72,7 @@ TESTED_ELSEWHERE = {
     "train/train_data": "by trainings on every kind of data set, test_loading.py",
     "train/tokenizer_fit": "by damaged folders, models/test_damaged_files.py and test_run_model.py",
     "train/trials": "by the searches that run them, train/test_search.py",
+    "train/training_set": "by trainings on more data, test_augmentation.py, test_extra_data.py",
     "train/training": "by the trainer that calls it, test_trainer.py",
 }
 

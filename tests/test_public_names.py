@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 HOST_NAMES = [
     "EarlyStoppingCallback",
     "TrainingArguments",
+    "augment_examples",
     "fold_examples",
     "learning_curves",
     "load_examples",

@@ -29,6 +29,7 @@ _RANGES = {
     "max_seq_length": _COUNT,
     "doc_stride": at_least(0),
     "preprocessing_num_workers": _OPTIONAL_COUNT,
+    "augment_preview": at_least(0),
     "max_train_samples": _OPTIONAL_COUNT,
     "max_eval_samples": _OPTIONAL_COUNT,
     "max_predict_samples": _OPTIONAL_COUNT,
@@ -155,6 +156,14 @@ class DataArguments:
         metadata={
             "help": "Training data: a SQuAD JSON (nested or flat), JSONL, CSV or Parquet file, "
             "also compressed (.gz, .bz2, .xz)."
+        },
+    )
+    extra_train_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "Further training data, such as SQuAD beside your own, in the same formats. "
+            "extra_train_ratio says which share of the batches of each epoch comes from it. "
+            "max_train_samples, validation_split and folds apply to the own data only."
         },
     )
     validation_file: str | None = field(
@@ -334,6 +343,14 @@ class DataArguments:
         metadata={
             "help": "Also write eval_spans.json and predict_spans.json: the spans of the n-best "
             "lists with their start and end in the context, in characters."
+        },
+    )
+
+    augment_preview: int = field(
+        default=0,
+        metadata={
+            "help": "Before the training, print the first N training questions as augment and "
+            "paraphrases change them in the first epoch."
         },
     )
 

@@ -79,6 +79,7 @@ class HostBatch(NamedTuple):
     tokens: int  # tokens of these windows, without padding
     positions: int  # tokens of the rows of these windows, with padding
     begins: Int[np.ndarray, "*shape"] | None = None  # packed: first column of each window
+    is_extra: bool = False  # whether it is of the training set beside the own one
 
 
 def epoch_order(

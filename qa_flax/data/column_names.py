@@ -62,6 +62,7 @@ class ColumnNames:
         source: what messages call the source.
         chosen: the source's own names of some of `CHOSEN`, by these.
         optional: those of `chosen` that the source need not have.
+        has_fallback: whether such a column may have a known name instead.
         needs: those of `TEXTS` without which a source is refused.
     """
 
@@ -72,8 +73,9 @@ class ColumnNames:
         *,
         optional: Collection[str] = (),
         needs: Collection[str] = TEXTS,
+        has_fallback: bool = False,
     ):
-        self._optional = optional
+        self._optional, self._has_fallback = optional, has_fallback
         self.source, self.needs = source, frozenset(needs)
         self.chosen = {key: name for key, name in (chosen or {}).items() if name is not None}
         self._by_keys: dict[tuple[Any, ...], dict[Any, str]] = {}
@@ -146,8 +148,8 @@ class ColumnNames:
                 used[column] = exact[0]
         taken = set(used.values())
         # An answer column replaces every other column with answers but that of its start.
-        replaced = {"answers", "answer_text"} if "answers" in self.chosen else set()
-        replaced |= self.chosen.keys()
+        chosen = {c for c in self.chosen if c in used or not self._has_fallback}
+        replaced = chosen | ({"answer_text"} if "answers" in chosen else set())
         candidates: dict[str, list[Any]] = {}
         for name in names:
             column = canonical_name(name)

@@ -181,6 +181,7 @@ def read_examples(
     require_answers: bool = False,
     columns: Mapping[str, str | None] | None = None,
     optional_columns: Collection[str] = (),
+    has_fallback: bool = False,
     load_dataset_kwargs: Mapping[str, Any] | None = None,
     warn: Callable[..., None] = logger.warning,
 ) -> LoadedExamples:
@@ -190,6 +191,7 @@ def read_examples(
         source, split, config_name, misaligned, bad_rows, require_answers: see `load_examples`.
         columns: the source's own names of the columns question, context, answers and id, by these.
         optional_columns: those of `columns` that the source need not have.
+        has_fallback: whether such a column may have a known name instead.
         load_dataset_kwargs: see `load_examples`.
         warn: logs a warning.
     """
@@ -200,6 +202,7 @@ def read_examples(
         load_dataset_kwargs,
         columns=columns,
         optional_columns=optional_columns,
+        has_fallback=has_fallback,
         bad_rows=bad_rows,
     )
     return _check(name, rows, rejected, misaligned, bad_rows, require_answers, warn)
@@ -377,6 +380,19 @@ def _check(
     table = pa.table(columns, schema=FEATURES.arrow_schema)
     examples = checked_examples(table, keeps_misaligned=misaligned == "keep")
     return LoadedExamples(name, examples, report.repaired, report.rejected, says_none)
+
+
+def with_columns(examples: datasets.Dataset, columns: Mapping[str, list[Any]]) -> datasets.Dataset:
+    """Return checked examples whose texts are replaced by others, which count as checked, too.
+
+    Args:
+        examples: a result of `load_examples`.
+        columns: new values of some columns, one for each example.
+    """
+    table = arrow_table(examples)
+    all_columns = {name: columns.get(name) or table[name].to_pylist() for name in FEATURES}
+    table = pa.table(all_columns, schema=FEATURES.arrow_schema)
+    return checked_examples(table, keeps_misaligned=keeps_misaligned(examples))
 
 
 def _require_columns(

@@ -15,24 +15,24 @@ from qa_flax.messages import first_few
 
 _SUMMED = 4  # tokens at the end of a context
 
-_EVIDENCE = (
-    "so validation scores say little about new texts; --validation_split (in Python "
-    "qa_flax.split_examples) splits by context"
-)
+ADVICE = "--validation_split (in Python qa_flax.split_examples) splits by context"
 
 
-def describe_shared_examples(train: datasets.Dataset, validation: datasets.Dataset) -> str | None:
+def describe_shared_examples(
+    train: datasets.Dataset, validation: datasets.Dataset, advice: str = ADVICE
+) -> str | None:
     """Describe the validation examples whose contexts are also in the training set.
 
     Args:
         train, validation: from `load_examples`.
+        advice: the next step.
 
     Returns:
         A sentence with their number and some ids; None if there are none.
     """
     pairs = _questions_and_contexts(validation)
     known = _questions_and_contexts(train)
-    return describe_shared(known, pairs, validation["id"][:], len(known))
+    return describe_shared(known, pairs, validation["id"][:], len(known), advice)
 
 
 def describe_shared(
@@ -40,6 +40,7 @@ def describe_shared(
     validation: Sequence[tuple[Any, Any]],
     ids: Sequence[str],
     train_count: int,
+    advice: str = ADVICE,
 ) -> str | None:
     """Describe the validation questions whose contexts are also in the training set.
 
@@ -49,6 +50,7 @@ def describe_shared(
         validation: the same of the validation questions.
         ids: the ids of the validation questions.
         train_count: the number of training questions.
+        advice: the next step.
 
     Returns:
         A sentence with their number and some ids; None if there are none.
@@ -67,7 +69,8 @@ def describe_shared(
     detail = f" ({equal:,} of them are themselves in the training set)" if equal else ""
     return (
         f"{len(shared):,} of {len(ids):,} validation questions (ids {first_few(shared)}) are about "
-        f"contexts that are in the training set{detail}, {_EVIDENCE}"
+        f"contexts that are in the training set{detail}, so validation scores say little about new "
+        f"texts; {advice}"
     )
 
 

@@ -125,6 +125,10 @@ class RowCounts(NamedTuple):
         begins = (update * self.more // self.updates, (update + 1) * self.more // self.updates)
         return self.few + (begins[1] > begins[0])
 
+    def room(self, per_update: int) -> int:
+        """Return the rows of all updates, each of `per_update` microbatches on all cores."""
+        return (self.few * self.updates + self.more) * per_update
+
 
 def row_counts(rows: int, updates: int, per_update: int) -> RowCounts:
     """Distribute the rows of an epoch over its updates.
@@ -164,6 +168,7 @@ def packed_epoch(
     *,
     accumulation: int = 1,
     drop_last: bool = False,
+    counts: RowCounts | None = None,
 ) -> PackedEpoch:
     """Pack an epoch's windows; the result depends on these arguments alone.
 
@@ -176,6 +181,8 @@ def packed_epoch(
         epoch: number of the epoch, from 0.
         accumulation: microbatches in an update.
         drop_last: drop as many windows as without packing.
+        counts: the rows of its updates, if they have room for the windows; None: as many as are
+            needed in as many updates as without packing.
     """
     microbatch = cores * per_core
     order = epoch_order(windows.lengths, microbatch * accumulation, seed, epoch)
@@ -183,7 +190,10 @@ def packed_epoch(
         order = order[: len(order) // microbatch * microbatch]
     updates = math.ceil(math.ceil(len(order) / microbatch) / accumulation)
     members = pack(required_lengths(windows), order, packing)
-    counts = row_counts(len(members), updates, cores * accumulation)
+    per_update = cores * accumulation
+    if counts is None or counts.room(per_update) < len(members):
+        updates = updates if counts is None else counts.updates
+        counts = row_counts(len(members), updates, per_update)
     # Rows of a pool begin with its longest windows, so they are shuffled.
     shuffle = np.random.default_rng([seed, epoch, 1]).permutation(len(members))
     return PackedEpoch(members[shuffle], counts)

@@ -27,7 +27,7 @@ from qa_flax.data.text_files import TABLE_MAGIC, decode, unpacked
 from qa_flax.data.values import cleaned
 from qa_flax.messages import MAX_SHOWN, first_few
 
-__all__ = ["INT32_MAX", "ExampleError", "Row", "arrow_table", "read"]
+__all__ = ["INT32_MAX", "ExampleError", "Row", "arrow_table", "read", "read_text"]
 
 logger = messages.logger(__name__)
 
@@ -59,6 +59,7 @@ def read(
     *,
     columns: Mapping[str, str | None] | None = None,
     optional_columns: Collection[str] = (),
+    has_fallback: bool = False,
     bad_rows: str = "refuse",
     needs: Collection[str] = TEXTS,
 ) -> tuple[str, list[Row], list[RejectedRow]]:
@@ -72,6 +73,7 @@ def read(
         columns: the source's own names of the columns question, context, answers and id, by these;
             None: as they are called here.
         optional_columns: those of `columns` that the source need not have.
+        has_fallback: whether such a column may have a known name instead.
         needs: those of the columns question and context without which a source is refused.
         bad_rows: what to do with lines that are no rows. "refuse" raises; "skip" leaves them out.
 
@@ -87,7 +89,13 @@ def read(
     """
     if bad_rows not in BAD_ROWS:
         raise ValueError(f"bad_rows must be one of {BAD_ROWS}, got {bad_rows!r}.")
-    names = ColumnNames(object_name(source), columns, optional=optional_columns, needs=needs)
+    names = ColumnNames(
+        object_name(source),
+        columns,
+        optional=optional_columns,
+        needs=needs,
+        has_fallback=has_fallback,
+    )
     found = _read(source, split, config_name, dict(kwargs or {}), names)
     name = found.name
     if found.rejected and bad_rows == "refuse":
@@ -201,13 +209,34 @@ def _no_such_file(source: str, path: Path) -> str:
 # ---- files ---------------------------------------------------------------------------------------
 
 
+def read_text(source: str | os.PathLike) -> tuple[str, str]:
+    """Return the text of a file that holds no examples, also compressed, and its suffix.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ExampleError: it is no text.
+    """
+    path = local_path(source)
+    if path is None:
+        raise FileNotFoundError(f"{os.fspath(source)}: no such file. Check the path.")
+    name = object_name(source)
+    data = unpacked(name, path.read_bytes())
+    if data.startswith(TABLE_MAGIC):
+        raise ExampleError(f"{name}: a Parquet or Arrow file; it must be text, as CSV or JSON.")
+    return decode(name, data).removeprefix("\ufeff"), _suffix(path)
+
+
+def _suffix(path: Path) -> str:
+    suffixes = [s for s in map(str.lower, path.suffixes) if s not in PACKED_SUFFIXES]
+    return suffixes[-1] if suffixes else ""
+
+
 def _read_file(name: str, path: Path, columns: ColumnNames) -> Rows:
     data = unpacked(name, path.read_bytes())
     if data.startswith(TABLE_MAGIC):
         return _read_table_file(name, data, columns)
     text = decode(name, data)
-    suffixes = [s for s in map(str.lower, path.suffixes) if s not in PACKED_SUFFIXES]
-    suffix = suffixes[-1] if suffixes else ""
+    suffix = _suffix(path)
     starts_as_json = text.lstrip("\ufeff \t\r\n")[:1] in ("{", "[")
     if suffix in _LINE_SUFFIXES:
         return read_json_lines(name, text, columns)

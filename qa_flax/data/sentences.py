@@ -74,13 +74,16 @@ def paragraph_spans(text: str) -> Iterator[Span]:
         yield begin, len(text)
 
 
-def sentence_spans(text: str, start: int = 0, end: int | None = None) -> Iterator[Span]:
+def sentence_spans(
+    text: str, start: int = 0, end: int | None = None, *, has_lines: bool = True
+) -> Iterator[Span]:
     """Yield the sentences of a part of a text, without white space around them.
 
     Args:
         text: the text.
         start: where the part begins.
         end: where it ends; None: at the end of the text.
+        has_lines: whether a line break ends a sentence.
 
     Example:
         >>> text = "Mr. Smith paid 3.5 pounds. 他来了。他走了。"
@@ -90,20 +93,21 @@ def sentence_spans(text: str, start: int = 0, end: int | None = None) -> Iterato
     end = len(text) if end is None else end
     begin = start
     for match in _END.finditer(text, start, end):
-        if _is_end(text, begin, match, end):
+        if (has_lines or match["line"] is None) and _is_end(text, begin, match, end, has_lines):
             yield from _cut(text, begin, match.end())
             begin = match.end()
     yield from _cut(text, begin, end)
 
 
-def _is_end(text: str, begin: int, match: regex.Match[str], end: int) -> bool:
+def _is_end(text: str, begin: int, match: regex.Match[str], end: int, has_lines: bool) -> bool:
     if match["phrase"] is not None:
         return match.start() - begin >= SHORTEST_PHRASE
     if match["stop"] is None or match.end() == end:
         return True
     following = _NEXT.match(text, match.end(), end)
     assert following is not None  # every part of it is optional
-    if any(letter in BREAKS for letter in text[match.end() : following.start("closed")]):
+    between = text[match.end() : following.start("closed")]
+    if has_lines and any(letter in BREAKS for letter in between):
         return True
     # Some people write no capital letters.
     continues = following["letter"].islower() and not _begins_small(text, begin)

@@ -40,6 +40,8 @@ TRAINING_RANGES: dict[str, Range] = {
     "early_stopping_threshold": Range("at least 0", lambda v: v >= 0),
     "ema_decay": BELOW_1,
     "eval_train_samples": at_least(0),
+    # Those of `MoreData`.
+    "extra_train_ratio": BELOW_1.or_none(),
 }
 # With the strategy "steps" their interval cannot be 0.
 _STRATEGIES = {"logging_steps": "logging_strategy", "save_steps": "save_strategy"}

@@ -62,6 +62,8 @@ class TrainingLoop:
         # During an evaluation: length of the log history, flags and callback states before it.
         self._before_evaluation: tuple[int, Flags, Any] | None = None
         self._tokens = self._positions = 0
+        self.extra_batches = 0
+        """How many batches were of the extra training set; a resumed run counts its own only."""
 
     def run(self) -> None:
         """Train until the last update, or until a callback stops the training.
@@ -149,6 +151,7 @@ class TrainingLoop:
 
     def _count_tokens(self, batch: HostBatch) -> None:
         self._tokens += batch.tokens
+        self.extra_batches += self._plan.accumulation * batch.is_extra
         self._positions += batch.arrays["input_ids"].size * processes.count()
         state, tokens = self._events.state, batch.positions
         state.total_flos += float(self._flops_per_token * tokens)

@@ -41,7 +41,10 @@ class QuestionAnsweringTrainer(Trainer):
             package's functions waits for those that have not arrived.
         train_examples: the examples that `train_dataset` was made from, for the answers to the
             training questions that `eval_train_samples` evaluates. `post_process_function` is then
-            called for them, too, with "train" if it has a fourth parameter.
+            called for them, too, with "train" if it has a fourth parameter. `augment` and
+            `paraphrases` change these examples anew for each epoch; they need `processing_class`.
+        extra_train_dataset: windows of another training set, from `prepare_train_features`, of
+            which the share `extra_train_ratio` of each epoch's batches is.
         candidates: deprecated name of `search_settings`.
         **kwargs: as of `Trainer`.
 
@@ -68,10 +71,12 @@ class QuestionAnsweringTrainer(Trainer):
         search_settings: SearchSettings | None = None,
         candidates: SearchSettings | None = None,
         train_examples: Any = None,
+        extra_train_dataset: Any = None,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.eval_examples, self.train_examples = eval_examples, train_examples
+        self.extra_train_dataset = extra_train_dataset
         self.post_process_function = post_process_function
         if candidates is not None:
             message = "candidates is deprecated; use search_settings instead"

@@ -281,6 +281,7 @@ def conditions_of(
         "layerwise_lr_decay": None if layerwise_decay(args) == 1.0 else layerwise_decay(args),
         "reinit_layers": reinit_count(args) or None,
         "fixed_digest": checkpoints.tensors_digest(weights_of(model).fixed),
+        **data.conditions(args),
     }
 
 

@@ -1,15 +1,16 @@
 """The training set as the training run sees it: a plan, and the batches of each epoch (host)."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 import jax
 import transformers
 
+from qa_flax.data.augment_windows import EpochWindows
 from qa_flax.data.batches import HostBatch, train_batches, update_widths
 from qa_flax.data.labels import describe_labels_outside
 from qa_flax.data.loaders import (
-    Loader,
     UpdateBatches,
     describe,
     first_batch_rows,
@@ -18,10 +19,13 @@ from qa_flax.data.loaders import (
 )
 from qa_flax.data.packing import (
     PackedEpoch,
+    Packing,
+    RowCounts,
     describe_obstacle,
     packed_epoch,
     packed_train_batches,
     packing_of,
+    row_counts,
     unpacked_positions,
 )
 from qa_flax.data.rows import LABELS
@@ -37,6 +41,8 @@ from qa_flax.train.plan import Plan
 WORTH_PACKING = 0.9
 """Packed rows must have at most this share of the positions of one window a row. They are wide, so
 that each position takes longer in attention."""
+MORE_ROWS = 1.02
+"""How many more rows than its first epoch needs a training has, whose texts change in each."""
 
 
 class TrainData(Protocol):
@@ -68,6 +74,14 @@ class TrainData(Protocol):
         """Return a hash of the windows; None if they are not known before they are used."""
         ...
 
+    def conditions(self, args: transformers.TrainingArguments) -> dict[str, Any]:
+        """Return what else a resumed run must share, by the names of `conditions_of`."""
+        ...
+
+    def describe(self, args: transformers.TrainingArguments) -> list[str]:
+        """Return sentences about what is done to the training set, to be printed."""
+        ...
+
     def describe_labels_outside(self) -> str | None:
         """Return a sentence that counts the labels outside their windows; None: none are known."""
         ...
@@ -94,6 +108,8 @@ class WindowData:
         windows: the windows.
         obstacle: why the training cannot have several windows in a row; None: it can.
         is_of_family: whether that is the model's family.
+        packing: the packed rows; None: those that suit the windows.
+        epochs: the windows of each epoch, if they are made anew; `windows` are the plain ones.
 
     Raises:
         ValueError: the windows have no labels.
@@ -101,7 +117,15 @@ class WindowData:
 
     is_built_here = True
 
-    def __init__(self, windows: Windows, obstacle: str | None = None, is_of_family: bool = False):
+    def __init__(
+        self,
+        windows: Windows,
+        obstacle: str | None = None,
+        is_of_family: bool = False,
+        *,
+        packing: Packing | None = None,
+        epochs: EpochWindows | None = None,
+    ):
         if not len(windows):
             raise ValueError(
                 "train() needs a train_dataset with at least one window; pass one to the trainer"
@@ -113,9 +137,16 @@ class WindowData:
             )
         self._windows = windows
         self._obstacle = obstacle or describe_obstacle(windows)
-        self._is_of_family = is_of_family
+        self._is_of_family, self._epochs = is_of_family, epochs
+        self.packing = packing or packing_of(windows)
         self._decisions: dict[Any, str | None] = {}
-        self._latest: tuple[Any, PackedEpoch] | None = None  # it is asked for several times
+        self._counts: dict[Any, RowCounts] = {}
+        self._few: dict[Any, int] = {}
+        # It is asked for several times.
+        self._latest: tuple[Any, Windows, PackedEpoch] | None = None
+
+    def __len__(self) -> int:
+        return len(self._windows)
 
     def plan(self, args: transformers.TrainingArguments) -> Plan:
         """See `TrainData`."""
@@ -125,18 +156,24 @@ class WindowData:
         self, args: transformers.TrainingArguments, epoch: int, skip: int
     ) -> Iterator[HostBatch]:
         """See `TrainData`."""
-        if self.packed_as(args) == "rows":
-            return packed_train_batches(
-                self._windows,
-                packing_of(self._windows),
-                self._packed(args, epoch),
-                parallel.core_count(),
-                args.gradient_accumulation_steps,
-                skip,
-                parallel.process_cores(),
-            )
+        is_packed = self.packed_as(args) == "rows"
+        if is_packed:
+            batches = self.packed_batches(args, *self._packed(args, epoch), skip)
+        else:
+            batches = self.unpacked_batches(args, self._windows_of(epoch), epoch, skip)
+        if self._epochs is not None and epoch + 1 < self.plan(args).epochs:
+            self._epochs.begin(epoch + 1)
+        return batches
+
+    def _windows_of(self, epoch: int, share: float = 1.0) -> Windows:
+        return self._windows if self._epochs is None else self._epochs.windows(epoch, share)
+
+    def unpacked_batches(
+        self, args: Any, windows: Windows, epoch: int, skip: int
+    ) -> Iterator[HostBatch]:
+        """Return this process's rows of batches with one window a row."""
         return train_batches(
-            self._windows,
+            windows,
             parallel.core_count(),
             args.per_device_train_batch_size,
             data_seed_of(args),
@@ -146,6 +183,20 @@ class WindowData:
             drop_last=args.dataloader_drop_last,
             skip=skip,
             local_cores=parallel.process_cores(),
+        )
+
+    def packed_batches(
+        self, args: Any, windows: Windows, packed: PackedEpoch, skip: int
+    ) -> Iterator[HostBatch]:
+        """Return this process's rows of batches of packed rows."""
+        return packed_train_batches(
+            windows,
+            self.packing,
+            packed,
+            parallel.core_count(),
+            args.gradient_accumulation_steps,
+            skip,
+            parallel.process_cores(),
         )
 
     def describe_packing(self, args: transformers.TrainingArguments) -> str | None:
@@ -169,7 +220,7 @@ class WindowData:
             grouped = self._is_of_family and args.train_sampling_strategy == "random"
             instead = "; batches have windows of similar lengths instead" if grouped else ""
             return f"packing has no effect, because {self._obstacle}{instead}"
-        key = _packing_key(args)
+        key = packing_key(args)
         if key not in self._decisions:
             self._decisions[key] = self._describe_small(args)
         return self._decisions[key]
@@ -181,42 +232,82 @@ class WindowData:
         strategy = self._strategy(args)
         return None if strategy == args.train_sampling_strategy else strategy
 
+    def rows_of_update(self, args: transformers.TrainingArguments) -> int | None:
+        """Return the packed rows of a core's microbatch, or one less; None: they are not packed."""
+        if self.packed_as(args) != "rows":
+            return None
+        key = packing_key(args)
+        if key not in self._few:
+            self._few[key] = self._packed(args, 0)[1].counts.few
+        return self._few[key]
+
     def _describe_small(self, args: transformers.TrainingArguments) -> str | None:
         if args.train_sampling_strategy == "sequential":
             return "packing has no effect, because train_sampling_strategy is sequential"
-        plan, packed = self.plan(args), self._packed(args, 0)
+        plan, (windows, packed) = self.plan(args), self._packed(args, 0)
         rows, per_update = len(packed.members), parallel.core_count() * plan.accumulation
         if rows < plan.updates_per_epoch * per_update:
             return (
                 f"packing has no effect: {len(self._windows)} windows would fill {rows} rows, "
                 f"fewer than one for each core in each of {plan.updates_per_epoch} updates"
             )
-        apart = unpacked_positions(
-            self._windows, plan.rows * plan.accumulation, data_seed_of(args), 0
-        )
-        if rows * packing_of(self._windows).width > WORTH_PACKING * apart:
+        apart = unpacked_positions(windows, plan.rows * plan.accumulation, data_seed_of(args), 0)
+        if rows * self.packing.width > WORTH_PACKING * apart:
             return (
                 "packing has no effect, because it would save less than a tenth of the positions "
                 "with windows of these lengths"
             )
         return None
 
-    def _packed(self, args: transformers.TrainingArguments, epoch: int) -> PackedEpoch:
-        key, latest = (_packing_key(args), epoch), self._latest
+    def _packed(
+        self, args: transformers.TrainingArguments, epoch: int
+    ) -> tuple[Windows, PackedEpoch]:
+        """Return the windows of an epoch and their rows."""
+        key, latest = (packing_key(args), epoch), self._latest
         if latest is not None and latest[0] == key:
-            return latest[1]
-        packed = packed_epoch(
-            self._windows,
-            packing_of(self._windows),
+            return latest[1:]
+        if self._epochs is None:
+            windows, packed = self._windows, self.pack(args, self._windows, epoch, None)
+        else:
+            windows, packed = self._packed_anew(args, epoch)
+        self._latest = key, windows, packed
+        return windows, packed
+
+    def _packed_anew(self, args: Any, epoch: int) -> tuple[Windows, PackedEpoch]:
+        """Pack windows that are made anew in each epoch, in updates of the same shapes in all.
+
+        An epoch whose windows need more rows than there are has fewer changed examples.
+        """
+        key = packing_key(args)
+        if key not in self._counts:
+            parts = [self.pack(args, self._windows_of(0, share), 0, None) for share in (0.0, 1.0)]
+            rows = max(len(part.members) for part in parts)
+            per_update = parallel.core_count() * args.gradient_accumulation_steps
+            updates = parts[0].counts.updates
+            self._counts[key] = row_counts(math.ceil(rows * MORE_ROWS), updates, per_update)
+        counts = self._counts[key]
+        for share in (1.0, 0.9, 0.7, 0.4, 0.0):
+            windows = self._windows_of(epoch, share)
+            packed = self.pack(args, windows, epoch, counts)
+            if packed.counts == counts:
+                break
+        return windows, packed
+
+    def pack(
+        self, args: Any, windows: Windows, epoch: int, counts: RowCounts | None
+    ) -> PackedEpoch:
+        """Pack an epoch's windows; see `packed_epoch`."""
+        return packed_epoch(
+            windows,
+            self.packing,
             parallel.core_count(),
             args.per_device_train_batch_size,
             data_seed_of(args),
             epoch,
             accumulation=args.gradient_accumulation_steps,
             drop_last=args.dataloader_drop_last,
+            counts=counts,
         )
-        self._latest = key, packed
-        return packed
 
     def _strategy(self, args: transformers.TrainingArguments) -> str:
         strategy = args.train_sampling_strategy
@@ -227,24 +318,36 @@ class WindowData:
         self, args: transformers.TrainingArguments, epoch: int, updates: range
     ) -> list[dict[str, jax.ShapeDtypeStruct]]:
         """See `TrainData`."""
-        first = next(self.batches(args, epoch, updates.start), None)
+        first = next(self.batches(args, epoch, updates.start), None) if updates else None
         if first is None:
             return []
         rows, width = first.arrays["input_ids"].shape[-2:]
         if self.packed_as(args) == "rows":
-            counts = self._packed(args, epoch).counts
+            counts = self._packed(args, epoch)[1].counts
             of_epoch = updates[: max(0, counts.updates - updates.start)]
             sizes = [(counts.rows(update), width) for update in of_epoch]
         else:
-            plan, strategy = self.plan(args), self._strategy(args)
-            batch_size, seed = plan.rows * plan.accumulation, data_seed_of(args)
-            widths = update_widths(self._windows, batch_size, seed, epoch, strategy)
-            sizes = [(rows, other) for other in widths[updates.start : updates.stop].tolist()]
+            widths = self.unpacked_widths(args, self._windows_of(epoch), epoch)
+            sizes = [(rows, other) for other in widths[updates.start : updates.stop]]
         return [batch_shapes(first.arrays, *size) for size in dict.fromkeys(sizes)]
+
+    def unpacked_widths(self, args: Any, windows: Windows, epoch: int) -> list[int]:
+        """Return the width of each update of an epoch, with one window a row."""
+        plan = self.plan(args)
+        batch_size, seed = plan.rows * plan.accumulation, data_seed_of(args)
+        return update_widths(windows, batch_size, seed, epoch, self._strategy(args)).tolist()
 
     def digest(self) -> str:
         """See `TrainData`."""
         return checkpoints.windows_digest(self._windows)
+
+    def conditions(self, args: transformers.TrainingArguments) -> dict[str, Any]:
+        """See `TrainData`."""
+        return {"augment": None if self._epochs is None else self._epochs.augmenter.digest()}
+
+    def describe(self, args: transformers.TrainingArguments) -> list[str]:
+        """See `TrainData`."""
+        return [] if self._epochs is None else [self._epochs.augmenter.describe()]
 
     def describe_labels_outside(self) -> str | None:
         """See `TrainData`."""
@@ -304,6 +407,14 @@ class LoaderData:
     def digest(self) -> None:
         """See `TrainData`."""
 
+    def conditions(self, args: transformers.TrainingArguments) -> dict[str, Any]:
+        """See `TrainData`."""
+        return {}
+
+    def describe(self, args: transformers.TrainingArguments) -> list[str]:
+        """See `TrainData`."""
+        return []
+
     def describe_packing(self, args: transformers.TrainingArguments) -> str | None:
         """See `TrainData`."""
         if not wants_packing(args):
@@ -315,27 +426,6 @@ class LoaderData:
 
     def describe_labels_outside(self) -> None:
         """See `TrainData`; `UpdateBatches` counts them when it has made an epoch's batches."""
-
-
-def train_data(
-    loader: Any, model: AutoModelForQuestionAnswering, takes_extras: bool, obstacle: str | None
-) -> TrainData:
-    """Choose how the batches of a loader are built: from windows, if that gives the same.
-
-    Args:
-        loader: of the training set.
-        model: the model to train.
-        takes_extras: whether the script's own loss function gets further arrays of the batches.
-        obstacle: `packing_obstacle` of the training.
-
-    Raises:
-        ValueError: there are no windows, they have no labels, or several processes cannot share
-            the loader.
-    """
-    windows = loader.windows() if isinstance(loader, Loader) else None
-    if windows is None:
-        return LoaderData(loader, model, takes_extras)
-    return WindowData(windows, obstacle, is_of_family=model.packing_obstacle is not None)
 
 
 def wants_packing(args: Any) -> bool:
@@ -366,7 +456,8 @@ def packing_obstacle(args: Any, model: Any, has_own_loss: bool, dtype: str) -> s
     return describe_packed_error(dtype)
 
 
-def _packing_key(args: Any) -> tuple[Any, ...]:
+def packing_key(args: Any) -> tuple[Any, ...]:
+    """Return what packed rows depend on, apart from the windows and the epoch."""
     names = (
         "per_device_train_batch_size",
         "gradient_accumulation_steps",

@@ -14,6 +14,11 @@ class TrainQuestions(DataLoading):
     _shard: DatasetShard
     _sampler: TrainSampler | None = None
 
+    train_examples: Any = None
+    """The examples that the training set was made from (`QuestionAnsweringTrainer`)."""
+    extra_train_dataset: Any = None
+    """Another training set, of which a share of the batches is (`QuestionAnsweringTrainer`)."""
+
     def _report_unused_samples(self) -> None:
         """Warn before a training during which `eval_train_samples` has no effect."""
         if getattr(self.args, "eval_train_samples", 0) and self.args.eval_strategy == "no":

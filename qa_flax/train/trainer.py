@@ -42,7 +42,7 @@ from qa_flax.train.reinitialize import reinitialize
 from qa_flax.train.search import HyperparameterSearch
 from qa_flax.train.tokenizer_fit import check_tokenizer
 from qa_flax.train.torch_attributes import TorchAttributes
-from qa_flax.train.train_data import packing_obstacle, train_data
+from qa_flax.train.train_data import TrainData, packing_obstacle
 from qa_flax.train.train_questions import TrainQuestions
 from qa_flax.train.training import Resume, TrainerActions, run_training
 from qa_flax.train.training_arguments import (
@@ -51,6 +51,7 @@ from qa_flax.train.training_arguments import (
     set_log_level,
     trains_in_bfloat16,
 )
+from qa_flax.train.training_set import Sources, training_set
 
 logger = logging.getLogger(__name__)
 
@@ -302,8 +303,7 @@ class Trainer(HyperparameterSearch, TrainQuestions, OutputFiles, TorchAttributes
         self._warn_of_leakage(self.eval_dataset)
         self._report_unused_samples()
         loader = self.get_train_dataloader()
-        has_own_loss = self._custom.loss is not None
-        data = train_data(loader, self.model, has_own_loss, self._packing_obstacle(self._dtypes[0]))
+        data = self._training_set(loader)
         if self.model_init is not None:
             self.model = self.call_model_init(self._trial)
         apply_model_arguments(self.args, self.model)
@@ -488,6 +488,16 @@ class Trainer(HyperparameterSearch, TrainQuestions, OutputFiles, TorchAttributes
     def _packing_obstacle(self, dtype: str) -> str | None:
         """Why rows cannot hold several windows, apart from the data."""
         return packing_obstacle(self.args, self.model, self._custom.loss is not None, dtype)
+
+    def _training_set(self, loader: Any) -> TrainData:
+        return training_set(
+            loader,
+            self.model,
+            self.args,
+            Sources(self.train_examples, self.processing_class, self.extra_train_dataset),
+            takes_extras=self._custom.loss is not None,
+            obstacle=self._packing_obstacle(self._dtypes[0]),
+        )
 
 
 def _apply_to_process(args: transformers.TrainingArguments) -> None:

@@ -32,6 +32,7 @@ from qa_flax.train.custom import Custom, OptimizerView, OwnSchedule, as_directio
 from qa_flax.train.early_stopping import describe_late_stop, describe_stop
 from qa_flax.train.epochs import Epochs
 from qa_flax.train.events import Events
+from qa_flax.train.extra_data import extra_ratio
 from qa_flax.train.folder_lock import check_lock
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.loop import Actions, TrainingLoop
@@ -125,6 +126,9 @@ def run_training(
         events.warn_once("training", data.describe_packing(events.args))
         message = describe_few_evaluations(events.args, events.state.max_steps)
         events.warn_once("training", message)
+        if _is_command_line(events.args) or not events.args.disable_tqdm:
+            for line in data.describe(events.args):
+                print_above_bar(line)
     started, first_step = time.time(), events.state.global_step
     try:
         with device_report("training", wants_device_report(events.args)) as report:
@@ -351,6 +355,8 @@ class _Training:
         metrics["train_loss"] = self._steps.mean_loss()
         if reports_fill(args):
             metrics["train_fill"] = self._loop.fill()
+        if extra_ratio(args) is not None:
+            metrics["train_extra_batches"] = self._loop.extra_batches
         metrics = broadcast_from_main("training metrics", metrics)
         is_best_loaded = bool(args.load_best_model_at_end) and self._load_best_model()
         self._report_early_stop(is_best_loaded)

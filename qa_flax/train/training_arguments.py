@@ -16,6 +16,7 @@ from transformers.training_args import trainer_log_levels
 
 from qa_flax import storage
 from qa_flax.train.argument_ranges import outside_ranges
+from qa_flax.train.more_data import MoreData, invalid_more_data
 from qa_flax.train.old_names import OLD_NAMES as OLD_NAMES
 from qa_flax.train.old_names import REMOVED, OldNames, warn_user
 from qa_flax.train.placement import LocalRank, Placement
@@ -222,7 +223,7 @@ STAND_INS = {
 
 @dataclass
 class TrainingArguments(  # pyright: ignore[reportIncompatibleMethodOverride,reportIncompatibleVariableOverride]
-    OldNames, Placement, Regularization, transformers.TrainingArguments
+    OldNames, Placement, Regularization, MoreData, transformers.TrainingArguments
 ):
     """transformers' TrainingArguments, with `shard_params` and the names of transformers 4.
 
@@ -266,6 +267,10 @@ class TrainingArguments(  # pyright: ignore[reportIncompatibleMethodOverride,rep
         early_stopping_threshold: how much the metric must improve to count.
         ema_decay: evaluate and save a moving average of the weights with this decay; 0: none.
         eval_train_samples: evaluate this many training questions, too, at each evaluation.
+        augment: change the training texts anew in each epoch, as `qa_flax.augment_examples`; the
+            trainer needs `train_examples` and `processing_class`.
+        paraphrases: other wordings of training questions: a file, or a dict of ids or questions.
+        extra_train_ratio: the share of each epoch's batches that come from `extra_train_dataset`.
 
     Raises:
         ValueError: a value is invalid, or two arguments contradict each other.
@@ -349,7 +354,7 @@ def check_values(args: transformers.TrainingArguments) -> None:
     Raises:
         ValueError: a value is invalid, or two arguments contradict each other.
     """
-    if problems := outside_ranges(args) + invalid_values(args):
+    if problems := outside_ranges(args) + invalid_values(args) + invalid_more_data(args):
         raise ValueError("; ".join(problems))
     _rename_gradient_checkpointing(args)
     set_for_early_stopping(args)

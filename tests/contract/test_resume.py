@@ -1,14 +1,13 @@
 """A run that is stopped and resumed is bit-for-bit identical to an uninterrupted run."""
 
 import json
-import shutil
 
 import jax
 import numpy as np
 import pytest
 import tiny
 from flax import nnx
-from tiny_trainers import assert_same_run, trainer_in
+from tiny_trainers import assert_same_run, copy_until, trainer_in
 from transformers import EarlyStoppingCallback
 
 from qa_flax import LoraConfig, get_peft_model
@@ -49,14 +48,6 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def examples():
     return tiny.examples(answerable=True)
-
-
-def copy_until(folder, copy, step):
-    """Copy the output folder of a run as it was after `step`."""
-    shutil.copytree(folder, copy)
-    for path in copy.glob("checkpoint-*"):
-        if int(path.name.partition("-")[2]) > step:
-            shutil.rmtree(path)
 
 
 CASES["average"] = {"ema_decay": 0.3}

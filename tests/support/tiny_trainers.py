@@ -1,5 +1,6 @@
 """Build trainers of tiny models, and compare two finished runs."""
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -21,6 +22,7 @@ from qa_flax import (
     squad_metric,
 )
 from qa_flax.train import checkpoints
+from qa_flax.train.training_set import Sources, training_set
 
 WINDOW = {"max_seq_length": 64, "doc_stride": 16}
 # What `early_stopping_patience` sets by default.
@@ -154,3 +156,20 @@ def without_times(trainer):
         {k: v for k, v in logs.items() if not k.endswith(times)}
         for logs in trainer.state.log_history
     ]
+
+
+def copy_until(folder, copy, step):
+    """Copy the output folder of a run as it was after `step`."""
+    shutil.copytree(folder, copy)
+    for path in copy.glob("checkpoint-*"):
+        if int(path.name.partition("-")[2]) > step:
+            shutil.rmtree(path)
+
+
+def training_set_of(trainer):
+    """The training set as `train` sees it."""
+    sources = Sources(trainer.train_examples, trainer.processing_class, trainer.extra_train_dataset)
+    loader = trainer.get_train_dataloader()
+    return training_set(
+        loader, trainer.model, trainer.args, sources, takes_extras=False, obstacle=None
+    )

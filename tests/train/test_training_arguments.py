@@ -8,6 +8,7 @@ import transformers
 from transformers.trainer_utils import SchedulerType
 
 from qa_flax import TrainingArguments
+from qa_flax.train.more_data import MoreData
 from qa_flax.train.regularization import Regularization
 from qa_flax.train.training_arguments import (
     COUNTS,
@@ -32,7 +33,9 @@ def test_additional_fields_are_the_old_names_and_the_flags_of_this_package():
     additional = {f.name for f in dataclasses.fields(TrainingArguments)} - inherited
     package_flags = {"overwrite_output_dir", "shard_params", "packing", "profile"}
     package_flags |= {"bf16_gradients", "dropout_bits"}
-    package_flags |= {f.name for f in dataclasses.fields(Regularization)}
+    package_flags |= {
+        f.name for kind in (Regularization, MoreData) for f in dataclasses.fields(kind)
+    }
     assert additional == OLD_NAMES.keys() | REMOVED.keys() | package_flags
 
 

@@ -50,6 +50,7 @@ WITHOUT = (
     *("max_train_samples", "max_eval_samples", "max_predict_samples", "overwrite_cache"),
     *("preprocessing_num_workers", "version_2_with_negative", "null_score_diff_threshold"),
     *("n_best_size", "hf_compatible", "save_spans", "calibrate", "gather", "language"),
+    *("extra_train_file", "extra_train_ratio"),
     # Of the training: nothing is evaluated, and the models are not kept.
     *("do_train", "do_eval", "do_predict", "eval_strategy", "evaluation_strategy", "eval_steps"),
     *("eval_delay", "eval_on_start", "eval_train_samples", "load_best_model_at_end"),

@@ -16,9 +16,11 @@ import datasets
 from qa_flax import storage
 from qa_flax.commands.arguments import DataArguments, ModelArguments
 from qa_flax.commands.errors import UsageError, usage_errors
+from qa_flax.commands.run.more_data import EXTRA, check_table, load_extra, warn_of_extra_leakage
 from qa_flax.commands.run.output import print_on_main
 from qa_flax.commands.run.split import limited, load_stage, report_rows
 from qa_flax.commands.run.unanswerable import check_answers
+from qa_flax.data.paraphrases import read_paraphrases
 from qa_flax.data.splits import fold_examples
 from qa_flax.distributed import exchange, preemption, processes
 from qa_flax.models.files import (
@@ -65,19 +67,24 @@ def cross_validate(
     with usage_errors(ValueError, OSError):
         _check_folder(folder, training_args)
         loaded = load_stage("train", model_args, data_args)
-        examples, sources, test = loaded.examples, [loaded], {}
+        examples, sources, test, extra = loaded.examples, [loaded], {}, {}
+        check_table(examples, training_args)
+        if data_args.extra_train_file is not None:
+            sources.append(load_extra(data_args))
+            extra = {EXTRA: sources[-1].examples}
         if training_args.do_predict:
             sources.append(load_stage("predict", model_args, data_args))
             test["predict"] = limited("predict", sources[-1].examples, data_args)
         report_rows(sources, data_args, training_args)
+        warn_of_extra_leakage({"eval": examples, **extra})
         # Every training question is one to evaluate, in one of the folds.
         check_answers(
-            {"train": examples, "eval": examples, **test},
+            {"train": examples, "eval": examples, **test, **extra},
             data_args,
             training_args,
             labelled=("eval",),
         )
-    results = train_folds(examples, model_args, data_args, training_args, run_stages)
+    results = train_folds(examples, model_args, data_args, training_args, run_stages, extra=extra)
     summary = _summary(results)
     if processes.is_main():
         _copy_tokenizer(folder / "fold-1", folder)
@@ -97,6 +104,7 @@ def train_folds(
     training_args: TrainingArguments,
     run_stages: RunStages,
     command: str = "run",
+    extra: Mapping[str, datasets.Dataset] | None = None,
 ) -> list[Metrics]:
     """Train and evaluate each fold in its own folder, unless it is finished.
 
@@ -105,6 +113,7 @@ def train_folds(
         model_args, data_args, training_args: of the command.
         run_stages: trains and evaluates one fold, in the `output_dir` of its arguments.
         command: the command that the folds belong to: no other goes on with them.
+        extra: further stages, the same for every fold.
 
     Returns:
         The results of each fold, also in its `fold.json`.
@@ -122,7 +131,8 @@ def train_folds(
         )
         if getattr(training_args, "overwrite_output_dir", False):
             _delete_folds(folder)
-        conditions = conditions_of(model_args, data_args, training_args, examples)
+        data = [examples, *(extra or {}).values()]
+        conditions = conditions_of(model_args, data_args, training_args, data)
         conditions |= {"command": command}
         finished = [_finished(folder / f"fold-{n + 1}", conditions) for n in range(len(folds))]
         _check_conditions(folder, finished, conditions, data_args.accept_changes)
@@ -131,7 +141,7 @@ def train_folds(
         stages = {
             stage: limited(stage, part, data_args)
             for stage, part in zip(("train", "eval"), parts, strict=True)
-        }
+        } | dict(extra or {})
         heading = _heading(number, len(folds), stages)
         if known is None:
             print_on_main(f"{heading}, in {folder / f'fold-{number}'}")
@@ -256,7 +266,7 @@ def _finished(folder: AnyPath, conditions: Mapping[str, Any]) -> dict[str, Any] 
 _FREE = re.compile(
     r"(do_|log|report_to|run_name|project|trackio_|hub_|push_to_hub|disable_tqdm|dataloader_(?!drop)"
     r"|save_|ddp_|local_rank|token$|cache_dir|output_dir|overwrite_|resume_from|accept_changes|debug"
-    r"|(train|validation|test)_file|dataset_|max_predict|preprocessing_|skip_memory|eval_accum|gather"
+    r"|(train|validation|test|extra_train)_file|augment_preview|paraphrases|dataset_|max_predict|preprocessing_|skip_memory|eval_accum|gather"
     r"|include_num|per_device_eval|_logging)"
 )
 
@@ -265,7 +275,7 @@ def conditions_of(
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: TrainingArguments,
-    examples: datasets.Dataset,
+    data: Sequence[datasets.Dataset],
 ) -> dict[str, Any]:
     """What the result of a training depends on, as JSON values: the data and the arguments."""
     values = {**vars(model_args), **vars(data_args), **training_args.to_dict()}
@@ -273,8 +283,11 @@ def conditions_of(
     if data_args.save_spans:  # a fold that has them may go on without, but not the reverse
         values["save_spans"] = True
     sha256 = hashlib.sha256()
-    for name in examples.column_names:
-        sha256.update(json.dumps(examples[name][:]).encode())
+    for examples in data:
+        for name in examples.column_names:
+            sha256.update(json.dumps(examples[name][:]).encode())
+    if (paraphrases := training_args.paraphrases) is not None:
+        sha256.update(json.dumps(read_paraphrases(paraphrases)).encode())
     return json.loads(json.dumps(values | {"training data": sha256.hexdigest()[:16]}, default=str))
 
 

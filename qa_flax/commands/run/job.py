@@ -24,6 +24,7 @@ from qa_flax.commands.errors import TOKENIZER_ARGUMENT, usage_errors
 from qa_flax.commands.run.calibrate import Calibrator, check_calibrate, check_calibration_data
 from qa_flax.commands.run.folds import cross_validate
 from qa_flax.commands.run.model import load_model_and_tokenizer
+from qa_flax.commands.run.more_data import EXTRA, check_more_data, show_augmentation
 from qa_flax.commands.run.output import print_on_main, warn
 from qa_flax.commands.run.split import (
     check_stages,
@@ -49,7 +50,12 @@ from qa_flax.train.qa_trainer import QuestionAnsweringTrainer
 from qa_flax.train.trackers import tracker_callbacks
 from qa_flax.train.training_arguments import TrainingArguments, check_training_arguments
 
-_STAGES = {"train": "Training", "eval": "Validation", "predict": "Test"}
+_STAGES = {
+    "train": "Training",
+    "eval": "Validation",
+    "predict": "Test",
+    EXTRA: "Extra training",
+}
 
 
 def _model_card_fields(data_args: DataArguments) -> dict[str, Any]:
@@ -105,6 +111,7 @@ def _run(
         check_training_arguments(training_args)
         check_stages(data_args, training_args)
         check_calibrate(data_args, training_args)
+        check_more_data(data_args, training_args)
         tracker_callbacks(training_args)  # a missing tracker is found before any work
         folder = output_dir(training_args)
     with ExitStack() as stack:
@@ -139,6 +146,7 @@ def _run_stages(
 ) -> dict[str, Any]:
     """Train, evaluate and predict with the examples of each stage, and write the files."""
     with usage_errors(ValueError, OSError):
+        show_augmentation(examples, data_args, training_args)
         trainer, stages = _prepare(model_args, data_args, training_args, examples)
         if processes.is_main():
             storage.make_folder(output_dir(training_args))
@@ -296,6 +304,7 @@ def _prepare(
         eval_dataset=stages["eval"].windows if "eval" in stages else None,
         eval_examples=stages["eval"].examples if "eval" in stages else None,
         train_examples=examples_by_stage.get("train"),
+        extra_train_dataset=stages[EXTRA].windows if EXTRA in stages else None,
         processing_class=tokenizer,
         post_process_function=make_post_processing(data_args, training_args.output_dir),
         compute_metrics=make_compute_metrics(data_args),
@@ -315,12 +324,13 @@ def _stage(
 ) -> Stage:
     """Select this process's examples and cut them into windows.
 
-    All windows of an example are in one process. For training, every process gets the windows of
+    All windows of an example are in one process. To train on, every process gets the windows of
     all examples, so that the batches do not depend on the number of processes.
     """
     # Evaluation data with answers gets labels, so that evaluation reports a loss.
-    labels = stage == "train" or bool(has_answers(examples).any())
-    if stage == "train":  # before the examples are divided, so that no process has nothing to learn
+    is_trained = stage in ("train", EXTRA)
+    labels = is_trained or bool(has_answers(examples).any())
+    if is_trained:  # before the examples are divided, so that no process has nothing to learn
         examples = learnable_examples(examples)
     part = examples.select(np.arange(len(examples))[processes.part_of(len(examples))])
     windows = make_windows(
@@ -343,8 +353,8 @@ def _stage(
     sizes = exchange.all_gather_json(f"windows to {stage}", [windows.padded_length, len(windows)])
     lengths, counts = zip(*sizes, strict=True)
     windows = windows.padded_to(max(lengths))
-    if stage == "train" and processes.count() > 1:
-        needs_offsets = training_args.eval_train_samples > 0
+    if is_trained and processes.count() > 1:
+        needs_offsets = stage == "train" and training_args.eval_train_samples > 0
         windows = windows.joined(
             exchange.all_gather_arrays("training windows", windows.to_arrays(offsets=needs_offsets))
         )

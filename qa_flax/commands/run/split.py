@@ -7,6 +7,7 @@ import datasets
 
 from qa_flax import storage
 from qa_flax.commands.arguments import DataArguments, ModelArguments
+from qa_flax.commands.run.more_data import EXTRA, check_table, load_extra, warn_of_extra_leakage
 from qa_flax.commands.run.output import print_on_main, warn_on_main
 from qa_flax.data.examples import LoadedExamples, read_examples
 from qa_flax.data.leakage import describe_shared_examples
@@ -74,11 +75,16 @@ def load_stages(
         OSError: a file cannot be read.
     """
     is_split = data_args.validation_split is not None
-    return {
+    loaded = {
         stage: load_stage(stage, model_args, data_args)
         for stage in SPLITS
         if getattr(training_args, f"do_{stage}") and not (is_split and stage == "eval")
     }
+    if "train" in loaded:
+        check_table(loaded["train"].examples, training_args)
+        if data_args.extra_train_file is not None:
+            loaded[EXTRA] = load_extra(data_args)
+    return loaded
 
 
 def examples_by_stage(
@@ -108,6 +114,7 @@ def examples_by_stage(
         line = describe_shared_examples(examples["train"], examples["eval"])
         if line is not None and processes.is_main():
             logger.warning("%s", line)
+    warn_of_extra_leakage(examples)
     return examples
 
 
@@ -167,7 +174,7 @@ def report_rows(
 
 def limited(stage: str, examples: datasets.Dataset, data_args: DataArguments) -> datasets.Dataset:
     """Return the first examples of a stage, as `--max_STAGE_samples` says."""
-    limit = getattr(data_args, f"max_{stage}_samples")
+    limit = None if stage == EXTRA else getattr(data_args, f"max_{stage}_samples")
     return examples if limit is None else examples.select(range(min(limit, len(examples))))
 
 

@@ -15,7 +15,12 @@ from qa_flax.data.examples import has_answers
 from qa_flax.messages import first_few, quoted
 from qa_flax.train.training_arguments import TrainingArguments
 
-_NAMES = {"train": "training", "eval": "validation", "predict": "test"}
+_NAMES = {
+    "train": "training",
+    "eval": "validation",
+    "predict": "test",
+    "extra": "extra training",
+}
 
 
 def check_answers(
@@ -52,7 +57,9 @@ def check_answers(
             _check_scored(stage, examples[stage], answered[stage], stage in labelled)
     if "train" in answered:
         is_scored = training_args.eval_train_samples > 0
-        _check_trained(examples["train"], answered["train"], is_scored)
+        _check_trained("train", examples["train"], answered["train"], is_scored)
+    if "extra" in answered:
+        _check_trained("extra", examples["extra"], answered["extra"], False)
 
 
 def _check_scored(
@@ -72,10 +79,12 @@ def _check_scored(
         )
 
 
-def _check_trained(examples: datasets.Dataset, answered: np.ndarray, is_scored: bool) -> None:
+def _check_trained(
+    stage: str, examples: datasets.Dataset, answered: np.ndarray, is_scored: bool
+) -> None:
     if answered.all():
         return
-    count = f"{_count(examples, answered)} of the training data have no answer"
+    count = f"{_count(examples, answered)} of the {_NAMES[stage]} data have no answer"
     if not answered.any():
         raise ValueError(
             f"{count}, so there are no answers to learn: add answers, or, if they have none, "

@@ -55,6 +55,7 @@ OTHER_NAMES = {
 WITHOUT = (
     *("validation_file", "test_file", "max_eval_samples", "max_predict_samples"),
     *("overwrite_cache", "preprocessing_num_workers", "save_spans", "calibrate"),
+    *("extra_train_file", "extra_train_ratio"),
     *("do_train", "do_eval", "do_predict", "load_best_model_at_end", "early_stopping_patience"),
     *("early_stopping_threshold", "resume_from_checkpoint", "profile", "prediction_loss_only"),
     *("distributed", "coordinator", "num_processes", "process_id", "initialization_timeout"),

@@ -276,7 +276,7 @@ class _Tuning:
     def _conditions(self, parts: Sequence[Part]) -> dict[str, Any]:
         train, held_out = parts[0]
         examples = datasets.concatenate_datasets([train, held_out])
-        conditions = conditions_of(self._model_args, self._data_args, self._args, examples)
+        conditions = conditions_of(self._model_args, self._data_args, self._args, [examples])
         for name in (*self._space, "eval_strategy", "eval_steps"):
             conditions.pop(name, None)
         space = {name: str(part) for name, part in self._space.items()}
