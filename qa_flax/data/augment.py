@@ -90,7 +90,7 @@ def augment_examples(
         >>> row = {"id": "q", "question": "When?", "context": context, "answers": answers}
         >>> other = augment_examples([row], "shuffle:1", seed=1)[0]
         >>> other["context"]
-        'Babbage built the engine. It was never finished. Ada wrote programs in 1843.'
+        'It was never finished. Ada wrote programs in 1843. Babbage built the engine.'
         >>> start = other["answers"]["answer_start"][0]
         >>> other["context"][start:start + 4]
         '1843'
