@@ -15,6 +15,7 @@ from qa_flax import storage
 from qa_flax.distributed import processes
 from qa_flax.distributed.exchange import broadcast_from_main
 from qa_flax.models.model import AutoModelForQuestionAnswering
+from qa_flax.train.custom import Custom
 from qa_flax.train.plan import output_dir
 from qa_flax.train.shared_attributes import SharedAttributes
 from qa_flax.train.training_arguments import plain_value
@@ -55,6 +56,7 @@ def default_compute_objective(metrics: Mapping[str, float]) -> float:
 class HyperparameterSearch(SharedAttributes):
     """The part of `Trainer` for searches; see there for the arguments."""
 
+    _custom: Custom
     model_init: Callable[..., AutoModelForQuestionAnswering] | None
     hp_search_backend: HPSearchBackend | None = None
     hp_space: Callable[[Any], dict[str, Any]] | None = None
@@ -214,6 +216,7 @@ class HyperparameterSearch(SharedAttributes):
             values: training arguments by name.
             arguments: those of this trainer.
         """
+        _refuse_without_effect(self._custom, values)
         self._trial, self.is_pruned, self.objective = trial, False, None
         name = f"run-{trial.number}" if self.hp_name is None else self.hp_name(trial)
         arguments.set_for_trial(values, name)
@@ -307,6 +310,25 @@ def _best_runs(study: Any, is_several: bool) -> list[BestRun]:
         best = [[t.number, t.values if is_several else t.value, t.params] for t in trials]
     best = broadcast_from_main("best trials", best)
     return [BestRun(str(number), value, params) for number, value, params in best]
+
+
+_OF_SCHEDULE = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
+_OF_OPTIMIZER = ("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")
+
+
+def _refuse_without_effect(custom: Custom, values: Mapping[str, Any]) -> None:
+    """Refuse arguments of a trial that a script's own optimizer or schedule replaces.
+
+    Raises:
+        ValueError: names them.
+    """
+    names = [*_OF_SCHEDULE] if custom.optimizer or custom.schedule else []
+    names += [*_OF_OPTIMIZER, "optim", "optim_args"] if custom.optimizer else []
+    if useless := [name for name in names if name in values]:
+        raise ValueError(
+            f"hp_space sets {', '.join(useless)}, which has no effect beside the trainer's own "
+            "optimizers=; leave optimizers out, or search over other arguments"
+        )
 
 
 class _TrialCallback(TrainerCallback):
