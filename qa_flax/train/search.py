@@ -19,7 +19,13 @@ from qa_flax.train.custom import Custom
 from qa_flax.train.plan import output_dir
 from qa_flax.train.shared_attributes import SharedAttributes
 from qa_flax.train.training_arguments import plain_value
-from qa_flax.train.trials import import_optuna, require_completed, run_trials
+from qa_flax.train.trials import (
+    as_json,
+    from_json,
+    import_optuna,
+    require_completed,
+    run_trials,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +161,7 @@ class HyperparameterSearch(SharedAttributes):
         arguments = TrialArguments(self.args)
         try:
             if study is None:
-                self._follow_trials(optuna, arguments, running.get("catch", (FloatingPointError,)))
+                self._follow_trials(arguments, running.get("catch", (FloatingPointError,)))
             else:
                 self._lead_trials(optuna, study, arguments, n_trials, running)
         finally:
@@ -190,22 +196,22 @@ class HyperparameterSearch(SharedAttributes):
     def _lead_trial(self, trial: Any, *, arguments: "TrialArguments", optuna: Any) -> Any:
         assert self.hp_space is not None
         values = dict(self.hp_space(trial))
-        broadcast_from_main("trial", [trial.number, trial.params, values])
+        broadcast_from_main("trial", [*as_json(trial), values])
         objective = self.run_trial(trial, values, arguments)
         if self.is_pruned:
             raise optuna.TrialPruned
         return objective
 
     def _follow_trials(
-        self, optuna: Any, arguments: "TrialArguments", catch: tuple[type[Exception], ...]
+        self, arguments: "TrialArguments", catch: tuple[type[Exception], ...]
     ) -> None:
         """Run the trials of the main process until there are no more."""
         while (drawn := broadcast_from_main("trial", None)) is not None:
-            number, params, values = drawn
+            *trial, values = drawn
             try:
-                self.run_trial(optuna.trial.FixedTrial(params, number), values, arguments)
+                self.run_trial(from_json(*trial), values, arguments)
             except catch:  # the main process reports it
-                logger.debug("trial %d has failed", number)
+                logger.debug("trial %d has failed", trial[0])
 
     def run_trial(self, trial: Any, values: Mapping[str, Any], arguments: "TrialArguments") -> Any:
         """Train with some arguments, and return the objective of the latest evaluation.
