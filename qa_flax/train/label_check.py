@@ -24,7 +24,7 @@ from qa_flax.train.training_arguments import TrainingArguments
 
 DEFAULTS: dict[str, Any] = {
     "num_train_epochs": 3.0,
-    "learning_rate": 1e-4,
+    "learning_rate": 5e-5,
     "warmup_steps": 0.1,
     "per_device_train_batch_size": 8,
     "packing": True,

@@ -15,10 +15,17 @@ from qa_flax import storage
 from qa_flax.distributed import processes
 from qa_flax.distributed.exchange import broadcast_from_main
 from qa_flax.models.model import AutoModelForQuestionAnswering
+from qa_flax.train.custom import Custom
 from qa_flax.train.plan import output_dir
 from qa_flax.train.shared_attributes import SharedAttributes
 from qa_flax.train.training_arguments import plain_value
-from qa_flax.train.trials import import_optuna, require_completed, run_trials
+from qa_flax.train.trials import (
+    as_json,
+    from_json,
+    import_optuna,
+    require_completed,
+    run_trials,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +62,7 @@ def default_compute_objective(metrics: Mapping[str, float]) -> float:
 class HyperparameterSearch(SharedAttributes):
     """The part of `Trainer` for searches; see there for the arguments."""
 
+    _custom: Custom
     model_init: Callable[..., AutoModelForQuestionAnswering] | None
     hp_search_backend: HPSearchBackend | None = None
     hp_space: Callable[[Any], dict[str, Any]] | None = None
@@ -153,7 +161,7 @@ class HyperparameterSearch(SharedAttributes):
         arguments = TrialArguments(self.args)
         try:
             if study is None:
-                self._follow_trials(optuna, arguments, running.get("catch", (FloatingPointError,)))
+                self._follow_trials(arguments, running.get("catch", (FloatingPointError,)))
             else:
                 self._lead_trials(optuna, study, arguments, n_trials, running)
         finally:
@@ -188,22 +196,22 @@ class HyperparameterSearch(SharedAttributes):
     def _lead_trial(self, trial: Any, *, arguments: "TrialArguments", optuna: Any) -> Any:
         assert self.hp_space is not None
         values = dict(self.hp_space(trial))
-        broadcast_from_main("trial", [trial.number, trial.params, values])
+        broadcast_from_main("trial", [*as_json(trial), values])
         objective = self.run_trial(trial, values, arguments)
         if self.is_pruned:
             raise optuna.TrialPruned
         return objective
 
     def _follow_trials(
-        self, optuna: Any, arguments: "TrialArguments", catch: tuple[type[Exception], ...]
+        self, arguments: "TrialArguments", catch: tuple[type[Exception], ...]
     ) -> None:
         """Run the trials of the main process until there are no more."""
         while (drawn := broadcast_from_main("trial", None)) is not None:
-            number, params, values = drawn
+            *trial, values = drawn
             try:
-                self.run_trial(optuna.trial.FixedTrial(params, number), values, arguments)
+                self.run_trial(from_json(*trial), values, arguments)
             except catch:  # the main process reports it
-                logger.debug("trial %d has failed", number)
+                logger.debug("trial %d has failed", trial[0])
 
     def run_trial(self, trial: Any, values: Mapping[str, Any], arguments: "TrialArguments") -> Any:
         """Train with some arguments, and return the objective of the latest evaluation.
@@ -214,6 +222,7 @@ class HyperparameterSearch(SharedAttributes):
             values: training arguments by name.
             arguments: those of this trainer.
         """
+        _refuse_without_effect(self._custom, values)
         self._trial, self.is_pruned, self.objective = trial, False, None
         name = f"run-{trial.number}" if self.hp_name is None else self.hp_name(trial)
         arguments.set_for_trial(values, name)
@@ -307,6 +316,25 @@ def _best_runs(study: Any, is_several: bool) -> list[BestRun]:
         best = [[t.number, t.values if is_several else t.value, t.params] for t in trials]
     best = broadcast_from_main("best trials", best)
     return [BestRun(str(number), value, params) for number, value, params in best]
+
+
+_OF_SCHEDULE = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
+_OF_OPTIMIZER = ("weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm")
+
+
+def _refuse_without_effect(custom: Custom, values: Mapping[str, Any]) -> None:
+    """Refuse arguments of a trial that a script's own optimizer or schedule replaces.
+
+    Raises:
+        ValueError: names them.
+    """
+    names = [*_OF_SCHEDULE] if custom.optimizer or custom.schedule else []
+    names += [*_OF_OPTIMIZER, "optim", "optim_args"] if custom.optimizer else []
+    if useless := [name for name in names if name in values]:
+        raise ValueError(
+            f"hp_space sets {', '.join(useless)}, which has no effect beside the trainer's own "
+            "optimizers=; leave optimizers out, or search over other arguments"
+        )
 
 
 class _TrialCallback(TrainerCallback):

@@ -131,3 +131,26 @@ def require_completed(study: Any) -> None:
         + (f"; the last that failed: {reasons[-1]}" if reasons else "")
         + ". Narrow the space, such as to lower learning rates, or allow more trials"
     )
+
+
+# ---- trials of other processes -------------------------------------------------------------------
+
+
+def as_json(trial: Any) -> list[Any]:
+    """Return the number and what is drawn of a trial as JSON values."""
+    to_json = import_optuna().distributions.distribution_to_json
+    distributions = {name: to_json(d) for name, d in trial.distributions.items()}
+    return [trial.number, trial.params, distributions]
+
+
+def from_json(number: int, params: dict[str, Any], distributions: dict[str, str]) -> Any:
+    """Return a trial that has drawn the same as the one of `as_json`."""
+    optuna = import_optuna()
+    read = optuna.distributions.json_to_distribution
+    trial = optuna.trial.create_trial(
+        value=0.0,  # it must have one
+        params=params,
+        distributions={name: read(text) for name, text in distributions.items()},
+    )
+    trial.number = number
+    return trial

@@ -72,7 +72,8 @@ def check(args: argparse.Namespace, seed: int, further: list[str]) -> None:
     file = folder / "moved.json"
     file.write_text(json.dumps(rows))
     began = perf_counter()
-    arguments = [f"--seed={seed}", f"--output_dir={folder}", "--show=0", "--disable_tqdm=True"]
+    arguments = [f"--seed={seed}", f"--output_dir={folder}", "--show=0", "--num_train_epochs=1"]
+    arguments += ["--learning_rate=1e-4"]
     if not any(argument.startswith("--model_name_or_path") for argument in further):
         arguments.append(f"--model_name_or_path={args.output_dir / 'start'}")
     qa_flax_main(["check", str(file), *arguments, *further])

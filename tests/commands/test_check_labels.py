@@ -107,7 +107,7 @@ def test_every_question_is_judged_once_by_a_model_that_has_not_seen_it(
     assert capfd.readouterr().out.count("already finished") == 1
     assert [json.loads(line) for line in other.read_text().splitlines()] == found
     message = error_of(capfd, data, checkpoint, out, "--learning_rate=1e-3")
-    assert "learning_rate was 0.0001 and is 0.001" in message
+    assert "learning_rate was 5e-05 and is 0.001" in message
 
 
 def test_what_makes_no_sense_is_refused(data, checkpoint, tmp_path, capfd):

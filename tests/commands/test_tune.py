@@ -130,8 +130,13 @@ def data(tmp_path_factory):
 
 
 def tune(checkpoint, data, out, *arguments):
-    settings = [*WINDOW, "--disable_tqdm=True", "--weight_decay=0.01", "--seed=3"]
-    settings += ["--search", "learning_rate=1e-3..1e-1", "num_train_epochs=1..2"]
+    settings = [*WINDOW, "--disable_tqdm=True", "--seed=3"]
+    settings += [
+        "--search",
+        "learning_rate=1e-3..1e-1",
+        "num_train_epochs=1..2",
+        "weight_decay=0.01",
+    ]
     files = [f"--model_name_or_path={checkpoint}", f"--train_file={data}", f"--output_dir={out}"]
     main(["tune", *files, *settings, *map(str, arguments)])
 
@@ -192,8 +197,8 @@ def test_a_stopped_search_goes_on_and_its_command_works_as_printed(
     assert words[:2] == ["qa-flax", "run"]
     main(words[1:])
     assert read(whole / "best" / "eval_results.json")["eval_f1"] == pytest.approx(best)
-    message = error_of(capfd, checkpoint, data, whole, "--weight_decay=0.5")
-    assert "weight_decay was 0.01 and is 0.5" in message
+    message = error_of(capfd, checkpoint, data, whole, "--hidden_dropout_prob=0.5")
+    assert "hidden_dropout_prob" in message
     assert "--overwrite_output_dir" in message
 
 
@@ -220,6 +225,9 @@ def test_what_makes_no_sense_is_refused(checkpoint, data, tmp_path, capfd):
     assert "give a local folder" in message
     message = error_of(capfd, checkpoint, data, out, "--learning_rate=1e-5")
     assert "--learning_rate fixes its value" in message
+    for text, what in (("weight_decay=-1.0..0.1", "weight_decay"), ("freeze_layers=9", "freeze")):
+        message = error_of(capfd, checkpoint, data, out, "--search", text)
+        assert what in message
 
 
 def test_without_optuna_the_extra_is_named(checkpoint, data, tmp_path, capfd, monkeypatch):

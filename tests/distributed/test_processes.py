@@ -22,6 +22,7 @@ from process_jobs import (
     one_question,
     packed,
     preempted,
+    searched,
     sharded,
     train_evaluate_predict,
 )
@@ -110,6 +111,20 @@ def results_of(jobs, shared, exited):
     assert all(file.exists() for file in files), "\n".join(p.output[-3000:] for p in exited)
     seconds = time.time() - max(file.stat().st_mtime for file in files)
     return Several(shared, [json.loads(file.read_text()) for file in files], exited, seconds)
+
+
+@pytest.mark.slow
+def test_several_processes_search_together(single, tmp_path):
+    pytest.importorskip("optuna", reason="pip install '.[tune]'")
+    (exited,) = launch("searched", count=2, cores=2, folder=tmp_path, timeout=360.0)
+    results = [result["searched"] for result in results_of("searched", tmp_path, exited).results]
+    assert results[0] == results[1]
+    assert [number for number, _ in results[0]["steps"]] == [0, 2, 3], "a trial that fails ends"
+    assert results[0]["steps"][1] == [2, 2], "the hopeless trial was not stopped"
+    expected = single(searched)
+    assert results[0]["steps"] == expected["steps"]
+    assert results[0]["best"]["run_id"] == expected["best"]["run_id"]
+    assert results[0]["best"]["objective"] == pytest.approx(expected["best"]["objective"])
 
 
 # ---- the same results ----------------------------------------------------------------------------

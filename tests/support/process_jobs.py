@@ -225,8 +225,11 @@ def library_trainer(output: Path, **changes) -> QuestionAnsweringTrainer:
         "dataloader_drop_last": True,
     }
     callbacks, dropout = changes.pop("callbacks", None), changes.pop("dropout", 0.2)
+    model_init = changes.pop("model_init", None)
+    model = tiny.model(hidden_dropout_prob=dropout) if model_init is None else None
     return QuestionAnsweringTrainer(
-        model=tiny.model(hidden_dropout_prob=dropout),
+        model=model,
+        model_init=model_init,
         args=TrainingArguments(**(settings | changes)),
         train_dataset=prepare_train_features(examples, tokenizer, disable_tqdm=True, **WINDOW),
         eval_dataset=prepare_validation_features(examples, tokenizer, disable_tqdm=True, **WINDOW),
@@ -415,6 +418,44 @@ def write_different_weights(folder: Path, output: Path) -> dict:
     return {}
 
 
+def searched(folder: Path, output: Path) -> dict:
+    """A search whose second trial fails and whose third is stopped, in every process alike."""
+    import optuna
+
+    rates, steps = [1e-2, 1e-3, 1e-12, 2e-2], []
+
+    def model_init(trial):
+        model = tiny.model()
+        if trial is not None and trial.params["rate"] == 1:
+            model.head.outputs.kernel[...] = model.head.outputs.kernel[...] * np.nan
+        return model
+
+    def space(trial):
+        return {"learning_rate": rates[trial.suggest_int("rate", *[trial.number] * 2)]}
+
+    trainer = library_trainer(output, model_init=model_init, save_strategy="no")
+    ends = AtTheEnd(lambda state: steps.append([state.trial_params["rate"], state.global_step]))
+    trainer.add_callback(ends)
+    best = trainer.hyperparameter_search(
+        space,
+        compute_objective=lambda metrics: metrics["eval_f1"],
+        direction="maximize",
+        n_trials=4,
+        pruner=optuna.pruners.ThresholdPruner(lower=5.0),
+    )
+    return {"best": best._asdict(), "steps": steps}
+
+
+class AtTheEnd(TrainerCallback):
+    """Call `function(state)` at the end of a training."""
+
+    def __init__(self, function):
+        self._function = function
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._function(state)
+
+
 def fail(folder: Path, output: Path) -> dict:
     library_trainer(output, callbacks=[FailInProcess1]).train()
     return {}
@@ -462,6 +503,7 @@ JOBS = {
     "preempted": [preempted],
     "resumed": [resumed, uninterrupted],
     "sharded": [sharded],
+    "searched": [searched],
 }
 
 

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 import tiny
 from flax import nnx
@@ -24,7 +25,7 @@ def windows():
 
 
 def trainer_of(tmp_path, windows, *, cls=Trainer, model_init=lambda: tiny.model(), **changes):
-    settings = {k: changes.pop(k) for k in list(changes) if k in ("callbacks", "compute_metrics")}
+    settings = {k: changes.pop(k) for k in list(changes) if k in ("optimizers", "compute_metrics")}
     args = arguments(tmp_path, **{"max_steps": 2, **changes})
     return cls(
         model_init=model_init, args=args, train_dataset=windows, eval_dataset=windows, **settings
@@ -123,6 +124,7 @@ def test_answers_are_maximized_and_hopeless_trials_are_stopped(tmp_path, windows
     assert (tmp_path / "try-0" / "checkpoint-6").is_dir()
 
 
+@pytest.mark.slow
 def test_a_trial_whose_loss_is_not_finite_does_not_end_the_search(tmp_path, windows, caplog):
     def model_init(trial):
         model = tiny.model()
@@ -170,6 +172,9 @@ def test_arguments_that_make_no_sense_are_refused(tmp_path, windows, caplog):
     assert "layers, which is no training argument" in caplog.text
     with pytest.raises(ValueError, match="learning_rate"):
         trainer.hyperparameter_search(lambda trial: {"learning_rate": -1.0}, n_trials=1)
+    own = trainer_of(tmp_path, windows, optimizers=(optax.sgd(1e-3), None))
+    with pytest.raises(ValueError, match="hp_space sets learning_rate, which has no effect"):
+        own.hyperparameter_search(rates, n_trials=1)
     trainer.model_init = None
     with pytest.raises(RuntimeError, match="model_init="):
         trainer.hyperparameter_search(rates)

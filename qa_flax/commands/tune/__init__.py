@@ -10,6 +10,7 @@ from qa_flax.commands.arguments import (
     dataclass_parser,
 )
 from qa_flax.commands.hidden_torch import show_torch
+from qa_flax.commands.tune.space import DEFAULT
 from qa_flax.ranges import POSITIVE, at_least
 
 SUMMARY = "search for the training arguments that answer held-out questions best"
@@ -73,12 +74,12 @@ class TuneArguments:
     search: list[str] | None = field(
         default=None,
         metadata={
-            "help": "What to search over, NAME=VALUES for each training argument: a range "
+            "help": "What to search over, for each training argument: a range "
             "(learning_rate=1e-5..1e-4; num_train_epochs=2..6 for whole numbers; :log after it for "
             "a logarithmic scale), values (weight_decay=0.0,0.1) or one value, which is fixed. "
-            "Others of the default space stay: learning_rate=1e-5..3e-4 num_train_epochs=2..8 "
-            "hidden_dropout_prob=0.0,0.1,0.2 weight_decay=0.0,0.01,0.1 "
-            "layerwise_lr_decay=0.8,0.9,1.0."
+            "Others of the default space stay: "
+            + " ".join(f"{name}={values}" for name, values in DEFAULT.items())
+            + "."
         },
     )
     timeout: float | None = field(
@@ -108,11 +109,14 @@ def parser() -> argparse.ArgumentParser:
         TrainingArguments,
         DistributedArguments,
         TuneArguments,
-        without=WITHOUT,
+        without=(*WITHOUT, "search"),
         prog="qa-flax tune",
         usage=USAGE,
         description=" ".join(DESCRIPTION.split()),
     )
+    help_ = TuneArguments.__dataclass_fields__["search"].metadata["help"]
+    named = {"metavar": "NAME=VALUES", "help": help_}
+    parser.add_argument("--search", nargs="+", action="extend", **named)
     parser.set_defaults(
         output_dir="qa_flax_tune",
         save_strategy="no",

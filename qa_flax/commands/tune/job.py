@@ -24,7 +24,13 @@ from qa_flax.commands.run.output import print_on_main, warn
 from qa_flax.commands.run.split import examples_by_stage, limited, load_stage, report_rows
 from qa_flax.commands.run.unanswerable import check_answers
 from qa_flax.commands.tune.report import best_line, run_command, table, trial_line, values_line
-from qa_flax.commands.tune.space import Space, draw, first_trial, read_space
+from qa_flax.commands.tune.space import (
+    Space,
+    draw,
+    first_trial,
+    read_space,
+    values_to_check,
+)
 from qa_flax.data.features import make_windows
 from qa_flax.data.labels import learnable_examples
 from qa_flax.data.splits import fold_examples
@@ -33,11 +39,16 @@ from qa_flax.distributed.preemption import Interrupted, sigterm_handled
 from qa_flax.train.best import check_best_metric
 from qa_flax.train.dropout_rates import dropout_settings
 from qa_flax.train.folder_lock import FolderLockedError, locked
+from qa_flax.train.model_arguments import check_model_arguments
 from qa_flax.train.plan import output_dir
 from qa_flax.train.qa_trainer import QuestionAnsweringTrainer
 from qa_flax.train.search import TrialArguments
 from qa_flax.train.train_data import data_seed_of
-from qa_flax.train.training_arguments import TrainingArguments, check_training_arguments
+from qa_flax.train.training_arguments import (
+    TrainingArguments,
+    check_training_arguments,
+    check_values,
+)
 from qa_flax.train.trials import (
     end_interrupted,
     finished_trials,
@@ -195,7 +206,16 @@ class _Tuning:
             left_out.append("hidden_dropout_prob")
         names = TrainingArguments.__dataclass_fields__.keys() - command.WITHOUT
         parser = command.parser()
-        return read_space(self._tune_args.search or (), parser, names, self._given, left_out)
+        texts = self._tune_args.search or ()
+        space, fixed = read_space(texts, parser, names, self._given, left_out)
+        for name, values in values_to_check(space, fixed):
+            for value in values:
+                args = copy.copy(self._args)
+                setattr(args, name, value)
+                check_values(args)
+                check_training_arguments(args)
+                check_model_arguments(args, model)
+        return space, fixed
 
     def _trainer(self, part: Part, tokenizer: Any) -> QuestionAnsweringTrainer:
         """A trainer for one part of the data, whose trials each load the model anew."""

@@ -208,3 +208,12 @@ def first_trial(space: Space) -> dict[str, Any]:
         for name, value in FIRST.items()
         if name in space and space[name].contains(value)
     }
+
+
+def values_to_check(space: Space, fixed: Mapping[str, Any]) -> list[tuple[str, Sequence[Any]]]:
+    """Return the values of each argument, of a range both ends: if these are valid, all are."""
+    ends = [
+        (name, part.values if isinstance(part, Choice) else (part.low, part.high))
+        for name, part in space.items()
+    ]
+    return [*ends, *((name, (value,)) for name, value in fixed.items())]
