@@ -15,7 +15,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, cast
@@ -315,6 +315,16 @@ def write_text(file: AnyPath, text: str) -> None:
         return
     with replacing(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_texts(file: AnyPath, texts: Iterable[str]) -> None:
+    """Write a text file that is made piece by piece, as `write_text` does a small one."""
+    if is_remote(file):
+        write_text(file, "".join(texts))
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as opened:
+        opened.writelines(texts)
 
 
 def json_text(value: Any, **settings: Any) -> str:

@@ -172,3 +172,18 @@ def test_errors_that_are_none_of_writing_stay_as_they_are(tmp_path):
         with pytest.raises(type(error)) as raised, storage.write_errors(tmp_path):
             raise error
         assert raised.value is error
+
+
+def test_a_file_in_pieces_is_written_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "folder" / "a.txt"
+    storage.write_texts(file, (f"{n}ü\n" for n in range(3)))
+    assert file.read_text("utf-8") == "0ü\n1ü\n2ü\n"
+
+    def broken():
+        yield "half"
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        storage.write_texts(file, broken())
+    assert [path.name for path in file.parent.iterdir()] == ["a.txt"]
+    assert file.read_text("utf-8").startswith("0")

@@ -164,7 +164,7 @@ def main(parsed: argparse.Namespace) -> int | None:
         except NoClozesError as error:
             print(f"qa-flax: {in_flags(str(error))}", file=sys.stderr)
             return 1
-    storage.write_text(output, squad_json(clozes.examples))
+    storage.write_texts(output, squad_json(clozes.examples))
     if documents.others:
         kinds = ", ".join(f"{n:,} {suffix}" for suffix, n in documents.others.most_common(5))
         print(

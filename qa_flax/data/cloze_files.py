@@ -2,16 +2,18 @@
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import datasets
 
 from qa_flax.data.hub import arrow_table
 
+ROWS_AT_ONCE = 1024
 
-def squad_json(examples: datasets.Dataset) -> str:
-    """Return examples as SQuAD v1.1 JSON: articles with paragraphs with questions.
+
+def squad_json(examples: datasets.Dataset) -> Iterator[str]:
+    """Yield examples as SQuAD v1.1 JSON, in pieces: articles with paragraphs with questions.
 
     Examples in a row with one title are an article, and those with one context are a paragraph.
 
@@ -21,18 +23,19 @@ def squad_json(examples: datasets.Dataset) -> str:
     Example:
         >>> from qa_flax import load_examples
         >>> row = {"question": "Who?", "context": "Ada.", "answers": []}
-        >>> print(squad_json(load_examples([row])))
+        >>> print("".join(squad_json(load_examples([row]))))
         {"version": "1.1", "data": [
         {"title": "", "paragraphs": [{"context": "Ada.", "qas": [{"id": "row-0", ...}]}]}
         ]}
     """
-    batches = arrow_table(examples).to_batches()
+    batches = arrow_table(examples).to_batches(max_chunksize=ROWS_AT_ONCE)
     rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
-    articles = (
-        json.dumps({"title": title, "paragraphs": _paragraphs(group)}, ensure_ascii=False)
-        for title, group in itertools.groupby(rows, key=lambda row: row["title"])
-    )
-    return '{"version": "1.1", "data": [\n' + ",\n".join(articles) + "\n]}\n"
+    start = '{"version": "1.1", "data": [\n'
+    for title, group in itertools.groupby(rows, key=lambda row: row["title"]):
+        article = {"title": title, "paragraphs": _paragraphs(group)}
+        yield start + json.dumps(article, ensure_ascii=False)
+        start = ",\n"
+    yield "\n]}\n"
 
 
 def _paragraphs(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

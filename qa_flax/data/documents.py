@@ -82,9 +82,12 @@ class Documents:
         Raises:
             FileNotFoundError: there is no such file.
             ExampleError: a source cannot be read, or there is no document at all.
+        ValueError: `split`, `config_name` or `context_column` would have no effect.
         """
         self.count, self.problems, self.others = 0, [], Counter()
-        for source in self._expanded():
+        sources = self._expanded()
+        self._check_choices(sources)
+        for source in sources:
             for document in self._documents_of(source):
                 self.count += 1
                 yield document
@@ -123,10 +126,29 @@ class Documents:
             for file in files_below(path):
                 inside = file.relative_to(path).as_posix()
                 suffix = _suffix(file.name)
-                if suffix in DATA_SUFFIXES or suffix in TEXT_SUFFIXES:
+                if suffix in DATA_SUFFIXES or _is_text(file.name):
                     yield _File(f"{name.rstrip('/')}/{inside}", _stem(inside), file)
                 else:
                     self.others[suffix or "no suffix"] += 1
+
+    def _check_choices(self, sources: list[Any]) -> None:
+        """Refuse a choice in data sets, or of a column, that no source has.
+
+        Raises:
+            ValueError: it would have no effect.
+        """
+        chosen = [name for name in (self.split, self.config_name) if name is not None]
+        if chosen and all(isinstance(s, _File) and s.path is not None for s in sources):
+            raise ValueError(
+                f"{' and '.join(map(repr, chosen))} chooses a part of a data set, but all sources "
+                "are files; leave it out"
+            )
+        texts = [s for s in sources if isinstance(s, _File) and s.path and _is_text(s.name)]
+        if self.context_column is not None and len(texts) == len(sources):
+            raise ValueError(
+                f'context_column="{self.context_column}" names a column, but all sources are '
+                "texts; leave it out"
+            )
 
     # ---- files -> documents ----------------------------------------------------------------------
 
@@ -249,6 +271,10 @@ def _existing(name: str) -> Path | None:
 def _suffix(name: str) -> str:
     suffixes = [s for s in map(str.lower, Path(name).suffixes) if s not in PACKED_SUFFIXES]
     return suffixes[-1] if suffixes else ""
+
+
+def _is_text(name: str) -> bool:
+    return _suffix(name) in TEXT_SUFFIXES
 
 
 def _stem(name: str) -> str:

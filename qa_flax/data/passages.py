@@ -83,6 +83,8 @@ class _Block(NamedTuple):
     """Sentences of a paragraph that are tokenized together."""
 
     document: Document
+    number: int
+    """The number of the document."""
     begins_paragraph: bool
     sentences: list[Span]
 
@@ -92,15 +94,18 @@ class _Block(NamedTuple):
 
 
 class _Sentence(NamedTuple):
-    """A sentence with its words and gaps; places are those of the document."""
+    """A sentence with its words and gaps."""
 
     start: int
+    """Where it begins in the document."""
     end: int
     tokens: int
     begins_paragraph: bool
     words: list[int]
-    starts: list[int]
-    ends: list[int]
+    places: list[int]
+    """Where each word begins and ends, one after the other, in the text of the block."""
+    base: int
+    """Where the text of the block begins in the document."""
 
 
 class PassageReader:
@@ -132,16 +137,13 @@ class PassageReader:
             ValueError: the tokenizer cannot encode the texts.
         """
         sentences = (
-            (block.document, sentence)
-            for batch in _batches(_blocks(documents))
-            for block, sentence in self._sentences(batch)
+            pair for batch in _batches(_blocks(documents)) for pair in self._sentences(batch)
         )
-        # A document that follows itself, equal or not, is another object.
-        for _, group in itertools.groupby(sentences, key=lambda pair: id(pair[0])):
+        for _, group in itertools.groupby(sentences, key=lambda pair: pair[0].number):
             pairs = iter(group)
-            document, sentence = next(pairs)
+            block, sentence = next(pairs)
             rest = (other for _, other in pairs)
-            yield from self._passages(document, itertools.chain([sentence], rest))
+            yield from self._passages(block.document, itertools.chain([sentence], rest))
 
     def _sentences(self, blocks: list[_Block]) -> Iterator[tuple[_Block, _Sentence]]:
         texts = [block.text for block in blocks]
@@ -159,30 +161,27 @@ class PassageReader:
             edges = set(starts), set(ends)
             for n, (start, end) in enumerate(block.sentences):
                 low, high = (bisect.bisect_left(starts, place - base) for place in (start, end))
-                words = self._words(text, (start - base, end - base), base, starts, edges)
+                words, places = self._words(text, (start - base, end - base), starts, edges)
                 is_first = block.begins_paragraph and n == 0
-                yield block, _Sentence(start, end, high - low, is_first, *words)
+                yield block, _Sentence(start, end, high - low, is_first, words, places, base)
 
     def _words(
         self,
         text: str,
         span: Span,
-        base: int,
         token_starts: list[int],
         edges: tuple[set[int], set[int]],
-    ) -> tuple[list[int], list[int], list[int]]:
-        """Return the words of a part of a text, and a gap at its end; see `Passage`.
+    ) -> tuple[list[int], list[int]]:
+        """Return the words of a part of a text and their places, and a gap at its end.
 
         Args:
             text: the text.
             span: the part.
-            base: the place of the text in its document.
             token_starts: where its tokens begin, ascending.
             edges: where its tokens begin, and where they end.
         """
         numbers: list[int] = []
-        starts: list[int] = []
-        ends: list[int] = []
+        places: list[int] = []
         number_of = self.vocabulary.number
         begins, stops = edges
         for match in WORD.finditer(text, *span):
@@ -195,17 +194,12 @@ class PassageReader:
                 for s, e in itertools.pairwise(cuts):
                     is_whole = s in begins and e in stops
                     numbers.append(number_of(text[s:e], True) if is_whole else GAP)
-                starts += [place + base for place in cuts[:-1]]
-                ends += [place + base for place in cuts[1:]]
+                    places += (s, e)
                 continue
             is_word = kind is None and begin in begins and end in stops
             numbers.append(number_of(text[begin:end], False) if is_word else GAP)
-            starts.append(begin + base)
-            ends.append(end + base)
-        numbers.append(GAP)
-        starts.append(span[1] + base)
-        ends.append(span[1] + base)
-        return numbers, starts, ends
+            places += (begin, end)
+        return [*numbers, GAP], [*places, span[1], span[1]]
 
     # ---- passages --------------------------------------------------------------------------------
 
@@ -228,17 +222,17 @@ class PassageReader:
 
 def _blocks(documents: Iterable[Document]) -> Iterator[_Block]:
     """Yield the sentences of documents in blocks that do not cross paragraphs."""
-    for document in documents:
+    for number, document in enumerate(documents):
         for start, end in paragraph_spans(document.text):
             sentences: list[Span] = []
             is_first = True
             for span in sentence_spans(document.text, start, end):
                 if sentences and span[1] - sentences[0][0] > BLOCK:
-                    yield _Block(document, is_first, sentences)
+                    yield _Block(document, number, is_first, sentences)
                     sentences, is_first = [], False
                 sentences.append(span)
             if sentences:
-                yield _Block(document, is_first, sentences)
+                yield _Block(document, number, is_first, sentences)
 
 
 def _batches(blocks: Iterable[_Block]) -> Iterator[list[_Block]]:
@@ -286,12 +280,24 @@ def _cut(sentences: list[_Sentence], room: int) -> list[list[_Sentence]]:
 
 def _passage(document: Document, sentences: list[_Sentence]) -> Passage:
     base, end = sentences[0].start, sentences[-1].end
+    shifts = [sentence.base - base for sentence in sentences]
+    starts, ends = (
+        array(
+            "i",
+            [
+                place + shift
+                for sentence, shift in zip(sentences, shifts, strict=True)
+                for place in sentence.places[side::2]
+            ],
+        )
+        for side in (0, 1)
+    )
     return Passage(
         document.title,
         document.text[base:end],
         [(sentence.start - base, sentence.end - base) for sentence in sentences],
         [sentence.tokens for sentence in sentences],
-        array("i", [number for sentence in sentences for number in sentence.words]),
-        array("i", [place - base for sentence in sentences for place in sentence.starts]),
-        array("i", [place - base for sentence in sentences for place in sentence.ends]),
+        array("i", [word for sentence in sentences for word in sentence.words]),
+        starts,
+        ends,
     )

@@ -165,3 +165,12 @@ def test_other_columns_and_excluded_files(tmp_path):
     (tmp_path / "b.txt").write_text("B")
     found, _ = read(str(tmp_path), context_column="body", excluded={(tmp_path / "b.txt").resolve()})
     assert found == [("a", "A")]
+
+
+def test_a_choice_that_no_source_has_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("A")
+    for settings in ({"split": "train"}, {"config_name": "x"}):
+        with pytest.raises(ValueError, match="chooses a part of a data set, but all sources are"):
+            read(str(tmp_path), **settings)
+    with pytest.raises(ValueError, match='context_column="x" names a column, but all sources are'):
+        read(str(tmp_path), context_column="x")
