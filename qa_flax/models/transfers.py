@@ -7,6 +7,7 @@ such as those of `jnp.array(numpy_array)` and `np.asarray(jax_array)`.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -16,8 +17,12 @@ def to_device(array: Any, device: Any = None) -> jax.Array:
     The memory is JAX's own, even on a CPU: a step may donate it, and writing into the host array
     does not change the result.
     """
-    source = array if isinstance(array, jax.Array) else np.asarray(array)
-    return jax.device_put(source, device, may_alias=False)
+    if isinstance(array, jax.Array):
+        return jax.device_put(array, device, may_alias=False)
+    # On a CPU `device_put` uses NumPy's memory if it begins at a multiple of 64 bytes, with
+    # `may_alias=False`, too (jax 0.10).
+    with implicit_transfers():
+        return jnp.array(array, copy=True, device=device)
 
 
 def to_host(array: Any) -> np.ndarray:

@@ -7,8 +7,17 @@ import numpy as np
 from qa_flax.models.transfers import implicit_transfers, to_device, to_host
 
 
+def at_multiple_of_64_bytes():
+    """An array whose memory JAX could use without a copy."""
+    memory = np.zeros(256, np.uint8)
+    begin = -memory.ctypes.data % 64
+    source = memory[begin : begin + 24].view(np.float32).reshape(2, 3)
+    source[:] = np.arange(6).reshape(2, 3)
+    return source
+
+
 def test_copies_are_allowed_and_independent():
-    source = np.arange(6, dtype=np.float32).reshape(2, 3)
+    source = at_multiple_of_64_bytes()
     with jax.transfer_guard("disallow"):
         on_device = to_device(source)
         again = to_device(on_device, jax.devices()[1])
