@@ -256,10 +256,13 @@ class Augmenter:
             f"({', '.join(parts)}), in as many windows and updates as without"
         )
 
-    def digest(self) -> str:
-        """Return a short hash of all that the result depends on, but for the seed."""
-        content = [self._strengths, self._table, self._rows]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    def conditions(self) -> dict[str, str]:
+        """Return what the result depends on, but for the seed: the kinds, and hashes of texts."""
+        return {
+            "kinds": ",".join(f"{kind}:{value:g}" for kind, value in self._strengths.items()),
+            "texts": _hash(self._rows),
+            "paraphrases": _hash(self._table),
+        }
 
     def random(self, epoch: int, number: int, purpose: str) -> Random:
         """Return a generator for one example in one epoch."""
@@ -333,6 +336,10 @@ class Augmenter:
         if not texts and len(self._titles) > 1 and sentence.title == row["title"]:
             return False
         return not any(_folded(text) in sentence.folded for text in texts)
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _overlapping(context: str, start: int, end: int) -> list[str]:

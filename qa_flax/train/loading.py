@@ -171,7 +171,11 @@ class DataLoading(SharedAttributes):
             for dataset in eval_dataset.values():
                 self._warn_of_leakage(dataset)
             return
-        pair = self.train_dataset, eval_dataset
+        for name in ("train_dataset", "extra_train_dataset"):
+            self._warn_of_shared(name, getattr(self, name, None), eval_dataset)
+
+    def _warn_of_shared(self, name: str, train_dataset: Any, eval_dataset: Any) -> None:
+        pair = train_dataset, eval_dataset
         if not self.warns_of_leakage or any(part is None for part in pair):
             return
         is_part = self.split_by_node and processes.count() > 1
@@ -181,7 +185,7 @@ class DataLoading(SharedAttributes):
             return
         self._compared_datasets = (*self._compared_datasets, pair)
         if (line := describe_shared_windows(*pair)) is not None:
-            logger.warning("%s", line)
+            logger.warning("%s%s", "" if name == "train_dataset" else f"{name}: ", line)
 
     # ---- the evaluation loop ---------------------------------------------------------------------
 

@@ -343,7 +343,8 @@ class WindowData:
 
     def conditions(self, args: transformers.TrainingArguments) -> dict[str, Any]:
         """See `TrainData`."""
-        return {"augment": None if self._epochs is None else self._epochs.augmenter.digest()}
+        epochs = self._epochs
+        return {"augment": None if epochs is None else epochs.augmenter.conditions()}
 
     def describe(self, args: transformers.TrainingArguments) -> list[str]:
         """See `TrainData`."""

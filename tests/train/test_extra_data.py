@@ -108,6 +108,7 @@ def test_the_extra_batches_have_the_shapes_of_the_own_ones(tmp_path, own, tokeni
     assert shapes[0] <= shapes[1]
 
 
+@pytest.mark.slow
 def test_a_small_extra_set_is_repeated_and_the_training_counts_and_says_so(
     tmp_path, own, tokenizer, capsys
 ):
@@ -184,3 +185,12 @@ def test_what_cannot_be_mixed_is_refused(tmp_path, own, extra, tokenizer):
     base = Trainer(tiny.model(), arguments(tmp_path, extra_train_ratio=0.1), train_dataset=own)
     with pytest.raises(ValueError, match="as extra_train_dataset to QuestionAnsweringTrainer"):
         base.train()
+
+
+def test_validation_questions_about_its_contexts_are_named(tmp_path, own, extra, caplog):
+    trainer = trainer_of(tmp_path, own, extra)
+    trainer.train_dataset = own.select([0])
+    trainer.eval_dataset = extra.select(range(20, 30))
+    trainer.evaluate()
+    lines = [r.getMessage() for r in caplog.records if "contexts that are in" in r.getMessage()]
+    assert any(line.startswith("extra_train_dataset: ") for line in lines)
