@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from qa_flax import QuestionAnsweringTrainer, Trainer
 from qa_flax.data.features import make_windows
+from qa_flax.device import programs
 from qa_flax.train.search import default_compute_objective
 
 optuna = pytest.importorskip("optuna", reason="pip install '.[tune]'")
@@ -53,6 +54,7 @@ def compilations():
 def test_the_best_run_is_that_of_the_smallest_loss_and_trials_compile_nothing(
     tmp_path, windows, compilations
 ):
+    programs.clear()  # of earlier tests
     trainer = trainer_of(tmp_path, windows)
     seen = []
 
