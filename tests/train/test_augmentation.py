@@ -66,9 +66,13 @@ def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path, examples, tokenizer
         other.train(resume_from_checkpoint=str(tmp_path / "stopped/checkpoint-3"))
 
 
-@pytest.mark.parametrize("changes", [{}, PACKED], ids=["a row", "packed"])
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param({}, marks=pytest.mark.slow), PACKED],
+    ids=["a row", "packed"],
+)
 def test_all_epochs_have_the_updates_and_the_shapes_of_the_first(tmp_path, tokenizer, changes):
-    examples = tiny.repeated_examples(8)
+    examples = tiny.repeated_examples(5)
     windows = prepare_train_features(examples, tokenizer, max_seq_length=128, doc_stride=16)
     trainer = trainer_of(tmp_path, examples, tokenizer, windows, augment=AUGMENT, **changes)
     plain = trainer_of(tmp_path, examples, tokenizer, trainer.train_dataset, **changes)
@@ -77,14 +81,14 @@ def test_all_epochs_have_the_updates_and_the_shapes_of_the_first(tmp_path, token
     data = training_set_of(trainer)
     announced = {str(shapes) for shapes in data.shapes(trainer.args, 0, range(updates))}
     ids = set()
-    for epoch in range(4):
+    for epoch in range(3):
         batches = list(data.batches(trainer.args, epoch, 0))
         assert len(batches) == updates
         assert sum(batch.windows for batch in batches) == len(trainer.train_dataset)
         shapes = {(b.arrays["input_ids"].shape, b.arrays["start_positions"].shape) for b in batches}
         assert len(shapes) <= len(announced)
         ids.add(b"".join(batch.arrays["input_ids"].tobytes() for batch in batches))
-    assert len(ids) == 4
+    assert len(ids) == 3
 
 
 @pytest.mark.parametrize("stride", [0, 16, 40])

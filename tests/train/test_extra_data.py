@@ -135,16 +135,19 @@ def test_a_small_extra_set_is_repeated_and_the_training_counts_and_says_so(
     ],
     ids=["augmented", "augmented and packed", "accumulation"],
 )
-def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path, own, extra, tokenizer, changes):
+def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path, extra, tokenizer, changes):
+    examples = tiny.examples(answerable=True).select(range(9))
+    own = features(examples, tokenizer)
+
     def trainer_in(folder):
-        trainer = trainer_of(folder, own, extra, 0.4, save_steps=4, **changes)
-        trainer.train_examples = tiny.repeated_examples(2)
+        trainer = trainer_of(folder, own, extra, 0.4, save_steps=2, **changes)
+        trainer.train_examples = examples
         trainer.processing_class = tokenizer
         return trainer
 
     whole = trainer_in(tmp_path / "whole")
     whole.train()
-    copy_until(tmp_path / "whole", tmp_path / "stopped", whole.state.max_steps // 2 + 2)
+    copy_until(tmp_path / "whole", tmp_path / "stopped", whole.state.max_steps // 2 + 1)
     resumed = trainer_in(tmp_path / "stopped")
     resumed.train(resume_from_checkpoint=True)
     for trainer in (whole, resumed):  # a resumed run counts its own updates, as of `train_fill`
