@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import datasets
@@ -10,6 +10,7 @@ import datasets
 from qa_flax.data.hub import arrow_table
 
 ROWS_AT_ONCE = 1024
+"""How many rows are converted at once, which bounds the memory."""
 
 
 def squad_json(examples: datasets.Dataset) -> Iterator[str]:
@@ -25,24 +26,28 @@ def squad_json(examples: datasets.Dataset) -> Iterator[str]:
         >>> row = {"question": "Who?", "context": "Ada.", "answers": []}
         >>> print("".join(squad_json(load_examples([row]))))
         {"version": "1.1", "data": [
-        {"title": "", "paragraphs": [{"context": "Ada.", "qas": [{"id": "row-0", ...}]}]}
+        {"title": "", "paragraphs": [
+        {"context": "Ada.", "qas": [{"id": "row-0", "question": "Who?", "answers": []}]}]}
         ]}
     """
     batches = arrow_table(examples).to_batches(max_chunksize=ROWS_AT_ONCE)
     rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
-    start = '{"version": "1.1", "data": [\n'
-    for title, group in itertools.groupby(rows, key=lambda row: row["title"]):
-        article = {"title": title, "paragraphs": _paragraphs(group)}
-        yield start + json.dumps(article, ensure_ascii=False)
-        start = ",\n"
+    yield '{"version": "1.1", "data": ['
+    before = "\n"
+    for title, article in itertools.groupby(rows, key=lambda row: row["title"]):
+        yield f'{before}{{"title": {_json(title)}, "paragraphs": ['
+        before = ""
+        for context, group in itertools.groupby(article, key=lambda row: row["context"]):
+            paragraph = {"context": context, "qas": [_question(row) for row in group]}
+            yield f"{before}\n{_json(paragraph)}"
+            before = ","
+        yield "]}"
+        before = ",\n"
     yield "\n]}\n"
 
 
-def _paragraphs(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {"context": context, "qas": [_question(row) for row in group]}
-        for context, group in itertools.groupby(rows, key=lambda row: row["context"])
-    ]
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _question(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,10 +11,10 @@ import numpy as np
 
 from qa_flax.data.documents import CLOZE_ID
 from qa_flax.data.passages import GAP, Passage, Vocabulary
-from qa_flax.data.recurring import RecurringSpan, recurring_spans
+from qa_flax.data.recurring import WORD, RecurringSpan, recurring_spans
 
-MIN_HALVES = 8
-"""How much of a question is not masked, at least: 4 words, or 8 characters of other scripts."""
+MIN_SIZE = 4 * WORD
+"""How much of a question is not masked, at least: 4 words, or 8 Chinese characters."""
 MAX_QUESTION = 100
 """Tokens of a sentence that becomes a question, at most."""
 MAX_ANSWER = 100
@@ -54,13 +54,13 @@ class ClozeMaker:
     ):
         self._has_content: list[bool] = (~is_stopped).tolist()
         self._is_short = vocabulary.is_short
-        self._halves = [1 if alone else 2 for alone in vocabulary.is_character]
+        self._sizes = vocabulary.sizes
         self._mask, self._per_passage, self._seed = mask, per_passage, seed
         self.span_count = 0
 
     def clozes(self, passage: Passage) -> Iterator[Cloze]:
         """Yield the clozes of a passage."""
-        found = recurring_spans(passage.words, GAP, self._has_content, self._halves)
+        found = recurring_spans(passage.words, GAP, self._has_content, self._sizes)
         spans = [span for span in found if self._is_answer(passage, span)]
         self.span_count += len(spans)
         if len(passage.sentences) < 2:
@@ -83,7 +83,9 @@ class ClozeMaker:
 
     def _is_answer(self, passage: Passage, span: RecurringSpan) -> bool:
         first = span.places[0]
-        if span.length == 1 and self._is_short[passage.words[first]]:
+        words = passage.words[first : first + span.length]
+        is_short = span.length == 1 and self._is_short[words[0]]
+        if is_short or sum(self._sizes[word] for word in words) < WORD:
             return False
         return passage.ends[first + span.length - 1] - passage.starts[first] <= MAX_ANSWER
 
@@ -121,11 +123,11 @@ class ClozeMaker:
         words = view.words(sentence)
         masked = range(asked, asked + span.length)
         left = sum(
-            self._halves[passage.words[k]]
+            self._sizes[passage.words[k]]
             for k in words
             if k not in masked and passage.words[k] != GAP
         )
-        if left < MIN_HALVES:
+        if left < MIN_SIZE:
             return False
         start, end = view.place(asked, span.length)
         first, last = passage.sentences[sentence]

@@ -23,7 +23,8 @@ from qa_flax import messages
 from qa_flax.data.cloze_maker import Cloze, ClozeMaker
 from qa_flax.data.documents import Documents, as_sources
 from qa_flax.data.examples import FEATURES, checked_examples
-from qa_flax.data.passages import PassageReader
+from qa_flax.data.passages import LETTER, PassageReader
+from qa_flax.data.recurring import WORD
 from qa_flax.data.rejected import ExampleError
 from qa_flax.data.screen import shows_bar
 from qa_flax.data.spool import Spool
@@ -79,8 +80,8 @@ def make_clozes(
     around one occurrence, with the span masked, becomes the question; it is left out of the
     context, which is the rest of the passage. The span begins and ends with words of content, which
     are told from others by how they are spread over the passages. In scripts without blanks between
-    words a token is a word, and a single character half a word. (Dhingra et al. 2018, N18-2092; Ram
-    et al. 2021, arXiv 2101.00438.)
+    words a token is a word, but a single character is half of one, and of Thai a quarter. (Dhingra
+    et al. 2018, N18-2092; Ram et al. 2021, arXiv 2101.00438.)
 
     Args:
         docs: one of the following, or a list of them: a text file (``.txt``, ``.md``), anything
@@ -234,15 +235,17 @@ def _read_all(
                 passages.add(passage)
                 counts.add(passage.words)
                 bar.update()
+    sizes = np.array(reader.vocabulary.sizes)
     if len(passages) >= MIN_PASSAGES:
         occurrences, found = counts.arrays(len(reader.vocabulary))
-        is_character = np.array(reader.vocabulary.is_character, bool)
-        return stop_words(occurrences, found, counts.total, is_character)
+        stopped = stop_words(occurrences, found, counts.total, sizes < WORD)
+        return stopped & (sizes > LETTER)
     counts = _Counts()
     for passage in passages:
         for sentence in passage.words_by_sentence():
             counts.add(sentence)
-    return frequent_words(counts.arrays(len(reader.vocabulary))[1], counts.total)
+    stopped = frequent_words(counts.arrays(len(reader.vocabulary))[1], counts.total)
+    return stopped & (sizes == WORD)
 
 
 class _Counts:

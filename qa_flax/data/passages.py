@@ -16,9 +16,19 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from qa_flax.data.documents import Document
-from qa_flax.data.sentences import WORD, Span, paragraph_spans, sentence_spans
+from qa_flax.data.recurring import WORD
+from qa_flax.data.sentences import (
+    ALPHABETIC,
+    MARK,
+    WORDS,
+    Span,
+    paragraph_spans,
+    sentence_spans,
+)
 from qa_flax.data.tokens import encode_distinct
 
+LETTER, CHARACTER = WORD // 4, WORD // 2
+"""The sizes of a letter of Thai, and of a Chinese character; see `Vocabulary.sizes`."""
 GAP = -1
 """Stands between two words that are separated by punctuation or the end of a sentence."""
 BLOCK = 4_000
@@ -58,8 +68,9 @@ class Vocabulary:
     def __init__(self):
         self._numbers: dict[str, int] = {}  # by the word as it is written
         self._folded: dict[str, int] = {}
-        self.is_character: list[bool] = []
-        """Whether a word is a single character of a script without blanks between words."""
+        self.sizes: list[int] = []
+        """How much a word counts: `WORD`, or less for a single character of a script without blanks
+        between words, of which it takes several to make a word."""
         self.is_short: list[bool] = []
         """Whether it is too short to be an answer: a letter, or a number below 100."""
 
@@ -74,9 +85,14 @@ class Vocabulary:
             number = self._folded.setdefault(folded, len(self.is_short))
             if number == len(self.is_short):
                 self.is_short.append(len(folded) < 2 or (len(folded) < 3 and folded.isdecimal()))
-                self.is_character.append(is_unspaced and len(folded) < 2)
+                is_character = is_unspaced and len(MARK.sub("", folded)) < 2
+                self.sizes.append(_size(folded) if is_character else WORD)
             self._numbers[word] = number
         return number
+
+
+def _size(character: str) -> int:
+    return LETTER if ALPHABETIC.match(character) else CHARACTER
 
 
 class _Block(NamedTuple):
@@ -184,13 +200,15 @@ class PassageReader:
         places: list[int] = []
         number_of = self.vocabulary.number
         begins, stops = edges
-        for match in WORD.finditer(text, *span):
+        for match in WORDS.finditer(text, *span):
             begin, end = match.span()
             kind = match.lastgroup
             if kind == "unspaced":
                 low = bisect.bisect_right(token_starts, begin)
                 high = bisect.bisect_left(token_starts, end)
-                cuts = [begin, *dict.fromkeys(token_starts[low:high]), end]
+                inside = dict.fromkeys(token_starts[low:high])
+                # A vowel sign of Thai is no beginning, though a token may begin with it.
+                cuts = [begin, *(s for s in inside if not MARK.match(text, s)), end]
                 for s, e in itertools.pairwise(cuts):
                     is_whole = s in begins and e in stops
                     numbers.append(number_of(text[s:e], True) if is_whole else GAP)

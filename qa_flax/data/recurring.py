@@ -11,8 +11,10 @@ from typing import NamedTuple
 MIN_COUNT, MAX_COUNT = 2, 4
 """How often a span occurs in its passage."""
 MAX_WORDS = 5
-"""Words of a span. A character of a script without blanks counts as half a word."""
-_LIMIT = 2 * MAX_WORDS
+"""Words of a span."""
+WORD = 4
+"""The size of a word. A character of a script without blanks is smaller."""
+_LIMIT = WORD * MAX_WORDS
 
 
 class RecurringSpan(NamedTuple):
@@ -25,7 +27,7 @@ class RecurringSpan(NamedTuple):
 
 
 def recurring_spans(
-    words: Sequence[int], gap: int, can_begin: Sequence[bool], halves: Sequence[int]
+    words: Sequence[int], gap: int, can_begin: Sequence[bool], sizes: Sequence[int]
 ) -> list[RecurringSpan]:
     """Return the spans of a passage that occur 2 to 4 times, in the order of their first places.
 
@@ -37,18 +39,18 @@ def recurring_spans(
         words: the numbers of the passage's words, and gaps between some of them.
         gap: the number that stands for a gap.
         can_begin: by the number of a word, whether a span may begin and end with it.
-        halves: by the number of a word, 2, or 1 for a character.
+        sizes: by the number of a word, how much it counts: `WORD`, or less for a character.
 
     Example:
         >>> words = [0, 1, 2, -1, 3, 0, 1, -1]
-        >>> recurring_spans(words, -1, [True] * 4, [2] * 4)
+        >>> recurring_spans(words, -1, [True] * 4, [4] * 4)
         [RecurringSpan(places=[0, 5], length=2)]
     """
     groups = {}
     for place, word in enumerate(words):
         if word != gap and can_begin[word]:
             groups.setdefault(word, []).append(place)
-    level = [(places, halves[word]) for word, places in groups.items() if len(places) > 1]
+    level = [(places, sizes[word]) for word, places in groups.items() if len(places) > 1]
     counts: dict[tuple[int, int], int] = {}  # (first place, length) -> how often it occurs
     spans: list[tuple[RecurringSpan, bool]] = []  # and whether it is short enough
     length = 1
@@ -59,10 +61,10 @@ def recurring_spans(
             last = words[places[0] + length - 1]
             if can_begin[last] and len(places) <= MAX_COUNT:
                 overlaps = any(b - a < length for a, b in itertools.pairwise(places))
-                if not overlaps and not _is_part(words, gap, halves, places, length):
+                if not overlaps and not _is_part(words, gap, sizes, places, length):
                     spans.append((RecurringSpan(places, length), size <= _LIMIT))
             if size <= _LIMIT:
-                following += _longer(words, gap, halves, places, length, size)
+                following += _longer(words, gap, sizes, places, length, size)
         level, length = following, length + 1
     covered = {
         (span.places[0] + offset, inner)
@@ -76,13 +78,13 @@ def recurring_spans(
 
 
 def _is_part(
-    words: Sequence[int], gap: int, halves: Sequence[int], places: list[int], length: int
+    words: Sequence[int], gap: int, sizes: Sequence[int], places: list[int], length: int
 ) -> bool:
     """Whether a span of characters always has the same one before it, or after it."""
     for edge, neighbour in ((0, -1), (length - 1, length)):
-        if halves[words[places[0] + edge]] == 1:
+        if sizes[words[places[0] + edge]] < WORD:
             beside = {words[k + neighbour] if k + neighbour >= 0 else gap for k in places}
-            if len(beside) == 1 and gap not in beside and halves[min(beside)] == 1:
+            if len(beside) == 1 and gap not in beside and sizes[min(beside)] < WORD:
                 return True
     return False
 
@@ -90,15 +92,15 @@ def _is_part(
 def _longer(
     words: Sequence[int],
     gap: int,
-    halves: Sequence[int],
+    sizes: Sequence[int],
     places: list[int],
     length: int,
     size: int,
 ) -> list[tuple[list[int], int]]:
-    """Return the spans of one word more, each with its places and its size in halves."""
+    """Return the spans of one word more, each with its places and its size."""
     groups: dict[int, list[int]] = {}
     for place in places:
         following = words[place + length]  # a passage ends with a gap
         if following != gap:
             groups.setdefault(following, []).append(place)
-    return [(group, size + halves[word]) for word, group in groups.items() if len(group) > 1]
+    return [(group, size + sizes[word]) for word, group in groups.items() if len(group) > 1]

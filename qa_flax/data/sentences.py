@@ -27,13 +27,17 @@ UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\u30fc\p{LB=SA}"
 _LETTERS = rf"[[\p{{L}}\p{{M}}\p{{N}}_\u200c\u200d]--[{UNSPACED}]]"
 # "O'Neill", "co-operate", "U.S", "3.5", "1,000" and "12:30" are words.
 _JOINED = r"(?:['\u2019.\-\u2010\u2011\u00b7&@]|(?<=\p{N})[,:/](?=\p{N}))"
-WORD = regex.compile(
+WORDS = regex.compile(
     rf"{_LETTERS}+(?:{_JOINED}{_LETTERS}+)*"
     rf"|(?P<unspaced>[{UNSPACED}]+)"
     rf"|(?P<gap>[^\s\p{{L}}\p{{M}}\p{{N}}_\u200c\u200d{UNSPACED}]+)",
     regex.V1,
 )
 """Matches a word, a run of words in a script without blanks between them, or punctuation."""
+MARK = regex.compile(r"\p{M}")
+"""Matches a character that is drawn together with the one before it."""
+ALPHABETIC = regex.compile(r"\p{LB=SA}")
+"""Matches a letter of a script that has neither blanks between words nor signs for whole words."""
 
 _CLOSING = r"[\p{Pe}\p{Pf}\p{Pi}\"'*_]*"
 _END = regex.compile(

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import tiny
 from conftest import shared_path
-from transformers import AutoTokenizer
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from qa_flax import load_examples, make_clozes, prepare_train_features
 from qa_flax.data.clozes import NoClozesError, find_clozes
 from qa_flax.data.documents import Documents
-from qa_flax.data.sentences import WORD, sentence_spans
+from qa_flax.data.sentences import WORDS, sentence_spans
 
 TOKENIZERS = Path(__file__).parents[1] / "golden" / "pipeline" / "tokenizers"
 STORY = (
@@ -38,6 +39,10 @@ def folded(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold()
 
 
+def without_blanks(text: str) -> str:
+    return "".join(folded(text).split())
+
+
 def check(row: dict, text: str, mask: str) -> None:
     """Check what a cloze of a text promises."""
     context, question, answers = row["context"], row["question"], row["answers"]
@@ -50,13 +55,12 @@ def check(row: dict, text: str, mask: str) -> None:
     before, _, after = question.partition(mask)
     assert folded(answer) not in folded(f"{before}\n{after}")
     # The sentence is one of the text, and no longer one of the context.
-    folded_text = folded(" ".join(text.split()))
-    place = folded_text.find(folded(before + answer + after))
-    assert place >= 0
-    own = {folded(" ".join(context[slice(*span)].split())) for span in sentence_spans(context)}
-    assert folded(before + answer + after) not in own
+    sentence = without_blanks(before + answer + after)
+    assert sentence in without_blanks(text)
+    own = {without_blanks(context[slice(*span)]) for span in sentence_spans(context)}
+    assert sentence not in own
     # 1 to 5 words, where a character of a script without blanks is half a word.
-    words = [m for m in WORD.finditer(answer) if m.lastgroup != "gap"]
+    words = [m for m in WORDS.finditer(answer) if m.lastgroup != "gap"]
     size = sum(len(m[0]) / 2 if m.lastgroup == "unspaced" else 1 for m in words)
     assert 1 <= size <= 5, answer
     assert len(answer.strip()) == len(answer) > 1
@@ -250,3 +254,32 @@ def test_a_huge_line_is_read_in_little_time(minilm):
     assert found.documents == 2
     assert found.passages > 100
     assert len(found.examples) == 20
+
+
+THAI = (
+    "กรุงเทพมหานครเป็นเมืองหลวงของประเทศไทย และเป็นศูนย์กลางการปกครองของประชาชน "
+    "แม่น้ำเจ้าพระยาไหลผ่านกรุงเทพมหานครทำให้แบ่งเมืองออกเป็นสองฝั่ง ประเทศไทยมีประชากรมากกว่า"
+    "ประเทศอื่น แม่น้ำเจ้าพระยาเป็นแม่น้ำสำคัญของภาคกลางในปัจจุบัน"
+)
+
+
+def test_thai_has_sensible_spans_even_where_tokens_are_characters():
+    """It separates neither words nor sentences; a span begins with no vowel sign."""
+    letters = sorted({*THAI} - {" "})
+    ids = {t: n for n, t in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters])}
+    backend = Tokenizer(models.WordLevel(ids, "[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("."), "isolated")]
+    )
+    backend.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    names = {f"{name}_token": token for name, token in names.items()}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    clozes = make_clozes([{"context": THAI}], tokenizer, disable_tqdm=True)
+    answers = [row["answers"]["text"][0] for row in clozes]
+    assert {"กรุงเทพมหานคร", "แม่น้ำเจ้าพระยา"} & set(answers)
+    for row, answer in zip(clozes, answers, strict=True):
+        assert not unicodedata.category(answer[0]).startswith("M")
+        start = row["answers"]["answer_start"][0]
+        following = row["context"][start + len(answer) :][:1]
+        assert not following or not unicodedata.category(following).startswith("M")

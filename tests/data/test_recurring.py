@@ -5,12 +5,12 @@ from collections import defaultdict
 
 import numpy as np
 
-from qa_flax.data.recurring import MAX_COUNT, MAX_WORDS, MIN_COUNT, recurring_spans
+from qa_flax.data.recurring import MAX_COUNT, MAX_WORDS, MIN_COUNT, WORD, recurring_spans
 
 GAP = -1
 
 
-def all_spans(words, can_begin, halves):
+def all_spans(words, can_begin, weights):
     """The definition, by brute force: every span by its words."""
     places = defaultdict(list)
     for begin in range(len(words)):
@@ -27,9 +27,9 @@ def all_spans(words, can_begin, halves):
         and all(b - a >= len(span) for a, b in itertools.pairwise(found))
     }
     # Only one word more than is allowed can hide a span that is.
-    sizes = {span: sum(halves[word] for word in span) for span in whole}
-    limit = 2 * MAX_WORDS
-    whole = {s: f for s, f in whole.items() if sizes[s] - halves[s[-1]] <= limit}
+    sizes = {span: sum(weights[word] for word in span) for span in whole}
+    limit = WORD * MAX_WORDS
+    whole = {s: f for s, f in whole.items() if sizes[s] - weights[s[-1]] <= limit}
 
     def is_inside(inner, outer):
         starts = range(len(outer) - len(inner) + 1)
@@ -56,9 +56,9 @@ def test_the_spans_are_those_of_the_definition():
             words += [GAP, *words[: len(words) // 2]]
         words.append(GAP)
         can_begin = (rng.random(kinds) < 0.7).tolist()
-        halves = [2] * kinds
-        expected = all_spans(words, can_begin, halves)
-        spans = [(s.places, s.length) for s in recurring_spans(words, GAP, can_begin, halves)]
+        weights = [WORD] * kinds
+        expected = all_spans(words, can_begin, weights)
+        spans = [(s.places, s.length) for s in recurring_spans(words, GAP, can_begin, weights)]
         assert spans == expected
         found_any += len(expected)
     assert found_any > 400
@@ -69,7 +69,7 @@ def test_a_span_of_characters_is_a_whole_word():
     words = [*map(ord, "xabcy"), GAP, *map(ord, "zabcw"), GAP]
     can_begin = [True] * 128
     can_begin[ord("c")] = False
-    characters, spaced = [1] * 128, [2] * 128
+    characters, spaced = [WORD // 2] * 128, [WORD] * 128
     assert recurring_spans(words, GAP, can_begin, characters) == []
     (span,) = recurring_spans(words, GAP, can_begin, spaced)
     assert (span.places, span.length) == ([1, 7], 2)
@@ -82,8 +82,8 @@ def test_a_span_of_characters_may_have_twice_as_many():
     text = "abcdefghij"
     words = [*map(ord, text), GAP, *map(ord, text), GAP]
     lengths = {
-        half: [s.length for s in recurring_spans(words, GAP, [True] * 128, [half] * 128)]
-        for half in (1, 2)
+        size: [s.length for s in recurring_spans(words, GAP, [True] * 128, [size] * 128)]
+        for size in (WORD // 2, WORD)
     }
-    assert lengths[1] == [10]
-    assert all(length <= 5 for length in lengths[2])
+    assert lengths[WORD // 2] == [10]
+    assert all(length <= 5 for length in lengths[WORD])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qa_flax.data.sentences import LONGEST, WORD, paragraph_spans, sentence_spans
+from qa_flax.data.sentences import LONGEST, WORDS, paragraph_spans, sentence_spans
 
 
 def sentences(text: str) -> list[str]:
@@ -53,7 +53,10 @@ def test_a_sentence_without_end_is_cut():
 
 def test_words_keep_what_joins_them():
     text = "O'Neill's co-op, 3.5 and 1,000 at 12:30 (AT&T) 2010年北京 naïve ภาษาไทย и школа 50%"
-    words = [m[0] for m in WORD.finditer(text) if m.lastgroup != "gap"]
+    words = [m[0] for m in WORDS.finditer(text) if m.lastgroup != "gap"]
     expected = "O'Neill's co-op 3.5 and 1,000 at 12:30 AT&T 2010 年北京 naïve ภาษาไทย и школа 50"
     assert words == expected.split()
-    assert [m[0] for m in WORD.finditer(text) if m.lastgroup == "unspaced"] == ["年北京", "ภาษาไทย"]
+    assert [m[0] for m in WORDS.finditer(text) if m.lastgroup == "unspaced"] == [
+        "年北京",
+        "ภาษาไทย",
+    ]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import shared_path
 
-from qa_flax.data.sentences import WORD
+from qa_flax.data.sentences import WORDS
 from qa_flax.data.stop_words import MIN_PASSAGES, frequent_words, stop_words
 
 
@@ -18,7 +18,7 @@ def found_in(language: str) -> tuple[set[str], set[str]]:
     is_unspaced = language == "zh"
     texts = []
     for context in contexts:
-        matches = [m[0].casefold() for m in WORD.finditer(context) if m.lastgroup != "gap"]
+        matches = [m[0].casefold() for m in WORDS.finditer(context) if m.lastgroup != "gap"]
         texts.append([c for m in matches for c in m] if is_unspaced else matches)
     occurrences = Counter(word for text in texts for word in text)
     passages = Counter(word for text in texts for word in set(text))
