@@ -9,7 +9,7 @@ from qa_flax.train.label_check import Row, scores
 MARKS = {"label": ("[[", "]]"), "model": ("{{", "}}")}
 """Around the labelled answer and around the model's, in the passage."""
 WEAK = 20
-"""The F1 below which the models know little; at 25 most moved labels were found (docs/small_data.md, 7)."""
+"""The F1 below which the models know too little; 25 was enough (docs/small_data.md, 7)."""
 AROUND = 80
 """How many characters of the context are shown before and after an answer."""
 
