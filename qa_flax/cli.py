@@ -17,6 +17,15 @@ from qa_flax.messages import PrintableRecord, printable
 USAGE = "usage: qa-flax [--help] [--version] COMMAND [arguments]"
 WITHOUT_TORCH = ("answer", "check", "clozes", "demo", "run", "tune")
 """Commands that import transformers; they call `show_torch` when they have."""
+FIRST_STEPS = """First steps:
+  qa-flax demo
+      trains a tiny model on generated questions: no download, about a minute on a CPU
+  qa-flax run --model_name_or_path bert-base-uncased --train_file FILE --validation_split 0.2 \\
+      --do_train --do_eval --output_dir out
+      trains on your questions and evaluates on a fifth of them
+  qa-flax answer --model_name_or_path out --context TEXT_FILE
+      asks the model
+"""
 DESCRIPTION = "Fine-tune and evaluate extractive question answering models with JAX and Flax."
 
 
@@ -32,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     argv = list(sys.argv[1:] if arguments is None else arguments)
     if not argv:
-        print(help_text(), file=sys.stderr)
+        print(f"{help_text()}\n\n{FIRST_STEPS}", end="", file=sys.stderr)
         sys.exit(2)
     if argv[0] in ("-h", "--help"):
         print(help_text())

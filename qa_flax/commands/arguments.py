@@ -10,6 +10,7 @@ from dataclasses import fields as dataclass_fields
 from typing import Any, get_type_hints
 
 from qa_flax.commands import argument_file
+from qa_flax.commands.grouped_help import Grouping, add_help, grouped_help
 from qa_flax.ranges import BELOW_1, NUMBER, POSITIVE, Range, at_least
 
 _COUNT = at_least(1)
@@ -460,6 +461,7 @@ def dataclass_parser(
     *kinds: Any,
     without: Collection[str] = (),
     positional: Mapping[str, str] | None = None,
+    own: tuple[str, Sequence[str]] = ("", ()),
     **options: Any,
 ) -> argparse.ArgumentParser:
     """Build a parser with one argument for each field of the given dataclasses.
@@ -474,6 +476,7 @@ def dataclass_parser(
         without: fields that the command has no argument for, so that they keep their defaults.
         positional: a field that is given without a flag, such as the data, by its name in messages.
             Then no argument is a file of arguments.
+        own: title and names of the command's own arguments, which the help shows first.
         options: passed to `argparse.ArgumentParser`, such as `prog` and `description`.
     """
     from transformers import HfArgumentParser  # imported here because it is slow
@@ -511,16 +514,36 @@ def dataclass_parser(
                 for action, default, required in before:
                     action.default, action.required = default, required
 
+        def format_help(self) -> str:
+            return grouped_help(self, grouping, everything=False)
+
         def _use_file(self, values: Mapping[str, Any]) -> None:
             self.set_defaults(**values)
             for action in self._actions:
                 action.required = action.required and action.dest not in values
 
-    parser = Parser(list(kinds), **options)
+    grouping = _grouping(kinds, (own[0], [*(positional or ()), *own[1]]))
+    parser = Parser(list(kinds), add_help=False, **options)
+    add_help(parser, lambda everything: grouped_help(parser, grouping, everything=everything))
     _remove(parser, {*without, *(positional or ())})
     for name, metavar in (positional or {}).items():
         parser.add_argument(name, metavar=metavar, help=_help_of(kinds, name))
     return parser
+
+
+def _grouping(kinds: Sequence[Any], own: tuple[str, Collection[str]]) -> Grouping:
+    """The groups of the help, from what the training arguments refuse and ignore."""
+    hidden, without_effect = {"trust_remote_code"}, {"overwrite_cache", "preprocessing_num_workers"}
+    old = set[str]()
+    if any(hasattr(kind, "evaluation_strategy") for kind in kinds):  # the training arguments
+        from qa_flax.train.old_names import OldNames
+        from qa_flax.train.training_arguments import REFUSED, WITHOUT_EFFECT
+
+        hidden |= REFUSED.keys()
+        helps = {f.name: f.metadata["help"] for f in dataclass_fields(OldNames)}
+        old = {name for name, text in helps.items() if text.startswith("Deprecated")}
+        without_effect |= WITHOUT_EFFECT.keys() | (helps.keys() - old)
+    return Grouping(own, hidden, without_effect, old)
 
 
 def _remove(parser: argparse.ArgumentParser, names: Collection[str]) -> None:

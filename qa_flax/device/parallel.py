@@ -8,6 +8,7 @@ is the memory and the CPU of this process. No other module handles devices;
 
 import contextlib
 import functools
+import glob
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,6 +53,36 @@ def describe_cores() -> str:
     """Return the number and kind of cores: `8 x cpu`, or `32 x tpu v5 lite, 4 processes`."""
     suffix = f", {processes.count()} processes" if processes.count() > 1 else ""
     return f"{core_count()} x {jax.devices()[0].device_kind.lower()}{suffix}"
+
+
+def describe_backend() -> str:
+    """Return the backend and the cores: `cpu: 1 x cpu, JAX 0.10.2`."""
+    return f"{jax.default_backend()}: {describe_cores()}, JAX {jax.__version__}"
+
+
+def unused_accelerator() -> str | None:
+    """Say which accelerator of this host JAX has no package for, and how to install it.
+
+    Returns:
+        None if JAX runs on an accelerator, or on the CPU because `JAX_PLATFORMS` or
+        `jax_platforms` says so, or if there is no accelerator.
+    """
+    if jax.default_backend() != "cpu" or jax.config.jax_platforms:  # pyright: ignore[reportAttributeAccessIssue]
+        return None
+    for card, files, extra in _ACCELERATORS:
+        if any(glob.iglob(files)):
+            return (
+                f"this host has {card}, but JAX runs on the CPU: install the package for it, pip "
+                f"install 'qa-flax[{extra}]', or set JAX_PLATFORMS=cpu if the CPU is meant"
+            )
+    return None
+
+
+_ACCELERATORS = [
+    ("an NVIDIA card", "/proc/driver/nvidia/gpus/*", "cuda"),
+    ("a TPU", "/dev/accel*", "tpu"),
+]
+"""What its driver shows of an accelerator, and the extra with JAX's package for it."""
 
 
 def process_core_count() -> int:

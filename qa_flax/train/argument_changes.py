@@ -15,7 +15,7 @@ from transformers.integrations.integration_utils import (
 from transformers.trainer_callback import CallbackHandler, PrinterCallback
 
 from qa_flax.train.early_stopping import update_callback
-from qa_flax.train.progress import progress_callback
+from qa_flax.train.progress import LogPrinter, progress_callback
 from qa_flax.train.trackers import tracker_callbacks
 from qa_flax.train.training_arguments import (
     check_training_arguments,
@@ -128,4 +128,6 @@ def _set_tensorboard_folder(
 
 
 def _progress(args: transformers.TrainingArguments) -> TrainerCallback:
-    return (PrinterCallback if args.disable_tqdm else progress_callback())()
+    if not args.disable_tqdm:
+        return progress_callback()()
+    return (LogPrinter if vars(args).get("_prints_tables") else PrinterCallback)()

@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers.trainer_callback import (
     CallbackHandler,
+    PrinterCallback,
     ProgressCallback,
     TrainerCallback,
     TrainerState,
@@ -52,6 +53,11 @@ class TrainingProgress(ProgressCallback):
         if is_new and self.prediction_bar is not None:
             self.prediction_bar.set_description("Evaluating")
 
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Print the logged values above the bar, unless a table of them follows."""
+        if not is_tabulated(args, logs):
+            super().on_log(args, state, control, logs, **kwargs)
+
     def on_step_end(self, args, state, control, **kwargs):
         """Advance the training bar, and show the latest values."""
         super().on_step_end(args, state, control, **kwargs)
@@ -71,9 +77,11 @@ class TrainingLines(ProgressCallback):
         self._last_line = 0.0
         # Time and number of the first step of a run, which includes compiling.
         self._first: tuple[float, int] | None = None
+        self._is_training = False
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Print the number of steps and, for a resumed run, its first step."""
+        self._is_training = True
         self._last_line, self._first = time.monotonic(), None
         if state.is_world_process_zero:
             start = f" from step {state.global_step}" if state.global_step else ""
@@ -95,8 +103,9 @@ class TrainingLines(ProgressCallback):
             _print(f"step {state.global_step}/{state.max_steps}, {remaining:.0f} s left, {values}")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Print the logged values in one line."""
-        if state.is_world_process_zero and logs:
+        """Print the logged values in one line, unless a table of them follows."""
+        follows = is_tabulated(args, logs, after_training=not self._is_training)
+        if state.is_world_process_zero and logs and not follows:
             values = ((k, f"{v:.4g}" if isinstance(v, float) else v) for k, v in logs.items())
             _print(
                 f"step {state.global_step}: "
@@ -108,6 +117,38 @@ class TrainingLines(ProgressCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         """Print nothing."""
+        self._is_training = False
+
+
+class LogPrinter(PrinterCallback):
+    """transformers' `PrinterCallback`, without what a command prints as a table."""
+
+    _is_training = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Note that a training has begun."""
+        self._is_training = True
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Note that it has ended."""
+        self._is_training = False
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Print the logged values as a dict."""
+        if not is_tabulated(args, logs, after_training=not self._is_training):
+            super().on_log(args, state, control, logs, **kwargs)
+
+
+def is_tabulated(args: Any, logs: dict[str, Any] | None, *, after_training: bool = False) -> bool:
+    """Whether a command will print these values as a table, so that no line needs them.
+
+    Args:
+        args: the training arguments; a command that prints tables has set `_prints_tables`.
+        logs: the values.
+        after_training: whether no training is running, so that they are of a last evaluation.
+    """
+    is_last = after_training or "train_runtime" in (logs or ())
+    return is_last and vars(args).get("_prints_tables", False)
 
 
 def set_progress(state: TrainerState, progress: dict[str, float]) -> None:

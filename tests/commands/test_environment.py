@@ -2,12 +2,16 @@
 
 import copy
 import re
+from types import SimpleNamespace
 
+import jax
 import pytest
 
 from qa_flax.cli import main
 from qa_flax.commands.arguments import DistributedArguments
 from qa_flax.commands.env import report
+from qa_flax.commands.run.output import report_backend
+from qa_flax.device import parallel
 
 
 def process_environment(**changes):
@@ -83,6 +87,26 @@ def test_different_versions_or_core_counts_of_processes_are_problems():
     ]
     assert not list(report._problems([first, first]))
     assert "cores: 12, of 2 processes" in list(report._lines([first, second]))
+
+
+def test_a_card_without_its_package_is_a_problem(tmp_path, monkeypatch, caplog, capsys):
+    assert parallel.unused_accelerator() is None  # the tests run where JAX_PLATFORMS is cpu
+    monkeypatch.setattr(parallel.jax, "config", SimpleNamespace(jax_platforms=None))
+    card = tmp_path / "0000:01:00.0"
+    accelerators = [("an NVIDIA card", str(tmp_path / "*"), "cuda")]
+    monkeypatch.setattr(parallel, "_ACCELERATORS", accelerators)
+    assert parallel.unused_accelerator() is None
+    card.touch()
+    message = (
+        "this host has an NVIDIA card, but JAX runs on the CPU: install the package for it, pip "
+        "install 'qa-flax[cuda]', or set JAX_PLATFORMS=cpu if the CPU is meant"
+    )
+    assert parallel.unused_accelerator() == message
+    _, problems = report.report(DistributedArguments())
+    assert message in problems
+    report_backend()  # as qa-flax run does
+    assert [record.getMessage() for record in caplog.records] == [message]
+    assert capsys.readouterr().out == f"Running on cpu: 8 x cpu, JAX {jax.__version__}\n"
 
 
 def test_an_unused_tpu_is_a_problem():

@@ -7,8 +7,9 @@ import sys
 import pytest
 import tiny
 from tiny_trainers import arguments
+from transformers import TrainerControl, TrainerState
 
-from qa_flax import Trainer, prepare_train_features
+from qa_flax import Trainer, TrainingArguments, prepare_train_features
 from qa_flax.device import parallel
 from qa_flax.train import progress, training
 
@@ -65,6 +66,32 @@ def test_a_log_gets_lines_without_repetition(tmp_path, windows, capsys, monkeypa
     assert all(map(str.startswith, logged, beginnings))
     assert len(logged) == len(beginnings)
     assert len(lines) == 1 + len(steps) + len(logged)
+
+
+@pytest.mark.parametrize("printer", [progress.TrainingLines, progress.LogPrinter])
+def test_values_that_a_command_prints_as_a_table_have_no_line_of_their_own(
+    printer, tmp_path, windows, capsys, monkeypatch
+):
+    is_line = printer is progress.TrainingLines
+    args = TrainingArguments(str(tmp_path), disable_tqdm=not is_line)
+    vars(args)["_prints_tables"] = True
+    state, control = TrainerState(is_world_process_zero=True), TrainerControl()
+    callback = printer()
+    events = [
+        ("log", {"eval_f1": 1.0}),
+        ("train_begin", None),
+        ("log", {"loss": 2.0}),
+        ("log", {"eval_f1": 3.0}),
+        ("log", {"train_runtime": 4.0}),
+        ("train_end", None),
+        ("log", {"eval_f1": 5.0}),
+    ]
+    for event, logs in events:
+        more = {} if logs is None else {"logs": logs}
+        getattr(callback, f"on_{event}")(args, state, control, **more)
+    printed = capsys.readouterr()
+    lines = [line for line in (printed.out + printed.err).splitlines() if "Training" not in line]
+    assert [re.findall(r"\d+", line)[-1] for line in lines] == ["2", "3"]
 
 
 def test_disable_tqdm_and_logging_strategy_no_print_only_the_final_metrics(

@@ -104,6 +104,7 @@ def parser() -> argparse.ArgumentParser:
         CheckArguments,
         without=WITHOUT,
         positional={"train_file": "FILE"},
+        own=("label check", ["folds", "split_by", "show", "output"]),
         prog="qa-flax check",
         usage=USAGE,
         description=" ".join(DESCRIPTION.split()),

@@ -18,7 +18,7 @@ from qa_flax.commands.errors import TOKENIZER_ARGUMENT, UsageError, usage_errors
 from qa_flax.commands.run.folds import train_folds
 from qa_flax.commands.run.job import checkpoint_of
 from qa_flax.commands.run.model import load_model_and_tokenizer
-from qa_flax.commands.run.output import print_on_main, warn
+from qa_flax.commands.run.output import print_on_main, report_backend, warn
 from qa_flax.commands.run.split import load_stage, report_rows
 from qa_flax.data.examples import has_answers
 from qa_flax.distributed import failure, preemption
@@ -66,6 +66,7 @@ def check_file(
     with usage_errors(ValueError, OSError):
         folder = output_dir(training_args)
         start(distributed_args)
+        report_backend()
         check_training_arguments(training_args)
         tracker_callbacks(training_args)
         target = _target(check_args, data_args, folder)

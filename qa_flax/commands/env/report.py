@@ -86,6 +86,7 @@ def _environment() -> dict[str, Any]:
         "incompatible": _incompatible(),
         "cache": cache,
         "cache problem": _cache_problem(cache),
+        "unused": parallel.unused_accelerator(),
     }
 
 
@@ -157,7 +158,8 @@ def _problems(environments: list[dict[str, Any]]) -> Iterator[str]:
     for index, environment in enumerate(environments):
         prefix = f"process {index}: " if len(environments) > 1 else ""
         cache_problem = environment["cache problem"]
-        for problem in [*environment["incompatible"], *filter(None, [cache_problem])]:
+        found = [*environment["incompatible"], cache_problem, environment["unused"]]
+        for problem in filter(None, found):
             yield prefix + problem
         versions, backend = environment["versions"], environment["backend"]
         if versions["libtpu"] != "not installed" and backend != "tpu":

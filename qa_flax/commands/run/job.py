@@ -25,7 +25,7 @@ from qa_flax.commands.run.calibrate import Calibrator, check_calibrate, check_ca
 from qa_flax.commands.run.folds import cross_validate
 from qa_flax.commands.run.model import load_model_and_tokenizer
 from qa_flax.commands.run.more_data import EXTRA, check_more_data, show_augmentation
-from qa_flax.commands.run.output import print_on_main, warn
+from qa_flax.commands.run.output import print_on_main, report_backend, warn
 from qa_flax.commands.run.split import (
     check_stages,
     examples_by_stage,
@@ -96,6 +96,7 @@ def run(
     # Until training starts, these exceptions come from an invalid argument or file.
     with usage_errors(ValueError, OSError):
         start(DistributedArguments() if distributed_args is None else distributed_args)
+        report_backend()
     failure.propagate_failures()
     with preemption.sigterm_handled():
         return _run(model_args, data_args, training_args)
@@ -105,6 +106,7 @@ def _run(
     model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments
 ) -> dict[str, Any]:
     vars(training_args)["_is_command_line"] = True  # messages name arguments with dashes
+    vars(training_args)["_prints_tables"] = True
     if training_args.packing is None:
         training_args.packing = True
     with usage_errors(ValueError, OSError):

@@ -110,6 +110,7 @@ def parser() -> argparse.ArgumentParser:
         DistributedArguments,
         TuneArguments,
         without=(*WITHOUT, "search"),
+        own=("search", ["search", "n_trials", "timeout"]),
         prog="qa-flax tune",
         usage=USAGE,
         description=" ".join(DESCRIPTION.split()),

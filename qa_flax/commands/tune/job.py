@@ -20,7 +20,7 @@ from qa_flax.commands.errors import TOKENIZER_ARGUMENT, UsageError, usage_errors
 from qa_flax.commands.run.folds import conditions_of
 from qa_flax.commands.run.job import make_compute_metrics, make_post_processing, search_settings
 from qa_flax.commands.run.model import load_model, load_model_and_tokenizer
-from qa_flax.commands.run.output import print_on_main, warn
+from qa_flax.commands.run.output import print_on_main, report_backend, warn
 from qa_flax.commands.run.split import examples_by_stage, limited, load_stage, report_rows
 from qa_flax.commands.run.unanswerable import check_answers
 from qa_flax.commands.tune.report import best_line, run_command, table, trial_line, values_line
@@ -105,6 +105,7 @@ def tune(
                 "machine; give a local folder"
             )
         start(distributed_args)
+        report_backend()
         check_training_arguments(training_args)
     failure.propagate_failures()
     with sigterm_handled(), ExitStack() as stack:
