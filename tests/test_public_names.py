@@ -1,6 +1,8 @@
 """`import qa_flax` is lazy: public names are imported on first use, most without JAX or torch."""
 
+import inspect
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import transformers
 from flax import nnx
 from processes import WITHOUT_TORCH
 
 import qa_flax
+from qa_flax.train.old_names import OldNames
 
 ROOT = Path(__file__).parents[1]
 
@@ -88,6 +92,7 @@ import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 import qa_flax
+from qa_flax.train.old_names import OldNames
 from qa_flax import NAMES
 qa_flax.TrainingArguments(output_dir="out")
 words = "[PAD] [UNK] [CLS] [SEP] who runs ann".split()
@@ -135,6 +140,7 @@ class ReportImporter:
 
 sys.meta_path.insert(0, ReportImporter())
 import qa_flax
+from qa_flax.train.old_names import OldNames
 for name in qa_flax.__all__:
     getattr(qa_flax, name)
 """
@@ -171,3 +177,29 @@ def test_renamed_names_still_work_and_warn(tmp_path):
         model.take_over(nnx.state(tiny.model(seed=1), nnx.Param))
     kernels = [m.head.outputs.kernel[...] for m in (model, tiny.model(seed=1))]
     np.testing.assert_array_equal(*kernels)
+
+
+def test_every_public_name_describes_its_arguments_and_has_an_example():
+    theirs = {"EarlyStoppingCallback", "TaskType"}  # transformers' class, and PEFT's enum
+    for name in set(qa_flax.__all__) - theirs:
+        value = getattr(qa_flax, name)
+        documents = [inspect.getdoc(value) or ""]
+        if inspect.isclass(value):
+            documents.append(inspect.getdoc(value.__init__) or "")
+        assert ">>> " in documents[0], name
+        text = "\n".join(documents)
+        if issubclass_of(value, transformers.TrainingArguments):
+            own = set(inspect.signature(value).parameters)
+            own -= set(inspect.signature(transformers.TrainingArguments).parameters)
+            arguments = own - set(OldNames.__dataclass_fields__)
+        elif issubclass_of(value, qa_flax.AutoModelForQuestionAnswering):
+            arguments = {"config", "dtype", "lora", "seed"}
+            text += inspect.getdoc(qa_flax.AutoModelForQuestionAnswering.__init__) or ""
+        else:
+            arguments = set(inspect.signature(value).parameters)
+        missing = {argument for argument in arguments if not re.search(rf"\b{argument}\b", text)}
+        assert not missing, (name, missing)
+
+
+def issubclass_of(value, kind):
+    return inspect.isclass(value) and issubclass(value, kind)

@@ -83,7 +83,20 @@ class QuestionAnswerer:
         base_model: for a folder of LoRA adapters, the base model's folder or name.
         progress: called after each batch with the number of windows that are computed and of all
             windows of the present block of questions.
-        **settings: defaults of the call's settings, such as `top_k=3` or `batch_size=8`.
+        **settings: defaults of the call's settings:
+
+            - `top_k` (1): how many answers to return at most, best first.
+            - `answers` (None): how many separate answers, with confidences, to return at most, and
+              `threshold` (0.05): the lowest confidence of these.
+            - `handle_impossible_answer` (False): whether "no answer", "", may be an answer.
+            - `max_answer_len` (15), `max_seq_len` (384), `doc_stride` (128), `max_question_len`
+              (None, no limit): tokens of answers, of windows, that neighbouring windows share, and
+              of questions.
+            - `align_to_words` (True): whether answers are widened to whole words.
+            - `normalize` ("all"): with several contexts, whether confidences sum to 1 over "all" or
+              over "each".
+            - `batch_size` (what is fast): windows that a core computes at once, at most.
+            - `padding`, `num_workers`: of transformers' pipeline, without effect.
 
     Raises:
         OSError: files are missing, or could not be downloaded.
@@ -133,8 +146,8 @@ class QuestionAnswerer:
         Args:
             *inputs: questions without names: a dict `{"question": ..., "context": ...}`, a list or
                 a data set of such dicts, an iterator of them, or a question and a context.
-            **keywords: `question` and `context`, or `contexts`, and the settings of
-                `settings.Settings`, which take precedence over those of the answerer.
+            **keywords: `question` and `context`, or `contexts`, and the settings of the
+                class, which take precedence over those of the answerer.
 
                 `question` and `context` are texts, or lists of texts of the same length; several
                 questions may share one context. `contexts` is a list of texts, or a dict of texts

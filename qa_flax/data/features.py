@@ -76,20 +76,32 @@ def prepare_train_features(
     tokenizer: PreTrainedTokenizerBase,
     max_seq_length: int = 384,
     doc_stride: int = 128,
-    **settings: Any,
+    *,
+    misaligned: str | None = None,
+    pad_to_max_length: bool = True,
+    long_questions: str = "truncate",
+    disable_tqdm: bool = False,
+    answers: str = "first",
 ) -> Any:
     """Tokenize examples into strided windows with labels, to train on.
 
     It may also be the function of `Dataset.map`, see the second example.
 
     Args:
-        examples: see `make_windows`; every example needs `answers`, which may be an empty list. Or
-            a batch of `Dataset.map(..., batched=True)` or of `with_transform`: a dict of columns.
-        tokenizer: see `make_windows`.
-        max_seq_length: tokens in a window.
+        examples: the result of `load_examples`, or anything that it reads; every example needs
+            `answers`, which may be an empty list. Or a batch of `Dataset.map(..., batched=True)` or
+            of `with_transform`: a dict of columns.
+        tokenizer: a fast tokenizer; its truncation and padding settings are not changed.
+        max_seq_length: tokens in a window; limited to the tokenizer's `model_max_length`.
         doc_stride: tokens that two neighbouring windows of an example share.
-        settings: `misaligned`, `pad_to_max_length`, `long_questions`, `disable_tqdm` or `answers`
-            of `make_windows`. With `answers="all"` the loss counts every answer of an example.
+        misaligned: what to do with answers that are not at their `answer_start`; see
+            `load_examples`. None: what it was told, else "drop".
+        pad_to_max_length: pad every window to `max_seq_length`, else to the longest window.
+        long_questions: what to do with questions that leave no room for the context: "truncate"
+            them and log a warning, or "refuse" the examples.
+        disable_tqdm: show no progress bar.
+        answers: which answers of an example are labels: the "first", as in Hugging Face, or "all",
+            with which the loss counts every one.
 
     Returns:
         A data set with a row for each window and Hugging Face's columns. An example has no windows
@@ -112,7 +124,8 @@ def prepare_train_features(
         omitted if the batch has no column `id`.
 
     Raises:
-        ExampleError: examples are invalid, or questions are too long; see `make_windows`.
+        ExampleError: examples are invalid, or questions are too long and are refused or cannot be
+            truncated far enough.
         ValueError: the tokenizer is not supported, or a setting is out of range.
 
     Example:
@@ -133,10 +146,18 @@ def prepare_train_features(
         >>> mapped["input_ids"][:] == train["input_ids"][:]
         True
     """
-    lengths = {"max_seq_length": max_seq_length, "doc_stride": doc_stride}
+    settings: dict[str, Any] = {
+        "max_seq_length": max_seq_length,
+        "doc_stride": doc_stride,
+        "misaligned": misaligned,
+        "pad_to_max_length": pad_to_max_length,
+        "long_questions": long_questions,
+        "disable_tqdm": disable_tqdm,
+        "answers": answers,
+    }
     if is_batch(examples):
-        return _prepare_batch(examples, tokenizer, labels=True, **lengths, **settings)
-    windows = make_windows(examples, tokenizer, labels=True, leaves_out=True, **lengths, **settings)
+        return _prepare_batch(examples, tokenizer, labels=True, **settings)
+    windows = make_windows(examples, tokenizer, labels=True, leaves_out=True, **settings)
     if (line := describe_single_answers(windows)) is not None:
         logger.warning("%s", line)
     return windows.features().to_dataset()
@@ -147,7 +168,13 @@ def prepare_validation_features(
     tokenizer: PreTrainedTokenizerBase,
     max_seq_length: int = 384,
     doc_stride: int = 128,
-    **settings: Any,
+    *,
+    labels: bool | None = None,
+    misaligned: str | None = None,
+    pad_to_max_length: bool = True,
+    long_questions: str = "truncate",
+    disable_tqdm: bool = False,
+    answers: str = "first",
 ) -> Any:
     """Tokenize examples into strided windows, to evaluate or predict.
 
@@ -156,13 +183,22 @@ def prepare_validation_features(
     may be the function of `Dataset.map`.
 
     Args:
-        examples: see `make_windows`. Or a batch of `Dataset.map(..., batched=True)` or of
-            `with_transform`: a dict of columns, among them `id`.
-        tokenizer: see `make_windows`.
-        max_seq_length: tokens in a window.
+        examples: the result of `load_examples`, or anything that it reads. Or a batch of
+            `Dataset.map(..., batched=True)` or of `with_transform`: a dict of columns, among them
+            `id`.
+        tokenizer: a fast tokenizer; its truncation and padding settings are not changed.
+        max_seq_length: tokens in a window; limited to the tokenizer's `model_max_length`.
         doc_stride: tokens that two neighbouring windows of an example share.
-        settings: `labels`, `misaligned`, `pad_to_max_length`, `long_questions`, `disable_tqdm` or
-            `answers` of `make_windows`.
+        labels: whether to add labels, as `prepare_train_features` has them; None: if any example
+            has an answer.
+        misaligned: what to do with answers that are not at their `answer_start`; see
+            `load_examples`. None: what it was told, else "drop".
+        pad_to_max_length: pad every window to `max_seq_length`, else to the longest window.
+        long_questions: what to do with questions that leave no room for the context: "truncate"
+            them and log a warning, or "refuse" the examples.
+        disable_tqdm: show no progress bar.
+        answers: which answers of an example are labels: the "first", as in Hugging Face, or "all",
+            with which the loss counts every one.
 
     Returns:
         A data set with a row for each window and the columns of `prepare_train_features`; without
@@ -170,7 +206,8 @@ def prepare_validation_features(
         `prepare_train_features`, with labels if the batch has a column of answers.
 
     Raises:
-        ExampleError: examples are invalid, or questions are too long; see `make_windows`.
+        ExampleError: examples are invalid, or questions are too long and are refused or cannot be
+            truncated far enough.
         ValueError: the tokenizer is not supported, or a setting is out of range.
 
     Example:
@@ -182,11 +219,16 @@ def prepare_validation_features(
         >>> windows[0]["example_id"], windows[0]["offset_mapping"][0]
         ('q0', [-1, -1])
     """
-    settings = {
-        "labels": None,
+    settings: dict[str, Any] = {
+        "labels": labels,
         "max_seq_length": max_seq_length,
         "doc_stride": doc_stride,
-    } | settings
+        "misaligned": misaligned,
+        "pad_to_max_length": pad_to_max_length,
+        "long_questions": long_questions,
+        "disable_tqdm": disable_tqdm,
+        "answers": answers,
+    }
     if is_batch(examples):
         return _prepare_batch(examples, tokenizer, **settings)
     windows = make_windows(examples, tokenizer, **settings)

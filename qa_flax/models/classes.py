@@ -7,7 +7,8 @@ from qa_flax.models.family import Family
 
 _DOCSTRING = """`{base}` for {model_type} models only.
 
-    A checkpoint or config of another family is refused.
+    It has the arguments and methods of `{base}`. A checkpoint or config of another
+    family is refused.
 
     Example:
         >>> from transformers import GPT2Config
