@@ -94,11 +94,10 @@ def prepare_train_features(
         tokenizer: a fast tokenizer; its truncation and padding settings are not changed.
         max_seq_length: tokens in a window; limited to the tokenizer's `model_max_length`.
         doc_stride: tokens that two neighbouring windows of an example share.
-        misaligned: what to do with answers that are not at their `answer_start`; see
-            `load_examples`. None: what it was told, else "drop".
+        misaligned: of `load_examples`; None: what it was told, else "drop".
         pad_to_max_length: pad every window to `max_seq_length`, else to the longest window.
-        long_questions: what to do with questions that leave no room for the context: "truncate"
-            them and log a warning, or "refuse" the examples.
+        long_questions: "truncate" questions that leave no room for the context, and log a
+            warning, or "refuse" the examples.
         disable_tqdm: show no progress bar.
         answers: which answers of an example are labels: the "first", as in Hugging Face, or "all",
             with which the loss counts every one.
@@ -116,8 +115,7 @@ def prepare_train_features(
           counts the answers that no window contains.
         - `start_positions_all`, `end_positions_all`: lists of int32, only with `answers="all"`: the
           distinct spans of all answers that the window contains as a whole, or the CLS token.
-        - `example_id`: str.
-        - `cls_index`: int32, position of the CLS token; only if it is not always the first token.
+        - `example_id`: str; `cls_index`: int32, only if the CLS token is not always the first one.
 
         For a batch: a dict of these columns, as lists. Offsets outside the context are None, as in
         Hugging Face, and rows have no padding with `pad_to_max_length=False`. `example_id` is
@@ -137,24 +135,13 @@ def prepare_train_features(
         >>> len(train[0]["input_ids"]), train[0]["start_positions"] <= train[0]["end_positions"]
         (64, True)
         >>> settings = {"tokenizer": tokenizer, "max_seq_length": 64, "doc_stride": 16}
-        >>> mapped = examples.map(
-        ...     prepare_train_features,
-        ...     batched=True,
-        ...     remove_columns=examples.column_names,
-        ...     fn_kwargs=settings,
-        ... )
+        >>> mapped = examples.map(prepare_train_features, batched=True, fn_kwargs=settings,
+        ...                       remove_columns=examples.column_names)
         >>> mapped["input_ids"][:] == train["input_ids"][:]
         True
     """
-    settings: dict[str, Any] = {
-        "max_seq_length": max_seq_length,
-        "doc_stride": doc_stride,
-        "misaligned": misaligned,
-        "pad_to_max_length": pad_to_max_length,
-        "long_questions": long_questions,
-        "disable_tqdm": disable_tqdm,
-        "answers": answers,
-    }
+    lengths, texts = (max_seq_length, doc_stride, pad_to_max_length), (misaligned, long_questions)
+    settings = _settings(lengths, texts, disable_tqdm, answers)
     if is_batch(examples):
         return _prepare_batch(examples, tokenizer, labels=True, **settings)
     windows = make_windows(examples, tokenizer, labels=True, leaves_out=True, **settings)
@@ -191,11 +178,10 @@ def prepare_validation_features(
         doc_stride: tokens that two neighbouring windows of an example share.
         labels: whether to add labels, as `prepare_train_features` has them; None: if any example
             has an answer.
-        misaligned: what to do with answers that are not at their `answer_start`; see
-            `load_examples`. None: what it was told, else "drop".
+        misaligned: of `load_examples`; None: what it was told, else "drop".
         pad_to_max_length: pad every window to `max_seq_length`, else to the longest window.
-        long_questions: what to do with questions that leave no room for the context: "truncate"
-            them and log a warning, or "refuse" the examples.
+        long_questions: "truncate" questions that leave no room for the context, and log a
+            warning, or "refuse" the examples.
         disable_tqdm: show no progress bar.
         answers: which answers of an example are labels: the "first", as in Hugging Face, or "all",
             with which the loss counts every one.
@@ -219,20 +205,33 @@ def prepare_validation_features(
         >>> windows[0]["example_id"], windows[0]["offset_mapping"][0]
         ('q0', [-1, -1])
     """
-    settings: dict[str, Any] = {
-        "labels": labels,
-        "max_seq_length": max_seq_length,
-        "doc_stride": doc_stride,
-        "misaligned": misaligned,
-        "pad_to_max_length": pad_to_max_length,
-        "long_questions": long_questions,
-        "disable_tqdm": disable_tqdm,
-        "answers": answers,
-    }
+    lengths, texts = (max_seq_length, doc_stride, pad_to_max_length), (misaligned, long_questions)
+    settings = _settings(lengths, texts, disable_tqdm, answers) | {"labels": labels}
     if is_batch(examples):
         return _prepare_batch(examples, tokenizer, **settings)
     windows = make_windows(examples, tokenizer, **settings)
     return windows.features().to_dataset()
+
+
+def _settings(
+    lengths: tuple[int, int, bool], texts: tuple[str | None, str], disable_tqdm: bool, answers: str
+) -> dict[str, Any]:
+    """The arguments of `make_windows` that both functions have.
+
+    Args:
+        lengths: `max_seq_length`, `doc_stride` and `pad_to_max_length`.
+        texts: `misaligned` and `long_questions`.
+        disable_tqdm, answers: theirs.
+    """
+    return {
+        "max_seq_length": lengths[0],
+        "doc_stride": lengths[1],
+        "pad_to_max_length": lengths[2],
+        "misaligned": texts[0],
+        "long_questions": texts[1],
+        "disable_tqdm": disable_tqdm,
+        "answers": answers,
+    }
 
 
 def _prepare_batch(
