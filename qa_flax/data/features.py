@@ -107,7 +107,7 @@ def prepare_train_features(
         if it has answers, but none whose text occurs in its context (see `misaligned`). L is
         `max_seq_length`, or the length of the longest window with `pad_to_max_length=False`.
 
-        - `input_ids`, `attention_mask` and, if the model has them, `token_type_ids`: int32 [L].
+        - `input_ids`, `attention_mask`, `token_type_ids` if the model has them: int32 [L].
         - `offset_mapping`: int32 [L, 2], start and end of each token in the context, in code
           points; (-1, -1) outside the context.
         - `start_positions`, `end_positions`: int32, first and last token of the example's first
@@ -118,8 +118,7 @@ def prepare_train_features(
         - `example_id`: str; `cls_index`: int32, only if the CLS token is not always the first one.
 
         For a batch: a dict of these columns, as lists. Offsets outside the context are None, as in
-        Hugging Face, and rows have no padding with `pad_to_max_length=False`. `example_id` is
-        omitted if the batch has no column `id`.
+        Hugging Face, `pad_to_max_length=False` pads nothing, and `example_id` needs a column `id`.
 
     Raises:
         ExampleError: examples are invalid, or questions are too long and are refused or cannot be
