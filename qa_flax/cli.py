@@ -3,6 +3,7 @@
 import argparse
 import gc
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -52,11 +53,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
             # Imports and tracing create a million objects that stay; Python would look through all
             # of them again and again.
             gc.set_threshold(100_000, 20, 20)
+            _draw_no_bars_into_logs()
         if arguments is None and argv[0] in WITHOUT_TORCH:
             hide_torch()
         status = _run(argv[0], argv[1:])
         if status is not None:
             sys.exit(status)
+
+
+def _draw_no_bars_into_logs() -> None:
+    """Turn off the progress bars of datasets and huggingface_hub where stderr is no terminal.
+
+    They would fill a log with carriage returns. Variables that are set take precedence. Call it
+    before these libraries are imported.
+    """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def help_text() -> str:

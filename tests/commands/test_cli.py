@@ -170,6 +170,27 @@ def test_help_scoring_and_invalid_arguments_need_no_jax(tmp_path):
     assert scores == [0, '{"exact_match": 100.0, "f1": 100.0}\n', ""]
 
 
+BARS = """
+import sys
+from qa_flax.cli import main
+where, sys.argv[1:] = sys.argv[1], ["env", "--help"]
+sys.stderr.isatty = lambda: where == "terminal"
+try:
+    main()
+except SystemExit:
+    import datasets, huggingface_hub.utils
+    print(datasets.is_progress_bar_enabled(), huggingface_hub.utils.are_progress_bars_disabled())
+"""
+
+
+@pytest.mark.parametrize(("where", "printed"), [("log", "False True"), ("terminal", "True False")])
+def test_bars_of_other_libraries_are_not_drawn_into_a_log(where, printed, monkeypatch):
+    monkeypatch.delenv("HF_DATASETS_DISABLE_PROGRESS_BARS", raising=False)
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+    process = run_python(BARS, where)
+    assert process.stdout.splitlines()[-1] == printed, process.stderr
+
+
 def test_imports_do_not_change_the_format_of_log_lines(toy):
     program = (
         "import sys\nfrom qa_flax import commands\nfrom qa_flax.cli import main\n"
