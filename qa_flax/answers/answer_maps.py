@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qa_flax import messages, storage
@@ -32,7 +32,7 @@ def read_answer_map(
         values = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
         raise _not_json(path, error) from error
-    if repeated := getattr(values, "repeated", []):
+    if repeated := getattr(values, "repeated", ()):
         _warn_of_repeated(path, repeated)
     if not isinstance(values, dict):
         raise ValueError(f"{path} contains a {type(values).__name__}; it must be {{id: {what}}}")
@@ -110,7 +110,7 @@ def _refuse(path: str | os.PathLike, bad: list[str], count: int, what: str) -> N
         )
 
 
-def _warn_of_repeated(path: str | os.PathLike, repeated: tuple[str, ...]) -> None:
+def _warn_of_repeated(path: str | os.PathLike, repeated: Sequence[str]) -> None:
     logger.warning(
         "%s: ids that occur several times, of which the last counts: %s", path, first_few(repeated)
     )

@@ -23,8 +23,12 @@ _POSITIVE = at_least(1)
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser."""
-    parser = argparse.ArgumentParser(prog="qa-flax report", description=" ".join(DESCRIPTION.split()))
-    parser.add_argument("folder", metavar="OUT", help="folder of an evaluation (--output_dir of its run)")
+    parser = argparse.ArgumentParser(
+        prog="qa-flax report", description=" ".join(DESCRIPTION.split())
+    )
+    parser.add_argument(
+        "folder", metavar="OUT", help="folder of an evaluation (--output_dir of its run)"
+    )
     parser.add_argument(
         "--data",
         metavar="FILE",
@@ -42,7 +46,9 @@ def parser() -> argparse.ArgumentParser:
         help="folder of another evaluation of the same questions: which questions were mended and "
         "which were broken since, and whether the difference may be chance",
     )
-    parser.add_argument("--output", metavar="FILE", help="the page (default: eval_report.html in OUT)")
+    parser.add_argument(
+        "--output", metavar="FILE", help="the page (default: eval_report.html in OUT)"
+    )
     parser.add_argument(
         "--max_rows",
         type=int,

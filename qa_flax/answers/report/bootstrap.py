@@ -9,13 +9,15 @@ replacement. An interval has the central 95% of the resampled means (the percent
 Dimensions: E questions, G groups, M measures, B resamples.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
 from jaxtyping import Bool, Float, Int
 
 RESAMPLES = 1000
+MIN_CLUSTERS = 5
+"""The fewest contexts of a group that an interval is given for."""
 LEVEL = 0.95
 _AT_ONCE = 50  # resamples; their weights for 100,000 contexts take 40 MB
 
@@ -25,6 +27,7 @@ class Means(NamedTuple):
 
     values: Float[np.ndarray, "g m"]
     """NaN in a group without questions."""
+    # NaN where there is no interval:
     low: Float[np.ndarray, "g m"]
     high: Float[np.ndarray, "g m"]
     p_values: Float[np.ndarray, "g m"]
@@ -41,24 +44,27 @@ def means(
 ) -> Means:
     """Return means with 95% intervals. All groups and measures have the same resamples.
 
+    A group gets no interval if it has fewer than 5 contexts, of which resamples are too much alike,
+    or if all its questions have the same value.
+
     Args:
         measures: the values of each question.
         members: which questions are in which groups.
-        clusters: the number of each question's context, from 0. If all questions share one,
-            questions are resampled.
+        clusters: the number of each question's context, from 0. If there are fewer than 5 in all,
+            single questions are resampled.
         seed: of the resampling.
         resamples: how many.
 
     Example:
         >>> import numpy as np
         >>> from qa_flax.answers.report.bootstrap import means
-        >>> right = np.array([[1.0], [1.0], [0.0], [1.0]])
-        >>> all_of_them = np.ones((4, 1), bool)
-        >>> result = means(right, all_of_them, np.array([0, 0, 1, 2]))
+        >>> right = np.array([[1.0], [1.0], [1.0], [0.0], [1.0], [1.0], [0.0], [1.0]])
+        >>> contexts = np.array([0, 0, 1, 2, 2, 3, 4, 5])
+        >>> result = means(right, np.ones((8, 1), bool), contexts)
         >>> float(result.values[0, 0]), float(result.high[0, 0])
         (0.75, 1.0)
     """
-    if len(clusters) and clusters.max() == 0:
+    if len(np.unique(clusters)) < MIN_CLUSTERS:
         clusters = np.arange(len(clusters))
     sums, counts = _cluster_sums(measures, members, clusters)
     groups, size = members.shape[1], sums.shape[1]
@@ -73,13 +79,14 @@ def means(
             weights = _weights(rng, size, len(rows))
             numerators = (sums @ weights).T.reshape(len(rows), *shape)
             rows[:] = numerators / (counts @ weights).T[:, :, None]
-    return _summary(values, resampled)
+    has_interval = np.asarray((counts > 0).sum(axis=1)).reshape(groups, 1) >= MIN_CLUSTERS
+    return _summary(values, resampled, has_interval)
 
 
 def _cluster_sums(
     measures: np.ndarray, members: np.ndarray, clusters: np.ndarray
-) -> tuple[scipy.sparse.csr_matrix, scipy.sparse.csr_matrix]:
-    """Return the sums of measures [G*M, C] and the numbers of questions [G, C] by cluster."""
+) -> tuple[Any, Any]:
+    """Return sparse sums of measures [G*M, C] and numbers of questions [G, C] by cluster."""
     size = int(clusters.max()) + 1 if len(clusters) else 0
     groups, kinds = members.shape[1], measures.shape[1]
     questions, group = np.nonzero(members)
@@ -101,7 +108,7 @@ def _weights(rng: np.random.Generator, size: int, resamples: int) -> np.ndarray:
     return np.ascontiguousarray(counts.reshape(resamples, size).T, np.float64)
 
 
-def _summary(values: np.ndarray, resampled: np.ndarray) -> Means:
+def _summary(values: np.ndarray, resampled: np.ndarray, has_interval: np.ndarray) -> Means:
     """Return the intervals and p-values of resampled means [B, G, M]."""
     # A small group may be missing in a resample.
     present = np.isfinite(resampled)
@@ -116,4 +123,7 @@ def _summary(values: np.ndarray, resampled: np.ndarray) -> Means:
     with np.errstate(invalid="ignore"):
         below, above = (resampled <= 0).sum(axis=0), (resampled >= 0).sum(axis=0)
     p_values = np.clip(2 * np.minimum(below, above) / count, 1 / len(resampled), 1.0)
-    return Means(values, quantile(tail), quantile(1 - tail), p_values)
+    bounds = (quantile(tail), quantile(1 - tail), p_values)
+    # Where all questions have the same score, all resamples have, which says nothing.
+    has_interval = has_interval & (bounds[0] < bounds[1])
+    return Means(values, *(np.where(has_interval, part, np.nan) for part in bounds))

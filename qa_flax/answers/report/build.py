@@ -106,7 +106,8 @@ def _add_curve(report: Report, answered: Answered) -> None:
     )
     odds = np.array([answered.null_odds[id_] for id_ in questions.ids], np.float64)
     # JSON may hold infinite numbers; a question without any span has the highest finite one.
-    odds = np.nan_to_num(odds, posinf=np.finfo(np.float32).max, neginf=-np.finfo(np.float32).max)
+    largest = float(np.finfo(np.float32).max)
+    odds = np.clip(odds, -largest, largest)
     scores = np.stack([exact, f1], axis=1)
     report.curve = threshold_curve(odds, scores, questions.has_gold(), report.threshold)
 
@@ -144,7 +145,9 @@ def _notes(answered: Answered, questions: Questions, comparison: Comparison | No
         notes.append(f"{int(is_empty.sum()):,} answers are empty, though every question has one.")
     if comparison is not None and not comparison.compared.all():
         missing = int((~comparison.compared).sum())
-        notes.append(f"{comparison.folder} lacks {missing:,} of the questions; they are not compared.")
+        notes.append(
+            f"{comparison.folder} lacks {missing:,} of the questions; they are not compared."
+        )
     if comparison is not None and comparison.only_other:
         notes.append(
             f"{comparison.folder} has {comparison.only_other:,} questions more, which are left out."

@@ -32,13 +32,17 @@ def outcome_bar(shares: Sequence[tuple[str, float]], label: str) -> str:
 
 
 def interval_bar(value: float, low: float, high: float, mean: float) -> str:
-    """Return a bar of a score in percent with its interval and a line at the mean of all."""
+    """Return a bar of a score in percent with its interval and a line at the mean of all.
+
+    `low` is NaN if there is no interval.
+    """
     parts = [
         _shape("rect", "track", x=0, y=5, width=100, height=6),
         _shape("rect", "bar", x=0, y=5, width=value, height=6),
-        _shape("line", "interval", x1=low, x2=high, y1=8, y2=8),
         _shape("line", "mean", x1=mean, x2=mean, y1=1, y2=15),
     ]
+    if low == low:
+        parts.append(_shape("line", "interval", x1=low, x2=high, y1=8, y2=8))
     box = 'viewBox="0 0 100 16" preserveAspectRatio="none"'
     return f'<svg class="meter" {box} aria-hidden="true">{"".join(parts)}</svg>'
 

@@ -11,6 +11,7 @@ from qa_flax import storage
 from qa_flax.answers.record import file_source, record_name
 from qa_flax.answers.report.reading import Answered
 from qa_flax.data.examples import read_examples
+from qa_flax.data.rejected import RejectedRow
 from qa_flax.messages import first_few
 
 _COLUMNS = ("question", "context", "answers", "id")
@@ -63,13 +64,20 @@ def load_data(answered: Answered, data: str | os.PathLike | None) -> EvaluationD
     if missing:
         raise ValueError(
             f"{name} lacks {len(missing):,} of the {len(answered.answers):,} questions that were "
-            f"evaluated (ids {first_few(missing)}); it has {len(row_of):,} others (ids "
-            f"{first_few(list(row_of))}); {give_data}"
+            f"evaluated (ids {first_few(missing)}){_reason(missing, loaded.rejected)}; it has "
+            f"{len(row_of):,} questions (ids {first_few(list(row_of))}); {give_data}"
         )
     rows = [row_of[id_] for id_ in answered.answers]
     selected = examples.select(rows)
     notes = _changes(answered, source, arguments["source"], selected)
     return EvaluationData(name, selected, len(examples), notes)
+
+
+def _reason(missing: list[str], rejected: list[RejectedRow]) -> str:
+    """Say why the first of the missing questions that the source has cannot be used."""
+    reasons = {row.id: row.reasons for row in rejected if row.id is not None}
+    id_ = next((id_ for id_ in missing if id_ in reasons), None)
+    return "" if id_ is None else f"; the row of {id_} cannot be used: {first_few(reasons[id_])}"
 
 
 def _arguments(
@@ -80,7 +88,7 @@ def _arguments(
     reading = source.get("read") or {}
     arguments: dict[str, Any] = {
         "misaligned": reading.get("misaligned", "drop"),
-        "bad_rows": reading.get("bad_rows", "refuse"),
+        "bad_rows": "skip",  # if such a row was evaluated, it is missing, which is told
         "columns": reading.get("columns") or dict.fromkeys(_COLUMNS),
     }
     if data is not None:
@@ -92,11 +100,15 @@ def _arguments(
     if "file" in source:
         file = source["file"]
         if not storage.path(file).is_file():
-            raise ValueError(f"the data of the evaluation, {file}, is not there any more; {give_data}")
+            raise ValueError(
+                f"the data of the evaluation, {file}, is not there any more; {give_data}"
+            )
         return arguments | {"source": file}, file
     name = source.get("dataset_name")
     if not isinstance(name, str):
-        raise ValueError(f"the record of the evaluation does not say where its data is; {give_data}")
+        raise ValueError(
+            f"the record of the evaluation does not say where its data is; {give_data}"
+        )
     config = source.get("dataset_config_name")
     arguments |= {"source": name, "config_name": config, "split": source.get("split")}
     return arguments, " ".join(filter(None, [name, config, source.get("split")]))

@@ -38,8 +38,8 @@ def percent(value: float) -> str:
 
 
 def interval(low: float, high: float) -> str:
-    """Return the ends of an interval of shares in percent."""
-    return f"{percent(low)}{DASH}{percent(high)}"
+    """Return the ends of an interval of shares in percent; one dash if there is none."""
+    return DASH if low != low else f"{percent(low)}{DASH}{percent(high)}"
 
 
 def number(value: int) -> str:
@@ -70,7 +70,7 @@ def slice_table(slice_: Slice, index: int, counts: Sequence[int], means: Means, 
     rows = []
     for group, (label, count) in enumerate(zip(slice_.labels, counts, strict=True)):
         (exact, mean), (_, low), (_, high) = (part[group, :2] for part in means[:3])
-        bar = interval_bar(100 * mean, 100 * low, 100 * high, 100 * f1) if mean == mean else ""
+        bar = interval_bar(100 * mean, 100 * low, 100 * high, 100 * f1)
         button = (
             f'<button type="button" data-slice="{index}" data-group="{group}" '
             f'title="Show these questions">{data_text(label)}</button>'
@@ -78,7 +78,8 @@ def slice_table(slice_: Slice, index: int, counts: Sequence[int], means: Means, 
         rows.append(
             f'<tr><th scope="row">{button}</th><td>{number(count)}</td><td>{percent(exact)}</td>'
             f"<td>{percent(mean)}</td>"
-            f'<td class="meter-cell">{bar}<span class="ci">{interval(low, high)}</span></td></tr>'
+            f'<td class="meter-cell"><div class="meter-box">{bar}<span class="ci">'
+            f"{interval(low, high)}</span></div></td></tr>"
         )
     return (
         f'<section class="slice"><h3 id="slice-{index}">{text(slice_.name)}{unit}</h3>'

@@ -126,7 +126,8 @@
     const line = element("div", "marks");
     if (row.answerPlace) line.append(element("mark", "answer", "the model's answer"));
     if (row.goldPlaces.length) line.append(element("mark", "gold", "gold"));
-    if (row.answerPlace && row.goldPlaces.length) line.append(element("mark", "both", "both"));
+    const [start, end] = row.answerPlace ?? [0, 0];
+    if (row.goldPlaces.some((gold) => gold[0] < end && start < gold[1])) line.append(element("mark", "both", "both"));
     if (row.occurrences > 1) {
       line.append(element("span", "", `The answer's text occurs ${row.occurrences} times here; one place is marked.`));
     }
@@ -156,7 +157,7 @@
   };
   const facts = (row) => {
     const line = element("p", "facts"), parts = [];
-    if (settings.isLabelled) parts.push(settings.outcomes[row.outcome], `F1 ${percent(row.f1)}`);
+    if (settings.isLabelled) parts.push(settings.outcomes[row.outcome], `F1 ${(100 * row.f1).toFixed(1)}`);
     if (row.change !== null && settings.changes[row.change]) parts.push(settings.changes[row.change]);
     if (row.windows !== null) parts.push(plural(row.windows, "window"));
     line.append(parts.join(" · "), parts.length ? " · " : "");

@@ -17,7 +17,7 @@ import numpy as np
 
 from qa_flax import __version__
 from qa_flax.answers.report import charts, html
-from qa_flax.answers.report.bootstrap import RESAMPLES, Means
+from qa_flax.answers.report.bootstrap import MIN_CLUSTERS, RESAMPLES, Means
 from qa_flax.answers.report.questions import CHANGES, OUTCOMES, Comparison, Outcome, Questions
 from qa_flax.answers.report.reliability import Reliability
 from qa_flax.answers.report.rows import FIELDS, PageRows, script_json
@@ -106,7 +106,7 @@ def render(report: Report) -> str:
 
 
 def _file(name: str) -> str:
-    return (resources.files(__package__) / name).read_text(encoding="utf-8")
+    return (resources.files("qa_flax.answers.report") / name).read_text(encoding="utf-8")
 
 
 def _policy(style: str, script: str) -> str:
@@ -154,19 +154,7 @@ def _description(report: Report) -> str:
 
 
 def _scores(report: Report) -> str:
-    questions, overall = report.questions, report.overall
-    figures = []
-    if overall is not None:
-        groups = [(0, ""), (1, "with an answer"), (2, "without")] if questions.version_2 else [(0, "")]
-        for group, name in groups:
-            kind = "small" if name else ""
-            for column, metric in enumerate(("Exact match", "F1")):
-                value = overall.values[group, column]
-                if value != value:
-                    continue
-                title = f"{metric}, {name}" if name else metric
-                ends = html.interval(overall.low[group, column], overall.high[group, column])
-                figures.append(html.figure(title, html.percent(value), ends, kind))
+    questions = report.questions
     counts = _counts(questions.outcome, len(OUTCOMES))
     parts = [(f"outcome-{outcome}", counts[outcome] / len(questions)) for outcome in OUTCOMES]
     legend = "".join(
@@ -177,7 +165,34 @@ def _scores(report: Report) -> str:
     )
     named = ", ".join(f"{counts[o]} {name}" for o, name in OUTCOMES.items() if counts[o])
     bar = charts.outcome_bar(parts, f"of {len(questions)} questions {named}")
-    return f'<dl class="figures">{"".join(figures)}</dl>{bar}<ul class="legend">{legend}</ul>'
+    return f'<div class="group">{_headline(report)}</div>{bar}<ul class="legend">{legend}</ul>'
+
+
+def _headline(report: Report) -> str:
+    """Return exact match and F1: of all questions, and of those with and without an answer."""
+    overall = report.overall
+    if overall is None:
+        return ""
+    groups = [(0, "", "")]
+    if report.questions.version_2:
+        groups = [(0, "all questions", ""), (1, "with an answer", "small")]
+        groups.append((2, "without an answer", "small"))
+    parts = []
+    for group, name, kind in groups:
+        if np.isnan(overall.values[group, 0]):
+            continue
+        figures = "".join(
+            html.figure(
+                metric,
+                html.percent(overall.values[group, column]),
+                html.interval(overall.low[group, column], overall.high[group, column]),
+                kind,
+            )
+            for column, metric in enumerate(("Exact match", "F1"))
+        )
+        heading = f"<h3>{name}</h3>" if name else ""
+        parts.append(f'<div>{heading}<dl class="figures">{figures}</dl></div>')
+    return "".join(parts)
 
 
 def _slices(report: Report) -> str:
@@ -192,8 +207,19 @@ def _slices(report: Report) -> str:
         else:
             label = html.data_text(slice_.labels[0])
             single.append(f"{html.text(slice_.name.lower())}: {label}")
-    same = f'<p class="muted">The same for all questions: {"; ".join(single)}.</p>' if single else ""
-    intro = '<p class="muted">The line in each bar is the F1 of all questions.</p>'
+    same = (
+        f'<p class="muted">The same for all questions: {"; ".join(single)}.</p>' if single else ""
+    )
+    intro = (
+        "The vertical line in each bar is the F1 of all questions. Click a group to see its "
+        "questions."
+    )
+    if any(np.isnan(means.low[:, 1]).any() for means in report.slice_means):
+        intro += (
+            f" There is no interval for fewer than {MIN_CLUSTERS} contexts, or if all scores are "
+            "equal."
+        )
+    intro = f'<p class="muted">{intro}</p>'
     return f'{intro}<div class="slices">{"".join(tables)}</div>{same}' if tables else same
 
 
@@ -205,13 +231,20 @@ def _threshold(report: Report) -> str:
     exact_gain = curve.best_exact[1] - curve.at_used[0]
     figures = [
         html.figure("Used threshold", f"{used:.2f}", f"F1 {curve.at_used[1]:.1f}", "small"),
-        html.figure("Best for F1", f"{curve.best_f1[0]:.2f}", f"F1 {curve.best_f1[1]:.1f}", "small"),
-        html.figure("Gain in F1", f"{gain:+.1f}", f"{exact_gain:+.1f} EM, at {curve.best_exact[0]:.2f}", "small"),
+        html.figure(
+            "Best for F1", f"{curve.best_f1[0]:.2f}", f"F1 {curve.best_f1[1]:.1f}", "small"
+        ),
+        html.figure(
+            "Gain in F1",
+            f"{gain:+.1f}",
+            f"{exact_gain:+.1f} EM, at {curve.best_exact[0]:.2f}",
+            "small",
+        ),
     ]
     advice = (
         '<p class="muted">A question is left empty if its null odds exceed the threshold '
-        "(<code>--null_score_diff_threshold</code>). The best threshold is chosen on these questions, "
-        "so expect a smaller gain on others.</p>"
+        "(<code>--null_score_diff_threshold</code>). The best threshold is chosen on these "
+        "questions, so expect a smaller gain on others.</p>"
     )
     key = _key([("first", "F1"), ("second", "exact match"), ("used", "used"), ("best", "best")])
     chart = charts.threshold_chart(curve, used)
@@ -236,8 +269,8 @@ def _calibration(report: Report) -> str:
     ]
     advice = (
         '<p class="muted">The confidence of an answer is its probability in the n-best list. In a '
-        "calibrated model 80% of the answers with a confidence of 0.8 are right, and the points are "
-        "on the diagonal. <code>qa-flax run --calibrate</code> fits a temperature.</p>"
+        "calibrated model 80% of the answers with a confidence of 0.8 are right, and the points "
+        "are on the diagonal. <code>qa-flax run --calibrate</code> fits a temperature.</p>"
     )
     key = _key([("first", "exact match"), ("counts", "number of questions")])
     return (
@@ -292,9 +325,9 @@ def _comparison(report: Report) -> str:
         if counts[change]
     )
     note = (
-        f"{html.number(compared)} questions are in both evaluations. Mended: right here and wrong in "
-        "the other, by exact match. The difference is this evaluation minus the other, with a paired "
-        "bootstrap."
+        f"{html.number(compared)} questions are in both evaluations. Mended: right here and wrong "
+        "in the other, by exact match. The difference is this evaluation minus the other, with a "
+        "paired bootstrap."
     )
     return (
         f'<dl class="figures">{"".join(figures)}</dl><ul class="legend">{legend}</ul>'
@@ -333,24 +366,25 @@ def _about(report: Report) -> str:
     if rows.count < total:
         mistakes = int((questions.outcome != Outcome.RIGHT).sum()) if questions.is_labelled else 0
         part = (
-            f"{html.number(rows.mistakes)} of the {html.number(mistakes)} mistakes, the most confident "
-            f"first, and a random sample of {html.number(rows.count - rows.mistakes)} right answers"
+            f"{html.number(rows.mistakes)} of the {html.number(mistakes)} mistakes, the most "
+            "confident first, and a random sample of "
+            f"{html.number(rows.count - rows.mistakes)} right answers"
             if questions.is_labelled
             else "the least confident answers first"
         )
         lines.append(
-            f"This page lists {html.number(rows.count)} of {html.number(total)} questions, so that it "
-            f"opens fast: {part}. All figures, tables and diagrams count every question."
+            f"This page lists {html.number(rows.count)} of {html.number(total)} questions, so that "
+            f"it opens fast: {part}. All figures, tables and diagrams count every question."
         )
     if report.overall is not None:
         by = (
             "contexts, because questions about one context are right or wrong together"
-            if len(questions.contexts) > 1
+            if len(questions.contexts) >= MIN_CLUSTERS
             else "questions"
         )
         lines.append(
-            f"Intervals: 95%, percentile bootstrap with {RESAMPLES:,} resamples of {by}. A score that "
-            "is better by chance in one group of many is expected."
+            f"Intervals: 95%, percentile bootstrap with {RESAMPLES:,} resamples of {by}. Of many "
+            "groups, some are better or worse by chance."
         )
         rules = f"MLQA's rules for {questions.language}" if questions.language else "SQuAD's rules"
         version = "v2.0" if questions.version_2 else "v1.1"

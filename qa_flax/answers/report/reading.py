@@ -94,9 +94,7 @@ def _is_n_best(name: str) -> bool:
     return name == f"nbest_{_ENDING}" or name.endswith(f"_nbest_{_ENDING}")
 
 
-def _chosen(
-    folder: str, prefixes: list[str], prefix: str | None, location: storage.AnyPath
-) -> str:
+def _chosen(folder: str, prefixes: list[str], prefix: str | None, location: storage.AnyPath) -> str:
     if prefix is None and "eval" in prefixes:
         return "eval"
     if prefix is None and len(prefixes) == 1:
@@ -159,5 +157,3 @@ def _check_complete(file: storage.AnyPath, found: Collection[str], answers: dict
             f"{_ENDING} beside it ({first_few(missing)}), so it is of another evaluation; repeat "
             "the evaluation, or delete the file"
         )
-
-

@@ -22,9 +22,7 @@ class Reliability(NamedTuple):
     """The largest share of questions, from the most confident on, with at least 80% right."""
 
 
-def reliability(
-    confidence: Float[np.ndarray, " e"], right: Bool[np.ndarray, " e"]
-) -> Reliability:
+def reliability(confidence: Float[np.ndarray, " e"], right: Bool[np.ndarray, " e"]) -> Reliability:
     """Return the reliability diagram of E answers (DeGroot and Fienberg, 1983).
 
     Args:

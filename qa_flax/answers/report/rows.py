@@ -9,7 +9,8 @@ import base64
 import gzip
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -29,7 +30,8 @@ FIELDS = (
 """What a row is, in this order. Places are in UTF-16 units, as JavaScript counts."""
 
 
-class PageRows(NamedTuple):
+@dataclass(frozen=True)
+class PageRows:
     """The rows of the page in blocks of JSON."""
 
     first: str

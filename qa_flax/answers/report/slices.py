@@ -52,7 +52,7 @@ _SAME = {"whose": "who", "whom": "who", "how much": "how many"}
 _NAMES = {"who": "who, whose, whom", "how many": "how many, how much"}
 # Of languages in which they stand anywhere in the sentence: Chinese, Japanese, Korean, Thai.
 _INSIDE = regex.compile(
-    "什么时候|什麼時候|为什么|為什麼|为何|為何|何时|何時|何处|何處|哪里|哪裡|哪儿|哪些|哪个|哪個|"  # noqa: RUF001
+    "什么时候|什麼時候|为什么|為什麼|为何|為何|何时|何時|何处|何處|哪里|哪裡|哪儿|哪些|哪个|哪個|"
     "怎么|怎麼|怎样|怎樣|如何|多少|多久|什么|什麼|谁|誰|哪|几|幾|"
     "いつ|どこ|だれ|なぜ|どうして|どのように|いくつ|いくら|どの|どれ|どんな|何|"
     "무엇|누구|언제|어디|왜|어떻게|어떤|어느|얼마|몇|"
@@ -92,7 +92,9 @@ def _by_frequency(name: str, unit: str, words: list[str | None], most: int) -> S
     counts = Counter(word for word in words if word is not None)
     chosen = sorted(counts, key=lambda word: (-counts[word], word))[:most]
     index = {word: i for i, word in enumerate(chosen)}
-    group = np.array([index.get(word, len(chosen)) for word in words])  # pyright: ignore[reportArgumentType]
+    group = np.array(
+        [len(chosen) if word is None else index.get(word, len(chosen)) for word in words]
+    )
     labels = [_NAMES.get(word, word) for word in chosen]
     return Slice(name, unit, labels + [_OTHER] * bool((group == len(chosen)).any()), group)
 
@@ -141,7 +143,9 @@ def _answer_lengths(questions: Questions) -> Slice | None:
     if not questions.is_labelled:
         return None
     lengths = np.array([max(1, count_words(t[0])) if t else 0 for t in questions.golds])
-    return _binned("Answer length", "words of the first gold answer", lengths, _ANSWER_EDGES, "none")
+    return _binned(
+        "Answer length", "words of the first gold answer", lengths, _ANSWER_EDGES, "none"
+    )
 
 
 def _context_lengths(questions: Questions) -> Slice:

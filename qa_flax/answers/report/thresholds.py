@@ -80,7 +80,8 @@ def threshold_curve(
 
     shown = np.unique(np.linspace(0, len(places) - 1, MOST_POINTS).astype(int))
     used_scores = float(means[row, 0]), float(means[row, 1])
-    return Curve(thresholds[shown], *means[shown].T, used_scores, best(0), best(1))
+    exact, f1 = means[shown].T
+    return Curve(thresholds[shown], exact, f1, used_scores, best(0), best(1))
 
 
 def _between(ordered: np.ndarray, places: np.ndarray) -> np.ndarray:
