@@ -136,6 +136,7 @@ def is_installation(block: Block) -> bool:
 
 FILES_OF = {
     "check": ("label_check.json", "label_check.txt"),
+    "report": ("eval_report.html",),
     "tune": ("trials.log", "tune.json"),
 }
 """What commands leave that train no model to keep."""

@@ -17,6 +17,13 @@ FOLDERS = sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
 # What is tested under another name, and why. `__init__` files need no test of their own.
 TESTED_ELSEWHERE = {
     "__main__": "a line, run by distributed/test_preemption.py",
+    "answers/report/build": "by the pages it makes, commands/test_report_verb.py",
+    "answers/report/charts": "by the pages it is on, test_report_verb.py, test_report_browser.py",
+    "answers/report/data": "by the data that is found again, commands/test_report_verb.py",
+    "answers/report/html": "by the pages it is on, commands/test_report_verb.py",
+    "answers/report/page": "by its elements, commands/test_report_verb.py",
+    "answers/report/reading": "by damaged and missing files, commands/test_report_verb.py",
+    "answers/report/rows": "by the rows of a page, commands/test_report_verb.py",
     "answering/forward": "by a model that gets other weights, test_answerer.py",
     "answering/results": "by the answers and their confidences, test_answerer.py",
     "answering/settings": "by the calls that have them, test_answerer.py",
@@ -42,6 +49,7 @@ TESTED_ELSEWHERE = {
     "data/columns": "with the windows it makes, test_features.py",
     "data/room": "with the windows that must have it, test_features.py",
     "data/rows": "with the loaders that collate them, test_loaders.py",
+    "commands/report": "test_report_verb.py",
     "commands/run/unanswerable": "by runs on such data, commands/test_run_data.py",
     "commands/wording": "by the messages of a run, commands/test_run_data.py",
     "data/rejected": "by the rows that are left out, test_answers.py",

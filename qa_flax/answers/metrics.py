@@ -31,10 +31,13 @@ import re
 import string
 import sys
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, partial
 from numbers import Real
 from typing import Any
+
+import numpy as np
+from jaxtyping import Float
 
 from qa_flax import messages
 from qa_flax.messages import first_few
@@ -97,6 +100,46 @@ def squad_metric(
     if version_2_with_negative:
         return _squad_v2(predictions, references, no_answer_threshold, normalized)
     return _squad_v1(predictions, references, normalized)
+
+
+def question_scores(
+    answers: Sequence[str],
+    golds: Sequence[Sequence[str]],
+    *,
+    version_2_with_negative: bool = False,
+    language: str | None = None,
+) -> tuple[Float[np.ndarray, " e"], Float[np.ndarray, " e"]]:
+    """Compute exact match and F1 of the answer to each of E questions.
+
+    Their means are the scores of `squad_metric` for the same answers.
+
+    Args:
+        answers: the answer to each question; "" for none.
+        golds: the gold answers to each question. In v1 an answer to a question that has none is
+            wrong, whatever it is.
+        version_2_with_negative, language: as of `squad_metric`.
+
+    Returns:
+        Exact match, 0 or 1, and F1, from 0 to 1: float64 [e] each.
+
+    Raises:
+        ValueError: `language` is not supported.
+
+    Example:
+        >>> from qa_flax.answers.metrics import question_scores
+        >>> question_scores(["the Elbe", "Oder"], [["Elbe"], ["the river Oder"]])
+        (array([1., 0.]), array([1.        , 0.66666667]))
+    """
+    normalized = _Normalized(language)
+    exact, f1 = np.zeros(len(answers)), np.zeros(len(answers))
+    for i, (answer, texts) in enumerate(zip(answers, golds, strict=True)):
+        accepted = [normalized[text] for text in texts]
+        if version_2_with_negative:
+            accepted = [text for text in accepted if text] or [""]
+        if accepted:
+            scores = _best_scores(accepted, normalized[answer], int(version_2_with_negative))
+            exact[i], f1[i] = scores
+    return exact, f1
 
 
 def exact_matches(

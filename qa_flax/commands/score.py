@@ -2,14 +2,9 @@
 
 import argparse
 import json
-import logging
 import os
-from collections import Counter
-from typing import Any
 
 from qa_flax.commands.errors import usage_errors
-
-logger = logging.getLogger(__name__)
 
 SUMMARY = "compute exact match and F1 of a file of answers, as the official SQuAD scorers do"
 
@@ -96,13 +91,14 @@ def score(
         ValueError: a file has the wrong contents, or its rows cannot be scored.
         OSError: a file cannot be read.
     """
+    from qa_flax.answers.answer_maps import read_answer_map
     from qa_flax.answers.metrics import squad_metric
     from qa_flax.data.examples import read_references
     from qa_flax.messages import first_few
 
     references = read_references(dataset)
-    answers = _read(predictions, str, "string")
-    odds = {} if na_prob_file is None else _read(na_prob_file, (int, float), "number")
+    answers = read_answer_map(predictions, str, "string")
+    odds = {} if na_prob_file is None else read_answer_map(na_prob_file, (int, float), "number")
     has_unanswerable = any(not row["answers"]["text"] for row in references)
     version_2 = version_2_with_negative or na_prob_file is not None or has_unanswerable
     missing = [row["id"] for row in references if row["id"] not in odds]
@@ -135,45 +131,3 @@ def score(
 def as_printed(scores: dict[str, float]) -> str:
     """Format scores as the official v1.1 or v2.0 scorer prints them."""
     return json.dumps(scores, indent=2 if "exact" in scores else None)
-
-
-def _read(path: str | os.PathLike, kind: type | tuple[type, ...], what: str) -> dict[str, Any]:
-    """Read a JSON file {id: value}; every value is of type `kind`, called `what` in messages."""
-    from qa_flax import storage
-    from qa_flax.data.text_files import decode, unpacked
-    from qa_flax.messages import first_few
-
-    text = decode(str(path), unpacked(str(path), storage.path(path).read_bytes()))
-    try:
-        values = json.loads(text, object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if repeated := getattr(values, "repeated", []):
-        logger.warning(
-            "%s: ids that occur several times, of which the last counts: %s",
-            path,
-            first_few(repeated),
-        )
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} contains a {type(values).__name__}; it must be {{id: {what}}}")
-    bad = [id_ for id_, value in values.items() if not isinstance(value, kind) or value != value]
-    if bad:
-        raise ValueError(
-            f"{path}: the values of {len(bad)} of {len(values)} ids are not a {what} "
-            f"(first: {first_few(bad)})"
-        )
-    return values
-
-
-class _Answers(dict):
-    """A JSON object, and the keys that it has several times."""
-
-    repeated: tuple[str, ...] = ()
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = _Answers(pairs)
-    if len(values) < len(pairs):
-        names = Counter(name for name, _ in pairs)
-        values.repeated = tuple(name for name, count in names.items() if count > 1)
-    return values

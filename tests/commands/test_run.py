@@ -72,6 +72,8 @@ def test_train_evaluate_and_predict_write_the_files_of_run_qa(checkpoint, data, 
         "predict_nbest_predictions.json",
         "eval_spans.json",
         "predict_spans.json",
+        "eval_report.json",
+        "predict_report.json",
     ]:
         assert name in names
     card = (tmp_path / "README.md").read_text()
@@ -95,6 +97,20 @@ def test_train_evaluate_and_predict_write_the_files_of_run_qa(checkpoint, data, 
     for row in rows:
         best = spans[row["id"]][0]
         assert best["text"] == answers[row["id"]] == row["context"][best["start"] : best["end"]]
+
+    report = read(tmp_path / "eval_report.json")
+    assert report["source"]["file"] == str(data / "v1.json")
+    assert report["questions"].keys() == answers.keys()
+    assert report["metrics"]["f1"] == pytest.approx(results["eval_f1"])
+    for row in rows:
+        question = report["questions"][row["id"]]
+        assert question["answers"] == row["answers"]["text"]
+        one = squad_v1_plain({row["id"]: answers[row["id"]]}, [row])
+        assert 100 * question["f1"] == pytest.approx(one["f1"])
+        assert 100 * question["exact"] == one["exact_match"]
+    windows = sum(question["windows"] for question in report["questions"].values())
+    assert windows == results["eval_samples"]
+    assert "f1" not in read(tmp_path / "predict_report.json")["questions"]["q0"]
 
     captured = capfd.readouterr()
     assert "eval_exact_match" in captured.out

@@ -1,5 +1,6 @@
 """Several processes compute the same results as one process, and they stop together."""
 
+import itertools
 import json
 import socket
 import threading
@@ -142,8 +143,8 @@ def assert_same_files(job, folder, several):
     roots = folder / "single" / job.__name__, several.folder / job.__name__
     names = {path.name for path in roots[0].iterdir()}
     assert {path.name for path in roots[1].iterdir()} == names
-    for name in ("eval_predictions.json", "predict_predictions.json"):
-        if name in names:
+    for stage, kind in itertools.product(("eval", "predict"), ("predictions", "report")):
+        if (name := f"{stage}_{kind}.json") in names:
             expected, actual = (root / name for root in roots)
             assert actual.read_bytes() == expected.read_bytes()
     initial = load_file(folder / "checkpoint" / "model.safetensors")

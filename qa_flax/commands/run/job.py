@@ -26,6 +26,7 @@ from qa_flax.commands.run.folds import cross_validate
 from qa_flax.commands.run.model import load_model_and_tokenizer
 from qa_flax.commands.run.more_data import EXTRA, check_more_data, show_augmentation
 from qa_flax.commands.run.output import print_on_main, report_backend, warn
+from qa_flax.commands.run.record import write_evaluation
 from qa_flax.commands.run.split import (
     check_stages,
     examples_by_stage,
@@ -194,12 +195,17 @@ def _refuse_nonfinite(windows: Mapping[str, int]) -> None:
 
 
 def make_post_processing(
-    data_args: DataArguments, output_dir: str | None
+    data_args: DataArguments, output_dir: str | None, model: str | None = None
 ) -> Callable[..., EvalPrediction]:
     """Build the `post_process_function` of the trainer, as in run_qa.py.
 
     It turns the logits into answers, writes the answer files to `output_dir` and returns the input
     of `make_compute_metrics`.
+
+    Args:
+        data_args: how to search the answers, and where the data came from.
+        output_dir: None: nothing is written.
+        model: the model's folder or Hub id, for `qa-flax report`.
     """
     settings = search_settings(data_args)
     compatible = settings.hf_compatible
@@ -231,6 +237,10 @@ def make_post_processing(
                 for id_, text in texts.items()
             ]
         references: Any = [{"id": e["id"], "answers": e["answers"]} for e in examples]
+        if output_dir is not None and has_files:
+            golds = {row["id"]: row["answers"]["text"] for row in references}
+            ids = features.example_ids
+            write_evaluation(output_dir, stage, model, data_args, answers.texts, golds, ids)
         return EvalPrediction(predictions=formatted, label_ids=references)
 
     post_process.runs_ahead = True  # pyright: ignore[reportFunctionMemberAccess]
@@ -308,7 +318,9 @@ def _prepare(
         train_examples=examples_by_stage.get("train"),
         extra_train_dataset=stages[EXTRA].windows if EXTRA in stages else None,
         processing_class=tokenizer,
-        post_process_function=make_post_processing(data_args, training_args.output_dir),
+        post_process_function=make_post_processing(
+            data_args, training_args.output_dir, model_args.model_name_or_path
+        ),
         compute_metrics=make_compute_metrics(data_args),
         search_settings=search_settings(data_args) if data_args.gather == "topk" else None,
         split_by_node=True,
