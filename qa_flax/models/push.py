@@ -32,6 +32,7 @@ from qa_flax.models.files import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
     CALIBRATION_FILE,
+    CARD_FILE,
     CONFIG_FILE,
     FOLDS_FILE,
     INDEX_FILE,
@@ -42,7 +43,6 @@ from qa_flax.models.files import (
 )
 from qa_flax.models.manifest import MODEL_MANIFEST
 
-CARD_FILE = "README.md"
 WEIGHT_FILES = (
     *(CONFIG_FILE, "generation_config.json", "model*.safetensors", INDEX_FILE),
     *(ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE),
@@ -184,7 +184,7 @@ def upload(
             token=token,
             revision=revision,
             create_pr=create_pr,
-            allow_patterns=None if patterns is None else list(patterns),
+            allow_patterns=None if patterns is None else _names(Path(folder), patterns),
             delete_patterns=None if patterns is not None else ["*"],
         )
 
@@ -198,9 +198,7 @@ def model_files(folder: Path) -> tuple[list[str], list[str]]:
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder; give the folder of a model")
     names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
-    sent = [n for n in names if any(fnmatch.fnmatch(n, p) for p in MODEL_FILES)]
-    if "onnx/" in names:
-        sent += [f"onnx/{p.name}" for p in sorted((folder / "onnx").iterdir()) if p.is_file()]
+    sent = _names(folder, MODEL_FILES)
     if is_folds(folder):
         raise FileNotFoundError(
             f"{folder} has {FOLDS_FILE} and the models of several folds; push one of them, such "
@@ -223,6 +221,24 @@ def pushed_line(folder: Path, commit: Any) -> str:
     return (
         f"{text}\nNot part of the model, and only in {folder}: {', '.join(left)}" if left else text
     )
+
+
+def _names(folder: Path, patterns: Sequence[str]) -> list[str]:
+    """The files in a folder, and in its folder onnx, that match patterns."""
+    places = {"": folder, "onnx/": folder / "onnx"}
+    names = [
+        prefix + path.name
+        for prefix, place in places.items()
+        for path in (sorted(place.iterdir()) if place.is_dir() else ())
+        if path.is_file()
+    ]
+    # fnmatch's `*` also matches a slash.
+    depths = {pattern: pattern.count("/") for pattern in patterns}
+    return [
+        name
+        for name in names
+        if any(name.count("/") == n and fnmatch.fnmatch(name, p) for p, n in depths.items())
+    ]
 
 
 # ---- a model -------------------------------------------------------------------------------------

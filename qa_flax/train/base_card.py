@@ -16,8 +16,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from qa_flax import storage
+from qa_flax.models.files import CARD_FILE
 
-CARD_FILE = "README.md"
 _CONFIG_FILES = (
     ("config.json", "_name_or_path"),
     ("adapter_config.json", "base_model_name_or_path"),

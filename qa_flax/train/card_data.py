@@ -72,7 +72,8 @@ def _of_dataset(
     return EvaluatedData(
         name=name or hub_id or "evaluation",
         hub_id=hub_id,
-        config=dataset.config_name if has_config else None,
+        # The Hub merges results whose type, configuration and split are the same.
+        config=dataset.config_name if has_config else name,
         split=None if split is None else str(split),
         prefix=prefix,
         widget=widget_example(examples) if has_texts else None,

@@ -332,6 +332,9 @@ class TrainingArguments(  # pyright: ignore[reportIncompatibleMethodOverride,rep
         },
     )
 
+    # Dataclasses write one of their own, which shows tokens.
+    __repr__ = transformers.TrainingArguments.__str__
+
     local_rank = LocalRank()  # pyright: ignore[reportAssignmentType]
 
     def __post_init__(self):

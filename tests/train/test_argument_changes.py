@@ -178,7 +178,7 @@ def test_other_arguments_may_take_the_place_of_the_trainers(trainer, tmp_path):
     assert trainer.args is new
     assert PrinterCallback not in callback_types(trainer)
     refused = arguments(tmp_path, deepspeed="ds.json")
-    with pytest.raises(ValueError, match="deepspeed='ds.json'"):
+    with pytest.raises(ValueError, match=r"deepspeed='ds\.json'"):
         trainer.args = refused
     assert trainer.args is new
 
