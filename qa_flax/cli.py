@@ -14,6 +14,7 @@ from qa_flax.commands.errors import UsageError, usage_errors
 from qa_flax.commands.hidden_torch import hide_torch
 from qa_flax.distributed import ProcessError
 from qa_flax.messages import PrintableRecord, printable
+from qa_flax.models import PushError
 
 USAGE = "usage: qa-flax [--help] [--version] COMMAND [arguments]"
 WITHOUT_TORCH = ("answer", "check", "clozes", "demo", "run", "tune")
@@ -94,7 +95,7 @@ def _run(name: str, argv: list[str]) -> int | None:
         return command.main(parsed)
     except UsageError as error:
         status, message = 2, f"error: {error}"
-    except (FloatingPointError, ProcessError) as error:
+    except (FloatingPointError, ProcessError, PushError) as error:
         status, message = 1, str(error)
     except OSError as error:  # after the input was checked: a full disk, a lost file system
         status, message = 1, f"{type(error).__name__}: {error}"

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from checked import check_shapes
+from hub_stand_in import hub as hub  # a fixture
 from processes import COMPILED_FOR_ALL, compiler_flags
 
 os.environ["XLA_FLAGS"] = f"{compiler_flags(8)} {os.environ.get('XLA_FLAGS', '')}"

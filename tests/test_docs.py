@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 import docs_folder
 import pytest
+from hub_stand_in import HubStandIn
+from hub_stand_in import environment as hub_environment
 from processes import environment
 from transformers import BertConfig
 
@@ -106,7 +108,12 @@ def assert_output(actual: str, block: Block) -> None:
 # ---- code blocks ---------------------------------------------------------------------------------
 
 
-WITH_PYTHON = [page for page in PAGES if any(b.page == page.name for b in of("python"))]
+SHARING = "sharing.md"  # its blocks need a Hub and ONNX: `test_the_page_about_sharing`
+WITH_PYTHON = [
+    page
+    for page in PAGES
+    if any(b.page == page.name for b in of("python")) and page.name != SHARING
+]
 SLOW_PAGES = ("small_data.md",)
 
 
@@ -140,7 +147,7 @@ FILES_OF = {
     "tune": ("trials.log", "tune.json"),
 }
 """What commands leave that train no model to keep."""
-RUN_BY_BASH = [block for block in of("bash") if not is_installation(block)]
+RUN_BY_BASH = [b for b in of("bash") if not is_installation(b) and b.page != SHARING]
 TRAINS_IN_ONE_PROCESS = "README.md"
 
 
@@ -182,6 +189,34 @@ def test_shell_blocks_run(block, folder):
     (output,) = [path for path in folder.iterdir() if path.name.startswith("out")]
     names = {path.name for path in output.iterdir()}
     assert {"model.safetensors", "eval_predictions.json", "all_results.json"} <= names
+
+
+@pytest.mark.slow
+def test_the_page_about_sharing(folder):
+    """All its blocks, one after the other, with a stand-in of the Hub."""
+    for name in ("torch", "onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason="needs the onnx extra")
+    hub = HubStandIn()
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    variables = {"PATH": path, "PYTHONPATH": os.pathsep.join(sys.path)}
+    variables = environment(cores=1) | hub_environment(hub, folder / "hub") | variables
+    programs = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
+    for block in blocks_of(ROOT / "docs" / SHARING):
+        if block.language not in programs or is_installation(block):
+            continue
+        finished = subprocess.run(
+            [*programs[block.language], block.text],
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+        assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.strip() in "Ada Lovelace wrote the first program in 1843."
+    assert set(hub.repos) == {"ada/bert-squad", "ada/bert-squad-copy"}
+    assert [hub.repos[name].private for name in hub.repos] == [False, True]
+    hub.stop()
 
 
 @pytest.mark.parametrize("block", [b for b in of("bash") if is_installation(b)], ids=str)

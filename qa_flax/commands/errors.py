@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from qa_flax.commands.wording import in_flags
+from qa_flax.models import PushError
 
 TOKENIZER_ARGUMENT = "--tokenizer_name"
 BASE_ARGUMENT = "--base_model_name_or_path"
@@ -23,7 +24,7 @@ def usage_errors(*kinds: type[Exception]) -> Iterator[None]:
     """
     try:
         yield
-    except UsageError:
+    except (UsageError, PushError):  # a push fails for reasons that are not in the input
         raise
     except kinds as error:
         raise UsageError(in_flags(str(error))) from error

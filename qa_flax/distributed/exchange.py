@@ -76,12 +76,12 @@ def _receive(number: int, process: int, label: str, timeout: float) -> bytes:
     return b"".join(chunks)
 
 
-def all_gather_json(label: str, value: Any) -> list[Any]:
+def all_gather_json(label: str, value: Any, timeout: float = SECONDS_TO_WAIT) -> list[Any]:
     """`all_gather_bytes` for JSON values; NumPy values become numbers and lists."""
     if count() == 1:
         return [value]
     encoded = json.dumps(value, default=lambda array: array.tolist())
-    return [json.loads(data) for data in all_gather_bytes(label, encoded.encode())]
+    return [json.loads(data) for data in all_gather_bytes(label, encoded.encode(), timeout)]
 
 
 def all_gather_arrays(label: str, arrays: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
@@ -102,9 +102,9 @@ def all_gather_rows(label: str, tree: Any) -> Any:
     return jax.tree.unflatten(structure, all_rows)
 
 
-def broadcast_from_main(label: str, value: Any) -> Any:
+def broadcast_from_main(label: str, value: Any, timeout: float = SECONDS_TO_WAIT) -> Any:
     """The JSON value of the main process; other processes' values are ignored."""
-    return all_gather_json(label, value if is_main() else None)[0]
+    return all_gather_json(label, value if is_main() else None, timeout)[0]
 
 
 def barrier(label: str) -> None:

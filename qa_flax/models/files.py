@@ -26,6 +26,8 @@ FLAX_INDEX_FILE = "flax_model.msgpack.index.json"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 ADAPTER_PICKLE_FILE = "adapter_model.bin"
+# Names the license and the languages of a base model for the card of the trained one.
+CARD_FILE = "README.md"
 # Lists the folds of a cross-validation, whose models are in the folders fold-1 and so on.
 FOLDS_FILE = "folds.json"
 # How sure the model is of its answers, see `answers/calibration.py`.
@@ -88,7 +90,7 @@ def checkpoint_directory(source: str | os.PathLike[str], **hub: Any) -> Path:
             "owner/name)"
         )
     files = [CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, "model*.safetensors"]
-    files += [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, CALIBRATION_FILE]
+    files += [ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, CALIBRATION_FILE, CARD_FILE]
     try:
         return Path(snapshot_download(str(source), allow_patterns=files, **hub))
     except (OSError, ValueError, HfHubHTTPError) as error:

@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig
 from qa_flax import messages
 from qa_flax.messages import printable_errors
 from qa_flax.models import lora as adapters
-from qa_flax.models import save
+from qa_flax.models import push, save
 from qa_flax.models.blocks import Stack
 from qa_flax.models.call import ModelCall
 from qa_flax.models.classes import class_for, class_of_family
@@ -59,7 +59,7 @@ logger = messages.logger(__name__)
 COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
-class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
+class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks, push.HubMethods):
     """An encoder with a span head, built from a Hugging Face config or checkpoint.
 
     Create it with `from_pretrained` or `from_config`, and with LoRA adapters by `get_peft_model`.
@@ -353,6 +353,7 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
         state_dict: Mapping[str, Any] | None = None,
         safe_serialization: bool = True,
         max_shard_size: int | str = "50GB",
+        push_to_hub: bool = False,
         **keywords: Any,
     ) -> None:
         """Write config.json and model.safetensors (float32), which transformers can load, too.
@@ -372,15 +373,22 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks):
             safe_serialization: True; pickles are not written.
             max_shard_size: the largest size of a file, in bytes or as "5GB", except that a tensor
                 is never divided. Adapters are one file in any case.
+            push_to_hub: upload what was written, with the keywords of the method `push_to_hub` and
+                `repo_id`, which is the folder's name by default.
             **keywords: transformers' and PEFT's other keywords, as long as they change nothing.
 
         Raises:
-            OSError: a file cannot be written.
+            OSError: a file cannot be written, or (`PushError`) not uploaded.
             TypeError: a keyword is unknown.
             ValueError: a keyword asks for what is not supported.
         """
         save.check_keywords({"safe_serialization": safe_serialization} | keywords)
         if not is_main_process:
+            return
+        if push_to_hub:
+            given = {n: v for n, v in keywords.items() if n in save.UPLOAD_KEYWORDS}
+            saving: Any = {"state_dict": state_dict, "max_shard_size": max_shard_size}
+            push.push_saved(self, save_directory, given | saving)
             return
         named = _named_parameters(self)
         if self.lora is not None:

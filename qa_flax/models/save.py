@@ -41,7 +41,6 @@ FIXED_KEYWORDS: dict[str, tuple[tuple[Any, ...], str]] = {
         (True,),
         "pickles are not written; leave it out, and PyTorch loads model.safetensors",
     ),
-    "push_to_hub": ((False, None), "upload the folder afterwards: hf upload NAME FOLDER"),
     "variant": ((None,), "the weights file is always model.safetensors"),
     "save_peft_format": ((True, None), "adapters are written in PEFT's format"),
     "save_original_format": ((True, None), "weights are written by their names in transformers"),
@@ -51,15 +50,11 @@ FIXED_KEYWORDS: dict[str, tuple[tuple[Any, ...], str]] = {
     "path_initial_model_for_weight_conversion": ((None,), "adapters are not converted"),
     "params": ((None,), "set them before with model.set_params(...)"),
 }
-# They concern an upload, or how PyTorch writes a pickle.
-UNUSED_KEYWORDS = frozenset(
+# The keywords of an upload, which `push_to_hub=True` asks for.
+UPLOAD_KEYWORDS = frozenset(
     {
-        "save_function",
         "token",
-        "use_auth_token",
         "repo_id",
-        "repo_url",
-        "organization",
         "private",
         "commit_message",
         "commit_description",
@@ -67,6 +62,10 @@ UNUSED_KEYWORDS = frozenset(
         "revision",
         "tags",
     }
+)
+# They concern an upload in transformers 3, or how PyTorch writes a pickle.
+UNUSED_KEYWORDS = frozenset(
+    {"save_function", "use_auth_token", "repo_url", "organization", "push_to_hub"}
 )
 
 
@@ -78,7 +77,7 @@ def check_keywords(keywords: Mapping[str, Any]) -> None:
         ValueError: a keyword asks for what is not supported.
     """
     for name, value in keywords.items():
-        if name in UNUSED_KEYWORDS:
+        if name in UNUSED_KEYWORDS | UPLOAD_KEYWORDS:
             continue
         if name not in FIXED_KEYWORDS:
             raise TypeError(f"save_pretrained() got an unexpected keyword argument {name!r}")

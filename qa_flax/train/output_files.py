@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from qa_flax import storage
@@ -10,6 +11,13 @@ from qa_flax.distributed import processes
 from qa_flax.models.save import save_tokenizer, write_manifest
 from qa_flax.storage import AnyPath
 from qa_flax.train import checkpoints
+from qa_flax.train.base_card import (
+    is_text,
+    languages_of_dataset,
+    read_base,
+    read_front_matter,
+)
+from qa_flax.train.card_data import CardFacts, data_of_arguments, data_of_trainer
 from qa_flax.train.learning_curves import FILE as CURVES_FILE
 from qa_flax.train.learning_curves import has_curves, learning_curves
 from qa_flax.train.model_card import model_card
@@ -22,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 class OutputFiles(SharedAttributes):
     """The part of `Trainer` for files; see there for the arguments. The main process writes."""
+
+    _card_facts: CardFacts | None = None
+    """What `qa-flax run` knows for the model card."""
 
     def save_model(self, output_dir: str | os.PathLike | None = None) -> None:
         """Save the model (or its LoRA adapters) and the tokenizer in the format of transformers.
@@ -90,16 +101,65 @@ class OutputFiles(SharedAttributes):
             previous = json.loads(path.read_text()) if path.exists() else {}
             _write_json(path, previous | metrics)
 
-    def create_model_card(self, **kwargs: Any) -> None:
+    def create_model_card(
+        self,
+        language: str | Sequence[str] | None = None,
+        license: str | None = None,
+        tags: str | Sequence[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | Sequence[str] | None = None,
+        dataset_tags: str | Sequence[str] | None = None,
+        dataset: str | Sequence[str] | None = None,
+        dataset_args: str | Sequence[str] | None = None,
+    ) -> None:
         """Write the model card `README.md` into `args.output_dir`; only the main process writes.
 
+        It makes no request. Tags of a card that is there are kept.
+
         Args:
-            **kwargs: as in transformers, such as `language`, `tags` or `finetuned_from`.
+            language: codes of the model's languages; None: those of the base model's card.
+            license: the model's license; None: that of the base model's card.
+            tags: tags in addition to `generated_from_trainer`, `qa_flax` and `jax`.
+            model_name: the model's name; None: that of `output_dir`.
+            finetuned_from: Hub id or folder of the base model; None: what the model was loaded
+                from. The card does not show a folder, because nobody else could load it.
+            tasks: identifiers of tasks; None: question-answering.
+            dataset_tags: Hub ids of the data sets; None: that of `eval_dataset`, if it has one.
+            dataset: names of the data sets, for readers; None: their ids.
+            dataset_args: configurations of the data sets.
+
+        Raises:
+            OSError: the file cannot be written.
         """
         if not processes.is_main():
             return
-        card = model_card(self.args, self.state, **kwargs)
-        storage.write_text(_output_dir(self.args) / "README.md", card)
+        facts = self._card_facts or CardFacts()
+        source = finetuned_from or getattr(self.model.config, "name_or_path", None)
+        base = read_base(source, facts.revision, facts.cache_dir)
+        if dataset_tags is None and dataset is None and dataset_args is None:
+            data = facts.data if self._card_facts else data_of_trainer(self)
+        else:
+            data = data_of_arguments(dataset_tags, dataset, dataset_args)
+        if language is None and facts.language is None and not base.language:
+            languages = [code for part in data for code in languages_of_dataset(part.hub_id)]
+            language = list(dict.fromkeys(languages)) or None
+        file = _output_dir(self.args) / "README.md"
+        present = read_front_matter(file).get("tags")
+        present = [tag for tag in present if is_text(tag)] if isinstance(present, list) else []
+        card = model_card(
+            self.args,
+            self.state,
+            base,
+            data,
+            language=language or facts.language,
+            license=license,
+            tags=[*([tags] if isinstance(tags, str) else tags or ()), *present],
+            model_name=model_name,
+            tasks=tasks,
+            is_adapter=self.model.lora is not None,
+        )
+        storage.write_text(file, str(card))
 
     def is_local_process_zero(self) -> bool:
         """Whether this process is the main one of its machine; here, of the whole run."""

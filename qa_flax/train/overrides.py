@@ -94,10 +94,7 @@ NOT_CALLED: dict[str, str] = {
     "_hp_search_setup": "the hp_space= of hyperparameter_search",
     "_report_to_hp_search": "the compute_objective= of hyperparameter_search",
     "_tune_save_checkpoint": "save_strategy=, and backend='optuna' in hyperparameter_search",
-    "init_hf_repo": "save_model and huggingface_hub.upload_folder",
-    "push_to_hub": "save_model and huggingface_hub.upload_folder",
-    "_push_from_checkpoint": "save_model and huggingface_hub.upload_folder",
-    "_finish_current_push": "save_model and huggingface_hub.upload_folder",
+    "_push_from_checkpoint": "hub_strategy=, or a TrainerCallback (on_save)",
 }
 """Methods of transformers' Trainer that this one never calls, and what to use instead."""
 

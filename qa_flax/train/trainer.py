@@ -31,11 +31,11 @@ from qa_flax.train.early_stopping import prefer_script_callback
 from qa_flax.train.evaluation import Dataset, DatasetShard, Evaluator, prediction_output
 from qa_flax.train.events import Events
 from qa_flax.train.folder_lock import locked
+from qa_flax.train.hub_push import HubPush
 from qa_flax.train.live_state import LiveState
 from qa_flax.train.loading import check_eval_dataset, check_train_dataset
 from qa_flax.train.model_arguments import apply_model_arguments, check_model_arguments
 from qa_flax.train.old_names import used_name
-from qa_flax.train.output_files import OutputFiles
 from qa_flax.train.overrides import check_overrides, is_replaced
 from qa_flax.train.plan import is_sharded, output_dir
 from qa_flax.train.reinitialize import reinitialize
@@ -56,7 +56,7 @@ from qa_flax.train.training_set import Sources, training_set
 logger = logging.getLogger(__name__)
 
 
-class Trainer(HyperparameterSearch, TrainQuestions, OutputFiles, TorchAttributes):
+class Trainer(HyperparameterSearch, TrainQuestions, HubPush, TorchAttributes):
     """Train a question answering model on all cores, and compute its logits and metrics.
 
     The arguments have the names and meanings of transformers' Trainer. The model is trained in
@@ -176,6 +176,8 @@ class Trainer(HyperparameterSearch, TrainQuestions, OutputFiles, TorchAttributes
         self._events = Events(args, handler)
         self._use_model(model)
         self._check_overrides()
+        if args.push_to_hub:
+            self.init_hf_repo()
         self._events.notify("on_init_end")
 
     def _check_overrides(self) -> None:
@@ -302,6 +304,7 @@ class Trainer(HyperparameterSearch, TrainQuestions, OutputFiles, TorchAttributes
             check_best_metric(self.args, self.eval_dataset, self.compute_metrics)
         self._warn_of_leakage(self.eval_dataset)
         self._report_unused_samples()
+        self._prepare_push()
         loader = self.get_train_dataloader()
         data = self._training_set(loader)
         if self.model_init is not None:

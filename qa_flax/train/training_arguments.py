@@ -16,6 +16,7 @@ from transformers.training_args import trainer_log_levels
 
 from qa_flax import storage
 from qa_flax.train.argument_ranges import outside_ranges
+from qa_flax.train.hub_arguments import HUB_ARGUMENTS, invalid_hub_arguments, without_push
 from qa_flax.train.more_data import MoreData, invalid_more_data
 from qa_flax.train.old_names import OLD_NAMES as OLD_NAMES
 from qa_flax.train.old_names import REMOVED, OldNames, warn_user
@@ -91,13 +92,14 @@ SUPPORTED = [
     "do_predict",
     "resume_from_checkpoint",
     "use_cpu",
+    "push_to_hub",
+    *HUB_ARGUMENTS,
 ]
 
 _NO_DATA_LOADER = "NumPy builds the batches in the training process, without a PyTorch DataLoader"
 _NO_DDP = "JAX runs the training on all cores, without torch.distributed or accelerate"
 _NO_REMAT_OPTIONS = "activation checkpointing recomputes every layer and has no options"
 _ALWAYS_COMPILED = "XLA always compiles the training and evaluation steps"
-_NO_HUB = "it is used only with push_to_hub, which is not supported"
 # Argument -> why it has no effect. A value that differs from transformers' default logs a warning.
 WITHOUT_EFFECT = {
     "average_tokens_across_devices": "the loss is always averaged over the rows of all cores",
@@ -113,11 +115,6 @@ WITHOUT_EFFECT = {
     "log_on_each_node": "only the main process logs",
     "logging_nan_inf_filter": "training stops with an error when the loss is not finite",
     "eval_accumulation_steps": "predictions are always copied to the host after each batch",
-    "hub_token": _NO_HUB,
-    "hub_private_repo": _NO_HUB,
-    "hub_model_id": _NO_HUB,
-    "hub_strategy": _NO_HUB,
-    "hub_revision": _NO_HUB,
     "restore_callback_states_from_checkpoint": "a resumed run always restores callback states",
     "full_determinism": "runs with the same seed are always equal, up to the hardware's rounding",
     "accelerator_config": _NO_DDP,
@@ -138,7 +135,6 @@ WITHOUT_EFFECT = {
     "local_rank": _NO_DDP,
 }
 
-_NO_PUSH = "pushing to the Hub is not implemented; upload output_dir with `hf upload` instead"
 _SHARD_PARAMS = (
     "use shard_params=True (--shard_params) to shard parameters, gradients and optimizer state"
 )
@@ -164,7 +160,6 @@ REFUSED: dict[str, tuple[tuple, str]] = {
         "predictions are arrays, which are gathered without pickling objects",
     ),
     "fsdp": ((None, "", []), f"FSDP needs PyTorch; {_SHARD_PARAMS}"),
-    "hub_always_push": ((False,), _NO_PUSH),
     "label_names": (
         (None, ["start_positions", "end_positions"]),
         "the labels are always start_positions and end_positions",
@@ -175,7 +170,6 @@ REFUSED: dict[str, tuple[tuple, str]] = {
         "GaLore and APOLLO, the optimizers that use it, are not implemented",
     ),
     "parallelism_config": ((None,), f"it configures PyTorch; {_SHARD_PARAMS}"),
-    "push_to_hub": ((False,), _NO_PUSH),
     "save_on_each_node": ((False,), "only the main process writes files"),
     "skip_memory_metrics": (
         (True,),
@@ -338,6 +332,9 @@ class TrainingArguments(  # pyright: ignore[reportIncompatibleMethodOverride,rep
         },
     )
 
+    # Dataclasses write one of their own, which shows tokens.
+    __repr__ = transformers.TrainingArguments.__str__
+
     local_rank = LocalRank()  # pyright: ignore[reportAssignmentType]
 
     def __post_init__(self):
@@ -476,6 +473,7 @@ def _refuse_unsupported(args: transformers.TrainingArguments) -> None:
         values = [plain_value(v) for v in (value if isinstance(value, list) else [value])]
         if unknown := [v for v in values if v and v not in allowed]:
             problems.append(f"{name}={unknown[0]!r} (allowed: {', '.join(allowed)})")
+    problems += invalid_hub_arguments(args)
     optim = plain_value(args.optim)
     if getattr(args, "shard_params", False) and optim in NEED_WHOLE_PARAMETERS:
         shardable = ", ".join(name for name in OPTIMIZERS if name not in NEED_WHOLE_PARAMETERS)
@@ -503,6 +501,7 @@ def _remarks(args: transformers.TrainingArguments) -> dict[str, tuple[Any, str]]
         value = vars(args).get(name)
         if value is not None and value != vars(defaults).get(name):
             remarks[name] = value, f" has no effect: {reason}"
+    remarks |= without_push(args, defaults)
     for name, (default, reason) in REMOVED.items():
         if (value := getattr(args, name, default)) != default:
             remarks[name] = value, f" has no effect: {reason}"

@@ -42,8 +42,8 @@ def test_calling_a_method_that_only_transformers_has_names_the_replacement(tmp_p
     trainer = Trainer(tiny.model(), arguments(tmp_path))
     with pytest.raises(AttributeError, match="no compute_loss; use compute_loss_func="):
         trainer.compute_loss(trainer.model, {})
-    with pytest.raises(AttributeError, match="no push_to_hub; use save_model and huggingface_hub"):
-        trainer.push_to_hub()
+    with pytest.raises(AttributeError, match="no _push_from_checkpoint; use hub_strategy="):
+        trainer._push_from_checkpoint("checkpoint-500")
     with pytest.raises(AttributeError, match="'Trainer' object has no attribute 'nonsense'"):
         trainer.nonsense()
     assert not hasattr(trainer, "training_step")

@@ -59,6 +59,8 @@ WITHOUT = (
     *("resume_from_checkpoint", "profile"),
     # Of several processes.
     *("distributed", "coordinator", "num_processes", "process_id", "initialization_timeout"),
+    *("push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo"),
+    *("hub_always_push", "hub_revision"),
 )
 """Arguments of `qa-flax run` that this command does not have."""
 

@@ -27,6 +27,7 @@ from qa_flax.commands.run.model import load_model_and_tokenizer
 from qa_flax.commands.run.more_data import EXTRA, check_more_data, show_augmentation
 from qa_flax.commands.run.output import print_on_main, report_backend, warn
 from qa_flax.commands.run.record import write_evaluation
+from qa_flax.commands.run.sharing import card_arguments, card_facts, check_push, push
 from qa_flax.commands.run.split import (
     check_stages,
     examples_by_stage,
@@ -57,15 +58,6 @@ _STAGES = {
     "predict": "Test",
     EXTRA: "Extra training",
 }
-
-
-def _model_card_fields(data_args: DataArguments) -> dict[str, Any]:
-    """The model card's arguments that describe a data set of the Hub, as in run_qa.py."""
-    name, config = data_args.dataset_name, data_args.dataset_config_name
-    if name is None:
-        return {}
-    fields = {"dataset_tags": name, "dataset": name if config is None else f"{name} {config}"}
-    return fields | ({} if config is None else {"dataset_args": config})
 
 
 @dataclass(frozen=True)
@@ -115,6 +107,7 @@ def _run(
         check_stages(data_args, training_args)
         check_calibrate(data_args, training_args)
         check_more_data(data_args, training_args)
+        check_push(data_args, training_args)
         tracker_callbacks(training_args)  # a missing tracker is found before any work
         folder = output_dir(training_args)
     with ExitStack() as stack:
@@ -167,9 +160,8 @@ def _run_stages(
     if training_args.do_predict:
         metrics |= _predict(trainer, stages["predict"], calibrator)
     trainer.save_state()
-    trainer.create_model_card(
-        finetuned_from=model_args.model_name_or_path, **_model_card_fields(data_args)
-    )
+    trainer._card_facts = card_facts(model_args, data_args, stages.get("eval"))
+    trainer.create_model_card(**card_arguments(training_args))
     # Wait for the slowest process: JAX's own barrier at shutdown has a shorter timeout.
     exchange.barrier("the end of the run")
     print_on_main(f"All files are in {training_args.output_dir}")
@@ -179,6 +171,7 @@ def _run_stages(
             "--calibrate: the model's scores are NaN or infinite, so it was not calibrated; all "
             "other files were written"
         )
+    push(trainer)
     return metrics
 
 
@@ -389,7 +382,7 @@ def _train(trainer: QuestionAnsweringTrainer, stage: Stage, accept_changes: bool
         output = trainer.train(checkpoint_of(trainer.args), accept_changes=accept_changes)
     metrics = dict(output.metrics, train_samples=stage.count)
     check_lock(output_dir(trainer.args))
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)
     return _finish(trainer, "train", metrics)
 
 

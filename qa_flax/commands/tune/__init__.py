@@ -60,6 +60,8 @@ WITHOUT = (
     *("do_train", "do_eval", "do_predict", "load_best_model_at_end", "early_stopping_patience"),
     *("early_stopping_threshold", "resume_from_checkpoint", "profile", "prediction_loss_only"),
     *("distributed", "coordinator", "num_processes", "process_id", "initialization_timeout"),
+    *("push_to_hub", "hub_model_id", "hub_strategy", "hub_token", "hub_private_repo"),
+    *("hub_always_push", "hub_revision"),
 )
 """Arguments of `qa-flax run` that this command does not have."""
 
