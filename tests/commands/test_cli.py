@@ -85,8 +85,8 @@ def test_help_lists_each_command_once(capsys):
     main(["--help"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines if line.startswith("  ")] == [
-        *("answer", "check", "clozes", "convert", "demo", "env", "export", "push", "run"),
-        *("score", "tune"),
+        *("answer", "check", "clozes", "convert", "demo", "env", "export", "push", "report"),
+        *("run", "score", "tune"),
     ]
     main(["--version"])
     assert capsys.readouterr().out.strip()

@@ -244,6 +244,9 @@ def test_two_evaluations_are_compared(folder, tmp_path, capsys):
     changed = {row["id"]: (row["otherAnswer"], row["change"]) for row in rows}
     assert changed["right"] == ("Dresden", 1)
     assert changed["empty"] == ("Ada Lovelace", 2)
+    parsed = page(folder, "--data", folder / "data.json", "--compare", folder)
+    assert "difference in EM +0.0\n" in capsys.readouterr().out, "no interval: nothing differs"
+    assert "nan" not in "".join(e["text"] for e in parsed.all("main"))
     answers = json.loads((tmp_path / "other/eval_predictions.json").read_text())
     del answers["right"], answers["none"]
     answers["x"] = "y"

@@ -63,9 +63,17 @@ class Report:
         for group, column, name in names:
             value, low, high = (100 * part[group, column] for part in overall[:3])
             sign = "+" if group else ""
-            line = f"{name} {value:{sign}.1f} (95%: {low:{sign}.1f} to {high:{sign}.1f})"
-            lines.append(line + (f", p = {overall.p_values[group, column]:.3f}" if group else ""))
+            line = f"{name} {value:{sign}.1f}"
+            if low == low:
+                line += f" (95%: {low:{sign}.1f} to {high:{sign}.1f})"
+                line += f", {_p_value(overall.p_values[group, column])}" if group else ""
+            lines.append(line)
         return lines
+
+
+def _p_value(value: float) -> str:
+    least = 1 / RESAMPLES  # that resamples can show
+    return f"p at most {least:g}" if value <= least else f"p = {value:.3f}"
 
 
 def render(report: Report) -> str:
@@ -303,8 +311,9 @@ def _comparison(report: Report) -> str:
     for column, metric in ((2, "Difference in exact match"), (3, "Difference in F1")):
         value, p = 100 * overall.values[3, column], overall.p_values[3, column]
         low, high = 100 * overall.low[3, column], 100 * overall.high[3, column]
-        bound = f"p < {1 / RESAMPLES:g}" if p <= 1 / RESAMPLES else f"p = {p:.3f}"
-        note = f"{low:+.1f} to {high:+.1f}; {bound}"
+        note = "for every question"
+        if low == low:
+            note = f"{low:+.1f} to {high:+.1f}; {_p_value(p)}"
         figures.append(html.figure(metric, f"{value:+.1f}", note))
     now, before = report.questions, comparison
     means = [
