@@ -35,7 +35,7 @@ class HubPush(OutputFiles):
     """The part of `Trainer` for the Hub; see there for the arguments."""
 
     hub_model_id: str | None = None
-    """`owner/name` of the repository, once it exists; of the main process only."""
+    """`owner/name` of the repository, once it exists."""
     _pushes: "BackgroundPushes | None" = None
     _is_saving = False
     is_in_train = False
@@ -56,9 +56,10 @@ class HubPush(OutputFiles):
             ValueError: the name is invalid, there is no token, or a public repository exists that
                 should be private.
         """
-        self.hub_model_id = on_main(
-            "the repository", lambda: create_repo(self.args, token, private)
-        )
+        args = self.args
+        name = on_main("the repository", lambda: create_repo(args, token, private))
+        # In every process, which must all go the same way from here on.
+        self.hub_model_id = broadcast_from_main("the repository's name", name)
 
     def push_to_hub(
         self,

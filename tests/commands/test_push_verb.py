@@ -189,7 +189,7 @@ def test_a_push_that_is_killed_loses_nothing(hub, checkpoint, tmp_path):
         if line.startswith("Pushing"):
             break
     process.kill()
-    process.wait()
+    process.communicate()
     hub.delay = 0.0
     assert not hub.repos[REPO].commits
     main(["push", str(tmp_path / "out"), REPO])

@@ -53,7 +53,7 @@ def check_packages(opset: int | None) -> None:
             f"exporting to ONNX needs {', '.join(missing)}: pip install 'qa-flax[onnx]'"
         )
     if opset is not None:
-        import onnx
+        import onnx  # pyright: ignore[reportMissingImports]
 
         last = onnx.defs.onnx_opset_version()
         if not FIRST_OPSET <= opset <= last:
@@ -112,6 +112,7 @@ def export_onnx(
         ValueError: the family cannot be exported, or onnxruntime's results differ.
     """
     model_type = str(model.config.model_type)
+    refuse_changing_shapes(model)
     with tempfile.TemporaryDirectory(prefix="qa_flax-") as folder:
         saved, exported = Path(folder) / "saved", Path(folder) / "exported"
         model.save_pretrained(saved)
@@ -137,6 +138,28 @@ def export_onnx(
         f"float32 [batch, sequence]; opset {_opset(file)}",
         printable(f"{file} written ({size / 1e6:,.1f} MB); beside it: {others}"),
     ]
+
+
+def refuse_changing_shapes(model: AutoModelForQuestionAnswering) -> None:
+    """Refuse a model whose computation depends on the input: one graph cannot hold all of them.
+
+    Raises:
+        ValueError: with the reason.
+    """
+    config = model.config
+    reason = None
+    if config.model_type == "longformer":
+        reason = "the shapes in its attention depend on where the question ends"
+    elif config.model_type == "big_bird" and config.attention_type != "original_full":  # pyright: ignore[reportAttributeAccessIssue]
+        reason = (
+            "it chooses its attention by the length of the batch; with attention_type "
+            "original_full in config.json it can be exported, which needs more memory for long "
+            "texts and gives other logits there"
+        )
+    if reason is not None:
+        raise ValueError(
+            f"{config.model_type} models cannot be exported to ONNX: {reason}; nothing was written"
+        )
 
 
 # ---- inputs --------------------------------------------------------------------------------------
@@ -195,12 +218,13 @@ def _trace(
     from transformers import AutoModelForQuestionAnswering as TorchAutoModel
 
     with _quiet():
-        from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+        from transformers.exporters.configs import OnnxConfig
+        from transformers.exporters.exporter_onnx import OnnxExporter
 
         torch_model = TorchAutoModel.from_pretrained(saved).eval()
         accepted = inspect.signature(torch_model.forward).parameters
         names = [name for name in INPUTS if name in batch and name in accepted]
-        inputs = {name: torch.from_numpy(batch[name].copy()) for name in names}
+        inputs: dict[str, Any] = {name: torch.from_numpy(batch[name].copy()) for name in names}
         config = OnnxConfig(dynamic=True, opset_version=opset)
         try:
             program = OnnxExporter().export(torch_model, inputs, config=config).program
@@ -216,8 +240,8 @@ def _trace(
 
 def _keep_logits(program: Any, names: list[str]) -> None:
     """Leave only the logits of the outputs, and name the axes."""
-    import onnx_ir
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
+    import onnx_ir  # pyright: ignore[reportMissingImports]
+    from onnx_ir.passes.common import RemoveUnusedNodesPass  # pyright: ignore[reportMissingImports]
 
     graph = program.graph
     graph.outputs[:] = [value for value in graph.outputs if value.name in OUTPUTS]
@@ -227,7 +251,7 @@ def _keep_logits(program: Any, names: list[str]) -> None:
 
 
 def _save(program: Any, file: Path, size: int) -> None:
-    import onnx_ir
+    import onnx_ir  # pyright: ignore[reportMissingImports]
 
     is_large = size > _SINGLE_FILE_BYTES
     onnx_ir.save(program, str(file), external_data=f"{file.name}.data" if is_large else None)
@@ -244,7 +268,7 @@ def check_file(
     Raises:
         ValueError: onnxruntime cannot run the file, or its logits or answers differ.
     """
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingImports]
 
     largest = 0.0
     try:
@@ -278,7 +302,7 @@ def check_file(
 
 
 def _opset(file: Path) -> int:
-    import onnx
+    import onnx  # pyright: ignore[reportMissingImports]
 
     return onnx.load(os.fspath(file), load_external_data=False).opset_import[0].version
 
