@@ -25,6 +25,7 @@ from qa_flax.answers.metrics import question_scores
 from qa_flax.messages import first_few
 
 FORMAT = "qa_flax evaluation 1"
+_encode = json.JSONEncoder().encode  # made once: `json.dumps` is slower for small values
 _KEYS = ("source", "settings", "metrics", "questions")
 
 
@@ -116,7 +117,7 @@ def _lines(head: Mapping[str, Any], questions: Mapping[str, Any]) -> Iterator[st
     yield storage.json_text(head, indent=2).removesuffix("\n}") + ',\n  "questions": {'
     separator = "\n"
     for id_, record in questions.items():
-        yield f"{separator}    {json.dumps(id_)}: {storage.json_text(record)}"
+        yield f"{separator}    {_encode(id_)}: {_encode(record)}"
         separator = ",\n"
     yield "\n  }\n}\n"
 
