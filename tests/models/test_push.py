@@ -130,10 +130,22 @@ def test_a_folder_without_a_model_is_refused(folder, tmp_path):
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (401, "401 Unauthorized: the stand-in answers 401; the access token is missing, wrong"),
+        pytest.param(
+            401,
+            "401 Unauthorized: the stand-in answers 401; the access token is missing, wrong",
+            marks=pytest.mark.slow,
+        ),
         (403, "403 Forbidden: the stand-in answers 403; the access token may not write there"),
-        (404, "404 Not Found: the stand-in answers 404; there is no such repository"),
-        (409, "409 Conflict: the stand-in answers 409; something else changed the repository"),
+        pytest.param(
+            404,
+            "404 Not Found: the stand-in answers 404; there is no such repository",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            409,
+            "409 Conflict: the stand-in answers 409; something else changed the repository",
+            marks=pytest.mark.slow,
+        ),
         (500, "500 Internal Server Error: the stand-in answers 500; the server has a problem"),
         (0, "Server disconnected"),
     ],

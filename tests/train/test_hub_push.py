@@ -94,7 +94,9 @@ def test_save_model_pushes_as_in_transformers_and_a_failure_leaves_the_files(hub
         pytest.param("end", set(), marks=pytest.mark.slow),
         pytest.param("every_save", {""}, marks=pytest.mark.slow),
         pytest.param("checkpoint", {"", "last-checkpoint"}, marks=pytest.mark.slow),
-        ("all_checkpoints", {"", "checkpoint-1", "checkpoint-2"}),
+        pytest.param(
+            "all_checkpoints", {"", "checkpoint-1", "checkpoint-2"}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_checkpoints_are_pushed_as_hub_strategy_says(
