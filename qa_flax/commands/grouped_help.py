@@ -198,9 +198,7 @@ class _Help(argparse.Action):
     """Print a help and exit."""
 
     def __init__(self, option_strings, dest, show, everything, **settings):
-        super().__init__(
-            option_strings, argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, **settings
-        )
+        super().__init__(option_strings, "help", default=argparse.SUPPRESS, nargs=0, **settings)
         self._show, self._everything = show, everything
 
     def __call__(self, parser, namespace, values, option_string=None):

@@ -75,10 +75,10 @@ def languages_of_dataset(name: str | None) -> tuple[str, ...]:
     return () if card is None else _facts(read_front_matter(card))[0]
 
 
-def read_front_matter(file: Path) -> dict[str, Any]:
+def read_front_matter(file: storage.AnyPath) -> dict[str, Any]:
     """The YAML metadata at the beginning of a card; empty if there is none that can be read."""
     try:
-        if file.stat().st_size > MAX_CARD_BYTES:
+        if storage.size_of(file) > MAX_CARD_BYTES:
             return {}
         match = re.match(r"\s*---[ \t]*\r?\n(.*?)\r?\n---", file.read_text("utf-8-sig"), re.S)
         values = yaml.safe_load(match[1]) if match else {}
