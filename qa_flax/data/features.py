@@ -205,7 +205,8 @@ def prepare_validation_features(
         ('q0', [-1, -1])
     """
     lengths, texts = (max_seq_length, doc_stride, pad_to_max_length), (misaligned, long_questions)
-    settings = _settings(lengths, texts, disable_tqdm, answers) | {"labels": labels}
+    settings = _settings(lengths, texts, disable_tqdm, answers)
+    settings["labels"] = labels
     if is_batch(examples):
         return _prepare_batch(examples, tokenizer, **settings)
     windows = make_windows(examples, tokenizer, **settings)
