@@ -59,6 +59,8 @@ class Row(NamedTuple):
     """The flags of `qa-flax clozes`, if the run begins with clozes."""
     passages: int = 900
     """The unlabelled passages that the clozes are made from."""
+    ratio: str = ""
+    """If given, clozes are this share of each epoch's batches, and no training comes first."""
 
 
 CLOZES = {"--max_clozes": "3000"}
@@ -77,6 +79,7 @@ ROWS: dict[str, Row] = {
     "clozes, 1,000": Row({}, {"--max_clozes": "1000"}),
     "clozes, 300 passages": Row({}, CLOZES, 300),
     "clozes, mask is a word": Row({}, {**CLOZES, "--mask": "what"}),
+    "clozes beside the labels": Row({}, CLOZES, ratio="0.5"),
     "all that help": Row({"--answers": "all"}, CLOZES),
 }
 FIRST_STAGE = {"--num_train_epochs": "1", "--learning_rate": "2e-4"}
@@ -133,14 +136,19 @@ class Study:
         if key in self.results or perf_counter() > self.ends:
             return
         began, model = perf_counter(), self.args.model
+        further: dict[str, str] = {}
         if row.clozes is not None:
-            chosen = self.args.clozes_seed
-            model = self.trained_on_clozes(row, seed if chosen is None else chosen)
+            chosen = seed if self.args.clozes_seed is None else self.args.clozes_seed
+            if row.ratio:
+                clozes = str(self.written_clozes(row, chosen))
+                further = {"--extra_train_file": clozes, "--extra_train_ratio": row.ratio}
+            else:
+                model = self.trained_on_clozes(row, chosen)
         output = self.folder / "run"
         files = ["--train_file", self.path("train.json"), "--validation_file", self.path(evaluated)]
         run(
             *("run", "--model_name_or_path", model, *files, "--do_train", "--do_eval"),
-            *flags_of(USUAL | TUNED | row.flags | {"--seed": str(seed)}),
+            *flags_of(USUAL | TUNED | row.flags | further | {"--seed": str(seed)}),
             *("--output_dir", str(output), *LENGTHS, *QUIET),
         )
         metrics = json.loads((output / "all_results.json").read_text())
@@ -151,26 +159,29 @@ class Study:
         values = f"EM {result['exact_match']:.1f}, F1 {result['f1']:.1f}"
         print(f"{key}: {values}, {result['minutes']:.1f} minutes", flush=True)
 
-    def trained_on_clozes(self, row: Row, seed: int) -> str:
-        """Return a folder with a model that was trained on clozes, which later runs share."""
+    def written_clozes(self, row: Row, seed: int) -> Path:
+        """Return a file of clozes, which later runs share."""
         assert row.clozes is not None
         settings = "".join(row.clozes.values())
-        name = f"clozes_{row.passages}_{settings}_{seed}"
-        output, clozes = self.folder / name, self.folder / f"{name}.json"
-        if (output / "config.json").exists():
-            return str(output)
-        passages = self.path(f"passages_{row.passages}.txt")
-        clozes.unlink(missing_ok=True)
-        run(
-            *("clozes", passages, "--tokenizer_name", self.args.model),
-            *flags_of(row.clozes | {"--seed": str(seed)}),
-            *("--output", str(clozes)),
-        )
-        run(
-            *("run", "--model_name_or_path", self.args.model, "--train_file", str(clozes)),
-            *("--do_train", *flags_of(USUAL | FIRST_STAGE | {"--seed": str(seed)})),
-            *("--output_dir", str(output), *LENGTHS, *QUIET),
-        )
+        clozes = self.folder / f"clozes_{row.passages}_{settings}_{seed}.json"
+        if not clozes.exists():
+            run(
+                *("clozes", self.path(f"passages_{row.passages}")),
+                *("--tokenizer_name", self.args.model, "--output", str(clozes)),
+                *flags_of(row.clozes | {"--seed": str(seed)}),
+            )
+        return clozes
+
+    def trained_on_clozes(self, row: Row, seed: int) -> str:
+        """Return a folder with a model that was trained on clozes, which later runs share."""
+        clozes = self.written_clozes(row, seed)
+        output = clozes.with_suffix("")
+        if not (output / "config.json").exists():
+            run(
+                *("run", "--model_name_or_path", self.args.model, "--train_file", str(clozes)),
+                *("--do_train", *flags_of(USUAL | FIRST_STAGE | {"--seed": str(seed)})),
+                *("--output_dir", str(output), *LENGTHS, *QUIET),
+            )
         return str(output)
 
     def path(self, name: str) -> str:
@@ -241,7 +252,9 @@ def write_data(args: argparse.Namespace, folder: Path) -> None:
     for name, of_part in parts.items():
         (folder / name).write_text(json.dumps({"data": of_part()}))
     for count in {row.passages for row in ROWS.values()}:
-        (folder / f"passages_{count}.txt").write_text("\n\n".join(queue[:count]))
+        (folder / f"passages_{count}").mkdir()
+        for number, text in enumerate(queue[:count]):  # one post a file: they are not joined
+            (folder / f"passages_{count}" / f"{number:04}.txt").write_text(text)
 
 
 if __name__ == "__main__":
