@@ -43,7 +43,7 @@ logger = messages.logger(__name__)
 PER_PASSAGE = 6
 """How many clozes a passage has, at most."""
 MIN_PASSAGES = 3
-"""With fewer passages, stop words are told by the sentences that have them."""
+"""With fewer passages, stop words are recognized by the sentences that have them."""
 MIN_ROOM = 24
 """Tokens of the smallest passages that can have a cloze."""
 _ROWS_AT_ONCE = 2048
@@ -79,7 +79,7 @@ def make_clozes(
     A span of 1 to 5 words that occurs 2 to 4 times in a passage becomes the answer. The sentence
     around one occurrence, with the span masked, becomes the question; it is left out of the
     context, which is the rest of the passage. The span begins and ends with words of content, which
-    are told from others by how they are spread over the passages. In scripts without blanks between
+    are distinguished by how they are spread over the passages. In scripts without blanks between
     words a token is a word, but a single character is half of one, and of Thai a quarter. (Dhingra
     et al. 2018, N18-2092; Ram et al. 2021, arXiv 2101.00438.)
 

@@ -1,4 +1,4 @@
-"""Tables of paraphrases in every form, and what is said about others."""
+"""Tables of paraphrases in every form, and the messages about wrong ones."""
 
 import gzip
 import json

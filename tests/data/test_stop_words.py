@@ -1,4 +1,4 @@
-"""Stop words are told by their spread, in every language, without lists."""
+"""Stop words are recognized by their spread, in every language, without lists."""
 
 import json
 from collections import Counter

@@ -88,7 +88,7 @@ def _arguments(
     reading = source.get("read") or {}
     arguments: dict[str, Any] = {
         "misaligned": reading.get("misaligned", "drop"),
-        "bad_rows": "skip",  # if such a row was evaluated, it is missing, which is told
+        "bad_rows": "skip",  # if such a row was evaluated, it is missing, which is an error
         "columns": reading.get("columns") or dict.fromkeys(_COLUMNS),
     }
     if data is not None:
