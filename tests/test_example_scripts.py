@@ -12,6 +12,8 @@ from pathlib import Path
 import docs_folder
 import pytest
 
+from qa_flax.cli import main
+
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "examples"
 QUICK = ("question_answering",)
@@ -51,6 +53,8 @@ def trained(output, out):
     for id_, text in answers.items():
         assert f"{id_}: {text}\n" in out
     assert 0 <= json.loads((output / "eval_results.json").read_text())["eval_f1"] <= 100
+    main(["report", str(output)])
+    assert "dev-v1.1.json" in (output / "eval_report.html").read_text()
 
 
 def adapters(output, out):

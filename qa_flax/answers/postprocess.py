@@ -51,6 +51,7 @@ from qa_flax.answers.spans import (
     SearchSettings,
     make_searches,
 )
+from qa_flax.answers.written import WrittenAnswers, note_answers
 from qa_flax.data.tables import ExampleRows, FeatureRows, example_source, span_source
 from qa_flax.messages import first_few, quoted
 from qa_flax.ranges import NUMBER, at_least
@@ -209,6 +210,9 @@ def find_answers(
             len(ids),
             first_few(missing, quoted),
         )
+    if output_dir is not None:
+        chosen = settings._asdict() | {"null_score_diff_threshold": null_score_diff_threshold}
+        note_answers(WrittenAnswers(output_dir, prefix or "", chosen, answers.texts, features))
     return answers
 
 

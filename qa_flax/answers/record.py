@@ -4,8 +4,8 @@
 without a copy of them, and says whether they have changed since. It has these keys:
 
     format      "qa_flax evaluation 1"
-    source      the data: file, bytes and sha256, or dataset_name, dataset_config_name and split;
-                read: how its rows were read; part: which of them were evaluated
+    source      the data: file, bytes and sha256, or dataset_name, dataset_config_name and split,
+                or arrow_files; read: how its rows were read; part: which of them were evaluated
     settings    the model and how the answers were found and scored
     metrics     the number of questions and, if they have gold answers, exact match and F1
     questions   id -> answers: the gold answers; windows: how many the question was cut into;
@@ -20,9 +20,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from qa_flax import storage
+from qa_flax import messages, storage
 from qa_flax.answers.metrics import question_scores
 from qa_flax.messages import first_few
+
+logger = messages.logger(__name__)
 
 FORMAT = "qa_flax evaluation 1"
 _encode = json.JSONEncoder().encode  # made once: `json.dumps` is slower for small values
@@ -84,6 +86,20 @@ def file_source(file: str | os.PathLike) -> dict[str, Any]:
         "bytes": status.st_size,
         "sha256": _sha256(path, status.st_size, status.st_mtime_ns),
     }
+
+
+def described(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an origin of `qa_flax.data.origin` with what identifies its file.
+
+    A file that was moved since it was read is not identified: the answers are not lost for it.
+    """
+    if "file" not in origin:
+        return dict(origin)
+    try:
+        return dict(origin) | file_source(origin["file"])
+    except OSError as error:
+        logger.warning("the data file cannot be noted for qa-flax report: %s", error)
+        return dict(origin)
 
 
 @lru_cache(maxsize=8)  # an evaluation in each epoch has the same file

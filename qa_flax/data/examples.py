@@ -23,6 +23,7 @@ from qa_flax.data.answers import (
 )
 from qa_flax.data.cells import is_missing
 from qa_flax.data.column_names import TEXTS
+from qa_flax.data.origin import note_origin, source_of
 from qa_flax.data.readers import ExampleError, Row, arrow_table, read
 from qa_flax.data.rejected import RejectedRow, json_lines
 from qa_flax.data.report import Note, Report, RowReport, counts_line, summary
@@ -205,7 +206,12 @@ def read_examples(
         has_fallback=has_fallback,
         bad_rows=bad_rows,
     )
-    return _check(name, rows, rejected, misaligned, bad_rows, require_answers, warn)
+    loaded = _check(name, rows, rejected, misaligned, bad_rows, require_answers, warn)
+    if origin := source_of(source, split, config_name, load_dataset_kwargs or ()):
+        names = None if columns is None else dict(columns)
+        reading = {"misaligned": misaligned, "bad_rows": bad_rows, "columns": names}
+        note_origin(loaded.examples, {"read": reading} | origin)
+    return loaded
 
 
 def read_questions(

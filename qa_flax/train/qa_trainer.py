@@ -10,9 +10,11 @@ import datasets
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
 from qa_flax.answers.spans import SearchSettings
+from qa_flax.answers.written import WrittenAnswers, noting_answers
 from qa_flax.distributed.exchange import broadcast_from_main
 from qa_flax.train.answers_ahead import AnswersAhead, runs_ahead
 from qa_flax.train.evaluation import Dataset, EvaluationResult, prediction_output, with_prefix
+from qa_flax.train.evaluation_record import leave_records
 from qa_flax.train.loading import named
 from qa_flax.train.prediction import OnCandidates
 from qa_flax.train.train_sample import PREFIX as TRAIN_PREFIX
@@ -219,8 +221,13 @@ class QuestionAnsweringTrainer(Trainer):
         gather = not self._shard.is_split
         stages = stage if _accepts(post_process, 3 + len(stage)) else ()
 
+        written: list[WrittenAnswers] = []
+
         def search(logits: Any) -> EvalPrediction:
-            return post_process(examples, dataset, logits, *stages)
+            with noting_answers() as noted:
+                scored = post_process(examples, dataset, logits, *stages)
+            written.extend(noted)
+            return scored
 
         with AnswersAhead(search) as ahead:
             on_candidates = ahead.begin if runs_ahead(post_process) else None
@@ -230,6 +237,8 @@ class QuestionAnsweringTrainer(Trainer):
             loop_metrics = result.metrics | self._speed(prefix, started, result.windows)
             started = time.time()
             scored = ahead.result() if ahead.has_begun else search(result.logits)
+        model_name = getattr(self.model.config, "name_or_path", None)
+        leave_records(written, scored.label_ids, examples, model_name)
         count = self._shard.total_examples(len(examples))
         scored = self._shard.gather_answers(scored)
         metrics = with_prefix(compute_metrics(scored), prefix) | loop_metrics

@@ -104,6 +104,18 @@ def _arguments(
                 f"the data of the evaluation, {file}, is not there any more; {give_data}"
             )
         return arguments | {"source": file}, file
+    if "arrow_files" in source:
+        files = [Path(file) for file in source["arrow_files"]]
+        missing = [str(file) for file in files if not file.is_file()]
+        if missing:
+            raise ValueError(
+                "the data of the evaluation is not in the cache of the library datasets any more "
+                f"({first_few(missing)}); {give_data}"
+            )
+        tables = [datasets.Dataset.from_file(str(file)) for file in files]
+        return arguments | {"source": datasets.concatenate_datasets(tables)}, first_few(
+            [file.name for file in files]
+        )
     name = source.get("dataset_name")
     if not isinstance(name, str):
         raise ValueError(

@@ -18,6 +18,7 @@ from qa_flax.answers.files import merge_files
 from qa_flax.answers.metrics import metric_names, squad_metric
 from qa_flax.answers.postprocess import find_answers
 from qa_flax.answers.spans import SearchSettings
+from qa_flax.answers.written import noting_answers
 from qa_flax.commands.arguments import DataArguments, DistributedArguments, ModelArguments
 from qa_flax.commands.env.report import start
 from qa_flax.commands.errors import TOKENIZER_ARGUMENT, usage_errors
@@ -206,7 +207,8 @@ def make_post_processing(
     def post_process(examples, features, predictions, stage="eval") -> EvalPrediction:
         # Every process has all training questions of `eval_train_samples`: no files of parts.
         has_files = stage != "train" and output_dir is not None
-        with _gathered_files(output_dir if has_files else None) as folder:
+        # `write_evaluation` notes more than the trainer would.
+        with noting_answers(), _gathered_files(output_dir if has_files else None) as folder:
             answers = find_answers(
                 examples,
                 features,

@@ -4,13 +4,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qa_flax.answers.record import file_source, question_records, write_record
+from qa_flax.answers.record import described, question_records, write_record
 from qa_flax.commands.arguments import DataArguments
 from qa_flax.commands.run.split import SPLITS
 from qa_flax.distributed import exchange, processes
-from qa_flax.messages import logger as logger_of
-
-logger = logger_of(__name__)
 
 _SETTINGS = (
     *("version_2_with_negative", "null_score_diff_threshold", "language", "max_seq_length"),
@@ -62,20 +59,14 @@ def _source(stage: str, data_args: DataArguments) -> dict[str, Any]:
     elif stage == "eval" and data_args.folds is not None:
         part, split = "a fold of the training data", "train"
     file = getattr(data_args, f"{split}_file")
-    source: dict[str, Any]
-    if file:
-        try:
-            source = file_source(file)
-        except OSError as error:  # it was moved since it was read; the answers are not lost for it
-            logger.warning("the data file cannot be noted for qa-flax report: %s", error)
-            source = {"file": file}
-    else:
-        source = {
+    origin: dict[str, Any] = {"file": file}
+    if not file:
+        origin = {
             "dataset_name": data_args.dataset_name,
             "dataset_config_name": data_args.dataset_config_name,
             "split": split,
         }
-    return source | {"read": _reading(data_args), "part": part}
+    return described(origin) | {"read": _reading(data_args), "part": part}
 
 
 def _reading(data_args: DataArguments) -> dict[str, Any]:
