@@ -188,7 +188,8 @@ def test_shell_blocks_run(block, folder):
         return
     (output,) = [path for path in folder.iterdir() if path.name.startswith("out")]
     names = {path.name for path in output.iterdir()}
-    assert {"model.safetensors", "eval_predictions.json", "all_results.json"} <= names
+    assert {"model.safetensors", "all_results.json"} <= names
+    assert ("eval_predictions.json" in names) == ("--do_eval" in program)
 
 
 @pytest.mark.slow

@@ -69,14 +69,17 @@ def slice_table(slice_: Slice, index: int, counts: Sequence[int], means: Means, 
     unit = f' <span class="unit">{text(slice_.unit)}</span>' if slice_.unit else ""
     rows = []
     for group, (label, count) in enumerate(zip(slice_.labels, counts, strict=True)):
-        (exact, mean), (_, low), (_, high) = (part[group, :2] for part in means[:3])
+        (exact, mean), (exact_low, low), (exact_high, high) = (
+            part[group, :2] for part in means[:3]
+        )
         bar = interval_bar(100 * mean, 100 * low, 100 * high, 100 * f1)
         button = (
             f'<button type="button" data-slice="{index}" data-group="{group}" '
             f'title="Show these questions">{data_text(label)}</button>'
         )
         rows.append(
-            f'<tr><th scope="row">{button}</th><td>{number(count)}</td><td>{percent(exact)}</td>'
+            f'<tr><th scope="row">{button}</th><td>{number(count)}</td><td>{percent(exact)}'
+            f'<span class="ci below">{interval(exact_low, exact_high)}</span></td>'
             f"<td>{percent(mean)}</td>"
             f'<td class="meter-cell"><div class="meter-box">{bar}<span class="ci">'
             f"{interval(low, high)}</span></div></td></tr>"
@@ -85,7 +88,8 @@ def slice_table(slice_: Slice, index: int, counts: Sequence[int], means: Means, 
         f'<section class="slice"><h3 id="slice-{index}">{text(slice_.name)}{unit}</h3>'
         f'<table aria-labelledby="slice-{index}"><thead><tr><th scope="col">group</th>'
         '<th scope="col"><abbr title="number of questions">n</abbr></th>'
-        '<th scope="col"><abbr title="exact match">EM</abbr></th><th scope="col">F1</th>'
+        '<th scope="col"><abbr title="exact match, with its 95% interval">EM</abbr></th>'
+        '<th scope="col">F1</th>'
         '<th scope="col" class="meter-cell">F1 with 95% interval</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></section>"
     )
