@@ -80,9 +80,17 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--mask",
+        action="append",
         metavar="TEXT",
         help="what stands for the answer in a question (default: the tokenizer's mask token); a "
-        "word such as what makes it more like a question",
+        "word such as what makes it more like a question. Given several times, each question gets "
+        "one of these texts",
+    )
+    parser.add_argument(
+        "--keep_sentence",
+        action="store_true",
+        help="make questions about sentences that stay in the context, with some words left out "
+        "and some moved; their spans need not occur again",
     )
     for name, default, text in (
         ("--max_clozes", None, "write at most N clozes, of as many passages as possible"),
@@ -155,6 +163,7 @@ def main(parsed: argparse.Namespace) -> int | None:
                 documents,
                 tokenizer,
                 mask=parsed.mask,
+                keep_sentence=parsed.keep_sentence,
                 max_clozes=parsed.max_clozes,
                 max_per_passage=parsed.max_per_passage,
                 max_seq_length=parsed.max_seq_length,
@@ -170,10 +179,12 @@ def main(parsed: argparse.Namespace) -> int | None:
         print(
             printable(f"Not read in the folders, because they hold neither text nor data: {kinds}")
         )
+    found = counted(clozes.spans, "sentence" if parsed.keep_sentence else "recurring span")
+    found += " to ask about" * parsed.keep_sentence
     print(
         printable(
             f"{counted(clozes.documents, 'text')}, {counted(clozes.passages, 'passage')}, "
-            f"{counted(clozes.spans, 'recurring span')}: {counted(len(clozes.examples), 'cloze')} "
+            f"{found}: {counted(len(clozes.examples), 'cloze')} "
             f"written to {parsed.output}"
         )
     )

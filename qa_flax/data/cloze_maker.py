@@ -2,6 +2,7 @@
 
 import bisect
 import hashlib
+import itertools
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -36,9 +37,10 @@ class ClozeMaker:
     Args:
         vocabulary: the words of the passages.
         is_stopped: whether each of them is a stop word, bool [w].
-        mask: what stands for the answer in a question.
+        masks: what stands for the answer in a question: one of these.
         per_passage: the most clozes of a passage.
         seed: chooses spans and sentences.
+        max_question: tokens of a sentence that becomes a question, at most.
 
     Attributes:
         span_count: how many spans occur again in the passages so far.
@@ -48,49 +50,49 @@ class ClozeMaker:
         self,
         vocabulary: Vocabulary,
         is_stopped: np.ndarray,
-        mask: str,
+        masks: Sequence[str],
         per_passage: int,
         seed: int,
+        max_question: int = MAX_QUESTION,
     ):
         self._has_content: list[bool] = (~is_stopped).tolist()
         self._is_short = vocabulary.is_short
         self._sizes = vocabulary.sizes
-        self._mask, self._per_passage, self._seed = mask, per_passage, seed
+        self._masks, self._max_question = masks, max_question
+        self._per_passage, self._seed = per_passage, seed
         self.span_count = 0
 
     def clozes(self, passage: Passage) -> Iterator[Cloze]:
         """Yield the clozes of a passage."""
-        found = recurring_spans(passage.words, GAP, self._has_content, self._sizes)
-        spans = [span for span in found if self._is_answer(passage, span)]
-        self.span_count += len(spans)
-        if len(passage.sentences) < 2:
-            return
         # The choice depends on the passage and the seed alone, so the order of texts is free.
         key = f"{self._seed}\0{passage.text}".encode("utf-8", "surrogatepass")
         chance = random.Random(hashlib.blake2b(key).digest())
-        chance.shuffle(spans)
-        view = _PassageView(passage, self._has_content)
-        count = 0
-        for span in spans:
-            row = self._row(view, span, chance)
-            if row is None:
-                continue
+        rows = self._rows(PassageView(passage, self._has_content), chance)
+        for count, row in enumerate(itertools.islice(rows, self._per_passage)):
             digest = hashlib.blake2b(f"{self._seed}\0{row['id']}".encode(), digest_size=8).digest()
             yield Cloze((count, digest), row)
-            count += 1
-            if count == self._per_passage:
-                return
 
-    def _is_answer(self, passage: Passage, span: RecurringSpan) -> bool:
-        first = span.places[0]
-        words = passage.words[first : first + span.length]
-        is_short = span.length == 1 and self._is_short[words[0]]
+    def _rows(self, view: "PassageView", chance: random.Random) -> Iterator[dict[str, Any]]:
+        """Yield the examples of a passage in random order."""
+        passage = view.passage
+        found = recurring_spans(passage.words, GAP, self._has_content, self._sizes)
+        spans = [span for span in found if self._is_answer(passage, span.places[0], span.length)]
+        self.span_count += len(spans)
+        if len(passage.sentences) > 1:
+            chance.shuffle(spans)
+            rows = (self._row(view, span, chance) for span in spans)
+            yield from (row for row in rows if row is not None)
+
+    def _is_answer(self, passage: Passage, first: int, length: int) -> bool:
+        """Whether the `length` words from `first` on are neither too short nor too long."""
+        words = passage.words[first : first + length]
+        is_short = length == 1 and self._is_short[words[0]]
         if is_short or sum(self._sizes[word] for word in words) < WORD:
             return False
-        return passage.ends[first + span.length - 1] - passage.starts[first] <= MAX_ANSWER
+        return passage.ends[first + length - 1] - passage.starts[first] <= MAX_ANSWER
 
     def _row(
-        self, view: "_PassageView", span: RecurringSpan, chance: random.Random
+        self, view: "PassageView", span: RecurringSpan, chance: random.Random
     ) -> dict[str, Any] | None:
         """Return the cloze of a span; None if no sentence around it can be a question.
 
@@ -111,14 +113,12 @@ class ClozeMaker:
         if best is None:
             return None
         _, _, asked, answer = best
-        return self._example(view, span, asked, answer)
+        return self._example(view, span, asked, answer, self._mask(chance))
 
-    def _can_ask(
-        self, view: "_PassageView", span: RecurringSpan, asked: int, sentence: int
-    ) -> bool:
+    def _can_ask(self, view: "PassageView", span: RecurringSpan, asked: int, sentence: int) -> bool:
         """Whether a sentence says enough without the span, and does not name it otherwise."""
         passage = view.passage
-        if passage.tokens[sentence] > MAX_QUESTION or view.is_repeated(sentence):
+        if passage.tokens[sentence] > self._max_question or view.is_repeated(sentence):
             return False
         words = view.words(sentence)
         masked = range(asked, asked + span.length)
@@ -134,16 +134,19 @@ class ClozeMaker:
         before, after = passage.text[first:start], passage.text[end:last]
         answer = passage.text[start:end].casefold()
         rest = before + "\n" + after
-        return answer not in rest.casefold() and self._mask not in rest
+        return answer not in rest.casefold() and all(mask not in rest for mask in self._masks)
+
+    def _mask(self, chance: random.Random) -> str:
+        return self._masks[0] if len(self._masks) == 1 else chance.choice(self._masks)
 
     def _example(
-        self, view: "_PassageView", span: RecurringSpan, asked: int, answer: int
+        self, view: "PassageView", span: RecurringSpan, asked: int, answer: int, mask: str
     ) -> dict[str, Any]:
         passage = view.passage
         text = passage.text
         first, last = passage.sentences[view.sentence_of(asked)]
         start, end = view.place(asked, span.length)
-        question = " ".join(f"{text[first:start]}{self._mask}{text[end:last]}".split())
+        question = " ".join(f"{text[first:start]}{mask}{text[end:last]}".split())
         before, after = text[:first], text[last:].lstrip()
         before = before if after else before.rstrip()
         moved = len(text) - len(after) - len(before)
@@ -151,18 +154,26 @@ class ClozeMaker:
         others = [place for place in span.places if place not in (asked, answer)]
         places = [view.place(place, span.length) for place in (answer, *others)]
         starts = [s if s < first else s - moved for s, _ in places]
-        texts = [text[s:e] for s, e in places]
-        key = "\0".join((question, context, str(starts[0]), texts[0]))
-        return {
-            "id": CLOZE_ID + hashlib.blake2b(key.encode(), digest_size=10).hexdigest(),
-            "title": passage.title,
-            "context": context,
-            "question": question,
-            "answers": {"text": texts, "answer_start": starts},
-        }
+        return cloze_example(
+            passage.title, question, context, [text[s:e] for s, e in places], starts
+        )
 
 
-class _PassageView:
+def cloze_example(
+    title: str, question: str, context: str, texts: list[str], starts: list[int]
+) -> dict[str, Any]:
+    """Return an example, see `examples.FEATURES`; its id depends on what it says."""
+    key = "\0".join((question, context, str(starts[0]), texts[0]))
+    return {
+        "id": CLOZE_ID + hashlib.blake2b(key.encode(), digest_size=10).hexdigest(),
+        "title": title,
+        "context": context,
+        "question": question,
+        "answers": {"text": texts, "answer_start": starts},
+    }
+
+
+class PassageView:
     """Looks things up in a passage.
 
     Args:

@@ -9,7 +9,7 @@ becomes the context: Dhingra et al. 2018, "Simple and effective semi-supervised 
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +20,10 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from qa_flax import messages
-from qa_flax.data.cloze_maker import Cloze, ClozeMaker
+from qa_flax.data.cloze_maker import MAX_QUESTION, Cloze, ClozeMaker
 from qa_flax.data.documents import Documents, as_sources
 from qa_flax.data.examples import FEATURES, checked_examples
+from qa_flax.data.kept_sentences import KeptSentenceMaker
 from qa_flax.data.passages import LETTER, PassageReader
 from qa_flax.data.recurring import WORD
 from qa_flax.data.rejected import ExampleError
@@ -63,7 +64,8 @@ def make_clozes(
     docs: Any,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    mask: str | None = None,
+    mask: str | Sequence[str] | None = None,
+    keep_sentence: bool = False,
     max_clozes: int | None = None,
     max_per_passage: int = PER_PASSAGE,
     max_seq_length: int = 384,
@@ -88,7 +90,10 @@ def make_clozes(
             that ``load_examples`` reads, whose contexts alone are used, each once, or a folder of
             such files. Their order does not matter.
         tokenizer: a fast tokenizer, of the model that will be trained.
-        mask: what stands for the answer in a question; None: the tokenizer's mask token.
+        mask: what stands for the answer in a question, or a list of texts of which each question
+            gets one; None: the tokenizer's mask token.
+        keep_sentence: make questions about sentences that stay in the context, with some words left
+            out and some moved; their spans need not occur again. (Lewis et al. 2019, P19-1484.)
         max_clozes: return at most so many, from as many passages as possible; None: all.
         max_per_passage: how many clozes a passage has, at most.
         max_seq_length: tokens of the windows to train on. Passages are paragraphs, or parts of
@@ -123,6 +128,7 @@ def make_clozes(
         Documents(as_sources(docs), split, config_name, context_column, load_dataset_kwargs),
         tokenizer,
         mask=mask,
+        keep_sentence=keep_sentence,
         max_clozes=max_clozes,
         max_per_passage=max_per_passage,
         max_seq_length=max_seq_length,
@@ -142,14 +148,15 @@ class Clozes:
     passages: int
     """How many different passages they have."""
     spans: int
-    """How many spans occur again in their passages."""
+    """How many spans occur again in their passages, or sentences have a span to ask for."""
 
 
 def find_clozes(
     documents: Documents,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    mask: str | None,
+    mask: str | Sequence[str] | None,
+    keep_sentence: bool,
     max_clozes: int | None,
     max_per_passage: int,
     max_seq_length: int,
@@ -161,8 +168,8 @@ def find_clozes(
 
     Args:
         documents: the texts.
-        tokenizer, mask, max_clozes, max_per_passage, max_seq_length, seed, disable_tqdm: see
-            `make_clozes`.
+        tokenizer, mask, keep_sentence, max_clozes, max_per_passage, max_seq_length, seed,
+            disable_tqdm: see `make_clozes`.
         argument: the interface's argument that gives another tokenizer, for messages.
 
     Raises:
@@ -178,11 +185,14 @@ def find_clozes(
     )
     backend = fast_backend(tokenizer, argument)
     check_vocabulary(tokenizer, argument)
-    mask = _mask(tokenizer, mask)
+    masks = _masks(tokenizer, mask)
     with Spool() as passages, plain_encoding(backend, tokenizer.split_special_tokens):
         around = read_template(backend).special_tokens
-        around += len(backend.encode(mask, add_special_tokens=False))
+        around += max(len(backend.encode(mask, add_special_tokens=False)) for mask in masks)
         room = int(min(max_seq_length, tokenizer.model_max_length)) - around
+        # A sentence that is kept takes room in the context and in the question, with its "?".
+        max_question = min(MAX_QUESTION, room // 3) if keep_sentence else MAX_QUESTION
+        room -= max_question + 1 if keep_sentence else 0
         if room < MIN_ROOM:
             raise ValueError(
                 f"max_seq_length={max_seq_length} leaves {room} tokens for a passage, which needs "
@@ -191,7 +201,9 @@ def find_clozes(
         reader = PassageReader(backend, room, unknown_ids(tokenizer, backend))
         is_stopped = _read_all(documents, reader, passages, disable_tqdm or not shows_bar())
         _warn_of_unknown(reader, argument)
-        maker = ClozeMaker(reader.vocabulary, is_stopped, mask, max_per_passage, seed)
+        maker = (KeptSentenceMaker if keep_sentence else ClozeMaker)(
+            reader.vocabulary, is_stopped, masks, max_per_passage, seed, max_question
+        )
         numbered = enumerate(_all_clozes(maker, passages, disable_tqdm or not shows_bar()))
         if max_clozes is not None:
             chosen = heapq.nsmallest(max_clozes, numbered, key=lambda pair: pair[1].order)
@@ -202,20 +214,22 @@ def find_clozes(
         return Clozes(examples, documents.count, len(passages), maker.span_count)
 
 
-def _mask(tokenizer: PreTrainedTokenizerBase, mask: str | None) -> str:
+def _masks(tokenizer: PreTrainedTokenizerBase, mask: str | Sequence[str] | None) -> list[str]:
     if mask is None:
         if tokenizer.mask_token is None:
             raise ValueError(
                 f"{type(tokenizer).__name__} has no mask token to stand for the answer in the "
                 'questions; give a word for it, such as mask="what"'
             )
-        return str(tokenizer.mask_token)
-    if not isinstance(mask, str) or not mask.strip() or len(mask.splitlines()) > 1:
-        raise ValueError(
-            f"mask is {messages.shown(mask)}; it must be a word or a few, in one line, such as "
-            'mask="what"'
-        )
-    return mask.strip()
+        return [str(tokenizer.mask_token)]
+    masks = [mask] if isinstance(mask, str) or not isinstance(mask, Sequence) else list(mask)
+    for text in masks or [mask]:
+        if not isinstance(text, str) or not text.strip() or len(text.splitlines()) > 1:
+            raise ValueError(
+                f"mask is {messages.shown(text)}; it must be a word or a few, in one line, such as "
+                'mask="what", or a list of such texts'
+            )
+    return [text.strip() for text in masks]
 
 
 # ---- all passages --------------------------------------------------------------------------------
@@ -313,6 +327,9 @@ def _why_none(documents: Documents, passages: Spool, maker: ClozeMaker) -> str:
     )
     if not len(passages):
         why = "the texts have no words"
+    elif isinstance(maker, KeptSentenceMaker):
+        why = "their sentences have too few words beside those that could be an answer, or too many"
+        advice = "Give texts with longer sentences, or a larger max_seq_length"
     elif single > len(passages) / 2:
         why = f"{single:,} of the passages are one sentence only"
         advice += ". Sentences that belong together must be in one text, such as in one row or file"

@@ -245,6 +245,7 @@ def test_a_huge_line_is_read_in_little_time(minilm):
         Documents([[{"context": " ".join(words)}, {"context": STORY}]]),
         minilm,
         mask=None,
+        keep_sentence=False,
         max_clozes=20,
         max_per_passage=6,
         max_seq_length=384,
