@@ -17,6 +17,7 @@ from qa_flax.messages import escaped, short, shown
 from qa_flax.models.families import FAMILIES, Family
 from qa_flax.models.files import CONFIG_FILE, listing, models_inside, read_json
 from qa_flax.models.layers import BlockConfig
+from qa_flax.models.relatives import near_relative
 
 DTYPES = ("float32", "float16", "bfloat16", "float64", "float", "half", "double", "auto")
 """What `dtype`, and `torch_dtype` in older files, may be; without effect on the parameters."""
@@ -110,8 +111,11 @@ def _usable(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def _unsupported(model_type: object) -> str:
+    relative = near_relative(model_type, FAMILIES)
+    advice = "" if relative is None else f"; the nearest of them is {relative}"
     return (
         f"model_type={shown(model_type)} is not supported; supported: {', '.join(sorted(FAMILIES))}"
+        f"{advice}"
     )
 
 
