@@ -23,6 +23,7 @@ from qa_flax.cli import main
 from qa_flax.commands.answer import parser
 from qa_flax.commands.answer.progress import Progress
 from qa_flax.commands.answer.texts import read_texts
+from qa_flax.data.rejected import ExampleError
 from qa_flax.models.fingerprint import fingerprint
 
 ADA, ELBE, *_ = tiny.CONTEXTS
@@ -247,6 +248,22 @@ def test_a_folder_is_asked_as_a_whole_and_each_answer_names_its_file(
         "  - docs/empty.txt is empty (0 bytes)",
         "  - docs/latin.txt is not UTF-8 (byte 0xef in line 1)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("dev.json", '{"data": [{"paragraphs": [{"context" : "Ada.", "qas": []}]}]}'),
+        ("rows.JSONL", '{"id": 1, "context": "Ada.", "question": "Who?"}\n'),
+        ("rows.csv", "id,Question,Context\n1,Who?,Ada.\n"),
+    ],
+)
+def test_a_file_of_data_is_not_taken_for_a_text(folder, name, content):
+    Path(name).write_text(content)
+    with pytest.raises(ExampleError, match=f"--context {name}: .*--input {name}"):
+        read_texts([name])
+    Path("settings.json").write_text('{"port": 80}')
+    assert read_texts(["settings.json"]).by_name == {"settings.json": '{"port": 80}'}
 
 
 def test_texts_may_be_compressed_or_in_utf_16(model, answerer, folder, capfd):

@@ -1,6 +1,7 @@
 """The texts of `--context`: files, and folders of them (host, text)."""
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from qa_flax.messages import first_few
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".txt", ".md")
+_JSON, _TABLES = (".json", ".jsonl", ".ndjson"), (".csv", ".tsv")
+_CONTEXT = re.compile(r'"context"\s*:')
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,26 @@ def read_texts(paths: list[str]) -> Texts:
             found = _texts_of_folder(name, path)
         else:
             found = {name: (path, plain_text(name, path.read_bytes()))}
+            _refuse_data(name, found[name][1])
         for key, (file, text) in found.items():
             if file.resolve() not in seen:
                 texts[key] = text
                 seen.add(file.resolve())
     return Texts(texts, is_single=len(texts) == 1 and not has_folder)
+
+
+def _refuse_data(name: str, text: str) -> None:
+    """Raise `ExampleError` if a file holds rows with contexts of their own, and is no text."""
+    suffix = Path(name).suffix.lower()
+    is_json = suffix in _JSON and _CONTEXT.search(text) is not None
+    header = text.partition("\n")[0].casefold()
+    is_table = suffix in _TABLES and "context" in header and "question" in header
+    if is_json or is_table:
+        raise ExampleError(
+            f"--context {name}: this is a file of data, with its own contexts, and would be read "
+            f"as one text; ask its questions with --input {name}, or give the texts as "
+            f"{' or '.join(SUFFIXES)} files"
+        )
 
 
 def _existing(name: str) -> Path:
