@@ -78,3 +78,29 @@ def check_numbers(ranges: Mapping[str, Range], **values: Any) -> None:
     ]
     if problems:
         raise ValueError("; ".join(problems))
+
+
+def check_flags(ranges: Mapping[str, Range], arguments: Any) -> None:
+    """Refuse arguments of the command line that are outside their ranges.
+
+    Args:
+        ranges: the range of each name.
+        arguments: has the values as attributes; names that it has not are not looked at.
+
+    Raises:
+        ValueError: names each of them, in one line.
+
+    Example:
+        >>> import argparse
+        >>> check_flags({"seed": at_least(0), "folds": at_least(2)}, argparse.Namespace(seed=-1))
+        Traceback (most recent call last):
+        ...
+        ValueError: --seed is -1; it must be a whole number of at least 0
+    """
+    problems = [
+        f"--{name} is {value}; it must be {range_.allowed}"
+        for name, range_ in ranges.items()
+        if hasattr(arguments, name) and not range_.contains(value := getattr(arguments, name))
+    ]
+    if problems:
+        raise ValueError("; ".join(problems))

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from qa_flax.commands import argument_file
 from qa_flax.commands.grouped_help import Grouping, add_help, grouped_help
-from qa_flax.ranges import BELOW_1, NUMBER, POSITIVE, Range, at_least
+from qa_flax.ranges import BELOW_1, NUMBER, POSITIVE, Range, at_least, check_flags
 
 _COUNT = at_least(1)
 _OPTIONAL_COUNT = at_least(1).or_none()
@@ -41,21 +41,6 @@ _RANGES = {
     "process_id": at_least(0).or_none(),
     "initialization_timeout": POSITIVE,
 }
-
-
-def _check_ranges(arguments: Any) -> None:
-    """Refuse numbers outside their ranges.
-
-    Raises:
-        ValueError: names each of them.
-    """
-    problems = [
-        f"--{name} is {value}; it must be {range_.allowed}"
-        for name, range_ in _RANGES.items()
-        if hasattr(arguments, name) and not range_.contains(value := getattr(arguments, name))
-    ]
-    if problems:
-        raise ValueError("; ".join(problems))
 
 
 @dataclass
@@ -134,7 +119,7 @@ class ModelArguments:
     )
 
     def __post_init__(self):
-        _check_ranges(self)
+        check_flags(_RANGES, self)
         if self.lora_target_modules and not self.lora_r:
             raise ValueError("--lora_target_modules has no effect without --lora_r")
         if self.trust_remote_code:
@@ -380,7 +365,7 @@ class DataArguments:
             raise ValueError(
                 "no data: set --train_file, --validation_file, --test_file or --dataset_name"
             )
-        _check_ranges(self)
+        check_flags(_RANGES, self)
         self._check_split()
 
     def _check_split(self) -> None:
@@ -454,7 +439,7 @@ class DistributedArguments:
             raise ValueError(
                 f"arguments without effect unless --distributed is set: {', '.join(flags)}"
             )
-        _check_ranges(self)
+        check_flags(_RANGES, self)
 
 
 def dataclass_parser(

@@ -11,7 +11,7 @@ from typing import Any
 from qa_flax.commands.errors import TOKENIZER_ARGUMENT, usage_errors
 from qa_flax.commands.hidden_torch import show_torch
 from qa_flax.messages import printable
-from qa_flax.ranges import SEED, at_least
+from qa_flax.ranges import SEED, at_least, check_flags
 
 logger = logging.getLogger(__name__)
 
@@ -220,13 +220,7 @@ def _check(parsed: argparse.Namespace) -> None:
     """
     from qa_flax import storage
 
-    problems = [
-        f"--{name} is {value}; it must be {range_.allowed}"
-        for name, range_ in _RANGES.items()
-        if not range_.contains(value := getattr(parsed, name))
-    ]
-    if problems:
-        raise ValueError("; ".join(problems))
+    check_flags(_RANGES, parsed)
     output = parsed.output
     if Path(output).suffix.lower() != SUFFIX:
         raise ValueError(

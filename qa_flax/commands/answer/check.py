@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qa_flax import storage
 from qa_flax.data.answers import is_unicode
-from qa_flax.ranges import Range, at_least
+from qa_flax.ranges import Range, at_least, check_flags
 
 SUFFIX = ".jsonl"
 _COUNT = at_least(1).or_none()
@@ -30,13 +30,7 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         ValueError: says what to do instead.
     """
-    problems = [
-        f"--{name} is {value}; it must be {range_.allowed}"
-        for name, range_ in _RANGES.items()
-        if not range_.contains(value := getattr(args, name))
-    ]
-    if problems:
-        raise ValueError("; ".join(problems))
+    check_flags(_RANGES, args)
     if args.answers is not None and args.top_k is not None:
         raise ValueError(
             "--answers and --top_k both say how many answers to give; use --answers for answers "

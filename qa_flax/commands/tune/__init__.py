@@ -11,7 +11,7 @@ from qa_flax.commands.arguments import (
 )
 from qa_flax.commands.hidden_torch import show_torch
 from qa_flax.commands.tune.space import DEFAULT
-from qa_flax.ranges import POSITIVE, at_least
+from qa_flax.ranges import POSITIVE, at_least, check_flags
 
 SUMMARY = "search for the training arguments that answer held-out questions best"
 
@@ -89,16 +89,7 @@ class TuneArguments:
     )
 
     def __post_init__(self):
-        problems = [
-            f"--{name} is {value}; it must be {range_.allowed}"
-            for name, range_, value in (
-                ("n_trials", at_least(1), self.n_trials),
-                ("timeout", POSITIVE.or_none(), self.timeout),
-            )
-            if not range_.contains(value)
-        ]
-        if problems:
-            raise ValueError("; ".join(problems))
+        check_flags({"n_trials": at_least(1), "timeout": POSITIVE.or_none()}, self)
 
 
 def parser() -> argparse.ArgumentParser:
