@@ -69,6 +69,23 @@ def test_from_a_folder_to_windows(folder, capsys):
     assert [article["title"] for article in raw["data"]] == ["data", "rivers", "sub/engines"]
 
 
+def test_sentences_that_stay_and_several_masks(folder, capsys):
+    flags = ("--keep_sentence", "--mask", "what", "--mask", "who")
+    assert clozes("docs", "--output", "clozes.json", *flags) == 0
+    out = capsys.readouterr().out
+    examples = load_examples("clozes.json", misaligned="refuse", require_answers=True)
+    assert re.search(r"4 passages, \d+ sentences to ask about: \d+ clozes written", out)
+    asked = [set(re.findall(r"\w+", row["question"])) for row in examples]
+    assert all({"what", "who"} & words for words in asked)
+    assert any("who" in words for words in asked)
+    assert any("what" in words for words in asked)
+    for row in examples:
+        (answer,), (start,) = row["answers"]["text"], row["answers"]["answer_start"]
+        assert row["context"][start : start + len(answer)] == answer
+    assert clozes("docs", "--output", "other.json", "--keep_sentence", "--mask", " ") == 2
+    assert "it must be a word or a few" in capsys.readouterr().err
+
+
 def test_the_next_steps_are_commands_that_run_takes(folder, capsys):
     assert clozes("docs", "--output", "my clozes.json", "--max_seq_length", "128") == 0
     commands = re.findall(r"^  qa-flax run (.*)$", capsys.readouterr().out, re.M)
