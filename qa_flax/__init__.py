@@ -75,6 +75,7 @@ if TYPE_CHECKING:
         AutoModelForQuestionAnswering as RoFormerForQuestionAnswering,
         AutoModelForQuestionAnswering as RobertaForQuestionAnswering,
         AutoModelForQuestionAnswering as RobertaPreLayerNormForQuestionAnswering,
+        AutoModelForQuestionAnswering as SplinterForQuestionAnswering,
         AutoModelForQuestionAnswering as XLMRobertaForQuestionAnswering,
         AutoModelForQuestionAnswering as XLMRobertaXLForQuestionAnswering,
     )
@@ -118,6 +119,7 @@ __all__ = [
     "RoFormerForQuestionAnswering",
     "RobertaForQuestionAnswering",
     "RobertaPreLayerNormForQuestionAnswering",
+    "SplinterForQuestionAnswering",
     "TaskType",
     "Trainer",
     "TrainingArguments",
