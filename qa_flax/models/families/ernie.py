@@ -28,8 +28,13 @@ class ErnieEmbeddings(Embeddings):
 
     def __init__(self, config: ErnieConfig, *, dtype: jnp.dtype):
         h = config.hidden_size
-        tables = {"positions": config.max_position_embeddings, "types": config.type_vocab_size}
-        super().__init__(config, dtype=dtype, size=h, **tables)
+        super().__init__(
+            config,
+            dtype=dtype,
+            size=h,
+            positions=config.max_position_embeddings,
+            types=config.type_vocab_size,
+        )
         self.task = embedding(config.task_type_vocab_size, h) if config.use_task_id else None
 
     def add_up(
