@@ -139,7 +139,8 @@ def test_packed_windows_have_the_logits_of_separate_rows(family):
 def test_padding_and_other_rows_do_not_change_a_row(family):
     model, short, others = loud_model(2, family=family), batch_of(family, 7), batch_of(family)
     short_logits, real = logits_of(model, short), short["attention_mask"] == 1
-    for row in range(3):
+    # The first row has no padding when it is short. The others have as much as is seen.
+    for row in range(1 if CASES[family].sees_padding else 0, 3):
         padded = {name: values.copy() for name, values in others.items()}
         for name, values in short.items():
             padded[name][row, :7] = values[row]
