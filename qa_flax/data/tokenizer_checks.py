@@ -182,12 +182,21 @@ class ModelNumbers:
         rows: the numbers of rows of the tables of `input_ids` and, if it has one, of
             `token_type_ids`.
         roles: the special tokens by which the model computes, such as "pad" for positions.
+        question_token: the token beside each question from which the span head reads the question,
+            if the model has such a head.
     """
 
-    def __init__(self, config: Any, rows: Mapping[str, int], roles: Collection[str] = ()):
+    def __init__(
+        self,
+        config: Any,
+        rows: Mapping[str, int],
+        roles: Collection[str] = (),
+        question_token: int | None = None,
+    ):
         self.model_type = str(config.model_type)
         self.name = str(getattr(config, "name_or_path", "") or f"this {config.model_type} model")
         self.rows, self.roles = dict(rows), frozenset(roles)
+        self.question_token = question_token
         ids = {role: getattr(config, f"{role}_token_id", None) for role in ROLES}
         self.special_ids = {role: id_ for role, id_ in ids.items() if isinstance(id_, int)}
 
@@ -216,6 +225,7 @@ def check_fit(
     doubts = [
         _check_size(tokenizer, model, argument),
         _check_special_ids(tokenizer, model, argument),
+        _check_question_token(tokenizer, model),
     ]
     for doubt in filter(None, doubts):
         warn("%s If so, %s.", doubt, advice(argument))
@@ -272,6 +282,20 @@ def _check_special_ids(tokenizer: Any, model: ModelNumbers, argument: str) -> st
     return (
         f"The tokenizer's {differences['pad']}{types}: perhaps it is not the tokenizer of "
         f"{model.name}."
+    )
+
+
+def _check_question_token(tokenizer: Any, model: ModelNumbers) -> str | None:
+    """Return a doubt about a tokenizer that does not put the question's token into windows."""
+    if model.question_token is None:
+        return None
+    blocks = read_template(tokenizer.backend_tokenizer).blocks
+    if any(model.question_token in ids for ids, _ in blocks):
+        return None
+    return (
+        f"The tokenizer puts no token with the model's question_token_id ({model.question_token}) "
+        "beside the question, so the span head reads the question from each window's first token: "
+        f"perhaps it is not the tokenizer of {model.name}."
     )
 
 

@@ -77,7 +77,9 @@ RANGES = {
     **dict.fromkeys(("num_hidden_layers", "decoder_layers"), _LAYERS),
     **dict.fromkeys(("num_hidden_groups", "inner_group_num"), _whole(1, MAX_LAYERS)),
     **dict.fromkeys(("type_vocab_size", "num_random_blocks", "conv_kernel_size"), _whole(0)),
-    **dict.fromkeys(("local_attention", "conv_groups"), _whole(1)),
+    **dict.fromkeys(("local_attention", "conv_groups", "task_type_vocab_size"), _whole(1)),
+    **dict.fromkeys(("intra_bottleneck_size", "true_hidden_size"), _whole(1)),
+    "num_feedforward_networks": _whole(1, MAX_LAYERS),
     **dict.fromkeys(
         ("layer_norm_eps", "initializer_range"),
         Range("a number from 0 to 1,000", lambda v: 0 <= v <= 1000),

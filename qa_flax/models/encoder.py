@@ -101,13 +101,17 @@ class Encoder(nnx.Module):
             rngs: its `dropout` stream draws the dropout masks; None means no dropout.
 
         Raises:
-            ValueError: a row is longer than the checkpoint has positions.
+            ValueError: a row is longer than the checkpoint has positions, or `segment_ids` are
+                given although the family cannot compute packed rows.
         """
+        if segment_ids is not None and self.packing_obstacle is not None:
+            raise ValueError(
+                "this model does not support several windows in a row (segment_ids): "
+                f"{self.packing_obstacle}; give each window its own row"
+            )
         positions = self.positions_of(input_ids, position_ids, segment_ids)
         types = self.types_of(input_ids, token_type_ids)
-        hidden = self.embeddings(input_ids, types, positions, rngs=rngs)
-        if self.project is not None:
-            hidden = self.project(hidden, rngs=rngs)
+        hidden = self.embed(input_ids, types, positions, segment_ids, rngs=rngs)
         layer_args = self.layer_args(input_ids, attention_mask, segment_ids, positions)
         hidden = self.run_layers(hidden, *layer_args, rngs=rngs)
         return hidden if self.last_norm is None else self.last_norm(hidden)
@@ -126,6 +130,19 @@ class Encoder(nnx.Module):
     ) -> Int[Array, "b l"] | None:
         """Each token's type; None means 0 for all."""
         return token_type_ids
+
+    def embed(
+        self,
+        input_ids: Int[Array, "b l"],
+        token_type_ids: Int[Array, "b l"] | None,
+        positions: Int[Array, "#b l"],
+        segment_ids: Int[Array, "b l"] | None,
+        *,
+        rngs: nnx.Rngs | None,
+    ) -> Float[Array, "b l h"]:
+        """The hidden states before the first layer."""
+        hidden = self.embeddings(input_ids, token_type_ids, positions, rngs=rngs)
+        return hidden if self.project is None else self.project(hidden, rngs=rngs)
 
     def layer_args(
         self,

@@ -164,8 +164,8 @@ def initial_array(
         deviation: standard deviation of the weights; default `config.initializer_range`.
         cutoff: weights beyond this number of standard deviations are drawn again.
     """
-    if path[-1] in ("scale", "bias"):
-        return np.full(shape, path[-1] == "scale", np.float32)
+    if path[-1] in ("scale", "gain", "bias"):
+        return np.full(shape, path[-1] != "bias", np.float32)
     array = random.standard_normal(shape, np.float32)
     while (beyond := np.abs(array) > cutoff).any():
         array[beyond] = random.standard_normal(np.count_nonzero(beyond), np.float32)
@@ -177,6 +177,14 @@ def initial_array(
 
 class Fixed(nnx.Variable):
     """A tensor that is saved in checkpoints but never trained."""
+
+
+class Idle(nnx.Module):
+    """Arrays of a module that PyTorch's model has and does not use: saved, but never trained."""
+
+    def __init__(self, **shapes: tuple[int, ...]):
+        for name, shape in shapes.items():
+            setattr(self, name, Fixed(zeros(None, shape)))
 
 
 class FixedTable(nnx.Module):
@@ -238,15 +246,24 @@ class Embeddings(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b l size"]:
         """Add up the vectors and apply LayerNorm and dropout. Token types default to 0."""
-        # In HF's order, so that float32 rounding is the same.
+        summed = self.add_up(input_ids, token_type_ids, position_ids)
+        hidden = summed.astype(self.dtype) if self.norm is None else self.norm(summed)
+        return dropout(hidden, self.dropout_rate, rngs)
+
+    def add_up(
+        self,
+        input_ids: Int[Array, "b l"],
+        token_type_ids: Int[Array, "b l"] | None,
+        position_ids: Int[Array, "#b l"],
+    ) -> Float[Array, "b l size"]:
+        """The sum of the vectors, in float32 and in HF's order, so that rounding is the same."""
         summed = look_up(self.word, input_ids, self.padding)
         if self.token_type is not None:
             types = jnp.zeros_like(input_ids) if token_type_ids is None else token_type_ids
             summed = summed + self.token_type(types)
         if self.position is not None:
             summed = summed + look_up(self.position, position_ids, self.padding_position)
-        hidden = summed.astype(self.dtype) if self.norm is None else self.norm(summed)
-        return dropout(hidden, self.dropout_rate, rngs)
+        return summed
 
 
 # ---- positions -----------------------------------------------------------------------------------

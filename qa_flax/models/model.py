@@ -160,8 +160,9 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks, push.Hub
         check_ids({"input_ids": input_ids, "token_type_ids": token_type_ids}, self.id_limits)
         ids = jnp.asarray(input_ids, jnp.int32)
         mask = jnp.ones_like(ids) if attention_mask is None else _int32(attention_mask)
-        optional = map(_int32, (token_type_ids, position_ids, segment_ids))
-        return self.head(self.encoder(ids, mask, *optional, rngs=rngs), ids, rngs=rngs)
+        types, positions, segments = map(_int32, (token_type_ids, position_ids, segment_ids))
+        hidden = self.encoder(ids, mask, types, positions, segments, rngs=rngs)
+        return self.head(hidden, ids, mask, segments, rngs=rngs)
 
     @classmethod
     def from_config(

@@ -46,12 +46,15 @@ class SpanHead(nnx.Module):
         self,
         hidden: Float[Array, "b l h"],
         input_ids: Int[Array, "b l"],
+        attention_mask: Int[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> SpanLogits:
         """Compute float32 logits of every token, including padding.
 
-        `input_ids` are for heads that depend on the tokens; this one ignores them.
+        `input_ids`, `attention_mask` and `segment_ids`, as of the encoder, are for heads that
+        depend on them; this one ignores them.
         """
         logits = self.outputs(dropout(hidden, self.dropout_rate, rngs))
         return SpanLogits(logits[..., 0], logits[..., 1])

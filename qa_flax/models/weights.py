@@ -52,6 +52,7 @@ MAX_DIFFERENCES = 40
 # A dense kernel is [in, out] in Flax and [out, in] in PyTorch; other tensors differ only by name.
 LEAF_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}
 LEAF_NAMES |= {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
+LEAF_NAMES |= {"gain": "weight"}  # a scale that PyTorch lists after the bias, as in MobileBERT
 TRANSPOSED = ("kernel", "lora_a", "lora_b")
 
 

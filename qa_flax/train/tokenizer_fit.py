@@ -25,7 +25,8 @@ def model_numbers(model: AutoModelForQuestionAnswering) -> ModelNumbers:
     roles = {"pad"} if isinstance(model.encoder, PositionsAfterPadding) else set()
     if hasattr(model.encoder, "separator"):  # it finds the end of the question by this token
         roles.add("sep")
-    return ModelNumbers(model.config, dict(model.id_limits), roles)
+    question = getattr(model.head, "question_token", None)
+    return ModelNumbers(model.config, dict(model.id_limits), roles, question)
 
 
 def check_tokenizer(

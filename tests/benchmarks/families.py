@@ -143,7 +143,8 @@ def times(family: str, arguments: argparse.Namespace) -> tuple[np.ndarray, np.nd
     config = AutoConfig.for_model(family, **sizes | EXTRA.get(family, {}))
     model = AutoModelForQuestionAnswering.from_config(config)
     torch_model = in_torch(model)
-    ids = np.random.default_rng(0).integers(5, 30000, (arguments.batch, arguments.length))
+    shape, most = (arguments.batch, arguments.length), min(30000, config.vocab_size)
+    ids = np.random.default_rng(0).integers(5, most, shape)
     if CASES[family].needs_separators:
         ids[:, [12, 13, -1]] = config.sep_token_id
     batch = {"input_ids": ids.astype(np.int32), "attention_mask": np.ones_like(ids, np.int32)}

@@ -93,6 +93,7 @@ def test_logits_loss_and_every_gradient_equal_pytorch_s(family):
     assert_same_gradients(torch_gradients(gradients, family), expected_gradients)
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("family", [f for f in CASES if f not in FAST_GRADIENTS])
 def test_logits_and_loss_equal_pytorch_s(family):
     model = AutoModelForQuestionAnswering.from_pretrained(GOLDEN / family)
@@ -138,7 +139,8 @@ def test_packed_windows_have_the_logits_of_separate_rows(family):
 def test_padding_and_other_rows_do_not_change_a_row(family):
     model, short, others = loud_model(2, family=family), batch_of(family, 7), batch_of(family)
     short_logits, real = logits_of(model, short), short["attention_mask"] == 1
-    for row in range(3):
+    # The first row has no padding when it is short. The others have as much as is seen.
+    for row in range(1 if CASES[family].sees_padding else 0, 3):
         padded = {name: values.copy() for name, values in others.items()}
         for name, values in short.items():
             padded[name][row, :7] = values[row]

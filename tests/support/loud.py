@@ -57,7 +57,7 @@ def _loud_model(seed: int, dtype, family: str, changes: str) -> AutoModelForQues
     random = np.random.default_rng(seed)
     state = nnx.to_flat_state(nnx.state(model, nnx.Param))
     for path, param in state:
-        if path[-1] == "scale":
+        if path[-1] in ("scale", "gain"):
             param[...] = jnp.asarray(random.uniform(0.5, 1.5, param.shape), jnp.float32)
         else:
             param[...] = jnp.asarray(random.normal(0, 0.2, param.shape), jnp.float32)

@@ -7,14 +7,15 @@ LAYER = re.compile(r"\.(?:layer|layers|albert_layer_groups)\.(\d+)\.")
 # their stack), and DeBERTa's convolution, which runs beside the first layer.
 FINAL_NORM = re.compile(
     r"model\.final_norm\.\w+|(roberta_prelayernorm|roberta\.encoder)\.LayerNorm\.\w+"
+    r"|bert\.encoder\.ln\.\w+"
     r"|model\.(encoder|decoder)\.layer_norm\.\w+"
 )
 
 
 def expected_level(name, family, layers, encoder_layers):
     """The level by PyTorch's name of a parameter."""
-    # PyTorch's BigBird has the head in a module of its own; ModernBERT's is called a classifier.
-    if re.match(r"(qa_outputs|qa_classifier|head|classifier)\.", name):
+    # BigBird and Splinter have the head in a module of its own; ModernBERT's is a classifier.
+    if re.match(r"(qa_outputs|qa_classifier|splinter_qass|head|classifier)\.", name):
         return layers + 1
     is_decoder = ".decoder." in name
     before = encoder_layers if is_decoder else 0

@@ -287,24 +287,6 @@ class BigBirdEncoder(Encoder):
             for layer in range(config.num_hidden_layers)
         )
 
-    def positions_of(
-        self,
-        input_ids: Int[Array, "b l"],
-        position_ids: Int[Array, "b l"] | None,
-        segment_ids: Int[Array, "b l"] | None,
-    ) -> Int[Array, "#b l"]:
-        """Return the same positions as BERT.
-
-        Raises:
-            ValueError: `segment_ids` are given.
-        """
-        if segment_ids is not None:
-            raise ValueError(
-                "big_bird does not support several windows in a row (segment_ids): "
-                f"{self.packing_obstacle}; give each window its own row"
-            )
-        return super().positions_of(input_ids, position_ids, None)
-
     def types_of(
         self, input_ids: Int[Array, "b l"], token_type_ids: Int[Array, "b l"] | None
     ) -> Int[Array, "b l"]:
@@ -343,6 +325,8 @@ class BigBirdHead(SpanHead):
         self,
         hidden: Float[Array, "b l h"],
         input_ids: Int[Array, "b l"],
+        attention_mask: Int[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> SpanLogits:

@@ -202,20 +202,6 @@ class LongformerEncoder(PositionsAfterPadding):
             for window in config.attention_window
         )
 
-    def positions_of(
-        self,
-        input_ids: Int[Array, "b l"],
-        position_ids: Int[Array, "b l"] | None,
-        segment_ids: Int[Array, "b l"] | None,
-    ) -> Int[Array, "#b l"]:
-        """As in RoBERTa; `ValueError` for `segment_ids`."""
-        if segment_ids is not None:
-            raise ValueError(
-                "longformer does not support several windows in a row (segment_ids): "
-                f"{self.packing_obstacle}; give each window its own row"
-            )
-        return super().positions_of(input_ids, position_ids, None)
-
     def layer_args(
         self,
         input_ids: Int[Array, "b l"],

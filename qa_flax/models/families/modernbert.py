@@ -247,6 +247,8 @@ class ModernBertHead(SpanHead):
         self,
         hidden: Float[Array, "b l h"],
         input_ids: Int[Array, "b l"],
+        attention_mask: Int[Array, "b l"] | None = None,
+        segment_ids: Int[Array, "b l"] | None = None,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> SpanLogits:

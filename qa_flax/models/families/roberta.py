@@ -1,4 +1,4 @@
-"""Stage 4 of 7: RoBERTa (Liu et al. 2019), XLM-RoBERTa and CamemBERT (device, JAX)."""
+"""Stage 4 of 7: RoBERTa (Liu et al. 2019) and the families with its encoder (device, JAX)."""
 
 from dataclasses import dataclass, replace
 
@@ -44,5 +44,11 @@ FAMILY = (
         model_type="camembert",
         architecture="CamembertForQuestionAnswering",
         head_first=True,
+    ),
+    replace(
+        _ROBERTA,
+        model_type="data2vec-text",
+        prefix="data2vec_text.",
+        architecture="Data2VecTextForQuestionAnswering",
     ),
 )

@@ -30,19 +30,25 @@ class Case:
     """Whether PyTorch requires exactly three `sep_token_id` in each row."""
     can_pack: bool = True
     """Whether several windows can be packed into one row."""
+    sees_padding: bool = False
+    """Whether the last tokens of a row see a few tokens of the padding after it, as in PyTorch."""
     padding_id: int = 7
     """The token id that tests write to padding; `pad_token_id` if the family looks for it."""
     max_length: int | None = 40
     """The longest row that the position table allows, in tokens; None: no limit."""
     golden_attention: str = "eager"
     """PyTorch's attention in the golden files; "sdpa", its default, if "eager" differs from it."""
+    later: bool = False
+    """Whether the default tests only compare with golden files; all families since the first 17."""
 
 
 # Fields that change the sizes of the model but not its operations. Each value requires compiling
 # everything again, so only `pytest -m slow` compares them with PyTorch.
 SIZES = {
     *("vocab_size", "hidden_size", "dim", "d_model", "embedding_size", "max_position_embeddings"),
+    *("intra_bottleneck_size", "num_feedforward_networks"),
     *("intermediate_size", "hidden_dim", "encoder_ffn_dim", "decoder_ffn_dim", "type_vocab_size"),
+    "task_type_vocab_size",
     *("num_hidden_layers", "n_layers", "encoder_layers", "decoder_layers"),
     *("num_attention_heads", "n_heads", "encoder_attention_heads", "decoder_attention_heads"),
 }

@@ -1,0 +1,5 @@
+from dataclasses import replace
+
+from cases import roberta
+
+CASE = replace(roberta.CASE, later=True)
