@@ -80,6 +80,7 @@ if TYPE_CHECKING:
         AutoModelForQuestionAnswering as RobertaForQuestionAnswering,
         AutoModelForQuestionAnswering as RobertaPreLayerNormForQuestionAnswering,
         AutoModelForQuestionAnswering as SplinterForQuestionAnswering,
+        AutoModelForQuestionAnswering as SqueezeBertForQuestionAnswering,
         AutoModelForQuestionAnswering as XLMRobertaForQuestionAnswering,
         AutoModelForQuestionAnswering as XLMRobertaXLForQuestionAnswering,
     )
@@ -128,6 +129,7 @@ __all__ = [
     "RobertaForQuestionAnswering",
     "RobertaPreLayerNormForQuestionAnswering",
     "SplinterForQuestionAnswering",
+    "SqueezeBertForQuestionAnswering",
     "TaskType",
     "Trainer",
     "TrainingArguments",
