@@ -9,6 +9,7 @@ letter instead: " Orla" has the offsets of "rla". Labels and answers made of suc
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 from unicodedata import combining, normalize
 
 import numpy as np
@@ -86,9 +87,7 @@ class TokenTexts:
 
     def __init__(self, backend: Tokenizer, skipped: set[int]):
         self._backend, self._skipped = backend, skipped
-        state = b"".join(
-            part.__getstate__() for part in (backend.pre_tokenizer, backend.decoder) if part
-        )
+        state = b"".join(map(_state, filter(None, (backend.pre_tokenizer, backend.decoder))))
         self._byte_level = decoders.ByteLevel() if b'"ByteLevel"' in state else None
         self._suffix = getattr(backend.model, "end_of_word_suffix", None) or ""
         self._known: dict[int, str] = {}
@@ -124,6 +123,16 @@ class TokenTexts:
         if expected not in whole:
             return False
         return all(expected not in self.of_text(part) for part in (cut[1:], cut[:-1]))
+
+
+def _state(part: Any) -> bytes:
+    """A part of a tokenizer as JSON; empty for one that is written in Python, as RoFormer's."""
+    try:
+        return part.__getstate__()
+    except Exception as error:  # tokenizers raises plain `Exception`
+        if "cannot be serialized" not in str(error):
+            raise
+        return b""
 
 
 def _letters(text: str) -> str:

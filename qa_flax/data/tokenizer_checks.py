@@ -182,6 +182,7 @@ class ModelNumbers:
         rows: the numbers of rows of the tables of `input_ids` and, if it has one, of
             `token_type_ids`.
         roles: the special tokens by which the model computes, such as "pad" for positions.
+        ignored: special tokens whose ids in the config need not be the tokenizer's.
         question_token: the token beside each question from which the span head reads the question,
             if the model has such a head.
     """
@@ -191,13 +192,15 @@ class ModelNumbers:
         config: Any,
         rows: Mapping[str, int],
         roles: Collection[str] = (),
+        ignored: Collection[str] = (),
         question_token: int | None = None,
     ):
         self.model_type = str(config.model_type)
         self.name = str(getattr(config, "name_or_path", "") or f"this {config.model_type} model")
         self.rows, self.roles = dict(rows), frozenset(roles)
         self.question_token = question_token
-        ids = {role: getattr(config, f"{role}_token_id", None) for role in ROLES}
+        checked = [role for role in ROLES if role not in ignored]
+        ids = {role: getattr(config, f"{role}_token_id", None) for role in checked}
         self.special_ids = {role: id_ for role, id_ in ids.items() if isinstance(id_, int)}
 
 

@@ -59,6 +59,10 @@ def load_tokenizer(source: str, *, argument: str, **hub: Any) -> PreTrainedToken
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub)
         # An unknown token that is unknown itself makes this call itself without end.
         tokenizer.all_special_ids  # noqa: B018 (a property that computes)
+        if type(tokenizer).__name__ == "RoFormerTokenizer":
+            # From vocab.txt, transformers 5.24 gives its splitter of words no vocabulary, so all
+            # becomes characters. It gives it one when the tokenizer is saved, and in this method.
+            tokenizer.__setstate__(vars(tokenizer))
     except Exception as error:  # the libraries raise many kinds, also plain `Exception`
         reason = " ".join(str(error).split("\n\n")[0].split()) or type(error).__name__
         if "trust_remote_code" in reason:
@@ -66,7 +70,9 @@ def load_tokenizer(source: str, *, argument: str, **hub: Any) -> PreTrainedToken
         reason = short(reason, 500)
         if folder.is_dir():
             _check_json(folder)
-            message = f"the tokenizer in {source} cannot be loaded: {reason}"
+            message = f"the tokenizer in {source} cannot be loaded: {reason.rstrip('.')}"
+            if isinstance(error, ImportError):
+                raise ValueError(f"{message}.") from error
             raise ValueError(f"{message}. Repair its files, or {advice(argument)}.") from error
         raise OSError(
             f"{source} is not a local directory, and no tokenizer of that name could be loaded "

@@ -84,8 +84,8 @@ class Block(nnx.Module):
         self.mlp_dropout_rate = config.hidden_dropout_prob if drop_mlp else 0.0
         self.attention: Any = attention or SelfAttention(config, dtype=dtype)
         self.attention_norm = layer_norm(h, config.layer_norm_eps, dtype)
-        self.up = linear(h, f, dtype)
-        self.down = linear(f, h, dtype)
+        self.up: Any = linear(h, f, dtype)
+        self.down: Any = linear(f, h, dtype)
         self.mlp_norm = layer_norm(h, config.layer_norm_eps, dtype)
 
     def attend(

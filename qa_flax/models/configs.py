@@ -79,6 +79,8 @@ RANGES = {
     **dict.fromkeys(("type_vocab_size", "num_random_blocks", "conv_kernel_size"), _whole(0)),
     **dict.fromkeys(("local_attention", "conv_groups", "task_type_vocab_size"), _whole(1)),
     **dict.fromkeys(("intra_bottleneck_size", "true_hidden_size"), _whole(1)),
+    **dict.fromkeys(("head_ratio", "num_groups", "q_groups", "k_groups", "v_groups"), _whole(1)),
+    **dict.fromkeys(("post_attention_groups", "intermediate_groups", "output_groups"), _whole(1)),
     "num_feedforward_networks": _whole(1, MAX_LAYERS),
     **dict.fromkeys(
         ("layer_norm_eps", "initializer_range"),

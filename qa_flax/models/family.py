@@ -53,6 +53,9 @@ class Family:
     """Whether HF's model lists the head's parameters before the encoder's."""
     other_names: Mapping[str, str] = field(default_factory=dict)
     """Alternative name of a tensor -> its usual name; read if a checkpoint lacks the usual one."""
+    ignored_token_ids: tuple[str, ...] = ()
+    """Special tokens whose ids in config.json need not be the tokenizer's, such as "pad": HF's
+    class writes those of another family into it, and no result depends on them."""
     dropout_remarks: Mapping[str, str] = field(default_factory=dict)
     """Dropout rate -> where it has no effect, although the family has it."""
     fixed_arrays: Callable[[Any], Mapping[ParamPath, np.ndarray]] = lambda config: {}

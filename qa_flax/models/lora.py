@@ -23,6 +23,7 @@ from qa_flax.models.files import (
     checkpoint_directory,
     read_json,
 )
+from qa_flax.models.grouped import LoraConvolution, PointwiseConvolution
 from qa_flax.models.layers import NO_RNGS, Dense, Fixed, ParamPath, zeros
 from qa_flax.models.patterns import matching
 from qa_flax.models.weights import NamedParameters
@@ -506,9 +507,10 @@ class LoraLinear(Dense):
         return super().__call__(inputs, out_sharding) + ((dropped @ a) @ b) * self.scaling
 
 
-def dense_layers(module: nnx.Module) -> list[tuple[ParamPath, nnx.Linear]]:
+def dense_layers(module: nnx.Module) -> list[tuple[ParamPath, Any]]:
     """Return the paths and modules of all dense layers, which are those that can have adapters."""
-    return [(p, node) for p, node in nnx.iter_modules(module) if isinstance(node, nnx.Linear)]
+    kinds = nnx.Linear, PointwiseConvolution
+    return [(path, node) for path, node in nnx.iter_modules(module) if isinstance(node, kinds)]
 
 
 def add_adapters(
@@ -532,9 +534,12 @@ def add_adapters(
             for name, value in list(vars(node).items()):
                 if isinstance(value, nnx.Param):
                     setattr(node, name, Fixed(value[...]))
-        if isinstance(node, nnx.Linear) and names[path] in targeted:
-            return LoraLinear(node, config)
-        return node
+        if names.get(path) not in targeted:
+            return node
+        if isinstance(node, PointwiseConvolution):
+            rate = float(config.lora_dropout)
+            return LoraConvolution(node, config.r, config.scaling, rate, names[path])
+        return LoraLinear(node, config)
 
     return nnx.recursive_map(freeze_and_adapt, encoder)
 
@@ -554,7 +559,7 @@ def initial_adapters(seed: int) -> Callable[[ParamPath, tuple[int, ...]], np.nda
     def array(path: ParamPath, shape: tuple[int, ...]) -> np.ndarray:
         if path[-1] == "lora_b":
             return np.zeros(shape, np.float32)
-        bound = 1.0 / math.sqrt(shape[0])
+        bound = 1.0 / math.sqrt(shape[-2])
         return random.uniform(-bound, bound, shape).astype(np.float32)
 
     return array
@@ -574,11 +579,20 @@ def saved_parameters(named: NamedParameters, config: LoraConfig) -> NamedParamet
 def merge_adapters(
     arrays: Mapping[ParamPath, np.ndarray], config: LoraConfig
 ) -> dict[ParamPath, np.ndarray]:
-    """Add the scaled product A B of each adapter to its layer's kernel, and remove the adapters."""
+    """Add the scaled product A B of each adapter to its layer's kernel, and remove the adapters.
+
+    Raises:
+        ValueError: the kernel of a layer is in groups, so that it cannot hold the product.
+    """
     merged = dict(arrays)
     for *layer, leaf in arrays:
         if leaf == "lora_a":
             a, b = merged.pop((*layer, "lora_a")), merged.pop((*layer, "lora_b"))
+            if a.shape[-1] != b.shape[-2]:
+                raise ValueError(
+                    f"the adapter of {'.'.join(map(str, layer))} cannot be merged: the layer's "
+                    "weights are in groups, and the adapter's are not; use the model with adapters"
+                )
             update = np.float32(config.scaling) * (a @ b)
             merged[*layer, "kernel"] = merged[*layer, "kernel"] + update
     return merged

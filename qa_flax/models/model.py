@@ -338,7 +338,7 @@ class AutoModelForQuestionAnswering(ModelCall, TorchMethods, ReadHooks, push.Hub
     def merge_and_unload(self) -> "AutoModelForQuestionAnswering":
         """A copy of the model with its adapters merged into the weights; the output is the same.
 
-        Raises `ValueError` if the model has no adapters.
+        Raises `ValueError` if the model has no adapters, or a layer cannot hold them.
         """
         if self.lora is None:
             raise ValueError("the model has no LoRA adapters to merge")

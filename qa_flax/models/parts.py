@@ -321,7 +321,7 @@ def module_attribute(module: Any, name: str) -> Any:
             return module._part(".".join((*path, name)), child)
         weight = level.get("weight")
         leaf, axis = _SIZES.get(name, ("", 0))
-        if isinstance(weight, Parameter) and weight.path[-1] == leaf:
+        if isinstance(weight, Parameter) and weight.path[-1] == leaf and len(weight.shape) == 2:
             return weight.shape[axis]
     label = module._label() or "the model"
     raise AttributeError(

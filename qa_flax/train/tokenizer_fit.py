@@ -14,6 +14,7 @@ from qa_flax.data.tokenizer_files import (
     load_tokenizer,
     quietly,
 )
+from qa_flax.models.config_json import family_of
 from qa_flax.models.encoder import PositionsAfterPadding
 from qa_flax.models.files import ADAPTER_CONFIG_FILE, checkpoint_directory
 from qa_flax.models.lora import base_directory
@@ -25,8 +26,13 @@ def model_numbers(model: AutoModelForQuestionAnswering) -> ModelNumbers:
     roles = {"pad"} if isinstance(model.encoder, PositionsAfterPadding) else set()
     if hasattr(model.encoder, "separator"):  # it finds the end of the question by this token
         roles.add("sep")
-    question = getattr(model.head, "question_token", None)
-    return ModelNumbers(model.config, dict(model.id_limits), roles, question)
+    return ModelNumbers(
+        model.config,
+        dict(model.id_limits),
+        roles,
+        ignored=family_of(model.config).ignored_token_ids,
+        question_token=getattr(model.head, "question_token", None),
+    )
 
 
 def check_tokenizer(

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from qa_flax.data.features import make_windows
 from qa_flax.data.offsets import TokenTexts, WrongOffsets, shifted, trims_letters
+from qa_flax.data.tokenizer_files import load_tokenizer
 
 TEXT = "The mill, built by Orla Fenn in 1843 (by Orla Fenn), burned. It's   by Orla, naïve 東京."
 ANSWERS = ["Orla Fenn", "1843", "burned", "naïve", "The mill", "東京", "mill", "T"]
@@ -198,3 +199,31 @@ def test_characters_that_a_normalizer_takes_apart_have_right_offsets(caplog):
     first, last = made.start_positions[0], made.end_positions[0]
     assert text[offsets[first][0] : offsets[last][1]] == answer
     assert not caplog.records
+
+
+class Spaces:
+    """A pre-tokenizer in Python, as RoFormer's tokenizer has one for Chinese words."""
+
+    def pre_tokenize(self, text):
+        text.split(lambda _, part: part.split(" ", "removed"))
+
+
+def test_a_tokenizer_with_a_part_in_python_makes_windows():
+    tokenizer, rows = tiny.tokenizer(), tiny.rows()[:2]
+    tokenizer.backend_tokenizer.pre_tokenizer = split.PreTokenizer.custom(Spaces())
+    made = windows(rows, tokenizer, 64, 16)
+    (start,), (end,) = made.start_positions[:1], made.end_positions[:1]
+    begin, last = (made.features().offsets[0][n] for n in (start, end))
+    assert rows[0]["context"][begin[0] : last[1]] == "Ada Lovelace"
+
+
+@pytest.mark.slow
+def test_the_tokenizer_of_roformer_keeps_the_words_of_its_vocabulary(tmp_path):
+    """From vocab.txt, transformers' own splits them into characters until it is saved."""
+    pytest.importorskip("rjieba", reason="RoFormer's tokenizer needs rjieba")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"今天气非常好谁", "非常"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    settings = {"tokenizer_class": "RoFormerTokenizer"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = load_tokenizer(str(tmp_path), argument="tokenizer")
+    assert tokenizer.tokenize("今天天气非常好") == ["今", "天", "天", "气", "非常", "好"]

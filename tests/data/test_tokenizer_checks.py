@@ -9,10 +9,18 @@ import tiny
 import trained
 from test_features import windows
 from tokenizers import processors
-from transformers import AutoTokenizer, BertConfig, LongformerConfig, RobertaConfig
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    ConvBertConfig,
+    LongformerConfig,
+    RobertaConfig,
+)
 
+from qa_flax import AutoModelForQuestionAnswering
 from qa_flax.data.tokenizer_checks import ModelNumbers, check_fit, compare
 from qa_flax.data.tokenizer_files import check_vocabulary_file, load_tokenizer
+from qa_flax.train.tokenizer_fit import model_numbers
 
 
 def numbers(config, roles=(), **rows):
@@ -83,6 +91,16 @@ def test_what_may_be_meant_is_a_warning():
     assert "has 140 tokens, but this bert model has embeddings for 3,000" in line
     (line,) = warnings_of(trained.byte_level(), numbers(BertConfig(vocab_size=400)))
     assert "pad_token_id is 1, in the model's config 0, and it gives no token types" in line
+
+
+def test_ids_that_a_family_s_config_has_from_another_family_are_not_compared():
+    """transformers' ConvBertConfig has RoBERTa's by default; ConvBERT's tokenizers are BERT's."""
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 240}
+    model = AutoModelForQuestionAnswering.from_config(
+        ConvBertConfig(**small, embedding_size=32, intermediate_size=64)
+    )
+    assert model.config.pad_token_id == 1
+    assert warnings_of(tiny.tokenizer(), model_numbers(model)) == []
 
 
 def folder(tmp_path, **files):

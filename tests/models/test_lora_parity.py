@@ -20,8 +20,11 @@ torch = pytest.importorskip("torch", reason="needs the parity extra")
 peft = pytest.importorskip("peft", reason="needs the parity extra")
 import transformers  # noqa: E402
 
-# PEFT uses a deprecated name of transformers.
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+pytestmark = [
+    # PEFT uses a deprecated name of transformers.
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer:UserWarning"),
+]
 
 
 def torch_base(directory):

@@ -10,7 +10,8 @@ from qa_flax import LoraConfig, get_peft_model
 
 def adapted(family="bert", base=None, seed=0, **settings):
     """A model whose adapters and head are random, as if they had been trained."""
-    config = LoraConfig(**({"r": 3, "lora_alpha": 5, "target_modules": "all-linear"} | settings))
+    rank = 4 if family == "squeezebert" else 3  # a multiple of its groups
+    config = LoraConfig(**({"r": rank, "lora_alpha": 5, "target_modules": "all-linear"} | settings))
     model = get_peft_model(loud_model(3, family=family) if base is None else base, config)
     random = np.random.default_rng(seed)
     params = nnx.state(model, nnx.Param)

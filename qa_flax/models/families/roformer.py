@@ -125,7 +125,11 @@ WEIGHT_NAMES = (
     | {r"project": r"embeddings_project", r"angles": r"encoder.embed_positions"}
     | BLOCK_NAMES
 )
-UNUSED_WEIGHTS = (*OTHER_TASKS, r"sequence_summary\..*")
+UNUSED_WEIGHTS = (
+    *OTHER_TASKS,
+    # Of the checkpoints that were trained as ELECTRA, such as roformer_small_discriminator.
+    r"(discriminator_predictions|generator_predictions|generator_lm_head|sequence_summary)\..*",
+)
 
 FAMILY = Family(
     "roformer",
