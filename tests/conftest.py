@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from cases import LATER
 from checked import check_shapes
 from hub_stand_in import hub as hub  # a fixture
 from processes import COMPILED_FOR_ALL, compiler_flags
@@ -72,6 +73,14 @@ def pytest_collection_finish(session):
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 20)
+
+
+def pytest_itemcollected(item):
+    """Mark the tests of later families slow, whichever parameter names the family."""
+    params = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    is_later = any(isinstance(value, str) and value in LATER for value in params)
+    if is_later and "every_family" not in item.keywords:
+        item.add_marker("slow")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -93,6 +93,7 @@ def test_logits_loss_and_every_gradient_equal_pytorch_s(family):
     assert_same_gradients(torch_gradients(gradients, family), expected_gradients)
 
 
+@pytest.mark.every_family
 @pytest.mark.parametrize("family", [f for f in CASES if f not in FAST_GRADIENTS])
 def test_logits_and_loss_equal_pytorch_s(family):
     model = AutoModelForQuestionAnswering.from_pretrained(GOLDEN / family)

@@ -25,3 +25,5 @@ def find_cases() -> dict[str, Case]:
 
 
 CASES = find_cases()
+LATER = frozenset(name for name, case in CASES.items() if case.later)
+"""The model types of which only tests marked `every_family` run by default (`conftest.py`)."""

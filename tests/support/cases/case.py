@@ -36,6 +36,8 @@ class Case:
     """The longest row that the position table allows, in tokens; None: no limit."""
     golden_attention: str = "eager"
     """PyTorch's attention in the golden files; "sdpa", its default, if "eager" differs from it."""
+    later: bool = False
+    """Whether the default tests only compare with golden files; all families since the first 17."""
 
 
 # Fields that change the sizes of the model but not its operations. Each value requires compiling
