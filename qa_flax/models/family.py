@@ -32,6 +32,8 @@ class Family:
     weight_names: Mapping[str, str]
     """Regular expression of a module's path in the encoder -> its checkpoint name, not prefixed.
 
+    A parameter that is no kernel, bias, scale or table of a module is listed with its own path.
+
     The expressions, and the alternatives in their groups, are in the order in which HF's model
     lists these modules.
     """

@@ -164,7 +164,7 @@ def initial_array(
         deviation: standard deviation of the weights; default `config.initializer_range`.
         cutoff: weights beyond this number of standard deviations are drawn again.
     """
-    if path[-1] in ("scale", "bias"):
+    if path[-1] == "scale" or path[-1].endswith("bias"):
         return np.full(shape, path[-1] == "scale", np.float32)
     array = random.standard_normal(shape, np.float32)
     while (beyond := np.abs(array) > cutoff).any():

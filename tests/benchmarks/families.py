@@ -48,6 +48,11 @@ SIZES = {
 }
 # Where the family's checkpoints differ from its default configuration.
 EXTRA: dict[str, dict[str, Any]] = {
+    "deberta": {
+        "relative_attention": True,
+        "pos_att_type": ["c2p", "p2c"],
+        "position_biased_input": False,
+    },
     "deberta-v2": {
         "relative_attention": True,
         "pos_att_type": ["p2c", "c2p"],
