@@ -44,6 +44,8 @@ class Case:
 # everything again, so only `pytest -m slow` compares them with PyTorch.
 SIZES = {
     *("vocab_size", "hidden_size", "dim", "d_model", "embedding_size", "max_position_embeddings"),
+    *("input_embedding_size", "num_layers", "num_decoder_layers", "num_heads", "d_kv", "d_ff"),
+    *("entity_vocab_size", "entity_emb_size"),
     *("intermediate_size", "hidden_dim", "encoder_ffn_dim", "decoder_ffn_dim", "type_vocab_size"),
     *("num_hidden_layers", "n_layers", "encoder_layers", "decoder_layers"),
     *("num_attention_heads", "n_heads", "encoder_attention_heads", "decoder_attention_heads"),
