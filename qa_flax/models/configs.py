@@ -77,9 +77,9 @@ RANGES = {
     **dict.fromkeys(("num_hidden_layers", "decoder_layers"), _LAYERS),
     **dict.fromkeys(("num_hidden_groups", "inner_group_num"), _whole(1, MAX_LAYERS)),
     **dict.fromkeys(("type_vocab_size", "num_random_blocks", "conv_kernel_size"), _whole(0)),
-    **dict.fromkeys(("local_attention", "conv_groups"), _whole(1)),
+    **dict.fromkeys(("local_attention", "conv_groups", "head_size"), _whole(1)),
     **dict.fromkeys(
-        ("layer_norm_eps", "initializer_range"),
+        ("layer_norm_eps", "initializer_range", "initializer_factor"),
         Range("a number from 0 to 1,000", lambda v: 0 <= v <= 1000),
     ),
     **dict.fromkeys(
@@ -153,7 +153,7 @@ def read_config(
         # JSON may write a float as an integer: `"hidden_dropout_prob": 0`.
         settings[field.name] = float(value) if field.type is float else value
     size, heads = settings["hidden_size"], settings["num_attention_heads"]
-    if size % heads:
+    if "head_size" not in settings and size % heads:  # some families have heads of any size
         size_name, heads_name = (
             (names or {}).get(name, name) for name in ("hidden_size", "num_attention_heads")
         )

@@ -41,6 +41,8 @@ class Family:
     """Prefix of the encoder's weight names in HF's question answering model."""
     architecture: str
     """Name of HF's question answering class, for `architectures` in config.json."""
+    base_model_prefix: str = ""
+    """HF's attribute of that name in families without `prefix`."""
     head: Callable[..., nnx.Module] = SpanHead
     """(config, *, dtype) -> a module that is called like `qa.SpanHead`."""
     head_weight_names: Mapping[str, str] = field(default_factory=lambda: HEAD_WEIGHT_NAMES)

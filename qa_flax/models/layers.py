@@ -112,6 +112,11 @@ def layer_norm(size: int, epsilon: float, dtype: jnp.dtype, *, bias: bool = True
     )
 
 
+def rms_norm(size: int, epsilon: float, dtype: jnp.dtype) -> nnx.RMSNorm:
+    """LayerNorm without mean and bias (Zhang and Sennrich 2019), with float32 statistics."""
+    return nnx.RMSNorm(size, epsilon=epsilon, dtype=dtype, scale_init=ones, rngs=NO_RNGS)
+
+
 class Table(nnx.Embed):
     """`nnx.Embed` whose table may be a `Shard` or a `PaddedTable`."""
 
