@@ -74,6 +74,7 @@ RANGES = {
     **dict.fromkeys(("vocab_size", "hidden_size", "num_attention_heads"), _whole(1)),
     **dict.fromkeys(("intermediate_size", "max_position_embeddings", "embedding_size"), _whole(1)),
     **dict.fromkeys(("decoder_attention_heads", "decoder_ffn_dim", "block_size"), _whole(1)),
+    **dict.fromkeys(("entity_vocab_size", "entity_emb_size"), _whole(1)),
     **dict.fromkeys(("num_hidden_layers", "decoder_layers"), _LAYERS),
     **dict.fromkeys(("num_hidden_groups", "inner_group_num"), _whole(1, MAX_LAYERS)),
     **dict.fromkeys(("type_vocab_size", "num_random_blocks", "conv_kernel_size"), _whole(0)),
