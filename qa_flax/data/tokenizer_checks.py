@@ -5,6 +5,7 @@ nothing in a tokenizer says which model it was made for. What can be compared ar
 many tokens there are, which ids the special tokens have, and how many token types.
 """
 
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
@@ -232,6 +233,7 @@ def check_fit(
     ]
     for doubt in filter(None, doubts):
         warn("%s If so, %s.", doubt, advice(argument))
+    _warn_of_missing_types(tokenizer, model, argument, warn)
 
 
 def _check_size(tokenizer: Any, model: ModelNumbers, argument: str) -> str | None:
@@ -319,6 +321,34 @@ def _check_types(tokenizer: Any, model: ModelNumbers, argument: str) -> None:
         f"the tokenizer gives the token types 0 to {max(types)}, but {model.name} has "
         f"type_vocab_size={rows}: only the types 0 to {rows - 1}; {advice(argument)}, or leave the "
         f"types out: {how}."
+    )
+
+
+def _warn_of_missing_types(
+    tokenizer: Any, model: ModelNumbers, argument: str, warn: Callable[..., None]
+) -> None:
+    """Warn of token types that the tokenizer knows and the model has, but that are left out."""
+    rows, names = model.rows.get("token_type_ids", 1), tokenizer.model_input_names
+    # A model that looks for the separator makes the types itself.
+    if rows < 2 or "token_type_ids" in names or "sep" in model.roles:
+        return
+    template = read_template(tokenizer.backend_tokenizer)
+    question, context = template.types
+    if question == context or max(template.types) >= rows:
+        return
+    names = [*names, "token_type_ids"]
+    how = f'"model_input_names": {json.dumps(names)} in its tokenizer_config.json'
+    if not argument.startswith("--"):
+        how = f"tokenizer.model_input_names = {names}"
+    warn(
+        "The tokenizer gives no token types, although it tells question and context apart (types "
+        "%d and %d) and %s has %d types: all tokens get type 0. In transformers 4 this kind of "
+        "tokenizer gave them; for a model that was trained with them, add them: %s.",
+        question,
+        context,
+        model.name,
+        rows,
+        how,
     )
 
 

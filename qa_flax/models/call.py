@@ -51,10 +51,6 @@ OTHER_FAMILIES = (
     "langs",
     "lang_ids",
     "lengths",
-    "entity_ids",
-    "entity_attention_mask",
-    "entity_token_type_ids",
-    "entity_position_ids",
     "visual_feats",
     "visual_pos",
     "visual_attention_mask",
@@ -69,6 +65,7 @@ OTHER_FAMILIES = (
     "target_mapping",
     "input_mask",
 )
+ENTITIES = ("entity_ids", "entity_attention_mask", "entity_token_type_ids", "entity_position_ids")
 # Keywords of transformers' question answering models that cannot be honoured -> the values that ask
 # for what is the case anyway, and what to do instead of passing another.
 FIXED_KEYWORDS: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -104,6 +101,7 @@ FIXED_KEYWORDS: dict[str, tuple[tuple[Any, ...], str]] = {
     "packed": (_OFF, _PACKING),
     **dict.fromkeys(PACKED_ROWS, ((None,), _PACKING)),
     **dict.fromkeys(OTHER_FAMILIES, ((None,), "no supported family has this input")),
+    **dict.fromkeys(ENTITIES, ((None,), "luke is computed without entities")),
     "use_mems": (_OFF, "no supported family has this input"),
     # transformers 4's models in Flax and TensorFlow.
     "params": ((None,), "set them with model.set_params(...)"),

@@ -74,6 +74,7 @@ RANGES = {
     **dict.fromkeys(("vocab_size", "hidden_size", "num_attention_heads"), _whole(1)),
     **dict.fromkeys(("intermediate_size", "max_position_embeddings", "embedding_size"), _whole(1)),
     **dict.fromkeys(("decoder_attention_heads", "decoder_ffn_dim", "block_size"), _whole(1)),
+    **dict.fromkeys(("entity_vocab_size", "entity_emb_size"), _whole(1)),
     **dict.fromkeys(("num_hidden_layers", "decoder_layers"), _LAYERS),
     **dict.fromkeys(("num_hidden_groups", "inner_group_num"), _whole(1, MAX_LAYERS)),
     **dict.fromkeys(("type_vocab_size", "num_random_blocks", "conv_kernel_size"), _whole(0)),
@@ -82,8 +83,9 @@ RANGES = {
     **dict.fromkeys(("head_ratio", "num_groups", "q_groups", "k_groups", "v_groups"), _whole(1)),
     **dict.fromkeys(("post_attention_groups", "intermediate_groups", "output_groups"), _whole(1)),
     "num_feedforward_networks": _whole(1, MAX_LAYERS),
+    **dict.fromkeys(("local_attention", "conv_groups", "head_size"), _whole(1)),
     **dict.fromkeys(
-        ("layer_norm_eps", "initializer_range"),
+        ("layer_norm_eps", "initializer_range", "initializer_factor"),
         Range("a number from 0 to 1,000", lambda v: 0 <= v <= 1000),
     ),
     **dict.fromkeys(
@@ -157,7 +159,7 @@ def read_config(
         # JSON may write a float as an integer: `"hidden_dropout_prob": 0`.
         settings[field.name] = float(value) if field.type is float else value
     size, heads = settings["hidden_size"], settings["num_attention_heads"]
-    if size % heads:
+    if "head_size" not in settings and size % heads:  # some families have heads of any size
         size_name, heads_name = (
             (names or {}).get(name, name) for name in ("hidden_size", "num_attention_heads")
         )

@@ -32,6 +32,8 @@ class Family:
     weight_names: Mapping[str, str]
     """Regular expression of a module's path in the encoder -> its checkpoint name, not prefixed.
 
+    A parameter that is no kernel, bias, scale or table of a module is listed with its own path.
+
     The expressions, and the alternatives in their groups, are in the order in which HF's model
     lists these modules.
     """
@@ -39,6 +41,8 @@ class Family:
     """Prefix of the encoder's weight names in HF's question answering model."""
     architecture: str
     """Name of HF's question answering class, for `architectures` in config.json."""
+    base_model_prefix: str = ""
+    """HF's attribute of that name in families without `prefix`."""
     head: Callable[..., nnx.Module] = SpanHead
     """(config, *, dtype) -> a module that is called like `qa.SpanHead`."""
     head_weight_names: Mapping[str, str] = field(default_factory=lambda: HEAD_WEIGHT_NAMES)

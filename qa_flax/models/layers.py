@@ -112,6 +112,11 @@ def layer_norm(size: int, epsilon: float, dtype: jnp.dtype, *, bias: bool = True
     )
 
 
+def rms_norm(size: int, epsilon: float, dtype: jnp.dtype) -> nnx.RMSNorm:
+    """LayerNorm without mean and bias (Zhang and Sennrich 2019), with float32 statistics."""
+    return nnx.RMSNorm(size, epsilon=epsilon, dtype=dtype, scale_init=ones, rngs=NO_RNGS)
+
+
 class Table(nnx.Embed):
     """`nnx.Embed` whose table may be a `Shard` or a `PaddedTable`."""
 
@@ -164,8 +169,9 @@ def initial_array(
         deviation: standard deviation of the weights; default `config.initializer_range`.
         cutoff: weights beyond this number of standard deviations are drawn again.
     """
-    if path[-1] in ("scale", "gain", "bias"):
-        return np.full(shape, path[-1] != "bias", np.float32)
+    is_bias = path[-1].endswith("bias")
+    if is_bias or path[-1] in ("scale", "gain"):
+        return np.full(shape, not is_bias, np.float32)
     array = random.standard_normal(shape, np.float32)
     while (beyond := np.abs(array) > cutoff).any():
         array[beyond] = random.standard_normal(np.count_nonzero(beyond), np.float32)

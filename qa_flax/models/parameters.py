@@ -392,7 +392,7 @@ def _named_paths(model: Any) -> dict[str, ParamPath]:
 
 
 def _peft_name(name: str, path: ParamPath, adapted: set[ParamPath]) -> str:
-    leaf = LEAF_NAMES[path[-1]]
+    leaf = LEAF_NAMES.get(path[-1]) or name.rpartition(".")[2]
     module = f"base_model.model.{name.removesuffix(f'.{leaf}')}"
     if path[-1] in ("lora_a", "lora_b"):
         matrix, _, weight = leaf.partition(".")

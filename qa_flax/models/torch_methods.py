@@ -80,17 +80,22 @@ class TorchMethods(ModuleMethods):
             return set()
         family = FAMILIES[config.value.model_type]
         names = (family.prefix, *family.head_weight_names.values())
+        if not family.prefix:  # the encoder's parts are the model's own children, as in T5
+            names += tuple(family.weight_names.values())
         return {name.partition(".")[0] for name in names} - {"encoder", "head"}
 
     @property
     def base_model_prefix(self) -> str:
-        """The encoder's name in PyTorch's model."""
-        return FAMILIES[self.config.model_type].prefix.removesuffix(".")  # pyright: ignore[reportAttributeAccessIssue]
+        """The encoder's name in PyTorch's model, or that in others if it has none, as in T5."""
+        family = FAMILIES[self.config.model_type]  # pyright: ignore[reportAttributeAccessIssue]
+        return family.prefix.removesuffix(".") or family.base_model_prefix
 
     @property
-    def base_model(self) -> Part:
-        """The encoder; of a model with LoRA adapters, PEFT's `base_model`."""
+    def base_model(self) -> Any:
+        """The encoder, or the model if it has no such part; with LoRA, PEFT's `base_model`."""
         model: Any = self
+        if model.lora is None and not FAMILIES[model.config.model_type].prefix:
+            return model
         name = self.base_model_prefix if model.lora is None else "base_model"
         return self._part(name, self._tree()[name])
 

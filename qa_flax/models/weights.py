@@ -54,12 +54,15 @@ LEAF_NAMES = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bia
 LEAF_NAMES |= {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
 LEAF_NAMES |= {"gain": "weight"}  # a scale that PyTorch lists after the bias, as in MobileBERT
 TRANSPOSED = ("kernel", "lora_a", "lora_b")
+# A parameter with another name belongs to no layer of Flax: families list its whole path.
 
 
 def weight_name(path: ParamPath, family: Family, prefix: str = "") -> str:
     """The checkpoint name of the parameter at `path`; an encoder's name starts with `prefix`."""
     match, replacement, _ = _module_match(path, family)
-    name = f"{match.expand(replacement)}.{LEAF_NAMES[path[-1]]}"
+    name = match.expand(replacement)
+    if path[-1] in LEAF_NAMES:
+        name = f"{name}.{LEAF_NAMES[path[-1]]}"
     return prefix + name if path[0] == "encoder" else name
 
 
@@ -73,12 +76,13 @@ def listing_order(path: ParamPath, family: Family) -> tuple[Any, ...]:
         for text, alternatives in zip(match.groups(), choices, strict=True)
     )
     in_head = (path[0] == "head") != family.head_first
-    return in_head, number, ranks, list(LEAF_NAMES).index(path[-1])
+    leaf = list(LEAF_NAMES).index(path[-1]) if path[-1] in LEAF_NAMES else 0
+    return in_head, number, ranks, leaf
 
 
 def _module_match(path: ParamPath, family: Family) -> tuple[re.Match[str], str, int]:
     """The match of the module's pattern, the pattern's replacement, and its place in the table."""
-    part, *modules, _ = map(str, path)
+    part, *modules = map(str, path if path[-1] not in LEAF_NAMES else path[:-1])
     names = {"encoder": family.weight_names, "head": family.head_weight_names}[part]
     module = ".".join(modules)
     for number, (pattern, replacement) in enumerate(names.items()):

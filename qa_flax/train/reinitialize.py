@@ -71,8 +71,10 @@ def reinitialize(args: Any, model: AutoModelForQuestionAnswering) -> None:
         return
     family = family_of(model.config)
     make_array = initial_arrays(family, family.read_config(model.config.to_dict()), args.seed)
+    arrays = 0
     for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
         if path in paths:
+            arrays += 1
             old = variable.get_raw_value()
             device = old.sharding if isinstance(old, jax.Array) else None
             # jnp.array copies: JAX can donate only memory of its own, not NumPy's.
@@ -83,7 +85,7 @@ def reinitialize(args: Any, model: AutoModelForQuestionAnswering) -> None:
         "embeddings, the other layers and the span head keep their values.",
         count,
         args.seed,
-        len(paths),
+        arrays,
     )
 
 

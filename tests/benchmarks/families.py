@@ -40,14 +40,20 @@ from qa_flax.models.qa import span_losses
 SIZES = {
     **dict.fromkeys(("hidden_size", "dim", "d_model"), 256),
     **dict.fromkeys(("num_hidden_layers", "n_layers", "encoder_layers", "decoder_layers"), 4),
+    **dict.fromkeys(("num_layers", "num_decoder_layers", "num_heads"), 4),
     **dict.fromkeys(("num_attention_heads", "n_heads"), 4),
     **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4),
     **dict.fromkeys(("intermediate_size", "hidden_dim"), 1024),
-    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 1024),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "d_ff"), 1024),
     "embedding_size": 256,
 }
 # Where the family's checkpoints differ from its default configuration.
 EXTRA: dict[str, dict[str, Any]] = {
+    "deberta": {
+        "relative_attention": True,
+        "pos_att_type": ["c2p", "p2c"],
+        "position_biased_input": False,
+    },
     "deberta-v2": {
         "relative_attention": True,
         "pos_att_type": ["p2c", "c2p"],
@@ -58,6 +64,8 @@ EXTRA: dict[str, dict[str, Any]] = {
         "max_relative_positions": -1,
     },
     "modernbert": {"intermediate_size": 384},
+    "luke": {"entity_vocab_size": 100},  # rows have no entities
+    "t5": {"decoder_start_token_id": 0},
 }
 
 

@@ -103,6 +103,25 @@ def test_ids_that_a_family_s_config_has_from_another_family_are_not_compared():
     assert warnings_of(tiny.tokenizer(), model_numbers(model)) == []
 
 
+def test_token_types_that_a_tokenizer_leaves_out_are_a_warning():
+    """As transformers 5 has it for ALBERT and RemBERT, which were trained with types."""
+    tokenizer, model = copy.deepcopy(tiny.tokenizer()), numbers(tiny.config())
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    (line,) = warnings_of(tokenizer, model)
+    assert "(types 0 and 1) and this bert model has 2 types: all tokens get type 0" in line
+    advice = "tokenizer.model_input_names = ['input_ids', 'attention_mask', 'token_type_ids']"
+    assert line.endswith(f"add them: {advice}.")
+    (line,) = warnings_of(tokenizer, model, "--tokenizer_name")
+    advice = '"model_input_names": ["input_ids", "attention_mask", "token_type_ids"]'
+    assert f"{advice} in its tokenizer_config.json" in line
+    tokenizer.model_input_names = ["input_ids", "attention_mask", "token_type_ids"]
+    assert warnings_of(tokenizer, model) == []
+    # A model that finds the separator makes the types itself, and a model may have one type only.
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    assert warnings_of(tokenizer, numbers(tiny.config(), ["sep"])) == []
+    assert warnings_of(tokenizer, numbers(tiny.config(type_vocab_size=1))) == []
+
+
 def folder(tmp_path, **files):
     for name, content in files.items():
         (tmp_path / name.replace("__", ".")).write_text(content)

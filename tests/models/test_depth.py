@@ -13,6 +13,8 @@ from qa_flax.models.weights import parameters, weight_name
 DEEP = {
     "bart": {"encoder_layers": 3, "decoder_layers": 2},
     "mbart": {"encoder_layers": 3, "decoder_layers": 2},
+    "t5": {"num_layers": 3, "num_decoder_layers": 2},
+    "mt5": {"num_layers": 3, "num_decoder_layers": 2},
     "albert": {"num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2},
     "deberta-v2": {"conv_kernel_size": 3, "norm_rel_ebd": "layer_norm", "embedding_size": 12},
 }
@@ -24,7 +26,8 @@ def test_levels_are_the_layer_numbers_in_pytorch_s_names(family):
     depth, prefix = depth_of(model), FAMILIES[family].prefix
     names = {path: weight_name(path, FAMILIES[family], prefix) for path, _ in parameters(model)}
     assert depth.levels.keys() == names.keys()
-    encoder_layers = getattr(model.config, "encoder_layers", 0)
+    is_t5 = family in ("t5", "mt5")
+    encoder_layers = getattr(model.config, "num_layers" if is_t5 else "encoder_layers", 0)
     for path, name in names.items():
         expected = expected_level(name, family, depth.layers, encoder_layers)
         assert depth.levels[path] == expected, name

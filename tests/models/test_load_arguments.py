@@ -91,7 +91,10 @@ BART = {
     "attention_probs_dropout_prob": ("attention_dropout",),
     "classifier_dropout": (),
 }
+T5 = dict.fromkeys(USUAL, ()) | {"hidden_dropout_prob": ("dropout_rate",)}
 RATES = dict.fromkeys(FAMILIES, USUAL) | {
+    "t5": T5,
+    "mt5": T5,
     "bart": BART,
     "mbart": BART,
     "distilbert": BART | {"classifier_dropout": ("qa_dropout",)},

@@ -28,6 +28,17 @@ def test_a_parameter_has_the_name_that_its_family_defines():
     assert weight_name(("head", "outputs", "bias"), BERT, "bert.") == "qa_outputs.bias"
 
 
+def test_a_parameter_that_belongs_to_no_layer_of_flax_has_a_name_of_its_own():
+    """As the biases of DeBERTa's queries and values."""
+    deberta, attention = FAMILIES["deberta"], ("encoder", "layers", 1, "attention")
+    name = "deberta.encoder.layer.1.attention.self.q_bias"
+    assert weight_name((*attention, "q_bias"), deberta, "deberta.") == name
+    model = loud_model(0, family="deberta")
+    assert model.get_parameter(name).path == (*attention, "q_bias")
+    in_self = [n for n, _ in model.named_parameters() if ".1.attention.self." in n]
+    assert [n.split("self.")[1] for n in in_self][:3] == ["q_bias", "v_bias", "in_proj.weight"]
+
+
 def test_the_error_names_a_module_without_a_checkpoint_name():
     with pytest.raises(KeyError, match=r"no checkpoint name for the module layers\.0\.gate"):
         weight_name(("encoder", "layers", 0, "gate", "kernel"), BERT)

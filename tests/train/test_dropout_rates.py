@@ -18,6 +18,13 @@ from qa_flax.train.model_arguments import apply_model_arguments, check_model_arg
 
 families = pytest.mark.parametrize("family", sorted(FAMILIES))
 WITH_HEAD_DROPOUT = ("distilbert", "modernbert")
+WITH_ONE_RATE = ("t5", "mt5")  # the same for embeddings, layers and attention weights
+
+
+def rates_of(family):
+    if family in WITH_ONE_RATE:
+        return DROPOUT_RATES[:1]
+    return DROPOUT_RATES if family in WITH_HEAD_DROPOUT else DROPOUT_RATES[:2]
 
 
 @families
@@ -25,7 +32,7 @@ def test_arguments_and_keywords_of_from_pretrained_agree(family):
     model = family_model(family)
     for rate in DROPOUT_RATES:
         args = TrainingArguments(**{rate: 0.37})
-        if rate == "classifier_dropout" and family not in WITH_HEAD_DROPOUT:
+        if rate not in rates_of(family):
             message = f"{rate}=0.37: .*ForQuestionAnswering has no such dropout"
             with pytest.raises(ValueError, match=f"^{message}"):
                 check_model_arguments(args, model)
@@ -104,8 +111,7 @@ def test_each_rate_changes_the_loss_in_training_only(tmp_path, family):
     # BigBird's head subtracts 1e6 from the null's logits: its loss would hide any other change.
     windows = windows.select(np.flatnonzero(np.array(windows["start_positions"]) > 0))
     plain, evaluated, _ = first_loss(tmp_path, family, windows)
-    rates = DROPOUT_RATES if family in WITH_HEAD_DROPOUT else DROPOUT_RATES[:2]
-    for rate in rates:
+    for rate in rates_of(family):
         dropped, same, saved = first_loss(tmp_path, family, windows, **{rate: 0.5})
         assert abs(dropped - plain) > 1e-3
         assert same == evaluated

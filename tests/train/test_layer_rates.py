@@ -41,7 +41,8 @@ def test_updates_equal_those_of_parameter_groups_in_pytorch(tmp_path, family, rn
     flat = {path: np.asarray(p[...]) for path, p in nnx.to_flat_state(params)}
     names = {path: weight_name(path, FAMILIES[family], FAMILIES[family].prefix) for path in flat}
     layers = depth_of(model).layers
-    encoder_layers = getattr(model.config, "encoder_layers", 0)
+    is_t5 = family in ("t5", "mt5")
+    encoder_layers = getattr(model.config, "num_layers" if is_t5 else "encoder_layers", 0)
     theirs = {path: torch.nn.Parameter(torch.tensor(array)) for path, array in flat.items()}
     groups = [
         {

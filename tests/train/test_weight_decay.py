@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from tiny_trainers import arguments
 from transformers import AutoConfig
 
@@ -80,7 +81,8 @@ def test_the_adapters_that_decay_are_those_of_transformers(family):
     transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
     config = AutoConfig.from_pretrained(GOLDEN / family)
     ours = AutoModelForQuestionAnswering.from_pretrained(GOLDEN / family)
-    kernels = [name for name, (path, _) in _named(ours).items() if path[-1] == "kernel"]
+    named = _named(ours).items()
+    kernels = [n for n, (path, p) in named if path[-1] == "kernel" and isinstance(p, nnx.Param)]
     target = kernels[0].split(".")[-2]
     settings = {"r": 2, "target_modules": [target], "task_type": "QUESTION_ANS"}
     theirs = peft.get_peft_model(

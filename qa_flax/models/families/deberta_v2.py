@@ -57,8 +57,8 @@ class DebertaV2Config(EncoderConfig):
         score_types = tuple(values["pos_att_type"] or ())
         if unknown := sorted(set(score_types) - {"c2p", "p2c"}):
             raise ValueError(
-                f"pos_att_type={values['pos_att_type']!r} is not supported for deberta-v2: "
-                f"{', '.join(unknown)}; supported: c2p, p2c"
+                f"pos_att_type={values['pos_att_type']!r} is not supported for "
+                f"{values['model_type']}: {', '.join(unknown)}; supported: c2p, p2c"
             )
         if values["conv_act"] not in ACTIVATIONS:
             raise ValueError(
@@ -110,22 +110,39 @@ def relative_position_rows(length: int, limit: int, buckets: int) -> np.ndarray:
 class DisentangledAttention(nnx.Module):
     """Attention with content-to-position (c2p) and position-to-content (p2c) scores."""
 
+    position_key_bias: ClassVar[bool] = True
+
     def __init__(self, config: DebertaV2Config, *, dtype: jnp.dtype):
         h = config.hidden_size
         self.heads = config.num_attention_heads
         self.score_types = config.pos_att_type
         self.position_dropout_rate = config.hidden_dropout_prob
         self.dropout_rate = config.attention_probs_dropout_prob
-        self.query = linear(h, h, dtype)
-        self.key = linear(h, h, dtype)
-        self.value = linear(h, h, dtype)
+        self.add_projections(h, dtype)
         self.out = linear(h, h, dtype)
         # With `share_att_key` positions have the same projections as content.
         separate = config.relative_attention and not config.share_att_key
-        self.position_key = linear(h, h, dtype) if separate and "c2p" in self.score_types else None
+        bias = self.position_key_bias
+        self.position_key = (
+            linear(h, h, dtype, bias=bias) if separate and "c2p" in self.score_types else None
+        )
         self.position_query = (
             linear(h, h, dtype) if separate and "p2c" in self.score_types else None
         )
+
+    def add_projections(self, size: int, dtype: jnp.dtype) -> None:
+        """Add the modules that `projected` uses, for hidden states of `size`."""
+        self.query: Any = linear(size, size, dtype)
+        self.key: Any = linear(size, size, dtype)
+        self.value = linear(size, size, dtype)
+
+    def projected(
+        self, hidden: Float[Array, "b l h"], *, rngs: nnx.Rngs | None
+    ) -> tuple[Float[Array, "b l a d"], ...]:
+        """The queries, keys and values of all heads."""
+        by_head = (*hidden.shape[:2], self.heads, -1)
+        projections = (self.query, self.key, self.value)
+        return tuple(project(hidden, rngs=rngs).reshape(by_head) for project in projections)
 
     def __call__(
         self,
@@ -137,10 +154,7 @@ class DisentangledAttention(nnx.Module):
     ) -> Float[Array, "b l h"]:
         """Attend where `mask` allows; `relative` has the vectors of the relative positions."""
         b, l, h = hidden.shape
-        query, key, value = (
-            project(hidden, rngs=rngs).reshape(b, l, self.heads, -1)
-            for project in (self.query, self.key, self.value)
-        )
+        query, key, value = self.projected(hidden, rngs=rngs)
         bias = None
         # As in HF, the score types count even if `relative_attention` is off.
         scale = 1 / math.sqrt(query.shape[-1] * (1 + len(self.score_types)))
@@ -248,7 +262,13 @@ class DebertaV2Encoder(nnx.Module):
 
     beside_layers: ClassVar = {"convolution": 0}
 
-    def __init__(self, config: DebertaV2Config, *, dtype: jnp.dtype):
+    def __init__(
+        self,
+        config: DebertaV2Config,
+        *,
+        dtype: jnp.dtype,
+        attention: type[DisentangledAttention] = DisentangledAttention,
+    ):
         h = config.hidden_size
         self.config = config
         self.embeddings = DebertaV2Embeddings(config, dtype=dtype)
@@ -256,7 +276,7 @@ class DebertaV2Encoder(nnx.Module):
         self.distances = embedding(2 * config.span, h) if config.relative_attention else None
         self.distances_norm = layer_norm(h, config.layer_norm_eps, dtype) if normed else None
         self.layers = Stack(
-            PostNormBlock(config, DisentangledAttention(config, dtype=dtype), dtype=dtype)
+            PostNormBlock(config, attention(config, dtype=dtype), dtype=dtype)
             for _ in range(config.num_hidden_layers)
         )
         self.convolution = Convolution(config, dtype=dtype) if config.conv_kernel_size else None

@@ -48,6 +48,8 @@ SIZES = {
     *("vocab_size", "hidden_size", "dim", "d_model", "embedding_size", "max_position_embeddings"),
     *("intra_bottleneck_size", "num_feedforward_networks"),
     *("q_groups", "k_groups", "v_groups"),
+    *("input_embedding_size", "num_layers", "num_decoder_layers", "num_heads", "d_kv", "d_ff"),
+    *("entity_vocab_size", "entity_emb_size"),
     *("intermediate_size", "hidden_dim", "encoder_ffn_dim", "decoder_ffn_dim", "type_vocab_size"),
     "task_type_vocab_size",
     *("num_hidden_layers", "n_layers", "encoder_layers", "decoder_layers"),
