@@ -539,6 +539,7 @@ def add_adapters(
         if isinstance(node, PointwiseConvolution):
             rate = float(config.lora_dropout)
             return LoraConvolution(node, config.r, config.scaling, rate, names[path])
+        assert isinstance(node, nnx.Linear)
         return LoraLinear(node, config)
 
     return nnx.recursive_map(freeze_and_adapt, encoder)
