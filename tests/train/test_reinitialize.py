@@ -138,5 +138,5 @@ def test_every_family_trains_with_a_fresh_last_layer(tmp_path, family):
     trained = {path for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))}
     for path, array in values(model).items():
         is_last = depth.levels[path] == depth.layers and path in trained
-        if not is_last or not path[-1].endswith(("bias", "scale")):
+        if not is_last or not path[-1].endswith(("bias", "scale", "gain")):
             assert np.array_equal(array, before[path]) == (not is_last), path
