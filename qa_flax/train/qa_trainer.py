@@ -9,13 +9,16 @@ from typing import Any
 import datasets
 from transformers.trainer_utils import EvalPrediction, PredictionOutput
 
+from qa_flax import storage
 from qa_flax.answers.spans import SearchSettings
 from qa_flax.answers.written import WrittenAnswers, noting_answers
+from qa_flax.distributed import processes
 from qa_flax.distributed.exchange import broadcast_from_main
 from qa_flax.train.answers_ahead import AnswersAhead, runs_ahead
 from qa_flax.train.evaluation import Dataset, EvaluationResult, prediction_output, with_prefix
 from qa_flax.train.evaluation_record import leave_records
 from qa_flax.train.loading import named
+from qa_flax.train.plan import output_dir
 from qa_flax.train.prediction import OnCandidates
 from qa_flax.train.train_sample import PREFIX as TRAIN_PREFIX
 from qa_flax.train.train_sample import TrainSample, missing_for_answers, select_examples
@@ -220,6 +223,10 @@ class QuestionAnsweringTrainer(Trainer):
             )
         gather = not self._shard.is_split
         stages = stage if _accepts(post_process, 3 + len(stage)) else ()
+        folder = output_dir(self.args)
+        if processes.is_main() and not storage.is_remote(folder):
+            # The function may write the answers there. In transformers the folder exists by then.
+            storage.make_folder(folder)
 
         written: list[WrittenAnswers] = []
 

@@ -18,7 +18,6 @@ from transformers.trainer_callback import (
 )
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
-from qa_flax import storage
 from qa_flax.device import parallel
 from qa_flax.device.step import LossFunction
 from qa_flax.distributed import failure, preemption, processes
@@ -177,9 +176,6 @@ class Trainer(HyperparameterSearch, TrainQuestions, HubPush, TorchAttributes):
         self._events = Events(args, handler)
         self._use_model(model)
         self._check_overrides()
-        if processes.is_main() and not storage.is_remote(output_dir(args)):
-            # As in transformers: functions for the answers write there before anything is saved.
-            storage.make_folder(output_dir(args))
         if args.push_to_hub:
             self.init_hf_repo()
         self._events.notify("on_init_end")

@@ -15,15 +15,19 @@ def test_the_gaps_between_programs_are_found(tmp_path):
     x = jnp.ones((1000, 1000))
     program(x).block_until_ready()
     start_trace(tmp_path)
+    began, ended = [], []
     for pause in (0.0, 0.4, 0.0, 0.2):
         time.sleep(pause)
+        began.append(time.perf_counter())
         program(x).block_until_ready()
+        ended.append(time.perf_counter())
     summary = stop_trace(tmp_path)
     assert summary is not None
     assert summary.seconds > 0.6
     first, second = summary.gaps[:2]
-    assert first.seconds == pytest.approx(0.4, abs=0.15)
-    assert second.seconds == pytest.approx(0.2, abs=0.15)
+    # A gap is inside of the two calls around it, which take their time on a busy machine.
+    assert 0.4 <= began[1] - ended[0] <= first.seconds <= ended[1] - began[0]
+    assert 0.2 <= began[3] - ended[2] <= second.seconds <= ended[3] - began[2]
     assert second.begin > first.begin + first.seconds
     idle = sum(gap.seconds for gap in summary.gaps)
     assert summary.busy == pytest.approx(1 - idle / summary.seconds, abs=0.05)
