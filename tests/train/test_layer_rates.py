@@ -78,7 +78,7 @@ def optimizer_decays(name):
     lower = name.lower()
     if "bias" in lower or "layernorm" in lower or "layer_norm" in lower:
         return False
-    return not lower.removesuffix(".weight").endswith("norm")
+    return not lower.removesuffix(".weight").endswith(("norm", ".ln"))
 
 
 def values(model):
