@@ -5,6 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from loud import (
+    TESTED,
+    assert_same_gradients,
+    batch_of,
+    loud_model,
+    relative_error,
+    torch_gradients,
+)
 
 from qa_flax.models import attention as attention_module
 from qa_flax.models.attention import attention, make_attention_mask
@@ -81,3 +89,30 @@ def test_a_cpu_computes_the_same_by_heads(monkeypatch, bias, rate, packed):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
     with traced_with(platform="tpu"):
         assert not has_scan()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", TESTED)
+def test_a_model_computes_the_same_by_heads(monkeypatch, request, family):
+    """Logits and gradients, with loud weights, over padding."""
+    graphdef, params, rest = nnx.split(loud_model(family=family), nnx.Param, ...)
+    batch = batch_of(family)
+
+    def loss(params, batch):
+        logits = nnx.merge(graphdef, params, rest).span_logits(**batch)
+        is_real = batch["attention_mask"] > 0
+        return sum(jnp.sum(jnp.where(is_real, jnp.sin(x), 0)) for x in logits), logits
+
+    def computed(at_once):
+        monkeypatch.setattr(attention_module, "SCORES_AT_ONCE", at_once)
+        jax.clear_caches()  # the blocks' traces, which do not know the constant
+        scans = str(jax.make_jaxpr(lambda *args: loss(*args))(params, batch)).count("scan[")
+        return scans, jax.jit(lambda *args: jax.grad(loss, has_aux=True)(*args))(params, batch)
+
+    request.addfinalizer(jax.clear_caches)
+    scans, (gradients, logits) = computed(attention_module.SCORES_AT_ONCE)
+    scans_by_heads, (gradients_by_heads, logits_by_heads) = computed(1)
+    assert scans_by_heads > scans
+    for actual, expected in zip(logits_by_heads, logits, strict=True):
+        assert relative_error(actual, expected) < 2e-5
+    assert_same_gradients(*(torch_gradients(g, family) for g in (gradients_by_heads, gradients)))
