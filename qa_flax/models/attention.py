@@ -25,7 +25,7 @@ def make_attention_mask(
 ) -> Bool[Array, "b 1 #l l"]:
     """True where a query token (second-last axis) may attend to a key token (last axis).
 
-    Every attention mask of the package is built by this function.
+    Every attention mask of the package is built by this function or with it.
 
     Args:
         attention_mask: 1 for real tokens, 0 for padding.
@@ -40,6 +40,19 @@ def make_attention_mask(
         return mask
     same_window = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
     return mask & same_window & (segment_ids > 0)[:, None, None, :]
+
+
+def make_causal_mask(
+    input_ids: Int[Array, "b l"], segment_ids: Int[Array, "b l"] | None = None
+) -> Bool[Array, "#b 1 l l"]:
+    """The mask of a decoder's self-attention: no token may attend to a later one.
+
+    As in PyTorch, padding is not masked: it comes after all real tokens, which therefore do not
+    attend to it. With `segment_ids`, a token attends to tokens of its own window only.
+    """
+    index = jnp.arange(input_ids.shape[1])
+    causal = (index[:, None] >= index[None, :])[None, None]
+    return causal & make_attention_mask(jnp.ones_like(input_ids), segment_ids)
 
 
 SCORES_AT_ONCE = 1 << 20

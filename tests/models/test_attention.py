@@ -15,7 +15,7 @@ from loud import (
 )
 
 from qa_flax.models import attention as attention_module
-from qa_flax.models.attention import attention, make_attention_mask
+from qa_flax.models.attention import attention, make_attention_mask, make_causal_mask
 from qa_flax.models.tracing import traced_with
 
 
@@ -25,6 +25,10 @@ def test_masks_from_padding_and_from_segments():
     segments = jnp.array([[1, 1, 2, 0]])
     mask = np.asarray(make_attention_mask(jnp.ones_like(segments), segments))[0, 0]
     assert mask.astype(int).tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+    mask = np.asarray(make_causal_mask(jnp.ones((1, 3), jnp.int32)))[0, 0]
+    assert mask.astype(int).tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    mask = np.asarray(make_causal_mask(segments, segments))[0, 0]
+    assert mask.astype(int).tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
 
 
 def test_attention_is_finite_if_all_keys_are_masked():

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from qa_flax.models.activations import ACTIVATIONS
-from qa_flax.models.attention import make_attention_mask
+from qa_flax.models.attention import make_attention_mask, make_causal_mask
 from qa_flax.models.blocks import OTHER_TASKS, SelfAttention, Stack
 from qa_flax.models.configs import SharedConfig
 from qa_flax.models.dropout import dropout
@@ -218,11 +218,7 @@ class BartBaseModel(nnx.Module):
 
         first = self.first_tokens(input_ids, window_positions, segment_ids)
         decoder_ids = jnp.where(window_positions == 0, first, jnp.roll(input_ids, 1, axis=1))
-        # As in PyTorch, padding is not masked in the decoder: it comes after all real tokens, which
-        # the causal mask keeps from attending to it.
-        index = jnp.arange(input_ids.shape[1])
-        causal = (index[:, None] >= index[None, :])[None, None]
-        causal = causal & make_attention_mask(jnp.ones_like(input_ids), segment_ids)
+        causal = make_causal_mask(input_ids, segment_ids)
         return self.decoder(self._embed(decoder_ids), positions, causal, encoded, mask, rngs=rngs)
 
     def first_tokens(

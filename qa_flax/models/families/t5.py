@@ -17,7 +17,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from qa_flax.models import layers
 from qa_flax.models.activations import ACTIVATIONS
-from qa_flax.models.attention import along_diagonals, attention, make_attention_mask
+from qa_flax.models.attention import (
+    along_diagonals,
+    attention,
+    make_attention_mask,
+    make_causal_mask,
+)
 from qa_flax.models.blocks import Stack
 from qa_flax.models.configs import read_config
 from qa_flax.models.dropout import dropout
@@ -308,11 +313,7 @@ class T5Model(nnx.Module):
 
         starts = positions_from_0(input_ids, None, segment_ids, None) == 0
         decoder_ids = jnp.where(starts, self.first_token, jnp.roll(input_ids, 1, axis=1))
-        # As in PyTorch, padding is not masked in the decoder: it comes after all real tokens, which
-        # the causal mask keeps from attending to it.
-        index = jnp.arange(input_ids.shape[1])
-        causal = (index[:, None] >= index[None, :])[None, None]
-        causal = causal & make_attention_mask(jnp.ones_like(input_ids), segment_ids)
+        causal = make_causal_mask(input_ids, segment_ids)
         embedded = self.word(decoder_ids).astype(self.dtype)
         return self.decoder(embedded, causal, encoded, mask, rngs=rngs)
 
