@@ -3,6 +3,7 @@
 import gc
 import importlib.util
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -42,6 +43,9 @@ LIBRARIES = (
 
 
 def pytest_configure(config):
+    # A shell ignores Ctrl-C in what a script starts in the background, and so would the tests of it.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # The controller of `pytest -n` runs no tests, so it needs no JAX.
     if config.getoption("numprocesses", None) is not None:
         return
