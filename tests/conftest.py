@@ -43,7 +43,7 @@ LIBRARIES = (
 
 
 def pytest_configure(config):
-    # A shell ignores Ctrl-C in what a script starts in the background, and so would the tests of it.
+    # A shell ignores Ctrl-C in what a script starts in the background, and so would its tests.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # The controller of `pytest -n` runs no tests, so it needs no JAX.
