@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 from flax import nnx
-from loud import TESTED, batch_of, loud_model
+from loud import TESTED, assert_same_gradients, batch_of, loud_model, torch_gradients
 from tiny_families import family_model, family_windows
 
 from qa_flax import (
@@ -113,11 +113,7 @@ def test_packed_rows_have_the_loss_and_gradient_of_separate_rows(family):
     actual, gradient = jax.jit(jax.value_and_grad(packed_loss))(params)
     expected, expected_gradient = jax.jit(jax.value_and_grad(separate_loss))(params)
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
-    leaves = zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True)
-    largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected_gradient))
-    for ours, theirs in leaves:
-        scale = max(float(jnp.abs(theirs).max()), 1e-3 * largest)
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * scale)
+    assert_same_gradients(*(torch_gradients(g, family) for g in (gradient, expected_gradient)))
 
 
 # ---- training ------------------------------------------------------------------------------------
