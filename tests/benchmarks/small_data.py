@@ -60,6 +60,8 @@ class Row(NamedTuple):
     """The flags of `qa-flax clozes`, if the run begins with clozes."""
     passages: int = 900
     """The unlabelled passages that the clozes are made from."""
+    batch: str = "8"
+    """How many clozes each update of the training on them has."""
     ratio: str = ""
     """If given, clozes are this share of each epoch's batches, and no training comes first."""
 
@@ -67,6 +69,9 @@ class Row(NamedTuple):
 CLOZES = ("--max_clozes", "3000")
 WORDS = tuple(f"--mask={word}" for word in ("what", "who", "where", "when", "which", "how"))
 KEPT = (*CLOZES, "--keep_sentence", *WORDS)
+TWICE = ("--max_clozes", "6000", *KEPT[2:])
+AUGMENTED = {"--augment": "shuffle,distract,noise:0.02,question_dropout"}
+BOTH = {"--answers": "all", **AUGMENTED}
 ROWS: dict[str, Row] = {
     "baseline": Row({}),
     "answers all": Row({"--answers": "all"}),
@@ -78,6 +83,8 @@ ROWS: dict[str, Row] = {
     "augment distract": Row({"--augment": "distract"}),
     "augment noise": Row({"--augment": "noise:0.02"}),
     "augment question_dropout": Row({"--augment": "question_dropout"}),
+    "augment all four": Row(AUGMENTED),
+    "answers all, augment all four": Row(BOTH),
     "sentences kept": Row({}, KEPT),
     "sentences kept, 1,000 clozes": Row({}, ("--max_clozes", "1000", *KEPT[2:])),
     "sentences kept, 300 passages": Row({}, KEPT, 300),
@@ -85,7 +92,10 @@ ROWS: dict[str, Row] = {
     "sentences kept, beside the labels": Row({}, KEPT, ratio="0.5"),
     "clozes": Row({}, CLOZES),
     "clozes, question words": Row({}, (*CLOZES, *WORDS)),
-    "all that help": Row({"--answers": "all"}, KEPT),
+    "sentences kept, 1,700 passages, batches of 4": Row({}, KEPT, 1700, "4"),
+    "all that help": Row(BOTH, KEPT),
+    "all that help, 16 epochs": Row(BOTH | {"--num_train_epochs": "16"}, KEPT),
+    "all that help, 6,000 clozes of 1,700 passages, batches of 4": Row(BOTH, TWICE, 1700, "4"),
 }
 FIRST_STAGE = {"--num_train_epochs": "1", "--learning_rate": "2e-4"}
 
@@ -180,11 +190,12 @@ class Study:
     def trained_on_clozes(self, row: Row, seed: int) -> str:
         """Return a folder with a model that was trained on clozes, which later runs share."""
         clozes = self.written_clozes(row, seed)
-        output = clozes.with_suffix("")
+        output = clozes.with_name(f"{clozes.stem}_batches_of_{row.batch}")
         if not (output / "config.json").exists():
+            first_flags = {"--per_device_train_batch_size": row.batch, "--seed": str(seed)}
             run(
                 *("run", "--model_name_or_path", self.args.model, "--train_file", str(clozes)),
-                *("--do_train", *flags_of(USUAL | FIRST_STAGE | {"--seed": str(seed)})),
+                *("--do_train", *flags_of(USUAL | FIRST_STAGE | first_flags)),
                 *("--output_dir", str(output), *LENGTHS, *QUIET),
             )
         return str(output)
