@@ -174,6 +174,9 @@ def test_a_stopped_search_goes_on_and_its_command_works_as_printed(
     assert [trial["state"] for trial in result["trials"]] == ["complete"] * 4
     best = max(trial["value"] for trial in result["trials"])
     assert result["best"]["value"] == best
+    name = f"run-{result['best']['number']}"
+    assert any(line.startswith(f"Best trial: {name}, f1") for line in printed)
+    assert sum(line.startswith("Trial ") and f", {name}: " in line for line in printed) == 1
     assert printed[-1] == result["command"]
     assert sorted(path.name for path in whole.iterdir()) == ["trials.log", "tune.json"]
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 import tiny
 from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
 from loud import TESTED, batch_of, loud_model
 from tpu_program import TpuProgram
 from tpu_topology import NO_TPU, cores_of, obstacle
@@ -37,7 +38,13 @@ def cores():
             patch.setenv(name, os.environ[name]) if name in os.environ else patch.delenv(
                 name, False
             )
+        # What is compiled without a TPU cannot be read back from the compilation cache.
+        folder = jax.config.jax_compilation_cache_dir
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation_cache.reset_cache()
         yield cores_of("v5e:2x4")
+        jax.config.update("jax_compilation_cache_dir", folder)
+        compilation_cache.reset_cache()
 
 
 def compiled_text(cores, step, in_axes, out_axes, *inputs):

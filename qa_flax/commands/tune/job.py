@@ -23,7 +23,14 @@ from qa_flax.commands.run.model import load_model, load_model_and_tokenizer
 from qa_flax.commands.run.output import print_on_main, report_backend, warn
 from qa_flax.commands.run.split import examples_by_stage, limited, load_stage, report_rows
 from qa_flax.commands.run.unanswerable import check_answers
-from qa_flax.commands.tune.report import best_line, run_command, table, trial_line, values_line
+from qa_flax.commands.tune.report import (
+    best_line,
+    name_of,
+    run_command,
+    table,
+    trial_line,
+    values_line,
+)
 from qa_flax.commands.tune.space import (
     Space,
     draw,
@@ -321,7 +328,8 @@ class _Tuning:
     def _objective(self, trial: Any) -> float:
         values = draw(self._space, trial)
         number = len(finished_trials(self._study)) + 1
-        print_on_main(f"Trial {number} of {self._tune_args.n_trials}: {values_line(values)}")
+        place = f"Trial {number} of {self._tune_args.n_trials}, {name_of(trial)}"
+        print_on_main(f"{place}: {values_line(values)}")
         self._began = time.monotonic()
         try:
             if len(self._trainers) == 1:
@@ -356,7 +364,7 @@ class _Tuning:
 
     def _clean(self, trial: Any) -> None:
         """Delete a checkpoint that SIGTERM has left, unless checkpoints are asked for."""
-        folder = self._folder / f"run-{trial.number}"
+        folder = self._folder / name_of(trial)
         if str(self._args.save_strategy) in ("no", "SaveStrategy.NO") and folder.is_dir():
             storage.delete(folder)
 

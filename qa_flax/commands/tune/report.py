@@ -22,6 +22,11 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def name_of(trial: Any) -> str:
+    """The name of a trial, also of its folder; the first is `run-0`, as in transformers."""
+    return f"run-{trial.number}"
+
+
 def trial_line(study: Any, trial: Any, metric: str, seconds: float) -> str:
     """How a trial has ended, in one line."""
     state = trial.state.name
@@ -48,7 +53,7 @@ def table(study: Any, metric: str) -> list[str]:
     rows = [["trial", metric, *names]]
     for trial in ranked:
         values = [_short(trial.params[name]) if name in trial.params else "" for name in names]
-        rows.append([str(trial.number), f"{trial.value:.4g}", *values])
+        rows.append([name_of(trial), f"{trial.value:.4g}", *values])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
@@ -64,7 +69,7 @@ def table(study: Any, metric: str) -> list[str]:
 
 def best_line(trial: Any, metric: str) -> str:
     """One line about the best trial."""
-    return f"Best trial: {trial.number}, {metric} {trial.value:.4g}, {values_line(trial.params)}"
+    return f"Best trial: {name_of(trial)}, {metric} {trial.value:.4g}, {values_line(trial.params)}"
 
 
 def run_command(given: Mapping[str, Any], found: Mapping[str, Any], folder: Path) -> str:
