@@ -93,6 +93,7 @@ ROWS: dict[str, Row] = {
     "clozes": Row({}, CLOZES),
     "clozes, question words": Row({}, (*CLOZES, *WORDS)),
     "sentences kept, 1,700 passages, batches of 4": Row({}, KEPT, 1700, "4"),
+    "sentences kept, augment all four": Row(AUGMENTED, KEPT),
     "all that help": Row(BOTH, KEPT),
     "all that help, 16 epochs": Row(BOTH | {"--num_train_epochs": "16"}, KEPT),
     "all that help, 6,000 clozes of 1,700 passages, batches of 4": Row(BOTH, TWICE, 1700, "4"),
