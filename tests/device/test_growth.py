@@ -70,7 +70,9 @@ def compiled_steps(cores, is_sharded=False):
     return parameters, *texts
 
 
-@pytest.mark.parametrize("cores", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    "cores", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 8]
+)
 def test_each_core_adds_up_its_gradients_once(cores):
     """On paper: 4 bytes of each parameter, of the loss and of three counts."""
     parameters, train, evaluate = compiled_steps(cores)
@@ -92,7 +94,8 @@ def test_shards_are_gathered_and_their_gradients_scattered(cores):
     assert 0 < found["reduce-scatter"] <= 1.1 * 4 * parameters / cores + 4096
 
 
-@pytest.mark.parametrize("factor", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [1, 4])
 def test_more_windows_compile_no_more_programs(tmp_path, factor):
     examples = tiny.repeated_examples(24 * factor)
     windows = prepare_train_features(examples, tiny.tokenizer(), disable_tqdm=True, **WINDOW)

@@ -96,6 +96,7 @@ def test_packed_rows_are_trained_on_all_answers(tmp_path):
     assert losses_of(tmp_path, windows, **settings) == [pytest.approx(expected, rel=1e-5)]
 
 
+@pytest.mark.slow
 def test_rows_of_a_list_are_trained_as_those_of_a_data_set(tmp_path):
     windows = features(with_several_answers(), "all")
     rows = [dict(row) for row in windows.remove_columns(["offset_mapping", "example_id"])]

@@ -35,7 +35,9 @@ SETTINGS = [
     pytest.param(
         {"shard_params": True, "eval_strategy": "steps", "eval_steps": 2}, marks=pytest.mark.slow
     ),
-    {"optim": "adafactor", "bf16": True, "label_smoothing_factor": 0.1},
+    pytest.param(
+        {"optim": "adafactor", "bf16": True, "label_smoothing_factor": 0.1}, marks=pytest.mark.slow
+    ),
 ]
 
 
